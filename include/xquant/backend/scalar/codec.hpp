@@ -1,0 +1,202 @@
+// Scalar codec: rows <-> codes, scales and zeros in the format of storage/format.hpp.
+//
+//     encode_rows   x [n, width] f32  -> a stream's slots          decode_tile   a stream's slots -> [tokens, channels] f32
+//
+// Limit   decoding 4 bits is bound by the stores of its f32 output; encoding by the two passes over x.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include <xquant/backend/backend.hpp>
+#include <xquant/storage/stream.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+
+/// The most values a group may have.
+inline constexpr std::size_t max_group = 4096;
+
+/// How a tile lies in memory: a token's channels side by side, or a channel's tokens.
+enum class TileOrder : unsigned char { token_major, channel_major };
+
+/// codes [n] -> planes; the values that pad n to a multiple of 8 are 0.
+inline void pack_group(scalar, const std::uint8_t* codes, std::size_t n, unsigned bits, std::byte* out) noexcept {
+    const std::size_t padded = (n + 7) / 8 * 8;
+    for_each_plane(bits, [&](unsigned plane, unsigned shift) {
+        const std::size_t stride = padded * plane / 8;
+        const unsigned mask = (1U << plane) - 1;
+        for (std::size_t j = 0; j < stride; ++j) {
+            unsigned value = 0;
+            for (std::size_t k = 0, i = j; k < 8 / plane; ++k, i += stride) {
+                const unsigned code = i < n ? codes[i] : 0U;
+                value |= ((code >> shift) & mask) << (k * plane);
+            }
+            out[j] = static_cast<std::byte>(value);
+        }
+        out += stride;
+    });
+}
+
+/// Codes first .. first + count of a group of n -> out [count].
+inline void unpack_group(scalar, const std::byte* in, std::size_t n, unsigned bits, std::size_t first, std::size_t count,
+                         std::uint8_t* XQUANT_RESTRICT out) noexcept {
+    const std::size_t padded = (n + 7) / 8 * 8;
+    std::memset(out, 0, count);
+    for_each_plane(bits, [&](unsigned plane, unsigned shift) {
+        const std::size_t stride = padded * plane / 8;
+        const unsigned mask = (1U << plane) - 1;
+        const auto* XQUANT_RESTRICT bytes = reinterpret_cast<const std::uint8_t*>(in);
+        for (std::size_t k = first / stride; k * stride < first + count; ++k) {
+            const std::size_t begin = std::max(first, k * stride), end = std::min(first + count, (k + 1) * stride);
+            const auto down = static_cast<unsigned>(k * plane);
+            for (std::size_t i = begin; i < end; ++i) {
+                const unsigned bitfield = (bytes[i - k * stride] >> down) & mask;
+                out[i - first] = static_cast<std::uint8_t>(out[i - first] | (bitfield << shift));
+            }
+        }
+        in += stride;
+    });
+}
+
+namespace detail {
+
+inline void store_rows(const StreamFormat& format, const float* rows, std::size_t stride, std::size_t count,
+                       std::byte* out) noexcept {
+    for (std::size_t t = 0; t < count; ++t) {
+        const float* XQUANT_RESTRICT row = rows + t * stride;
+        std::byte* target = out + t * format.block_bytes();
+        if (format.kind == CodeKind::f32) std::memcpy(target, row, format.width * sizeof(float));
+        if (format.kind == CodeKind::f16) {
+            auto* XQUANT_RESTRICT half = reinterpret_cast<f16*>(target);
+            for (std::size_t c = 0; c < format.width; ++c) half[c] = to_f16(row[c]);
+        }
+        if (format.kind == CodeKind::bf16) {
+            auto* XQUANT_RESTRICT half = reinterpret_cast<bf16*>(target);
+            for (std::size_t c = 0; c < format.width; ++c) half[c] = to_bf16(row[c]);
+        }
+    }
+}
+
+}  // namespace detail
+
+/// Write rows [count, width] (f32, `stride` apart) into the slots first .. first + count of a stream.
+///
+/// `first` is a multiple of group_tokens, and so is `count` unless the rows end there: the rest of the last group then
+/// counts as absent (codes 0) and may not be added later.
+inline void encode_rows(scalar tag, const StreamCodec& codec, const float* rows, std::size_t stride, std::size_t first,
+                        std::size_t count, MutableStreamView out) noexcept {
+    const StreamFormat& format = codec.format;
+    if (!format.quantized()) {
+        detail::store_rows(format, rows, stride, count, out.codes + format.code_offset(first, 0));
+        return;
+    }
+    std::array<float, max_group> values;
+    std::array<std::uint8_t, max_group> codes;
+    for (std::size_t t = 0; t < count; t += format.group_tokens) {
+        const std::size_t tokens = std::min<std::size_t>(format.group_tokens, count - t);
+        const std::size_t token_block = (first + t) / format.group_tokens;
+        for (std::size_t b = 0; b < format.channel_blocks(); ++b) {
+            const std::size_t channels = format.channels_of(b), n = tokens * channels;
+            const std::size_t whole = format.group_tokens * channels;
+            const float* source = rows + t * stride + b * format.group_channels;
+            const float* group = source;
+            if (tokens > 1) {
+                group = values.data();
+                for (std::size_t i = 0; i < tokens; ++i) {
+                    std::copy_n(source + i * stride, channels, values.data() + i * channels);
+                }
+            }
+            const GroupScale scale = codec.encode({group, n}, {codes.data(), n});
+            std::fill(codes.begin() + static_cast<std::ptrdiff_t>(n), codes.begin() + static_cast<std::ptrdiff_t>(whole),
+                      std::uint8_t{0});
+            pack_group(tag, codes.data(), whole, format.bits, out.codes + format.code_offset(token_block, b));
+            const std::size_t index = format.group_index(token_block, b);
+            out.scales[index] = to_f16(scale.scale);
+            if (format.stores_zero) out.zeros[index] = to_f16(scale.zero);
+        }
+    }
+}
+
+/// The scale and zero of a group, as read back.
+inline GroupScale stored_scale(const StreamView& in, std::size_t index) noexcept {
+    const float scale = to_float(in.scales[index]);
+    return {scale, in.format.stores_zero ? to_float(in.zeros[index]) : -in.format.zero_code * scale};
+}
+
+namespace detail {
+
+/// out[i * step] = zero + scale * level(code i of the group), for `count` codes from `first`.
+inline void decode_group(scalar tag, const StreamView& in, std::size_t token_block, std::size_t channel_block,
+                         std::size_t first, std::size_t count, float* out, std::size_t step) noexcept {
+    const StreamFormat& format = in.format;
+    const std::size_t n = format.group_tokens * format.channels_of(channel_block);
+    const GroupScale scale = stored_scale(in, format.group_index(token_block, channel_block));
+    std::array<std::uint8_t, max_group> codes;
+    unpack_group(tag, in.codes + format.code_offset(token_block, channel_block), n, format.bits, first, count,
+                 codes.data());
+    if (format.levels != nullptr) {
+        for (std::size_t i = 0; i < count; ++i) out[i * step] = scale.zero + scale.scale * format.levels[codes[i]];
+    } else if (step == 1) {
+        for (std::size_t i = 0; i < count; ++i) out[i] = scale.zero + scale.scale * static_cast<float>(codes[i]);
+    } else {
+        for (std::size_t i = 0; i < count; ++i) out[i * step] = scale.zero + scale.scale * static_cast<float>(codes[i]);
+    }
+}
+
+inline void load_rows(const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
+                      std::size_t channels, float* out, std::size_t stride, TileOrder order) noexcept {
+    const DType type = in.format.kind == CodeKind::f32   ? DType::f32
+                       : in.format.kind == CodeKind::f16 ? DType::f16
+                                                         : DType::bf16;
+    std::array<float, max_group> row;
+    for (std::size_t t = 0; t < tokens; ++t) {
+        const std::byte* source = in.codes + in.format.code_offset(token + t, 0) + channel * size_of(type);
+        if (order == TileOrder::token_major) {
+            load_row(source, type, channels, out + t * stride);
+            continue;
+        }
+        load_row(source, type, channels, row.data());
+        for (std::size_t c = 0; c < channels; ++c) out[c * stride + t] = row[c];
+    }
+}
+
+}  // namespace detail
+
+/// Tokens token .. + tokens and channels channel .. + channels of a stream -> f32.
+/// Shape  out: [tokens, channels] with `stride` floats from token to token, or channel-major [channels, tokens].
+///        At most 4096 channels at a time.
+inline void decode_tile(scalar tag, const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
+                        std::size_t channels, float* out, std::size_t stride, TileOrder order) noexcept {
+    const StreamFormat& format = in.format;
+    if (!format.quantized()) {
+        detail::load_rows(in, token, tokens, channel, channels, out, stride, order);
+        return;
+    }
+    const std::size_t token_step = order == TileOrder::token_major ? stride : 1;
+    const std::size_t channel_step = order == TileOrder::token_major ? 1 : stride;
+    for (std::size_t t = token; t < token + tokens;) {
+        const std::size_t token_block = t / format.group_tokens, in_block = t % format.group_tokens;
+        const std::size_t rows = std::min<std::size_t>(format.group_tokens - in_block, token + tokens - t);
+        for (std::size_t c = channel; c < channel + channels;) {
+            const std::size_t b = c / format.group_channels, in_group = c % format.group_channels;
+            const std::size_t columns = std::min(format.channels_of(b) - in_group, channel + channels - c);
+            float* target = out + (t - token) * token_step + (c - channel) * channel_step;
+            if (format.group_channels == 1) {
+                detail::decode_group(tag, in, token_block, b, in_block, rows, target, token_step);
+            } else {
+                // Values of a group lie token by token.
+                for (std::size_t i = 0; i < rows; ++i) {
+                    const std::size_t first = (in_block + i) * format.channels_of(b) + in_group;
+                    detail::decode_group(tag, in, token_block, b, first, columns, target + i * token_step, channel_step);
+                }
+            }
+            c += columns;
+        }
+        t += rows;
+    }
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

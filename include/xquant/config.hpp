@@ -1,0 +1,41 @@
+// What this translation unit is compiled for.
+//
+// Yours to set:   XQUANT_FORCE_SCALAR   use the scalar backend whatever the flags allow
+//                 XQUANT_ALLOW_FAST_MATH  accept that -ffast-math changes stored bytes
+// Ours:           XQUANT_ABI_NS, XQUANT_RESTRICT
+//
+// All code (not data) lives in an inline namespace named after the instruction set the translation unit may use. Two
+// translation units with different -m flags then get two sets of functions instead of one set picked by the linker.
+#pragma once
+
+#if defined(__FAST_MATH__) && !defined(XQUANT_ALLOW_FAST_MATH)
+#error "xquant: -ffast-math lets the compiler change stored codes; define XQUANT_ALLOW_FAST_MATH to accept that"
+#endif
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#define XQUANT_ABI_NS abi_avx512
+#define XQUANT_ABI_NAME "abi_avx512"
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define XQUANT_ABI_NS abi_avx2
+#define XQUANT_ABI_NAME "abi_avx2"
+#else
+#define XQUANT_ABI_NS abi_base
+#define XQUANT_ABI_NAME "abi_base"
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define XQUANT_RESTRICT __restrict__
+#elif defined(_MSC_VER)
+#define XQUANT_RESTRICT __restrict
+#else
+#define XQUANT_RESTRICT
+#endif
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+
+/// The name of the inline namespace this translation unit's code lives in.
+constexpr const char* abi_name() noexcept { return XQUANT_ABI_NAME; }
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

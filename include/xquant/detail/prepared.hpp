@@ -1,0 +1,139 @@
+// Prepared weights: the matrices of one layer's plan in one block, and the views of them that kernels read.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <vector>
+
+#include <xquant/error.hpp>
+#include <xquant/model.hpp>
+#include <xquant/position/rope.hpp>
+#include <xquant/projection/rotation.hpp>
+#include <xquant/storage/page.hpp>
+#include <xquant/storage/plan.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+template <class T>
+using WeightVector = LedgerVector<T, Purpose::weights>;
+
+/// One layer, ready for the kernels.
+class PreparedLayer {
+public:
+    /// Throws shape_error if the plan does not fit the layer.
+    PreparedLayer(Ledger& ledger, const Layer& layer, LayerPlan plan, std::size_t rope_table)
+        : shape(layer.shape), rope(rope_table), keys_turned(plan.keys_turned),
+          scale(static_cast<float>(layer.softmax_scale > 0 ? layer.softmax_scale
+                                                           : 1.0 / std::sqrt(static_cast<double>(layer.shape.head_dim)))),
+          encoders(LedgerAllocator<StreamEncoder, Purpose::weights>(ledger)),
+          keys(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
+          values(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
+          floats_(LedgerAllocator<float, Purpose::weights>(ledger)) {
+        check(plan);
+        floats_.reserve(count(plan));
+        encoders.reserve(plan.streams.size());
+        for (const StreamPlan& stream : plan.streams) {
+            const float* dct = nullptr;
+            if (stream.rotate != 0) dct = keep(dct_matrix(dct_size(stream.rotate)));
+            encoders.push_back({stream.width, keep(stream.mean), keep(stream.matrix), stream.rope, stream.rotate, dct});
+        }
+        const auto keep_heads = [this](const std::vector<HeadPlan>& heads, WeightVector<HeadDecoder>& out) {
+            out.reserve(heads.size());
+            for (const HeadPlan& head : heads) {
+                out.push_back({head.stream, head.first, head.width, keep(head.matrix), keep(head.constant)});
+            }
+        };
+        keep_heads(plan.keys, keys);
+        keep_heads(plan.values, values);
+    }
+
+    /// Bytes a layer takes whose plan holds this many floats.
+    static constexpr std::size_t bytes(std::size_t floats, std::size_t streams, std::size_t kv_heads) noexcept {
+        return floats * sizeof(float) + streams * sizeof(StreamEncoder) + 2 * kv_heads * sizeof(HeadDecoder);
+    }
+
+    LayerShape shape;
+    std::size_t rope;  ///< which table
+    bool keys_turned;
+    float scale;
+    WeightVector<StreamEncoder> encoders;
+    WeightVector<HeadDecoder> keys, values;
+
+private:
+    void check(const LayerPlan& plan) const {
+        const std::size_t d = shape.width, dh = shape.head_dim;
+        expects(plan.keys.size() == shape.kv_heads && plan.values.size() == shape.kv_heads,
+                "a projection must plan one key and one value for each kv head");
+        for (const StreamPlan& s : plan.streams) {
+            expects(s.width > 0 && (s.matrix.empty() ? s.width == d : s.matrix.size() == d * s.width),
+                    "a stream's matrix is [D, R], or empty with R = D");
+            expects(s.mean.empty() || s.mean.size() == d, "a stream's mean is [D]");
+            expects(s.rotate == 0 || s.width % s.rotate == 0, "a stream's rotated blocks must divide its width");
+            expects(!s.rope || s.width % dh == 0, "a stream stored after RoPE must hold whole heads");
+        }
+        for (const auto* heads : {&plan.keys, &plan.values}) {
+            for (const HeadPlan& head : *heads) {
+                expects(head.stream < plan.streams.size() && head.stream == heads->front().stream,
+                        "all heads of K (or V) must read the same stream");
+                expects(head.first + head.width <= plan.streams[head.stream].width, "a head reads beyond its stream");
+                expects(head.matrix.empty() ? head.width == dh : head.matrix.size() == head.width * dh,
+                        "a head's matrix is [width, Dh], or empty with width = Dh");
+                expects(head.constant.empty() || head.constant.size() == dh, "a head's constant is [Dh]");
+            }
+        }
+    }
+
+    static std::size_t count(const LayerPlan& plan) noexcept {
+        std::size_t floats = 0;
+        for (const StreamPlan& s : plan.streams) {
+            floats += s.mean.size() + s.matrix.size();
+            if (s.rotate != 0) floats += dct_size(s.rotate) * dct_size(s.rotate);
+        }
+        for (const auto* heads : {&plan.keys, &plan.values}) {
+            for (const HeadPlan& head : *heads) floats += head.matrix.size() + head.constant.size();
+        }
+        return floats;
+    }
+
+    const float* keep(const std::vector<float>& values) {
+        if (values.empty()) return nullptr;
+        const std::size_t at = floats_.size();
+        floats_.insert(floats_.end(), values.begin(), values.end());
+        return floats_.data() + at;
+    }
+
+    WeightVector<float> floats_;
+};
+
+/// The RoPE tables of a tile for one set of frequencies.
+class RopeTable {
+public:
+    RopeTable(Ledger& ledger, const Rope& rope, std::size_t tokens)
+        : pairing_(rope.pairing), tokens_(tokens),
+          frequencies_(rope.inverse_frequencies.begin(), rope.inverse_frequencies.end(),
+                       LedgerAllocator<double, Purpose::weights>(ledger)),
+          table_(2 * frequencies_.size() * tokens, LedgerAllocator<float, Purpose::weights>(ledger)) {
+        fill_rope_table(rope, tokens, table_.data(), table_.data() + table_.size() / 2);
+    }
+
+    static constexpr std::size_t bytes(std::size_t pairs, std::size_t tokens) noexcept {
+        return pairs * sizeof(double) + 2 * pairs * tokens * sizeof(float);
+    }
+
+    [[nodiscard]] RopeView view() const noexcept {
+        return {pairing_,        frequencies_.size(), tokens_, frequencies_.data(), table_.data(),
+                table_.data() + table_.size() / 2};
+    }
+
+private:
+    RopePairing pairing_;
+    std::size_t tokens_;
+    WeightVector<double> frequencies_;
+    WeightVector<float> table_;
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,363 @@
+// One step of a cache: rows in, attention out, nothing changed until commit().
+#pragma once
+
+#include <span>
+#include <string>
+#include <utility>
+
+#include <xquant/attention/task.hpp>
+#include <xquant/backend/scalar/attention.hpp>
+#include <xquant/concepts.hpp>
+#include <xquant/detail/core.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Encode the rows that a plan writes, for one stream of one layer. `step_rows` [n, width] are the step's own.
+template <class Backend>
+void run_write(Backend tag, Core& core, const StepPlan& plan, const Write& write, std::size_t layer, std::size_t stream,
+               const float* step_rows) {
+    const MutableStreamView target = write.page->stream(layer, stream);
+    const std::size_t width = target.format.width;
+    StreamCodec codec = core.codec(layer, stream);
+    if (write.page->format().purpose != Purpose::codes) codec = {target.format, nullptr};
+    const Piece* pieces = plan.pieces.data() + write.first_piece;
+    if (write.pieces == 1 && pieces->page == nullptr) {
+        encode_rows(tag, codec, step_rows + pieces->begin * width, width, write.slot, write.count, target);
+        return;
+    }
+    ScratchPool::Loan scratch(core.scratch(), write.count * width);
+    float* rows = scratch.data();
+    for (std::size_t i = 0; i < write.pieces; ++i) {
+        const Piece& piece = pieces[i];
+        if (piece.page == nullptr) {
+            std::copy_n(step_rows + piece.begin * width, piece.count * width, rows);
+        } else {
+            decode_tile(tag, read_only(piece.page->stream(layer, stream)), piece.begin, piece.count, 0, width, rows, width,
+                        backend::TileOrder::token_major);
+        }
+        rows += piece.count * width;
+    }
+    encode_rows(tag, codec, scratch.data(), width, write.slot, write.count, target);
+}
+
+/// The sequence becomes what the plan says. Only moves: cannot fail.
+inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
+    for (const Segment& segment : plan.after) segment.page->filled = std::max(segment.page->filled, segment.end);
+    state.segments.swap(plan.after);
+    state.tokens = plan.tokens;
+    state.next_position = plan.next_position;
+}
+
+/// A step over one or several sequences. Move-only; destroying it without commit() leaves the cache as it was.
+template <class Backend>
+class Step {
+    template <class T>
+    using Work = LedgerVector<T, Purpose::workspace>;
+
+    struct Part {
+        std::size_t slot;       ///< in the core
+        std::size_t first_row;  ///< of the step's rows
+        std::size_t rows;
+        StepPlan plan;
+    };
+
+public:
+    Step(Core& core, std::span<const StepPart> parts)
+        : core_(&core), parts_(allocator<Part>()), rows_(allocator<float>()), positions_(allocator<std::int64_t>()),
+          input_(allocator<float>()), spans_(allocator<TokenSpan>()), tasks_(allocator<Task>()),
+          partials_(allocator<float>()) {
+        expects(!parts.empty(), "a step needs at least one sequence");
+        parts_.reserve(parts.size());
+        for (std::size_t i = 0; i < parts.size(); ++i) {
+            Slot& slot = core.find(parts[i].sequence);
+            expects<sequence_error>(!slot.busy, "the sequence is already part of a step");
+            expects(parts[i].tokens > 0, "a step adds at least one token to each of its sequences");
+            expects(parts[i].tokens < (std::size_t{1} << 31U), "a step adds fewer than 2^31 tokens");
+            for (std::size_t j = 0; j < i; ++j) {
+                expects<sequence_error>(parts[j].sequence != parts[i].sequence, "a sequence appears twice in a step");
+            }
+        }
+        for (const StepPart& part : parts) {
+            const SequenceState& state = core.find(part.sequence).state;
+            parts_.push_back({part.sequence.id & 0xFFFFFFFFU, total_, part.tokens,
+                              StepPlan(core.ledger(), state, part.tokens, core.retention(), core.formats())});
+            total_ += part.tokens;
+        }
+        std::size_t floats = 0;
+        for (std::size_t layer = 0; layer < core.layers().size(); ++layer) {
+            std::size_t widths = 0;
+            for (const StreamEncoder& encoder : core.layers()[layer].encoders) widths += encoder.width;
+            floats = std::max(floats, widths);
+        }
+        rows_.resize(checked_product(total_, floats));
+        positions_.reserve(total_);
+        for (const Part& part : parts_) {
+            for (std::size_t i = 0; i < part.rows; ++i) positions_.push_back(first_position(part) + static_cast<std::int64_t>(i));
+        }
+        // From here on nothing throws.
+        for (const StepPart& part : parts) core.find(part.sequence).busy = true;
+    }
+
+    Step(Step&& other) noexcept
+        : core_(std::exchange(other.core_, nullptr)), parts_(std::move(other.parts_)), rows_(std::move(other.rows_)),
+          positions_(std::move(other.positions_)), input_(std::move(other.input_)), spans_(std::move(other.spans_)),
+          tasks_(std::move(other.tasks_)), partials_(std::move(other.partials_)), total_(other.total_), next_(other.next_) {}
+    Step& operator=(Step&&) = delete;
+    ~Step() { end(); }
+
+    /// Tokens of the step, all sequences together.
+    [[nodiscard]] std::size_t size() const noexcept { return total_; }
+
+    /// The attention input of a layer, after its norm. Shape x: [n, D], the rows of the sequences one after another.
+    /// Layers come in order, each once. x is read before this returns and not kept.
+    /// Throws value_error for values that are not finite or beyond f16, before anything is stored; shape_error,
+    /// state_error. Cost: the projection of n rows, and encoding those that leave the window.
+    template <executor Executor = const Serial>
+    void append(std::size_t layer, const MatrixView& x, Executor&& threads = Serial{}) {
+        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects<state_error>(layer == next_, "layers are appended in order, each once");
+        expects<state_error>(layer < core_->layers().size(), "the step has all its layers");
+        const PreparedLayer& prepared = core_->layers()[layer];
+        expects(x.rows == total_ && x.cols == prepared.shape.width, "x is [tokens of the step, width]");
+        expects(!x.empty() && x.stride >= x.cols, "x has no data, or a stride shorter than its rows");
+        project_all(prepared, x, threads);
+        check_values(layer);
+
+        std::size_t writes = 0;
+        for (const Part& part : parts_) writes += part.plan.writes.size();
+        const std::size_t streams = core_->streams();
+        threads.parallel_for(writes * streams, [&](std::size_t task) {
+            std::size_t index = task / streams;
+            const Part* part = parts_.data();
+            while (index >= part->plan.writes.size()) index -= (part++)->plan.writes.size();
+            const std::size_t stream = task % streams;
+            run_write(Backend{}, *core_, part->plan, part->plan.writes[index], layer, stream,
+                      stream_rows(prepared, stream) + part->first_row * prepared.encoders[stream].width);
+        });
+        ++next_;
+    }
+
+    /// Attention of the layer that was appended last. Shapes q: [n, H * Dh] after RoPE, out: [n, H * Dh] f32; rows are
+    /// `out_stride` floats apart (0: H * Dh). Each row sees its sequence up to and including itself.
+    template <executor Executor = const Serial>
+    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
+                Executor&& threads = Serial{}) {
+        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects<state_error>(layer + 1 == next_, "attend follows append of the same layer");
+        const PreparedLayer& prepared = core_->layers()[layer];
+        const std::size_t width = prepared.shape.heads * prepared.shape.head_dim;
+        if (out_stride == 0) out_stride = width;
+        expects(q.rows == total_ && q.cols == width, "q is [tokens of the step, heads * head_dim]");
+        expects(!q.empty() && out != nullptr && q.stride >= q.cols && out_stride >= width,
+                "q or out has no data, or a stride shorter than its rows");
+        const float* queries = static_cast<const float*>(q.data);
+        std::size_t q_stride = q.stride;
+        if (q.type != DType::f32) {
+            queries = load(q);
+            q_stride = width;
+        }
+        plan_tasks(layer, prepared, queries, q_stride);
+        threads.parallel_for(tasks_.size(), [&](std::size_t i) { run(tasks_[i]); });
+        threads.parallel_for(tasks_.size(), [&](std::size_t i) { finish(i, out, out_stride); });
+    }
+
+    /// The sequences now have the step's tokens. All layers must have been appended, else state_error. Cannot fail
+    /// otherwise.
+    void commit() {
+        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects<state_error>(next_ == core_->layers().size(), "commit before every layer was appended");
+        for (Part& part : parts_) commit_plan(core_->slot(part.slot).state, part.plan);
+        end();
+    }
+
+private:
+    struct Task {
+        AttendTask attend;
+        std::size_t first_row = 0;           ///< in the step
+        std::size_t head = 0;                ///< kv head
+        std::size_t first_tile = 0, tiles = 0;
+        std::size_t splits = 0;              ///< tasks that share the rows, this one the first; 0: not the first
+        std::size_t width = 0;
+        Partial partial;
+    };
+
+    static constexpr std::size_t block_rows = 512;  ///< query rows of a task: more, and its sums leave L2
+    static constexpr std::size_t split_rows = 16;   ///< up to this many, tokens are split over tasks
+    static constexpr std::size_t split_tiles = 16;  ///< tiles of such a split, 2048 tokens
+
+    template <class T>
+    auto allocator() {
+        return LedgerAllocator<T, Purpose::workspace>(core_->ledger());
+    }
+
+    static std::size_t checked_product(std::size_t a, std::size_t b) {
+        expects(b == 0 || a <= static_cast<std::size_t>(-1) / sizeof(float) / b, "a step of this size overflows");
+        return a * b;
+    }
+
+    [[nodiscard]] std::int64_t first_position(const Part& part) const noexcept {
+        return part.plan.next_position - static_cast<std::int64_t>(part.rows);
+    }
+
+    /// The step's rows of a stream: [n, width].
+    [[nodiscard]] float* stream_rows(const PreparedLayer& layer, std::size_t stream) noexcept {
+        float* rows = rows_.data();
+        for (std::size_t i = 0; i < stream; ++i) rows += total_ * layer.encoders[i].width;
+        return rows;
+    }
+
+    const float* load(const MatrixView& in) {
+        input_.resize(in.rows * in.cols);
+        for (std::size_t i = 0; i < in.rows; ++i) load_row(in.row(i), in.type, in.cols, input_.data() + i * in.cols);
+        return input_.data();
+    }
+
+    template <class Executor>
+    void project_all(const PreparedLayer& layer, const MatrixView& x, Executor&& threads) {
+        constexpr std::size_t rows_at_once = 32;
+        const std::size_t d = layer.shape.width;
+        const float* input = static_cast<const float*>(x.data);
+        if (x.type != DType::f32 || x.stride != x.cols) input = load(x);
+        const std::size_t blocks = (total_ + rows_at_once - 1) / rows_at_once, streams = core_->streams();
+        const RopeView rope = core_->rope(layer);
+        threads.parallel_for(blocks * streams, [&](std::size_t task) {
+            const std::size_t first = task / streams * rows_at_once, n = std::min(rows_at_once, total_ - first);
+            const std::size_t stream = task % streams;
+            const StreamEncoder& encoder = layer.encoders[stream];
+            ScratchPool::Loan scratch(core_->scratch(), backend::project_scratch(d, encoder.width, n));
+            project(Backend{}, encoder, input + first * d, n, d, positions_.data() + first, rope, layer.shape.head_dim,
+                    stream_rows(layer, stream) + first * encoder.width, scratch.data());
+        });
+    }
+
+    void check_values(std::size_t layer) {
+        const PreparedLayer& prepared = core_->layers()[layer];
+        for (std::size_t stream = 0; stream < core_->streams(); ++stream) {
+            const std::size_t width = prepared.encoders[stream].width;
+            const float* rows = stream_rows(prepared, stream);
+            for (std::size_t row = 0; row < total_; ++row) {
+                bool good = true;
+                for (std::size_t c = 0; c < width; ++c) good &= std::abs(rows[row * width + c]) <= f16_max;
+                if (good) continue;
+                raise<value_error>("layer " + std::to_string(layer) + ", row " + std::to_string(row) +
+                                   " of the step: not finite, or beyond f16's 65504 once projected");
+            }
+        }
+    }
+
+    /// Cuts the layer's work into tasks: sequence x kv head x 512 rows x (for few rows) 2048 tokens.
+    void plan_tasks(std::size_t layer, const PreparedLayer& prepared, const float* queries, std::size_t q_stride) {
+        const std::size_t dh = prepared.shape.head_dim, group = prepared.shape.heads / prepared.shape.kv_heads;
+        std::size_t spans = 0;
+        for (const Part& part : parts_) spans += part.plan.reads.size();
+        spans_.clear();
+        spans_.reserve(spans);
+        tasks_.clear();
+        std::size_t floats = 0;
+        for (Part& part : parts_) {
+            const std::size_t first_span = spans_.size();
+            std::size_t tiles = 0;
+            for (const Segment& segment : part.plan.reads) {
+                spans_.push_back(span_of(layer, prepared, part, segment));
+                tiles += (segment.size() + backend::tile_tokens - 1) / backend::tile_tokens;
+            }
+            const std::span<const TokenSpan> reads(spans_.data() + first_span, part.plan.reads.size());
+            const std::size_t tiles_each = part.rows <= split_rows ? split_tiles : tiles;
+            const std::size_t splits = (tiles + tiles_each - 1) / tiles_each;
+            for (std::size_t head = 0; head < prepared.shape.kv_heads; ++head) {
+                for (std::size_t row = 0; row < part.rows; row += block_rows) {
+                    Task task;
+                    task.attend = {reads,
+                                   prepared.keys[head],
+                                   prepared.values[head],
+                                   prepared.keys_turned ? RopeView{} : core_->rope(prepared),
+                                   dh,
+                                   std::min(block_rows, part.rows - row),
+                                   group,
+                                   first_position(part) + static_cast<std::int64_t>(row),
+                                   queries + (part.first_row + row) * q_stride + head * group * dh,
+                                   q_stride,
+                                   prepared.scale};
+                    task.first_row = part.first_row + row;
+                    task.head = head;
+                    task.width = partial_width(task.attend.value, task.attend.rows * group, dh);
+                    for (std::size_t split = 0; split < splits; ++split) {
+                        task.first_tile = split * tiles_each;
+                        task.tiles = std::min(tiles_each, tiles - task.first_tile);
+                        task.splits = split == 0 ? splits : 0;
+                        tasks_.push_back(task);
+                        floats += task.attend.rows * group * (task.width + 2);
+                    }
+                }
+            }
+        }
+        if (partials_.size() < floats) partials_.resize(floats);
+        float* at = partials_.data();
+        for (Task& task : tasks_) {
+            const std::size_t count = task.attend.rows * group;
+            task.partial = {at, at + count * task.width, at + count * (task.width + 1)};
+            at += count * (task.width + 2);
+        }
+    }
+
+    TokenSpan span_of(std::size_t layer, const PreparedLayer& prepared, const Part& part, const Segment& segment) {
+        const auto view = [&](std::size_t stream) {
+            if (segment.page) return read_only(segment.page->stream(layer, stream));
+            const std::size_t width = prepared.encoders[stream].width;
+            return view_rows(stream_rows(prepared, stream) + part.first_row * width, static_cast<std::uint32_t>(width));
+        };
+        return {view(prepared.keys.front().stream), view(prepared.values.front().stream), segment.begin, segment.end,
+                segment.first_position};
+    }
+
+    void run(const Task& task) {
+        const AttendTask& attend = task.attend;
+        clear_partial(Backend{}, task.partial, attend.rows * attend.group, task.width);
+        ScratchPool::Loan scratch(core_->scratch(),
+                                  backend::attend_scratch(attend.head_dim, attend.group, attend.value.width));
+        std::size_t tile = 0;
+        for (const TokenSpan& span : attend.spans) {
+            for (std::size_t first = span.begin; first < span.end; first += backend::tile_tokens, ++tile) {
+                if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
+                attend_tile(Backend{}, attend, span, first, std::min(backend::tile_tokens, span.end - first), task.partial,
+                            scratch.data());
+            }
+        }
+    }
+
+    /// Merges the splits of a task in order and writes its rows.
+    void finish(std::size_t index, float* out, std::size_t out_stride) {
+        const Task& task = tasks_[index];
+        if (task.splits == 0) return;
+        const AttendTask& attend = task.attend;
+        const std::size_t count = attend.rows * attend.group;
+        for (std::size_t i = 1; i < task.splits; ++i) {
+            merge_partial(Backend{}, task.partial, tasks_[index + i].partial, count, task.width);
+        }
+        finish_partial(Backend{}, attend, task.partial,
+                       out + task.first_row * out_stride + task.head * attend.group * attend.head_dim, out_stride);
+    }
+
+    void end() noexcept {
+        if (core_ == nullptr) return;
+        for (const Part& part : parts_) core_->slot(part.slot).busy = false;
+        parts_.clear();
+        core_ = nullptr;
+    }
+
+    Core* core_;
+    Work<Part> parts_;
+    Work<float> rows_;                ///< the layer's rows: stream after stream, [n, width]
+    Work<std::int64_t> positions_;    ///< [n]
+    Work<float> input_;               ///< x or q where they had to be copied
+    Work<TokenSpan> spans_;
+    Work<Task> tasks_;
+    Work<float> partials_;
+    std::size_t total_ = 0, next_ = 0;
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

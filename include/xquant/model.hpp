@@ -1,0 +1,86 @@
+// What the library has to know of a model: shapes, weights of W_k and W_v, positions. Read once, at construction.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <vector>
+
+#include <xquant/error.hpp>
+#include <xquant/types.hpp>
+
+namespace xquant {
+
+/// Shape of one attention layer. GQA: kv_heads < heads; MHA: equal; MQA: kv_heads = 1.
+struct LayerShape {
+    std::size_t width = 0;     ///< D, channels of X
+    std::size_t heads = 0;     ///< H, query heads
+    std::size_t kv_heads = 0;  ///< Hkv, key and value heads
+    std::size_t head_dim = 0;  ///< Dh
+
+    /// R = Hkv * Dh, channels of K and of V.
+    [[nodiscard]] constexpr std::size_t kv_width() const noexcept { return kv_heads * head_dim; }
+    friend bool operator==(const LayerShape&, const LayerShape&) = default;
+};
+
+/// Which channels of a head RoPE turns together: (2j, 2j + 1), as GGUF stores Llama's weights, or (j, j + half).
+enum class RopePairing : unsigned char { interleaved, halves };
+
+/// Rotary position embedding: pair j is turned by position * inverse_frequencies[j]. Twice as many channels as there are
+/// frequencies are turned, the rest of the head is left alone. No frequencies: no RoPE.
+struct Rope {
+    RopePairing pairing = RopePairing::interleaved;
+    std::vector<double> inverse_frequencies;
+
+    /// base^(-2j / head_dim) for all pairs of a head. Source: RoFormer (arXiv 2104.09864), section 3.2.2.
+    static Rope standard(std::size_t head_dim, double base = 10000.0, RopePairing pairing = RopePairing::interleaved) {
+        Rope rope{pairing, std::vector<double>(head_dim / 2)};
+        for (std::size_t j = 0; j < head_dim / 2; ++j) {
+            rope.inverse_frequencies[j] =
+                std::pow(base, -2.0 * static_cast<double>(j) / static_cast<double>(head_dim));
+        }
+        return rope;
+    }
+    friend bool operator==(const Rope&, const Rope&) = default;
+};
+
+/// One layer: what the engine hands over. The views must stay valid while the cache is constructed, not longer.
+struct Layer {
+    LayerShape shape;
+    MatrixView w_k, w_v;        ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them: K = X W^T
+    Rope rope;
+    double softmax_scale = 0;   ///< factor of q k^T; 0: 1 / sqrt(Dh)
+    const float* mean = nullptr;  ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
+};
+
+struct Model {
+    std::vector<Layer> layers;
+
+    /// The same shape and RoPE for every layer; weights are filled in by the caller.
+    static Model uniform(std::size_t layer_count, const LayerShape& shape, const Rope& rope) {
+        Model model;
+        model.layers.assign(layer_count, Layer{shape, {}, {}, rope, 0, nullptr});
+        return model;
+    }
+};
+
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Throws shape_error if the layer cannot be served.
+inline void check_layer(const Layer& layer) {
+    const LayerShape& s = layer.shape;
+    expects(s.width > 0 && s.heads > 0 && s.kv_heads > 0 && s.head_dim > 0, "a layer's shape has a zero in it");
+    expects(s.heads % s.kv_heads == 0, "heads must be a multiple of kv_heads");
+    expects(s.head_dim <= 256, "head_dim is at most 256");
+    expects(s.width <= (std::size_t{1} << 24) && s.heads <= 65536, "a layer's shape is beyond any model's");
+    expects(2 * layer.rope.inverse_frequencies.size() <= s.head_dim, "RoPE has more pairs than head_dim / 2");
+    for (const MatrixView& w : {layer.w_k, layer.w_v}) {
+        expects(!w.empty(), "a layer has no W_k or no W_v");
+        expects(w.rows == s.kv_width() && w.cols == s.width, "W_k and W_v are [kv_heads * head_dim, width]");
+        expects(w.stride >= w.cols, "a weight's stride is shorter than its rows");
+    }
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

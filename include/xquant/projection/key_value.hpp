@@ -1,0 +1,64 @@
+// KeyValue<When, Mix>: K and V themselves, the usual cache. With KIVI's layout or ggml's formats, the baselines to beat.
+//
+//     KeyValue<BeforeRope>             K before RoPE: with Layout<PerChannel, PerToken> this is KIVI* of the paper
+//     KeyValue<AfterRope>              K after RoPE, as most engines keep it
+//     KeyValue<AfterRope, Hadamard>    each head of K and V rotated before it is stored and turned back when read, as
+//                                      llama.cpp does for q4_0
+//
+// Cost    keys stored after RoPE need nothing when read, but cannot be moved to other positions exactly.
+#pragma once
+
+#include <type_traits>
+
+#include <xquant/projection/projection.hpp>
+#include <xquant/projection/rotation.hpp>
+
+namespace xquant {
+
+struct BeforeRope {};
+struct AfterRope {};
+struct Hadamard {};
+struct NoMix {};
+
+inline namespace XQUANT_ABI_NS {
+
+template <class When = BeforeRope, class Mix = NoMix>
+struct KeyValue {
+    static_assert(std::is_same_v<When, BeforeRope> || std::is_same_v<When, AfterRope>,
+                  "xquant: KeyValue<When> takes BeforeRope or AfterRope");
+    static_assert(std::is_same_v<Mix, NoMix> || std::is_same_v<Mix, Hadamard>,
+                  "xquant: KeyValue<When, Mix> takes NoMix or Hadamard");
+
+    static constexpr std::size_t streams = 2;
+    static constexpr bool after_rope = std::is_same_v<When, AfterRope>;
+    static constexpr bool mixed = std::is_same_v<Mix, Hadamard>;
+
+    static LayerFootprint<2> footprint(const Layer& layer) noexcept {
+        const LayerShape& shape = layer.shape;
+        const std::size_t r = shape.kv_width(), m = dct_size(shape.head_dim);
+        const std::size_t mixing = mixed ? 2 * shape.kv_heads * shape.head_dim * shape.head_dim + 2 * m * m : 0;
+        return {{r, r}, 2 * shape.width * r + mixing};
+    }
+
+    static LayerPlan prepare(const Layer& layer) {
+        const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
+        LayerPlan plan;
+        plan.keys_turned = after_rope;
+        const auto stream = [&](const MatrixView& weight, bool turn) {
+            return StreamPlan{r, {}, detail::transpose(detail::load_rows(weight, 0, r), r, layer.shape.width), turn,
+                              mixed ? dh : 0};
+        };
+        plan.streams = {stream(layer.w_k, after_rope), stream(layer.w_v, false)};
+        // Stored y = k R, so k = y R^T.
+        std::vector<float> back;
+        if (mixed) back = detail::transpose(rotation_matrix(dh), dh, dh);
+        for (std::size_t head = 0; head < layer.shape.kv_heads; ++head) {
+            plan.keys.push_back({0, head * dh, dh, back, {}});
+            plan.values.push_back({1, head * dh, dh, back, {}});
+        }
+        return plan;
+    }
+};
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

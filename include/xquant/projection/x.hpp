@@ -1,0 +1,66 @@
+// Plain and Rotated: the attention input X itself is stored, one stream of width D. K_h = X W_k,h, V_h = X W_v,h.
+//
+// For MHA, where X is half as wide as K and V together. Where D > 2 Hkv Dh the latents of projection/svd.hpp are smaller.
+// Source  XQuant section 3.1 (Plain). On models with outlier channels Plain needs 8 bits; Rotated does with 4.
+#pragma once
+
+#include <xquant/projection/projection.hpp>
+#include <xquant/projection/rotation.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// The plan of X in the basis R, if `rotated`: z = (x - mean) R, A = R^T W, c = mean W.
+inline LayerPlan plan_for_x(const Layer& layer, bool rotated) {
+    const LayerShape& shape = layer.shape;
+    const std::size_t d = shape.width, dh = shape.head_dim;
+    LayerPlan plan;
+    StreamPlan stream{d, {}, {}, false, rotated ? d : 0};
+    const float* mean = rotated ? layer.mean : nullptr;
+    if (mean != nullptr) stream.mean.assign(mean, mean + d);
+    plan.streams.push_back(std::move(stream));
+
+    const std::vector<float> dct = dct_matrix(dct_size(d));
+    std::vector<float> scratch(d);
+    const auto head_plan = [&](const MatrixView& weight, std::size_t head) {
+        HeadPlan out{0, 0, d, {}, {}};
+        std::vector<float> rows = load_rows(weight, head * dh, dh);  // [Dh, D]
+        if (mean != nullptr) out.constant = mean_times(mean, rows, d);
+        if (rotated) {
+            // Column w of R^T W is (w^T R)^T: the rows of W^T are rotated like rows of X.
+            for (std::size_t i = 0; i < dh; ++i) rotate_row(rows.data() + i * d, d, dct.data(), scratch.data());
+        }
+        out.matrix = transpose(rows, dh, d);
+        return out;
+    };
+    for (std::size_t head = 0; head < shape.kv_heads; ++head) {
+        plan.keys.push_back(head_plan(layer.w_k, head));
+        plan.values.push_back(head_plan(layer.w_v, head));
+    }
+    return plan;
+}
+
+}  // namespace detail
+
+/// X as it is.
+struct Plain {
+    static constexpr std::size_t streams = 1;
+    static LayerFootprint<1> footprint(const Layer& layer) noexcept {
+        return {{layer.shape.width}, 2 * layer.shape.width * layer.shape.kv_width()};
+    }
+    static LayerPlan prepare(const Layer& layer) { return detail::plan_for_x(layer, false); }
+};
+
+/// X rotated (projection/rotation.hpp), less Layer::mean where that is given.
+struct Rotated {
+    static constexpr std::size_t streams = 1;
+    static LayerFootprint<1> footprint(const Layer& layer) noexcept {
+        const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), m = dct_size(d);
+        return {{d}, 2 * d * r + m * m + (layer.mean != nullptr ? d + 2 * r : 0)};
+    }
+    static LayerPlan prepare(const Layer& layer) { return detail::plan_for_x(layer, true); }
+};
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,75 @@
+// One group: the values that share a scale and a zero.
+//
+//     x ~ zero + scale * level(code)        level(code) = code, or an entry of the policy's table
+//
+// A quantizer policy turns the values of one group into codes, a scale and a zero. Where the values come from (along a
+// token, along a channel) is the layout's business, where the codes go the page's.
+#pragma once
+
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include <xquant/types.hpp>
+
+namespace xquant {
+
+/// Scale and zero of one group. Both are stored as f16, so a policy hands back values that f16 holds exactly.
+struct GroupScale {
+    float scale = 0, zero = 0;
+};
+
+inline namespace XQUANT_ABI_NS {
+
+/// Rounds a value in [0, 2^22) to the nearest whole number, ties to even, in a form that vectorizes on any machine and
+/// that no compiler may fuse with the multiplication before it (the clamp stands between).
+inline float round_clamped(float value, float top) noexcept {
+    constexpr float magic = 12582912.0F;  // 1.5 * 2^23: the sum has no bits below one
+    const float clamped = std::min(std::max(value, 0.0F), top);
+    return (clamped + magic) - magic;
+}
+
+/// codes = clip(rte((x - zero) * (1 / scale)), 0, top), all in f32; a flat group (scale 0) gets codes 0.
+///
+/// Subtract, then multiply by the inverse: there is nothing a compiler could contract, so every backend finds the same
+/// codes. x * inverse - zero * inverse would differ with and without FMA.
+inline void encode_affine(std::span<const float> x, GroupScale group, float top, std::span<std::uint8_t> codes) noexcept {
+    const float inverse = group.scale > 0 ? 1.0F / group.scale : 0.0F;
+    const float* XQUANT_RESTRICT in = x.data();
+    std::uint8_t* XQUANT_RESTRICT out = codes.data();
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        out[i] = static_cast<std::uint8_t>(static_cast<int>(round_clamped((in[i] - group.zero) * inverse, top)));
+    }
+}
+
+struct Range {
+    float low, high;
+};
+
+/// Smallest and largest value; x must not be empty.
+inline Range range_of(std::span<const float> x) noexcept {
+    Range range{x[0], x[0]};
+    for (const float value : x) {
+        range.low = std::min(range.low, value);
+        range.high = std::max(range.high, value);
+    }
+    return range;
+}
+
+/// The value of largest magnitude (the first of several), with its sign.
+inline float extreme_of(std::span<const float> x) noexcept {
+    float extreme = 0, magnitude = 0;
+    for (const float value : x) {
+        const float size = value < 0 ? -value : value;
+        if (size > magnitude) {
+            magnitude = size;
+            extreme = value;
+        }
+    }
+    return extreme;
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

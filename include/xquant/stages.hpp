@@ -1,0 +1,92 @@
+// The stages by themselves, for engines that want only a part: the codec, or a tile of keys.
+//
+//     quantize<Quantizer<4>, PerToken>(rows)   ->  QuantizedRows      dequantize(quantized, out)
+//     rematerialize(quantized, head, token, tokens, out)
+//
+// SVD bases: svd_basis in <xquant/projection/svd.hpp>. Rotations: projection/rotation.hpp.
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/concepts.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+
+/// Rows in codes, scales and zeros, in the format of storage/format.hpp.
+class QuantizedRows {
+public:
+    QuantizedRows(const StreamCodec& codec, std::size_t rows)
+        : rows_(rows), codec_(codec), codes_(codec.format.code_bytes(rows)),
+          scales_(codec.format.token_blocks(rows) * codec.format.channel_blocks() * codec.format.scales_per_group()) {}
+
+    [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
+    [[nodiscard]] const StreamCodec& codec() const noexcept { return codec_; }
+    /// Bytes of codes, scales and zeros.
+    [[nodiscard]] std::size_t bytes() const noexcept { return codes_.size() + scales_.size() * sizeof(f16); }
+
+    [[nodiscard]] MutableStreamView view() noexcept {
+        f16* scales = scales_.empty() ? nullptr : scales_.data();
+        return {codec_.format, codes_.data(), scales, codec_.format.stores_zero ? scales + scales_.size() / 2 : nullptr};
+    }
+    [[nodiscard]] StreamView view() const noexcept { return read_only(const_cast<QuantizedRows*>(this)->view()); }
+
+private:
+    std::size_t rows_;
+    StreamCodec codec_;
+    std::vector<std::byte> codes_;
+    std::vector<f16> scales_;  ///< scales, then zeros
+};
+
+/// Encodes rows [n, width]. Groups start at the first row; the last may be shorter.
+/// Error   what the quantizer states. Throws shape_error, value_error for values not finite or beyond f16.
+/// Cost    reads 4 n width bytes, writes bytes().
+template <element_policy Quantizer, axis_policy Axis = PerToken, class Backend = backend::best>
+QuantizedRows quantize(const MatrixView& rows) {
+    detail::expects(!rows.empty() && rows.cols > 0 && rows.stride >= rows.cols, "quantize: rows has no data or a bad stride");
+    std::vector<float> values(rows.rows * rows.cols);
+    for (std::size_t i = 0; i < rows.rows; ++i) load_row(rows.row(i), rows.type, rows.cols, values.data() + i * rows.cols);
+    for (std::size_t i = 0; i < values.size(); ++i) {
+        if (!(std::abs(values[i]) <= f16_max)) {
+            detail::raise<value_error>("quantize: row " + std::to_string(i / rows.cols) + ", channel " +
+                                       std::to_string(i % rows.cols) + " is not finite, or beyond f16's 65504");
+        }
+    }
+    QuantizedRows out(detail::make_codec<Quantizer, Axis>(rows.cols), rows.rows);
+    encode_rows(Backend{}, out.codec(), values.data(), rows.cols, 0, rows.rows, out.view());
+    return out;
+}
+
+/// out [n, width] = zero + scale * level(code).
+template <class Backend = backend::best>
+void dequantize(const QuantizedRows& rows, float* out) {
+    const std::size_t width = rows.codec().format.width;
+    constexpr std::size_t at_once = backend::max_group;
+    for (std::size_t c = 0; c < width; c += at_once) {
+        decode_tile(Backend{}, rows.view(), 0, rows.rows(), c, std::min(at_once, width - c), out + c, width,
+                    backend::TileOrder::token_major);
+    }
+}
+
+/// out [tokens, Dh] = z A + c for tokens token .. + tokens, at most 128, of one head; no RoPE.
+/// Throws shape_error if the tokens or the head's channels are not there.
+template <class Backend = backend::best>
+void rematerialize(const QuantizedRows& rows, const HeadPlan& head, std::size_t head_dim, std::size_t token,
+                   std::size_t tokens, float* out) {
+    detail::expects(tokens <= backend::tile_tokens && token + tokens <= rows.rows(), "rematerialize: no such tokens");
+    detail::expects(head.first + head.width <= rows.codec().format.width, "rematerialize: no such channels");
+    detail::expects(head.matrix.empty() ? head.width == head_dim : head.matrix.size() == head.width * head_dim,
+                    "rematerialize: the matrix is [width, head_dim], or empty with width = head_dim");
+    detail::expects(head.constant.empty() || head.constant.size() == head_dim, "rematerialize: the constant is [head_dim]");
+    const HeadDecoder decoder{head.stream, head.first, head.width, head.matrix.empty() ? nullptr : head.matrix.data(),
+                              head.constant.empty() ? nullptr : head.constant.data()};
+    std::vector<float> scratch(backend::rematerialize_scratch(head_dim));
+    backend::rematerialize(Backend{}, rows.view(), decoder, token, tokens, head_dim, out, head_dim,
+                           backend::TileOrder::token_major, scratch.data());
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,99 @@
+// How a stream's rows lie in memory. Bytes mean the same on every machine and backend; docs/format.md draws them.
+//
+// A stream of a page holds `tokens` rows of `width` channels, cut into groups of group_tokens x group_channels values
+// (one of the two is 1 in the shipped layouts). Groups follow each other by token block, then by channel block:
+//
+//     codes   [token blocks][channel blocks][bytes of a group]          scales, zeros   [token blocks][channel blocks] f16
+//
+// The codes of a group of n values, n rounded up to N = 8 ceil(n / 8), are cut into planes of 4, 2 and 1 bits (5 bits =
+// 4 + 1, 3 = 2 + 1; 8 bits are one plane). A plane of p bits takes N p / 8 bytes; its byte j holds, from the lowest bits
+// up, the codes j, j + S, j + 2 S ... with S = N p / 8. Nothing has to be shuffled to unpack it: one load, a shift and a
+// mask give S consecutive codes, on any vector width. 3 bits take 3 bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <xquant/config.hpp>
+
+namespace xquant {
+
+/// What one stored value is.
+enum class CodeKind : std::uint8_t { planes, f32, f16, bf16 };
+
+/// The format of one stream. Plain data; the same on every machine.
+struct StreamFormat {
+    std::uint32_t width = 0;           ///< channels of a row
+    std::uint32_t group_tokens = 1;    ///< tokens in a group
+    std::uint32_t group_channels = 1;  ///< channels in a group; the last group of a row may be shorter
+    CodeKind kind = CodeKind::planes;
+    std::uint8_t bits = 0;         ///< of one code
+    bool stores_zero = true;       ///< else zero = -zero_code * scale
+    float zero_code = 0;           ///< the code that stands for zero, where no zero is stored
+    const float* levels = nullptr; ///< [2^bits] values of the codes, or null: the code itself
+
+    friend bool operator==(const StreamFormat&, const StreamFormat&) = default;
+
+    [[nodiscard]] constexpr bool quantized() const noexcept { return kind == CodeKind::planes; }
+    [[nodiscard]] constexpr std::size_t channel_blocks() const noexcept {
+        return (width + group_channels - 1) / group_channels;
+    }
+    [[nodiscard]] constexpr std::size_t token_blocks(std::size_t tokens) const noexcept {
+        return (tokens + group_tokens - 1) / group_tokens;
+    }
+    /// Channels of channel block b.
+    [[nodiscard]] constexpr std::size_t channels_of(std::size_t b) const noexcept {
+        const std::size_t first = b * group_channels;
+        return width - first < group_channels ? width - first : group_channels;
+    }
+    /// Bytes of the codes of a group that spans this many channels.
+    [[nodiscard]] constexpr std::size_t group_bytes(std::size_t channels) const noexcept {
+        const std::size_t values = group_tokens * channels;
+        return quantized() ? (values + 7) / 8 * bits : values * bits / 8;
+    }
+    /// Bytes of one token block's codes.
+    [[nodiscard]] constexpr std::size_t block_bytes() const noexcept {
+        const std::size_t last = channel_blocks() - 1;
+        return last * group_bytes(group_channels) + group_bytes(channels_of(last));
+    }
+    [[nodiscard]] constexpr std::size_t code_offset(std::size_t token_block, std::size_t channel_block) const noexcept {
+        return token_block * block_bytes() + channel_block * group_bytes(group_channels);
+    }
+    [[nodiscard]] constexpr std::size_t group_index(std::size_t token_block, std::size_t channel_block) const noexcept {
+        return token_block * channel_blocks() + channel_block;
+    }
+
+    /// Bytes of the codes of a page of this many tokens.
+    [[nodiscard]] constexpr std::size_t code_bytes(std::size_t tokens) const noexcept {
+        return token_blocks(tokens) * block_bytes();
+    }
+    /// f16 numbers stored for each group.
+    [[nodiscard]] constexpr std::size_t scales_per_group() const noexcept {
+        return quantized() ? (stores_zero ? 2 : 1) : 0;
+    }
+    /// Bytes of the scales and zeros of a page of this many tokens.
+    [[nodiscard]] constexpr std::size_t scale_bytes(std::size_t tokens) const noexcept {
+        return token_blocks(tokens) * channel_blocks() * scales_per_group() * 2;
+    }
+    /// The formula of the literature: bits of the codes, scales and zeros of n tokens, groups starting at the first.
+    [[nodiscard]] constexpr std::size_t ideal_bits(std::size_t tokens) const noexcept {
+        return tokens * width * bits + token_blocks(tokens) * channel_blocks() * scales_per_group() * 16;
+    }
+};
+
+inline namespace XQUANT_ABI_NS {
+
+/// The planes that codes of this many bits are cut into call f(plane bits, shift of the plane in the code), widest first.
+template <class F>
+constexpr void for_each_plane(unsigned bits, F&& f) {
+    unsigned left = bits;
+    for (const unsigned plane : {8U, 4U, 2U, 1U}) {
+        if (left >= plane) {
+            left -= plane;
+            f(plane, left);
+        }
+    }
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

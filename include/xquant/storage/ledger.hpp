@@ -1,0 +1,107 @@
+// The ledger: every byte the cache allocates, by purpose. bytes() is read from here, so it cannot drift from the truth.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <memory_resource>
+#include <new>
+
+#include <xquant/config.hpp>
+
+namespace xquant {
+
+/// What an allocation is for.
+enum class Purpose : unsigned char { codes, scales, tail, sinks, accumulator, index, weights, workspace };
+inline constexpr std::size_t purpose_count = 8;
+
+/// Bytes allocated, by purpose. All of them add up to what was asked of the memory resource.
+struct Bytes {
+    std::size_t codes = 0;        ///< codes of encoded rows, free slots of pages included
+    std::size_t scales = 0;       ///< their scales and zeros
+    std::size_t tail = 0;         ///< newest rows, and rows that wait for their group to fill, in f16
+    std::size_t sinks = 0;        ///< first rows, in f16
+    std::size_t accumulator = 0;  ///< running reconstruction of cross-layer schemes
+    std::size_t index = 0;        ///< page headers, lists of pages, sequences
+    std::size_t weights = 0;      ///< prepared projections
+    std::size_t workspace = 0;    ///< buffers of steps and kernels
+
+    /// What the tokens take: all but weights and workspace.
+    [[nodiscard]] std::size_t stored() const noexcept { return codes + scales + tail + sinks + accumulator + index; }
+    [[nodiscard]] std::size_t total() const noexcept { return stored() + weights + workspace; }
+    friend bool operator==(const Bytes&, const Bytes&) = default;
+};
+
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+class Ledger {
+public:
+    explicit Ledger(std::pmr::memory_resource* resource) noexcept
+        : resource_(resource ? resource : std::pmr::get_default_resource()) {}
+    Ledger(const Ledger&) = delete;
+    Ledger& operator=(const Ledger&) = delete;
+
+    void* allocate(std::size_t bytes, std::size_t alignment) { return resource_->allocate(bytes, alignment); }
+    void release(void* pointer, std::size_t bytes, std::size_t alignment) noexcept {
+        resource_->deallocate(pointer, bytes, alignment);
+    }
+
+    void add(Purpose purpose, std::size_t bytes) noexcept { slot(purpose).fetch_add(bytes, std::memory_order_relaxed); }
+    void subtract(Purpose purpose, std::size_t bytes) noexcept {
+        slot(purpose).fetch_sub(bytes, std::memory_order_relaxed);
+    }
+
+    [[nodiscard]] Bytes bytes() const noexcept {
+        const auto get = [this](Purpose purpose) {
+            return bytes_[static_cast<std::size_t>(purpose)].load(std::memory_order_relaxed);
+        };
+        return {get(Purpose::codes),       get(Purpose::scales), get(Purpose::tail),    get(Purpose::sinks),
+                get(Purpose::accumulator), get(Purpose::index),  get(Purpose::weights), get(Purpose::workspace)};
+    }
+
+private:
+    std::atomic<std::size_t>& slot(Purpose purpose) noexcept { return bytes_[static_cast<std::size_t>(purpose)]; }
+
+    std::pmr::memory_resource* resource_;
+    std::array<std::atomic<std::size_t>, purpose_count> bytes_{};
+};
+
+/// A standard allocator that enters what it takes into a ledger.
+template <class T, Purpose For>
+struct LedgerAllocator {
+    using value_type = T;
+    template <class U>
+    struct rebind {
+        using other = LedgerAllocator<U, For>;
+    };
+
+    Ledger* ledger;
+
+    explicit LedgerAllocator(Ledger& book) noexcept : ledger(&book) {}
+    template <class U>
+    LedgerAllocator(const LedgerAllocator<U, For>& other) noexcept : ledger(other.ledger) {}
+
+    // 64 bytes: a cache line, and the widest vector register.
+    static constexpr std::size_t alignment = alignof(T) > 64 ? alignof(T) : 64;
+
+    T* allocate(std::size_t n) {
+        if (n > static_cast<std::size_t>(-1) / sizeof(T)) throw std::bad_array_new_length();
+        void* pointer = ledger->allocate(n * sizeof(T), alignment);
+        ledger->add(For, n * sizeof(T));
+        return static_cast<T*>(pointer);
+    }
+    void deallocate(T* pointer, std::size_t n) noexcept {
+        ledger->release(pointer, n * sizeof(T), alignment);
+        ledger->subtract(For, n * sizeof(T));
+    }
+
+    template <class U>
+    friend bool operator==(const LedgerAllocator& a, const LedgerAllocator<U, For>& b) noexcept {
+        return a.ledger == b.ledger;
+    }
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

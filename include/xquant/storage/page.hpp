@@ -1,0 +1,179 @@
+// Pages: one allocation with some tokens of all layers. What a page holds is fixed by its format; once its slots are
+// filled and committed they never change, so pages are shared freely and counted.
+//
+//     Page header | layer 0, stream 0: codes, scales, zeros | layer 0, stream 1: ... | layer 1 ...      sections at 64 bytes
+//
+// Three formats serve a cache: coded pages of 128 tokens, row pages of 32 tokens in f16 (the tail), a sink page in f16.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstring>
+#include <new>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <xquant/storage/ledger.hpp>
+#include <xquant/storage/stream.hpp>
+
+namespace xquant {
+
+inline constexpr std::size_t coded_page_tokens = 128;
+inline constexpr std::size_t row_page_tokens = 32;
+
+/// A page as it is stored, and the slots of it that a sequence uses.
+struct PageView {
+    Purpose purpose = Purpose::codes;  ///< codes, tail or sinks
+    std::size_t begin = 0, end = 0;    ///< slots
+    std::int64_t first_position = 0;   ///< of slot `begin`
+    std::span<const std::byte> bytes;  ///< all sections: codes, scales and zeros, layer by layer
+};
+
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+template <class T, Purpose For>
+using LedgerVector = std::vector<T, LedgerAllocator<T, For>>;
+
+constexpr std::size_t round_up(std::size_t n, std::size_t step) noexcept { return (n + step - 1) / step * step; }
+
+/// Where a stream of a layer lies in a page, counted from the page's first byte.
+struct PageSection {
+    StreamFormat format;
+    std::size_t codes = 0, scales = 0, zeros = 0;
+};
+
+/// Bytes of a page, header included.
+struct PageSizes {
+    std::size_t codes = 0, scales = 0, total = 0;
+
+    /// Enter one more stream; returns where it lies.
+    PageSection place(const StreamFormat& format, std::size_t tokens) noexcept {
+        const std::size_t code_bytes = format.code_bytes(tokens), scale_bytes = format.scale_bytes(tokens);
+        PageSection section{format, total, 0, 0};
+        total = round_up(total + code_bytes, 64);
+        if (format.quantized()) {
+            section.scales = total;
+            section.zeros = total + scale_bytes / 2;
+            if (!format.stores_zero) section.zeros = 0;
+            total = round_up(total + scale_bytes, 64);
+        }
+        codes += code_bytes;
+        scales += scale_bytes;
+        return section;
+    }
+};
+
+/// The layout of every page of one kind.
+struct PageFormat {
+    PageFormat(Ledger& ledger, Purpose kind, std::size_t slots, std::size_t stream_count)
+        : purpose(kind), tokens(slots), streams(stream_count), sections(LedgerAllocator<PageSection, Purpose::index>(ledger)) {}
+
+    Purpose purpose;             ///< codes, tail or sinks
+    std::size_t tokens, streams;
+    PageSizes sizes;
+    LedgerVector<PageSection, Purpose::index> sections;  ///< [layers][streams]
+};
+
+class Page {
+public:
+    static Page* create(Ledger& ledger, const PageFormat& format) {
+        void* memory = ledger.allocate(format.sizes.total, 64);
+        auto* page = ::new (memory) Page(ledger, format);
+        std::memset(static_cast<std::byte*>(memory) + sizeof(Page), 0, format.sizes.total - sizeof(Page));
+        page->enter(&Ledger::add);
+        return page;
+    }
+
+    void retain() noexcept { references_.fetch_add(1, std::memory_order_relaxed); }
+    void release() noexcept {
+        if (references_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+        Ledger& ledger = *ledger_;
+        const std::size_t bytes = format_->sizes.total;
+        enter(&Ledger::subtract);
+        this->~Page();
+        ledger.release(this, bytes, 64);
+    }
+    [[nodiscard]] std::size_t references() const noexcept { return references_.load(std::memory_order_acquire); }
+    [[nodiscard]] const PageFormat& format() const noexcept { return *format_; }
+
+    [[nodiscard]] MutableStreamView stream(std::size_t layer, std::size_t index) noexcept {
+        const PageSection& section = format_->sections[layer * format_->streams + index];
+        auto* base = reinterpret_cast<std::byte*>(this);
+        const auto half = [base](std::size_t offset) {
+            return offset == 0 ? nullptr : reinterpret_cast<f16*>(base + offset);
+        };
+        return {section.format, base + section.codes, half(section.scales), half(section.zeros)};
+    }
+
+    /// Everything after the header.
+    [[nodiscard]] std::span<const std::byte> data() const noexcept;
+
+    std::size_t filled = 0;  ///< slots that belong to a committed sequence
+
+private:
+    Page(Ledger& ledger, const PageFormat& format) noexcept : ledger_(&ledger), format_(&format) {}
+    ~Page() = default;
+
+    void enter(void (Ledger::*change)(Purpose, std::size_t) noexcept) noexcept {
+        const PageSizes& sizes = format_->sizes;
+        (ledger_->*change)(format_->purpose, sizes.codes);
+        (ledger_->*change)(Purpose::scales, sizes.scales);
+        (ledger_->*change)(Purpose::index, sizes.total - sizes.codes - sizes.scales);
+    }
+
+    Ledger* ledger_;
+    const PageFormat* format_;
+    std::atomic<std::size_t> references_{1};
+};
+
+/// Bytes before the first section.
+inline constexpr std::size_t page_header_bytes = round_up(sizeof(Page), 64);
+
+inline std::span<const std::byte> Page::data() const noexcept {
+    return {reinterpret_cast<const std::byte*>(this) + page_header_bytes, format_->sizes.total - page_header_bytes};
+}
+
+/// A counted reference to a page, or none.
+class PageRef {
+public:
+    PageRef() = default;
+    explicit PageRef(Page* adopted) noexcept : page_(adopted) {}
+    PageRef(const PageRef& other) noexcept : page_(other.page_) {
+        if (page_ != nullptr) page_->retain();
+    }
+    PageRef(PageRef&& other) noexcept : page_(std::exchange(other.page_, nullptr)) {}
+    PageRef& operator=(PageRef other) noexcept {
+        std::swap(page_, other.page_);
+        return *this;
+    }
+    ~PageRef() {
+        if (page_ != nullptr) page_->release();
+    }
+
+    [[nodiscard]] Page* get() const noexcept { return page_; }
+    Page* operator->() const noexcept { return page_; }
+    explicit operator bool() const noexcept { return page_ != nullptr; }
+
+private:
+    Page* page_ = nullptr;
+};
+
+/// Slots begin .. end of a page, which hold consecutive tokens.
+struct Segment {
+    PageRef page;
+    std::size_t begin = 0, end = 0;
+    std::int64_t first_position = 0;
+
+    [[nodiscard]] std::size_t size() const noexcept { return end - begin; }
+};
+
+using Segments = LedgerVector<Segment, Purpose::index>;
+
+/// Segment lists have room for a multiple of this many, so that what they take follows from their length.
+inline constexpr std::size_t segment_step = 16;
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

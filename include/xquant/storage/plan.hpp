@@ -1,0 +1,52 @@
+// What a projection policy hands back for one layer: how rows are made from X, and how K and V come back. Plain data.
+//
+//     write   z = rotate(rope((x - mean) T))            read   K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
+//
+// Every scheme is such a plan, and one set of kernels serves all.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+namespace xquant {
+
+/// How the rows of one stream are made from x [D].
+struct StreamPlan {
+    std::size_t width = 0;      ///< R, channels of a stored row
+    std::vector<float> mean;    ///< [D], subtracted first; empty: nothing is
+    std::vector<float> matrix;  ///< T [D, R]; empty: the identity, R = D
+    bool rope = false;          ///< turn each head by its position before storing (keys stored after RoPE)
+    std::size_t rotate = 0;     ///< then rotate each block of this many channels; 0: do not
+};
+
+/// How K or V of one kv head comes back from a stream.
+struct HeadPlan {
+    std::size_t stream = 0;
+    std::size_t first = 0, width = 0;  ///< channels of the stream that are read
+    std::vector<float> matrix;         ///< A [width, Dh]; empty: the identity, width = Dh
+    std::vector<float> constant;       ///< c [Dh]; empty: zero
+};
+
+struct LayerPlan {
+    std::vector<StreamPlan> streams;
+    std::vector<HeadPlan> keys, values;  ///< one for each kv head
+    bool keys_turned = false;            ///< keys were stored after RoPE: none is applied when reading
+};
+
+/// The same, as kernels read it: no owner, nothing null but what is stated.
+struct HeadDecoder {
+    std::size_t stream = 0, first = 0, width = 0;
+    const float* matrix = nullptr;    ///< [width, Dh], or null: the identity
+    const float* constant = nullptr;  ///< [Dh], or null: zero
+};
+
+struct StreamEncoder {
+    std::size_t width = 0;
+    const float* mean = nullptr;    ///< [D] or null
+    const float* matrix = nullptr;  ///< [D, R] or null: the identity
+    bool rope = false;
+    std::size_t rotate = 0;         ///< block width or 0
+    const float* dct = nullptr;     ///< [m, m], m = rotate / largest power of two that divides it
+};
+
+}  // namespace xquant

@@ -1,0 +1,239 @@
+// The plan of a step: which rows go where, and what a query reads. Made from counts alone, before any row is seen.
+//
+// A sequence is   [sinks, f16] [coded rows] [tail, f16]   as a list of segments. A step adds n rows:
+//
+//     body rows (those after the sinks)   0 ........ coded ........ outside ........ size
+//                                         | codes    | waiting      | window of `recent` rows
+//
+// Rows that leave the window are encoded: at once (granularity 1) if every stream is grouped per token, in groups of 128
+// if one is grouped per channel; until then they wait in the tail, in f16. A query reads the rows of its own step as they
+// were given, the tail in f16, the rest from codes. In strict mode it reads everything outside the window from codes: the
+// rows that wait are encoded into a page that lasts for this step only.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include <xquant/storage/page.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// How many rows stay where; `granularity` rows are encoded together.
+struct Retention {
+    std::size_t sinks = 0, recent = 0, granularity = 1;
+    bool strict = false;
+
+    /// Body rows that are encoded for good when there are `body` of them.
+    [[nodiscard]] constexpr std::size_t coded(std::size_t body) const noexcept {
+        return body > recent ? (body - recent) / granularity * granularity : 0;
+    }
+};
+
+struct PageFormats {
+    const PageFormat *coded, *rows, *sinks;
+};
+
+/// Rows from a page, or (null) from the step's own rows. The plan's segment lists own the pages.
+struct Piece {
+    Page* page = nullptr;
+    std::size_t begin = 0, count = 0;
+};
+
+/// Rows to be written to slots of a page: `pieces` entries from first_piece on.
+struct Write {
+    Page* page = nullptr;
+    std::size_t slot = 0, count = 0;
+    std::size_t first_piece = 0, pieces = 0;
+};
+
+/// What a sequence is at the start of a step.
+struct SequenceState {
+    Segments segments;
+    std::size_t tokens = 0;
+    std::int64_t next_position = 0;
+};
+
+class StepPlan {
+public:
+    template <class T>
+    using Vector = LedgerVector<T, Purpose::workspace>;
+
+    /// Plans n new tokens, or (n = 0, everything = true) the encoding of all rows outside the window.
+    /// Allocates every page the step will need. Throws std::bad_alloc; the sequence is not touched.
+    StepPlan(Ledger& ledger, const SequenceState& now, std::size_t n, Retention keep, PageFormats formats,
+             bool everything = false)
+        : after(LedgerAllocator<Segment, Purpose::index>(ledger)), reads(LedgerAllocator<Segment, Purpose::workspace>(ledger)),
+          writes(LedgerAllocator<Write, Purpose::workspace>(ledger)), pieces(LedgerAllocator<Piece, Purpose::workspace>(ledger)),
+          tokens(now.tokens + n), next_position(now.next_position + static_cast<std::int64_t>(n)), ledger_(&ledger),
+          now_(&now), formats_(formats) {
+        const std::size_t new_sinks = now.tokens < keep.sinks ? std::min(n, keep.sinks - now.tokens) : 0;
+        const std::size_t waiting = count(Purpose::tail), body = waiting + n - new_sinks;
+        const std::size_t outside = body > keep.recent ? body - keep.recent : 0;
+        const std::size_t coded = everything ? outside : keep.coded(body);
+        const std::size_t before = now.tokens > keep.sinks ? now.tokens - keep.sinks : 0;  // body rows so far
+        const bool extends = keep.granularity == 1;
+
+        copy(Purpose::sinks, 0, after);
+        if (new_sinks > 0) add_sinks(new_sinks);
+        copy(Purpose::codes, 0, after);
+        encode(coded, new_sinks, waiting, extends);
+        copy(Purpose::tail, coded, after);
+        keep_rows(std::max(coded, waiting), body, waiting, before - waiting, new_sinks);
+
+        if (keep.strict) {
+            copy(Purpose::sinks, 0, reads);
+            if (new_sinks > 0) reads.push_back({PageRef{}, 0, new_sinks, now.next_position});
+            for (const Segment& segment : after) {
+                if (segment.page->format().purpose == Purpose::codes) reads.push_back(segment);
+            }
+            encode_for_now(coded, outside, new_sinks, waiting);
+            copy(Purpose::tail, outside, reads);
+            const std::size_t exact = new_sinks + (outside > waiting ? outside - waiting : 0);
+            if (exact < n) reads.push_back({PageRef{}, exact, n, position(exact)});
+        } else {
+            for (const Segment& segment : now.segments) reads.push_back(segment);
+            if (n > 0) reads.push_back({PageRef{}, 0, n, now.next_position});
+        }
+        fit();
+    }
+
+    Segments after;          ///< the sequence once the step is committed
+    Vector<Segment> reads;   ///< what queries see; no page: the step's rows
+    Vector<Write> writes;
+    Vector<Piece> pieces;
+    std::size_t tokens;      ///< once committed
+    std::int64_t next_position;
+
+private:
+    [[nodiscard]] std::int64_t position(std::size_t step_row) const noexcept {
+        return now_->next_position + static_cast<std::int64_t>(step_row);
+    }
+
+    /// Rows of the sequence that lie in pages of one kind.
+    [[nodiscard]] std::size_t count(Purpose purpose) const noexcept {
+        std::size_t rows = 0;
+        for (const Segment& segment : now_->segments) {
+            if (segment.page->format().purpose == purpose) rows += segment.size();
+        }
+        return rows;
+    }
+
+    /// The sequence's segments of one kind, less their first `skip` rows.
+    template <class List>
+    void copy(Purpose purpose, std::size_t skip, List& out) const {
+        for (const Segment& segment : now_->segments) {
+            if (segment.page->format().purpose != purpose) continue;
+            const std::size_t gone = std::min(skip, segment.size());
+            skip -= gone;
+            if (gone < segment.size()) {
+                out.push_back({segment.page, segment.begin + gone, segment.end,
+                               segment.first_position + static_cast<std::int64_t>(gone)});
+            }
+        }
+    }
+
+    /// Slots of `after`'s last segment's page from `slot` on are free and ours to fill.
+    [[nodiscard]] bool can_extend(Purpose purpose, std::size_t slot) const noexcept {
+        if (after.empty()) return false;
+        const Segment& last = after.back();
+        const Segment* owner = nullptr;
+        for (const Segment& segment : now_->segments) {
+            if (segment.page.get() == last.page.get()) owner = &segment;
+        }
+        // Pages opened by this plan are ours. Others may be shared: `after` holds one reference beside the sequence's own.
+        if (last.page->format().purpose != purpose || last.end != slot) return false;
+        if (slot == last.page->format().tokens) return false;
+        return owner == nullptr || (last.page->filled == last.end && last.page->references() == 2);
+    }
+
+    void open(const PageFormat& format, std::size_t slot, std::int64_t first_position) {
+        PageRef page(Page::create(*ledger_, format));
+        after.push_back({std::move(page), slot, slot, first_position});
+    }
+
+    void write(Page* page, std::size_t slot, std::size_t rows, std::size_t body_row, std::size_t new_sinks,
+               std::size_t waiting) {
+        Write out{page, slot, rows, pieces.size(), 0};
+        std::size_t left = rows, at = body_row;
+        // The tail's rows come first, then the step's.
+        std::size_t first = 0;
+        for (const Segment& segment : now_->segments) {
+            if (segment.page->format().purpose != Purpose::tail) continue;
+            if (left > 0 && at >= first && at < first + segment.size()) {
+                const std::size_t take = std::min(left, first + segment.size() - at);
+                pieces.push_back({segment.page.get(), segment.begin + (at - first), take});
+                at += take;
+                left -= take;
+            }
+            first += segment.size();
+        }
+        if (left > 0) pieces.push_back({nullptr, new_sinks + (at - waiting), left});
+        out.pieces = pieces.size() - out.first_piece;
+        writes.push_back(out);
+    }
+
+    void add_sinks(std::size_t new_sinks) {
+        if (!can_extend(Purpose::sinks, now_->tokens)) open(*formats_.sinks, now_->tokens, now_->next_position);
+        Segment& sinks = after.back();
+        writes.push_back({sinks.page.get(), sinks.end, new_sinks, pieces.size(), 1});
+        pieces.push_back({nullptr, 0, new_sinks});
+        sinks.end += new_sinks;
+    }
+
+    /// Position of body row i of those that are not coded yet.
+    [[nodiscard]] std::int64_t body_position(std::size_t i, std::size_t new_sinks, std::size_t waiting) const noexcept {
+        return position(new_sinks) + static_cast<std::int64_t>(i) - static_cast<std::int64_t>(waiting);
+    }
+
+    void encode(std::size_t rows, std::size_t new_sinks, std::size_t waiting, bool extends) {
+        for (std::size_t done = 0; done < rows;) {
+            const bool more = extends && !after.empty() && can_extend(Purpose::codes, after.back().end);
+            if (!more) open(*formats_.coded, 0, body_position(done, new_sinks, waiting));
+            Segment& segment = after.back();
+            const std::size_t take = std::min(rows - done, coded_page_tokens - segment.end);
+            write(segment.page.get(), segment.end, take, done, new_sinks, waiting);
+            segment.end += take;
+            done += take;
+        }
+    }
+
+    /// Strict mode: rows from .. to are read from codes in this step, but stay in the tail.
+    void encode_for_now(std::size_t from, std::size_t to, std::size_t new_sinks, std::size_t waiting) {
+        if (from == to) return;
+        const PageRef page(Page::create(*ledger_, *formats_.coded));
+        write(page.get(), 0, to - from, from, new_sinks, waiting);
+        reads.push_back({page, 0, to - from, body_position(from, new_sinks, waiting)});
+    }
+
+    /// New rows from .. to stay in f16. Row i of the body lives in slot i % 32, wherever it came from.
+    void keep_rows(std::size_t from, std::size_t to, std::size_t waiting, std::size_t coded_before, std::size_t new_sinks) {
+        for (std::size_t done = from; done < to;) {
+            const std::size_t slot = (coded_before + done) % row_page_tokens;
+            if (!can_extend(Purpose::tail, slot)) open(*formats_.rows, slot, body_position(done, new_sinks, waiting));
+            Segment& segment = after.back();
+            const std::size_t take = std::min(to - done, row_page_tokens - slot);
+            write(segment.page.get(), slot, take, done, new_sinks, waiting);
+            segment.end += take;
+            done += take;
+        }
+    }
+
+    /// Gives `after` the capacity that its length calls for, whatever way it grew.
+    void fit() {
+        Segments fitted(after.get_allocator());
+        fitted.reserve(round_up(after.size(), segment_step));
+        for (Segment& segment : after) fitted.push_back(std::move(segment));
+        after = std::move(fitted);
+    }
+
+    Ledger* ledger_;
+    const SequenceState* now_;
+    PageFormats formats_;
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

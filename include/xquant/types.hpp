@@ -1,0 +1,123 @@
+// Plain types that cross the library's interface: 16-bit floats and views of rows.
+//
+// Data types here do not depend on compiler flags and may cross translation units. The conversions are code and live in
+// the ABI namespace.
+#pragma once
+
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include <xquant/config.hpp>
+
+namespace xquant {
+
+/// IEEE 754 binary16, stored.
+struct f16 {
+    std::uint16_t bits = 0;
+    friend bool operator==(f16, f16) = default;
+};
+
+/// The upper half of a binary32, stored.
+struct bf16 {
+    std::uint16_t bits = 0;
+    friend bool operator==(bf16, bf16) = default;
+};
+
+static_assert(sizeof(f16) == 2 && sizeof(bf16) == 2);
+static_assert(std::is_trivially_copyable_v<f16> && std::is_trivially_copyable_v<bf16>);
+
+/// The largest finite f16.
+inline constexpr float f16_max = 65504.0F;
+
+enum class DType : std::uint8_t { f32, f16, bf16 };
+
+constexpr std::size_t size_of(DType type) noexcept { return type == DType::f32 ? 4 : 2; }
+
+template <class T>
+inline constexpr bool is_element = std::is_same_v<T, float> || std::is_same_v<T, f16> || std::is_same_v<T, bf16>;
+
+template <class T>
+    requires is_element<T>
+inline constexpr DType dtype_of = std::is_same_v<T, float> ? DType::f32
+                                  : std::is_same_v<T, f16> ? DType::f16
+                                                           : DType::bf16;
+
+/// A read-only view of a row-major matrix [rows, cols]; `stride` counts elements from one row to the next.
+struct MatrixView {
+    const void* data = nullptr;
+    std::size_t rows = 0, cols = 0, stride = 0;
+    DType type = DType::f32;
+
+    MatrixView() = default;
+
+    template <class T>
+        requires is_element<T>
+    MatrixView(const T* values, std::size_t row_count, std::size_t col_count, std::size_t row_stride = 0) noexcept
+        : data(values), rows(row_count), cols(col_count), stride(row_stride ? row_stride : col_count),
+          type(dtype_of<T>) {}
+
+    [[nodiscard]] bool empty() const noexcept { return data == nullptr; }
+
+    /// Row i.
+    [[nodiscard]] const void* row(std::size_t i) const noexcept {
+        return static_cast<const std::byte*>(data) + i * stride * size_of(type);
+    }
+};
+
+inline namespace XQUANT_ABI_NS {
+
+/// Exact. Written without branches so that loops over it vectorize.
+inline float to_float(f16 half) noexcept {
+    const std::uint32_t sign = (half.bits & 0x8000U) << 16U;
+    const std::uint32_t rest = (half.bits & 0x7FFFU) << 13U;
+    // The exponent's bias differs by 112. Scaling by 2^112 moves it and makes subnormals normal.
+    const auto finite = std::bit_cast<std::uint32_t>(std::bit_cast<float>(rest) * 0x1p112F);
+    const std::uint32_t magnitude = rest >= (0x7C00U << 13U) ? (rest | 0x7F800000U) : finite;
+    return std::bit_cast<float>(magnitude | sign);
+}
+
+/// Rounds to nearest, ties to even. Beyond 65520: infinity.
+inline f16 to_f16(float value) noexcept {
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    const std::uint32_t magnitude = bits & 0x7FFFFFFFU;
+    // Below 2^-14 the result is subnormal: adding 0.5 leaves exactly the 10 bits that f16 keeps at the bottom.
+    const auto subnormal =
+        std::bit_cast<std::uint32_t>(std::bit_cast<float>(magnitude < 0x38800000U ? magnitude : 0U) + 0.5F) -
+        0x3F000000U;
+    const std::uint32_t normal = (magnitude + 0xFFFU + ((magnitude >> 13U) & 1U) - (112U << 23U)) >> 13U;
+    const std::uint32_t special = magnitude > 0x7F800000U ? 0x7E00U : 0x7C00U;
+    std::uint32_t half = magnitude < 0x38800000U ? subnormal : normal;
+    half = magnitude >= 0x47800000U ? special : half;
+    return f16{static_cast<std::uint16_t>(half | ((bits >> 16U) & 0x8000U))};
+}
+
+inline float to_float(bf16 value) noexcept {
+    return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16U);
+}
+
+/// Rounds to nearest, ties to even.
+inline bf16 to_bf16(float value) noexcept {
+    const auto bits = std::bit_cast<std::uint32_t>(value);
+    if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return bf16{static_cast<std::uint16_t>((bits >> 16U) | 0x40U)};
+    return bf16{static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16U) & 1U)) >> 16U)};
+}
+
+inline float to_float(float value) noexcept { return value; }
+
+/// The value a float has after it was stored as f16.
+inline float round_to_f16(float value) noexcept { return to_float(to_f16(value)); }
+
+/// Copy n elements of any type to f32.
+inline void load_row(const void* source, DType type, std::size_t n, float* XQUANT_RESTRICT out) noexcept {
+    const auto copy = [&](const auto* XQUANT_RESTRICT in) {
+        for (std::size_t i = 0; i < n; ++i) out[i] = to_float(in[i]);
+    };
+    if (type == DType::f32) copy(static_cast<const float*>(source));
+    if (type == DType::f16) copy(static_cast<const f16*>(source));
+    if (type == DType::bf16) copy(static_cast<const bf16*>(source));
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

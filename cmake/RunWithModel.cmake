@@ -1,0 +1,12 @@
+# cmake -DPROGRAM=<test> -DFILTER=<tags> -P RunWithModel.cmake: runs a test that reads the model named by XQUANT_MODEL.
+if("$ENV{XQUANT_MODEL}" STREQUAL "" OR NOT EXISTS "$ENV{XQUANT_MODEL}")
+  if("$ENV{CI}" STREQUAL "true")
+    message(FATAL_ERROR "XQUANT_MODEL names no file; with CI=true that is an error")
+  endif()
+  message("xquant: SKIPPED, no model: set XQUANT_MODEL to what tools/get-model prints")
+  return()
+endif()
+execute_process(COMMAND "${PROGRAM}" ${FILTER} RESULT_VARIABLE result)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "${PROGRAM}: ${result}")
+endif()

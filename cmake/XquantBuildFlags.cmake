@@ -1,0 +1,31 @@
+# xquant_build_flags: what our own tests, benchmarks and examples are compiled with. Never part of xquant::xquant, never
+# installed.
+add_library(xquant_build_flags INTERFACE)
+
+if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
+  target_compile_options(xquant_build_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    # g++ 12 says maybe-uninitialized about its own AVX-512 intrinsics, wherever Eigen uses them.
+    target_compile_options(xquant_build_flags INTERFACE -Wno-maybe-uninitialized)
+  else()
+    # clang counts it to -Wconversion, g++ does not.
+    target_compile_options(xquant_build_flags INTERFACE -Wno-sign-conversion)
+  endif()
+  if(XQUANT_WERROR)
+    target_compile_options(xquant_build_flags INTERFACE -Werror)
+  endif()
+  if(XQUANT_NATIVE)
+    target_compile_options(xquant_build_flags INTERFACE -march=native)
+  endif()
+  if(XQUANT_SANITIZE)
+    set(xquant_sanitizer_flags -fsanitize=${XQUANT_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)
+    target_compile_options(xquant_build_flags INTERFACE ${xquant_sanitizer_flags})
+    target_link_options(xquant_build_flags INTERFACE ${xquant_sanitizer_flags})
+  endif()
+elseif(XQUANT_NATIVE OR XQUANT_SANITIZE OR XQUANT_WERROR)
+  message(FATAL_ERROR "XQUANT_NATIVE, XQUANT_SANITIZE and XQUANT_WERROR know g++ and clang++ only")
+endif()
+
+if(XQUANT_FORCE_SCALAR)
+  target_compile_definitions(xquant_build_flags INTERFACE XQUANT_FORCE_SCALAR=1)
+endif()

@@ -4,5 +4,6 @@
 #pragma once
 
 #include <xquant/cache.hpp>
+#include <xquant/preset.hpp>
 #include <xquant/stages.hpp>
 #include <xquant/version.hpp>

@@ -97,10 +97,10 @@ private:
         return floats;
     }
 
-    const float* keep(const std::vector<float>& values) {
-        if (values.empty()) return nullptr;
+    const float* keep(const std::vector<float>& source) {
+        if (source.empty()) return nullptr;
         const std::size_t at = floats_.size();
-        floats_.insert(floats_.end(), values.begin(), values.end());
+        floats_.insert(floats_.end(), source.begin(), source.end());
         return floats_.data() + at;
     }
 

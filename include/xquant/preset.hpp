@@ -1,0 +1,47 @@
+// Named caches. Each is an XCache with its policies chosen; take one, or read it as an example of how they combine.
+//
+// Bits are per value with the scales of groups of 128 counted. KLD is the mean Kullback-Leibler divergence from the exact
+// cache on SmolLM2-135M-Instruct (30 layers, D 576, 9 heads, 3 kv heads), 4 sinks, no recent window, the strict case;
+// docs/accuracy.md has the table and the command.
+#pragma once
+
+#include <xquant/cache.hpp>
+
+namespace xquant::preset {
+inline namespace XQUANT_ABI_NS {
+
+/// X itself per token. The paper's form for MHA.
+template <unsigned Bits>
+using plain_x = XCache<Quantizer<Bits>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
+
+/// X rotated per token; less its mean where Layer::mean is given.
+template <unsigned Bits>
+using rotated_x = XCache<Quantizer<Bits>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>>;
+
+/// Latents of W_k per channel and of W_v per token. The paper's form for GQA. Needs <xquant/projection/svd.hpp>.
+template <unsigned Bits>
+using split_svd = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<SplitSvd>>;
+
+/// A latent for each key head per channel, rotated V per token. Needs <xquant/projection/svd.hpp>.
+template <unsigned Bits>
+using head_svd = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>;
+
+/// K before RoPE per channel and V per token: KIVI* of the paper.
+template <unsigned Bits>
+using kivi = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope>>>;
+
+/// K after RoPE and V, unquantized: the ordinary cache.
+using f16_kv = XCache<Unquantized<f16>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
+
+/// ggml's 8-bit and 4-bit caches, the latter also with each head rotated by a Hadamard matrix.
+using q8_0 = XCache<GgmlQ8_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
+using q4_0 = XCache<GgmlQ4_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
+using q4_0_hadamard = XCache<GgmlQ4_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
+
+/// The default for MHA: 4.25 bits a value, half as many values as K and V have.
+using mha4 = rotated_x<4>;
+/// The default for GQA and MQA: 4.3 bits a value of K and V.
+using gqa4 = head_svd<4>;
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::preset

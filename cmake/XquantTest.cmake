@@ -1,8 +1,8 @@
 # xquant_test(<name> SOURCES <a.cpp> ... [LIBS <target> ...] [LABELS <label> ...] [TAGS <tag> ...] [TIMEOUT <seconds>])
 #
 # One program of Catch2 tests, bin/test_<name>, and a ctest test "<folder>.<name>" that runs it (just "<name>" where the
-# folder has that name). Its labels are the folder below tests/ and LABELS. Test cases with one of the Catch2 TAGS run on their own instead, as "<folder>.<name>.<tag>" with
-# label <tag>. Two labels mean something:
+# folder has that name). Its labels are the folder below tests/ and LABELS. Test cases with one of the Catch2 TAGS run on
+# their own instead, as "<folder>.<name>.<tag>" with label <tag>. Two labels mean something:
 #
 #   threads   tools/test runs these under ThreadSanitizer, too
 #   model     reads the model that the environment variable XQUANT_MODEL names. Skipped, loudly, where there is none; an

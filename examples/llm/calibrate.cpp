@@ -9,52 +9,54 @@ namespace {
 
 /// The exact cache, with an ear on what is appended.
 class Listener final : public AttentionCache {
- public:
-  Listener(const Model& model, ThreadPool& pool, std::size_t skip)
-      : skip_(skip), cache_(make_exact_cache(model, pool)), sums_(model.config().layers, std::vector<double>(model.config().width)) {}
+public:
+    Listener(const Model& model, ThreadPool& pool, std::size_t skip)
+        : skip_(skip),
+          cache_(make_exact_cache(model, pool)),
+          sums_(model.config().layers, std::vector<double>(model.config().width)) {}
 
-  const std::vector<std::vector<double>>& sums() const { return sums_; }
+    const std::vector<std::vector<double>>& sums() const { return sums_; }
 
-  void reset() override { cache_->reset(); }
-  void begin(std::size_t n) override { cache_->begin(step_ = n); }
-  void append(std::size_t layer, const float* x) override {
-    std::vector<double>& sum = sums_[layer];
-    const std::size_t first = cache_->size();
-    for (std::size_t t = 0; t < step_; ++t)
-      if (first + t >= skip_)
-        for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(x[t * sum.size() + i]);
-    cache_->append(layer, x);
-  }
-  void attend(std::size_t layer, const float* q, float* out) override { cache_->attend(layer, q, out); }
-  void commit() override { cache_->commit(); }
-  void seal() override { cache_->seal(); }
-  std::size_t size() const override { return cache_->size(); }
-  double bits_per_token_layer() const override { return cache_->bits_per_token_layer(); }
-  CacheBytes bytes() const override { return cache_->bytes(); }
+    void reset() override { cache_->reset(); }
+    void begin(std::size_t n) override { cache_->begin(step_ = n); }
+    void append(std::size_t layer, const float* x) override {
+        std::vector<double>& sum = sums_[layer];
+        const std::size_t first = cache_->size();
+        for (std::size_t t = 0; t < step_; ++t)
+            if (first + t >= skip_)
+                for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(x[t * sum.size() + i]);
+        cache_->append(layer, x);
+    }
+    void attend(std::size_t layer, const float* q, float* out) override { cache_->attend(layer, q, out); }
+    void commit() override { cache_->commit(); }
+    void seal() override { cache_->seal(); }
+    std::size_t size() const override { return cache_->size(); }
+    double bits_per_token_layer() const override { return cache_->bits_per_token_layer(); }
+    CacheBytes bytes() const override { return cache_->bytes(); }
 
- private:
-  std::size_t skip_, step_ = 0;
-  std::unique_ptr<AttentionCache> cache_;
-  std::vector<std::vector<double>> sums_;  // [L][D]
+private:
+    std::size_t skip_, step_ = 0;
+    std::unique_ptr<AttentionCache> cache_;
+    std::vector<std::vector<double>> sums_;  // [L][D]
 };
 
 }  // namespace
 
-std::vector<std::vector<float>> calibrate(const Model& model, std::span<const Token> ids, std::size_t context, ThreadPool& pool,
-                                          std::size_t skip) {
-  Listener listener(model, pool, skip);
-  const std::size_t chunks = ids.size() / context;
-  for (std::size_t chunk = 0; chunk < chunks; ++chunk) {
-    listener.reset();
-    model.forward(ids.subspan(chunk * context, context), listener, pool);
-  }
-  const double counted = static_cast<double>(chunks * (context - skip));
-  std::vector<std::vector<float>> mean;
-  for (const auto& sum : listener.sums()) {
-    auto& of_layer = mean.emplace_back();
-    for (const double value : sum) of_layer.push_back(static_cast<float>(value / counted));
-  }
-  return mean;
+std::vector<std::vector<float>> calibrate(const Model& model, std::span<const Token> ids, std::size_t context,
+                                          ThreadPool& pool, std::size_t skip) {
+    Listener listener(model, pool, skip);
+    const std::size_t chunks = ids.size() / context;
+    for (std::size_t chunk = 0; chunk < chunks; ++chunk) {
+        listener.reset();
+        model.forward(ids.subspan(chunk * context, context), listener, pool);
+    }
+    const double counted = static_cast<double>(chunks * (context - skip));
+    std::vector<std::vector<float>> mean;
+    for (const auto& sum : listener.sums()) {
+        auto& of_layer = mean.emplace_back();
+        for (const double value : sum) of_layer.push_back(static_cast<float>(value / counted));
+    }
+    return mean;
 }
 
 }  // namespace llm

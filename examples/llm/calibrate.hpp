@@ -9,9 +9,9 @@
 
 namespace llm {
 
-/// ids: chunks of `context` tokens, each a context of its own. The first `skip` tokens of each are left out: their x is far from
-/// all others'. Returns [L][D].
-std::vector<std::vector<float>> calibrate(const Model& model, std::span<const Token> ids, std::size_t context, ThreadPool& pool,
-                                          std::size_t skip = 4);
+/// ids: chunks of `context` tokens, each a context of its own. The first `skip` tokens of each are left out: their x is
+/// far from all others'. Returns [L][D].
+std::vector<std::vector<float>> calibrate(const Model& model, std::span<const Token> ids, std::size_t context,
+                                          ThreadPool& pool, std::size_t skip = 4);
 
 }  // namespace llm

@@ -15,17 +15,17 @@
 namespace llm {
 
 struct Predictions {
-  std::vector<double> nll, kld;   // of each scored position
-  std::size_t same = 0;           // positions with the same top-1
+    std::vector<double> nll, kld;  // of each scored position
+    std::size_t same = 0;          // positions with the same top-1
 
-  double perplexity() const;              // exp(mean nll)
-  double kld_mean() const;
-  double kld_quantile(double q) const;    // linear between the neighbouring ranks
-  double top1() const;                    // share of positions with the same top-1
+    double perplexity() const;  // exp(mean nll)
+    double kld_mean() const;
+    double kld_quantile(double q) const;  // linear between the neighbouring ranks
+    double top1() const;                  // share of positions with the same top-1
 };
 
-/// Adds the n - 1 positions of one context. ids [n]; hidden, exact: hidden states [n, D]. Logits are made block by block, so
-/// that only 2 * 128 * vocabulary of them are in memory.
+/// Adds the n - 1 positions of one context. ids [n]; hidden, exact: hidden states [n, D]. Logits are made block by
+/// block, so that only 2 * 128 * vocabulary of them are in memory.
 void compare(const Model& model, std::span<const Token> ids, const float* hidden, const float* exact, ThreadPool& pool,
              Predictions& into);
 

@@ -6,7 +6,7 @@
 namespace llm {
 
 struct Error : std::runtime_error {
-  using std::runtime_error::runtime_error;
+    using std::runtime_error::runtime_error;
 };
 
 }  // namespace llm

@@ -11,21 +11,22 @@
 namespace llm {
 
 struct GenerateOptions {
-  std::string model, prompt, scheme = "svd_head4";
-  std::size_t tokens = 128;                 // to generate at most
-  double temperature = 0;
-  std::uint64_t seed = 1;
-  bool chat = false;
-  std::string system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";  // of SmolLM2's own template
-  std::size_t sinks = 4, tail = 128;        // tokens kept in f16
-  std::size_t threads = 0;                  // 0: as many as the machine has
+    std::string model, prompt, scheme = "svd_head4";
+    std::size_t tokens = 128;  // to generate at most
+    double temperature = 0;
+    std::uint64_t seed = 1;
+    bool chat = false;
+    std::string system =
+        "You are a helpful AI assistant named SmolLM, trained by Hugging Face";  // of SmolLM2's own template
+    std::size_t sinks = 4, tail = 128;                                           // tokens kept in f16
+    std::size_t threads = 0;                                                     // 0: as many as the machine has
 };
 
 /// Text to stdout as it comes, figures to stderr. Throws llm::Error.
 void generate(const GenerateOptions& options);
 
-/// One question in ChatML, SmolLM2's template, up to where the answer starts. Names of special tokens inside `system` and `user`
-/// stay plain text.
+/// One question in ChatML, SmolLM2's template, up to where the answer starts. Names of special tokens inside `system`
+/// and `user` stay plain text.
 std::vector<Token> chat_prompt(const Tokenizer& tokenizer, const std::string& system, const std::string& user);
 
 }  // namespace llm

@@ -17,10 +17,10 @@
 namespace llm {
 
 struct GgmlType {
-  const char* name;
-  std::size_t block_values;  // values in a block
-  std::size_t block_bytes;
-  void (*expand)(const std::byte* block, float* out, std::size_t blocks);  // [blocks] -> [blocks * block_values]
+    const char* name;
+    std::size_t block_values;  // values in a block
+    std::size_t block_bytes;
+    void (*expand)(const std::byte* block, float* out, std::size_t blocks);  // [blocks] -> [blocks * block_values]
 };
 
 /// The type with ggml's number, or nullptr if this engine can't read it.

@@ -6,27 +6,30 @@
 namespace llm {
 
 void multiply(const float* x, std::size_t n, const Matrix& weights, float* y, ThreadPool& pool) {
-  using ColumnMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic>;
-  using Index = Eigen::Index;
-  const std::size_t in = weights.columns, out = weights.rows;
-  if (n == 0 || out == 0) return;
-  // A row-major [n, in] is a column-major [in, n]: Y = W X with W' as stored.
-  const std::size_t tile_rows = n <= 192 ? n : 128;
-  const std::size_t tile_out = n <= 192 ? std::clamp<std::size_t>(out / 16, 32, 1024) : std::min<std::size_t>(out, 2048);
-  const std::size_t tiles_out = (out + tile_out - 1) / tile_out, tiles_rows = (n + tile_rows - 1) / tile_rows;
-  pool.parallel_for(tiles_out * tiles_rows, [&](std::size_t tile) {
-    const std::size_t row = tile / tiles_out * tile_rows, first = tile % tiles_out * tile_out;
-    const auto rows = static_cast<Index>(std::min(tile_rows, n - row)), outs = static_cast<Index>(std::min(tile_out, out - first));
-    const Eigen::Map<const ColumnMajor> W(weights.values.data() + first * in, static_cast<Index>(in), outs);
-    if (rows == 1) {
-      const Eigen::Map<const Eigen::VectorXf> X(x + row * in, static_cast<Index>(in));
-      Eigen::Map<Eigen::VectorXf>(y + row * out + first, outs).noalias() = W.transpose() * X;
-      return;
-    }
-    const Eigen::Map<const ColumnMajor> X(x + row * in, static_cast<Index>(in), rows);
-    Eigen::Map<ColumnMajor, 0, Eigen::OuterStride<>> Y(y + row * out + first, outs, rows, Eigen::OuterStride<>(static_cast<Index>(out)));
-    Y.noalias() = W.transpose() * X;
-  });
+    using ColumnMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic>;
+    using Index = Eigen::Index;
+    const std::size_t in = weights.columns, out = weights.rows;
+    if (n == 0 || out == 0) return;
+    // A row-major [n, in] is a column-major [in, n]: Y = W X with W' as stored.
+    const std::size_t tile_rows = n <= 192 ? n : 128;
+    const std::size_t tile_out =
+        n <= 192 ? std::clamp<std::size_t>(out / 16, 32, 1024) : std::min<std::size_t>(out, 2048);
+    const std::size_t tiles_out = (out + tile_out - 1) / tile_out, tiles_rows = (n + tile_rows - 1) / tile_rows;
+    pool.parallel_for(tiles_out * tiles_rows, [&](std::size_t tile) {
+        const std::size_t row = tile / tiles_out * tile_rows, first = tile % tiles_out * tile_out;
+        const auto rows = static_cast<Index>(std::min(tile_rows, n - row)),
+                   outs = static_cast<Index>(std::min(tile_out, out - first));
+        const Eigen::Map<const ColumnMajor> W(weights.values.data() + first * in, static_cast<Index>(in), outs);
+        if (rows == 1) {
+            const Eigen::Map<const Eigen::VectorXf> X(x + row * in, static_cast<Index>(in));
+            Eigen::Map<Eigen::VectorXf>(y + row * out + first, outs).noalias() = W.transpose() * X;
+            return;
+        }
+        const Eigen::Map<const ColumnMajor> X(x + row * in, static_cast<Index>(in), rows);
+        Eigen::Map<ColumnMajor, 0, Eigen::OuterStride<>> Y(y + row * out + first, outs, rows,
+                                                           Eigen::OuterStride<>(static_cast<Index>(out)));
+        Y.noalias() = W.transpose() * X;
+    });
 }
 
 }  // namespace llm

@@ -13,8 +13,8 @@
 namespace llm {
 
 struct Matrix {
-  std::size_t rows = 0, columns = 0;  // out, in
-  std::vector<float> values;          // [rows, columns]
+    std::size_t rows = 0, columns = 0;  // out, in
+    std::vector<float> values;          // [rows, columns]
 };
 
 void multiply(const float* x, std::size_t n, const Matrix& weights, float* y, ThreadPool& pool);

@@ -15,7 +15,10 @@
 namespace {
 
 void add_model(CLI::App& command, std::string& model) {
-  command.add_option("--model", model, "GGUF file, architecture llama")->envname("XQUANT_MODEL")->required()->type_name("FILE");
+    command.add_option("--model", model, "GGUF file, architecture llama")
+        ->envname("XQUANT_MODEL")
+        ->required()
+        ->type_name("FILE");
 }
 
 /// CLI11 2.1 would read -1 as a very large unsigned number.
@@ -23,77 +26,87 @@ std::string not_negative(const std::string& text) { return text.starts_with('-')
 
 template <class T>
 CLI::Option* number(CLI::App& command, const char* name, T& value, const char* help) {
-  return command.add_option(name, value, help)->capture_default_str()->type_name("N")->check(not_negative, "");
+    return command.add_option(name, value, help)->capture_default_str()->type_name("N")->check(not_negative, "");
 }
 
 std::string schemes_help() {
-  std::string help;
-  for (const std::string& name : llm::scheme_names()) help += (help.empty() ? "" : " ") + name;
-  return help;
+    std::string help;
+    for (const std::string& name : llm::scheme_names()) help += (help.empty() ? "" : " ") + name;
+    return help;
 }
 
 void tokenize(const std::string& model, const std::string& text) {
-  const std::string content = llm::read_text(text);
-  std::string out;
-  for (const llm::Token token : llm::Tokenizer(llm::Gguf::open(model)).encode(content)) out += fmt::format("{}\n", token);
-  std::fputs(out.c_str(), stdout);
+    const std::string content = llm::read_text(text);
+    std::string out;
+    for (const llm::Token token : llm::Tokenizer(llm::Gguf::open(model)).encode(content))
+        out += fmt::format("{}\n", token);
+    std::fputs(out.c_str(), stdout);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app{"Runs a Llama model with quantized attention caches.\nSchemes: " + schemes_help()};
-  app.require_subcommand(1);
+    CLI::App app{"Runs a Llama model with quantized attention caches.\nSchemes: " + schemes_help()};
+    app.require_subcommand(1);
 
-  llm::PerplexityOptions p;
-  std::size_t calibrate_offset = 0;
-  CLI::App* perplexity = app.add_subcommand("perplexity", "Compare schemes with the exact f32 cache on a text");
-  add_model(*perplexity, p.model);
-  perplexity->add_option("--text", p.text, "UTF-8 text")->required()->type_name("FILE");
-  number(*perplexity, "--offset", p.offset, "first token of the text to use");
-  number(*perplexity, "--context", p.context, "tokens in a chunk; each chunk is a context of its own");
-  number(*perplexity, "--chunks", p.chunks, "chunks, one after the other");
-  perplexity->add_option("--schemes", p.schemes, "names, separated by commas")->delimiter(',')->capture_default_str()->type_name("A,B,C");
-  number(*perplexity, "--sinks", p.sinks, "first tokens of a chunk that stay exact");
-  number(*perplexity, "--tail", p.tail, "newest tokens that stay exact");
-  number(*perplexity, "--step", p.step, "tokens fed at once; 0: the whole context, or 32 if there is a tail");
-  CLI::Option* calibrate = perplexity->add_option("--calibrate-offset", calibrate_offset,
-                                                  "first of the 2 x context tokens that x*_rot_mean schemes take their mean from "
-                                                  "(default: 100000, in a shorter text 0)")
-                               ->type_name("N")
-                               ->check(not_negative, "");
-  number(*perplexity, "--threads", p.threads, "threads; 0: as many as the machine has");
-  perplexity->add_option("--json", p.json, "also write the figures to this file")->type_name("FILE");
+    llm::PerplexityOptions p;
+    std::size_t calibrate_offset = 0;
+    CLI::App* perplexity = app.add_subcommand("perplexity", "Compare schemes with the exact f32 cache on a text");
+    add_model(*perplexity, p.model);
+    perplexity->add_option("--text", p.text, "UTF-8 text")->required()->type_name("FILE");
+    number(*perplexity, "--offset", p.offset, "first token of the text to use");
+    number(*perplexity, "--context", p.context, "tokens in a chunk; each chunk is a context of its own");
+    number(*perplexity, "--chunks", p.chunks, "chunks, one after the other");
+    perplexity->add_option("--schemes", p.schemes, "names, separated by commas")
+        ->delimiter(',')
+        ->capture_default_str()
+        ->type_name("A,B,C");
+    number(*perplexity, "--sinks", p.sinks, "first tokens of a chunk that stay exact");
+    number(*perplexity, "--tail", p.tail, "newest tokens that stay exact");
+    number(*perplexity, "--step", p.step, "tokens fed at once; 0: the whole context, or 32 if there is a tail");
+    CLI::Option* calibrate =
+        perplexity
+            ->add_option("--calibrate-offset", calibrate_offset,
+                         "first of the 2 x context tokens that x*_rot_mean schemes take their mean from "
+                         "(default: 100000, in a shorter text 0)")
+            ->type_name("N")
+            ->check(not_negative, "");
+    number(*perplexity, "--threads", p.threads, "threads; 0: as many as the machine has");
+    perplexity->add_option("--json", p.json, "also write the figures to this file")->type_name("FILE");
 
-  llm::GenerateOptions g;
-  CLI::App* generate = app.add_subcommand("generate", "Continue a prompt");
-  add_model(*generate, g.model);
-  generate->add_option("--prompt", g.prompt, "text to continue (<|im_start|> and the like count as special tokens), or with --chat a question")->required()->type_name("TEXT");
-  generate->add_option("--scheme", g.scheme, "cache to use")->capture_default_str()->type_name("NAME");
-  number(*generate, "--tokens", g.tokens, "most tokens to generate");
-  number(*generate, "--temperature", g.temperature, "0: always the most likely token")->type_name("X");
-  number(*generate, "--seed", g.seed, "of the random draws, if the temperature isn't 0");
-  generate->add_flag("--chat", g.chat, "use the model's chat template");
-  generate->add_option("--system", g.system, "system prompt of --chat")->capture_default_str()->type_name("TEXT");
-  number(*generate, "--sinks", g.sinks, "first tokens kept in f16");
-  number(*generate, "--tail", g.tail, "newest tokens kept in f16");
-  number(*generate, "--threads", g.threads, "threads; 0: as many as the machine has");
+    llm::GenerateOptions g;
+    CLI::App* generate = app.add_subcommand("generate", "Continue a prompt");
+    add_model(*generate, g.model);
+    generate
+        ->add_option("--prompt", g.prompt,
+                     "text to continue (<|im_start|> and the like count as special tokens), or with --chat a question")
+        ->required()
+        ->type_name("TEXT");
+    generate->add_option("--scheme", g.scheme, "cache to use")->capture_default_str()->type_name("NAME");
+    number(*generate, "--tokens", g.tokens, "most tokens to generate");
+    number(*generate, "--temperature", g.temperature, "0: always the most likely token")->type_name("X");
+    number(*generate, "--seed", g.seed, "of the random draws, if the temperature isn't 0");
+    generate->add_flag("--chat", g.chat, "use the model's chat template");
+    generate->add_option("--system", g.system, "system prompt of --chat")->capture_default_str()->type_name("TEXT");
+    number(*generate, "--sinks", g.sinks, "first tokens kept in f16");
+    number(*generate, "--tail", g.tail, "newest tokens kept in f16");
+    number(*generate, "--threads", g.threads, "threads; 0: as many as the machine has");
 
-  std::string model, text;
-  CLI::App* tokens = app.add_subcommand("tokenize", "Print the token ids of a text, one a line");
-  add_model(*tokens, model);
-  tokens->add_option("--text", text, "UTF-8 text")->required()->type_name("FILE");
+    std::string model, text;
+    CLI::App* tokens = app.add_subcommand("tokenize", "Print the token ids of a text, one a line");
+    add_model(*tokens, model);
+    tokens->add_option("--text", text, "UTF-8 text")->required()->type_name("FILE");
 
-  CLI11_PARSE(app, argc, argv);
-  try {
-    if (*calibrate) p.calibrate_offset = calibrate_offset;
-    if (*perplexity) llm::perplexity(p);
-    if (*generate) llm::generate(g);
-    if (*tokens) tokenize(model, text);
-  } catch (const std::exception& error) {
-    std::fflush(stdout);
-    fmt::print(stderr, "xquant-llm: {}\n", error.what());
-    return 1;
-  }
-  return 0;
+    CLI11_PARSE(app, argc, argv);
+    try {
+        if (*calibrate) p.calibrate_offset = calibrate_offset;
+        if (*perplexity) llm::perplexity(p);
+        if (*generate) llm::generate(g);
+        if (*tokens) tokenize(model, text);
+    } catch (const std::exception& error) {
+        std::fflush(stdout);
+        fmt::print(stderr, "xquant-llm: {}\n", error.what());
+        return 1;
+    }
+    return 0;
 }

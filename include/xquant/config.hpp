@@ -2,7 +2,7 @@
 //
 // Yours to set:   XQUANT_FORCE_SCALAR   use the scalar backend whatever the flags allow
 //                 XQUANT_ALLOW_FAST_MATH  accept that -ffast-math changes stored bytes
-// Ours:           XQUANT_ABI_NS, XQUANT_RESTRICT
+// Ours:           XQUANT_ABI_NS, XQUANT_RESTRICT, XQUANT_NOINLINE
 //
 // All code (not data) lives in an inline namespace named after the instruction set the translation unit may use. Two
 // translation units with different -m flags then get two sets of functions instead of one set picked by the linker.
@@ -25,10 +25,13 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define XQUANT_RESTRICT __restrict__
+#define XQUANT_NOINLINE __attribute__((noinline))
 #elif defined(_MSC_VER)
 #define XQUANT_RESTRICT __restrict
+#define XQUANT_NOINLINE __declspec(noinline)
 #else
 #define XQUANT_RESTRICT
+#define XQUANT_NOINLINE
 #endif
 
 namespace xquant {

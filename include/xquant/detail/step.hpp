@@ -16,7 +16,7 @@ namespace detail {
 
 /// Encode the rows that a plan writes, for one stream of one layer. `step_rows` [n, width] are the step's own.
 template <class Backend>
-void run_write(Backend tag, Core& core, const StepPlan& plan, const Write& write, std::size_t layer, std::size_t stream,
+XQUANT_NOINLINE void run_write(Backend tag, Core& core, const StepPlan& plan, const Write& write, std::size_t layer, std::size_t stream,
                const float* step_rows) {
     const MutableStreamView target = write.page->stream(layer, stream);
     const std::size_t width = target.format.width;
@@ -122,20 +122,15 @@ public:
         const PreparedLayer& prepared = core_->layers()[layer];
         expects(x.rows == total_ && x.cols == prepared.shape.width, "x is [tokens of the step, width]");
         expects(!x.empty() && x.stride >= x.cols, "x has no data, or a stride shorter than its rows");
-        project_all(prepared, x, threads);
+        const float* input = static_cast<const float*>(x.data);
+        if (x.type != DType::f32 || x.stride != x.cols) input = load(x);
+        const std::size_t blocks = (total_ + project_step - 1) / project_step;
+        threads.parallel_for(blocks * core_->streams(), [&](std::size_t task) { project_rows(prepared, input, task); });
         check_values(layer);
 
         std::size_t writes = 0;
         for (const Part& part : parts_) writes += part.plan.writes.size();
-        const std::size_t streams = core_->streams();
-        threads.parallel_for(writes * streams, [&](std::size_t task) {
-            std::size_t index = task / streams;
-            const Part* part = parts_.data();
-            while (index >= part->plan.writes.size()) index -= (part++)->plan.writes.size();
-            const std::size_t stream = task % streams;
-            run_write(Backend{}, *core_, part->plan, part->plan.writes[index], layer, stream,
-                      stream_rows(prepared, stream) + part->first_row * prepared.encoders[stream].width);
-        });
+        threads.parallel_for(writes * core_->streams(), [&](std::size_t task) { store(prepared, layer, task); });
         ++next_;
     }
 
@@ -183,6 +178,7 @@ private:
         Partial partial;
     };
 
+    static constexpr std::size_t project_step = 32;  ///< rows projected by one task
     static constexpr std::size_t block_rows = 512;  ///< query rows of a task: more, and its sums leave L2
     static constexpr std::size_t split_rows = 16;   ///< up to this many, tokens are split over tasks
     static constexpr std::size_t split_tiles = 16;  ///< tiles of such a split, 2048 tokens
@@ -214,22 +210,27 @@ private:
         return input_.data();
     }
 
-    template <class Executor>
-    void project_all(const PreparedLayer& layer, const MatrixView& x, Executor&& threads) {
-        constexpr std::size_t rows_at_once = 32;
-        const std::size_t d = layer.shape.width;
-        const float* input = static_cast<const float*>(x.data);
-        if (x.type != DType::f32 || x.stride != x.cols) input = load(x);
-        const std::size_t blocks = (total_ + rows_at_once - 1) / rows_at_once, streams = core_->streams();
-        const RopeView rope = core_->rope(layer);
-        threads.parallel_for(blocks * streams, [&](std::size_t task) {
-            const std::size_t first = task / streams * rows_at_once, n = std::min(rows_at_once, total_ - first);
-            const std::size_t stream = task % streams;
-            const StreamEncoder& encoder = layer.encoders[stream];
-            ScratchPool::Loan scratch(core_->scratch(), backend::project_scratch(d, encoder.width, n));
-            project(Backend{}, encoder, input + first * d, n, d, positions_.data() + first, rope, layer.shape.head_dim,
-                    stream_rows(layer, stream) + first * encoder.width, scratch.data());
-        });
+    // The bodies of tasks are kept out of line: inlined into the loops of different executors, compilers fuse multiplications
+    // and additions differently, and results would depend on the executor in the last bit.
+
+    /// Task (32 rows, stream) of append: rows of the step are projected.
+    XQUANT_NOINLINE void project_rows(const PreparedLayer& layer, const float* input, std::size_t task) {
+        const std::size_t d = layer.shape.width, stream = task % core_->streams();
+        const std::size_t first = task / core_->streams() * project_step, n = std::min(project_step, total_ - first);
+        const StreamEncoder& encoder = layer.encoders[stream];
+        ScratchPool::Loan scratch(core_->scratch(), backend::project_scratch(d, encoder.width, n));
+        project(Backend{}, encoder, input + first * d, n, d, positions_.data() + first, core_->rope(layer),
+                layer.shape.head_dim, stream_rows(layer, stream) + first * encoder.width, scratch.data());
+    }
+
+    /// Task (write, stream) of append: rows go into their page.
+    XQUANT_NOINLINE void store(const PreparedLayer& layer, std::size_t layer_index, std::size_t task) {
+        const std::size_t stream = task % core_->streams();
+        std::size_t index = task / core_->streams();
+        const Part* part = parts_.data();
+        while (index >= part->plan.writes.size()) index -= (part++)->plan.writes.size();
+        run_write(Backend{}, *core_, part->plan, part->plan.writes[index], layer_index, stream,
+                  stream_rows(layer, stream) + part->first_row * layer.encoders[stream].width);
     }
 
     void check_values(std::size_t layer) {
@@ -312,7 +313,7 @@ private:
                 segment.first_position};
     }
 
-    void run(const Task& task) {
+    XQUANT_NOINLINE void run(const Task& task) {
         const AttendTask& attend = task.attend;
         clear_partial(Backend{}, task.partial, attend.rows * attend.group, task.width);
         ScratchPool::Loan scratch(core_->scratch(),
@@ -328,7 +329,7 @@ private:
     }
 
     /// Merges the splits of a task in order and writes its rows.
-    void finish(std::size_t index, float* out, std::size_t out_stride) {
+    XQUANT_NOINLINE void finish(std::size_t index, float* out, std::size_t out_stride) {
         const Task& task = tasks_[index];
         if (task.splits == 0) return;
         const AttendTask& attend = task.attend;

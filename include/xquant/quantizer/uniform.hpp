@@ -43,16 +43,16 @@ struct Quantizer {
     /// x [n] -> codes [n], and the scale and zero they go with; n is Group or less, x finite and within f16.
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
         if constexpr (std::is_same_v<Scale, MinMax>) {
-            const GroupScale group_scale = scale_for(range_of(x));
-            encode_affine(x, group_scale, top, codes);
-            return group_scale;
+            const GroupScale found = scale_for(range_of(x));
+            encode_affine(x, found, top, codes);
+            return found;
         } else if constexpr (std::is_same_v<Scale, Symmetric>) {
             const float extreme = extreme_of(x);
             const float magnitude = extreme < 0 ? -extreme : extreme;
             const float scale = round_to_f16(magnitude / (zero_code - 1));
-            const GroupScale group_scale{scale, -zero_code * scale};
-            encode_affine(x, group_scale, top, codes);
-            return group_scale;
+            const GroupScale found{scale, -zero_code * scale};
+            encode_affine(x, found, top, codes);
+            return found;
         } else {
             return search(x, codes);
         }
@@ -92,10 +92,10 @@ private:
     }
 
     // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: fused or not, the sum is the same.
-    static double squared_error(std::span<const float> x, std::span<const std::uint8_t> codes, GroupScale group) noexcept {
+    static double squared_error(std::span<const float> x, std::span<const std::uint8_t> codes, GroupScale trial) noexcept {
         double sum = 0;
         for (std::size_t i = 0; i < x.size(); ++i) {
-            const double difference = (group.zero + group.scale * static_cast<float>(codes[i])) - x[i];
+            const double difference = (trial.zero + trial.scale * static_cast<float>(codes[i])) - x[i];
             sum += difference * difference;
         }
         return sum;

@@ -1,0 +1,244 @@
+/// The GGUF reader: what it reads, what it refuses, and that no damage brings it down.
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "catch.hpp"
+#include "error.hpp"
+#include "ggml_types.hpp"
+#include "gguf.hpp"
+#include "gguf_writer.hpp"
+
+using namespace llm;
+using namespace llm::test;
+
+namespace {
+
+std::string refusal(const Bytes& file) {
+    return message<Error>([&] { Gguf::parse(file, "test.gguf"); });
+}
+
+std::string refusal(const GgufWriter& file) { return refusal(file.bytes()); }
+
+Bytes random_bytes(std::size_t n, unsigned seed) {
+    std::mt19937 random(seed);
+    Bytes bytes(n);
+    for (auto& byte : bytes) byte = static_cast<std::byte>(random() & 255);
+    return bytes;
+}
+
+unsigned at(const Bytes& bytes, std::size_t i) { return std::to_integer<unsigned>(bytes[i]); }
+
+/// f16 by its definition: (-1)^s 2^(e - 15) (1 + m / 1024), subnormal (-1)^s 2^-14 m / 1024
+double naive_half(unsigned low, unsigned high) {
+    const unsigned bits = low | high << 8, exponent = bits >> 10 & 31, mantissa = bits & 1023;
+    const double sign = bits >> 15 ? -1 : 1;
+    if (exponent == 31)
+        return mantissa ? std::numeric_limits<double>::quiet_NaN() : sign * std::numeric_limits<double>::infinity();
+    return exponent ? sign * std::ldexp(1 + mantissa / 1024.0, static_cast<int>(exponent) - 15)
+                    : sign * std::ldexp(mantissa / 1024.0, -14);
+}
+
+/// Value i of a tensor, straight from the format's description.
+double naive_value(std::uint32_t type, const Bytes& data, std::size_t i) {
+    const std::size_t block = i / 32, j = i % 32;
+    const auto code = [&](std::size_t base) { return j < 16 ? at(data, base + j) & 15 : at(data, base + j - 16) >> 4; };
+    const auto half = [&](std::size_t from) { return naive_half(at(data, from), at(data, from + 1)); };
+    switch (type) {
+        case 1:
+            return half(2 * i);
+        case 2:
+            return half(18 * block) * (static_cast<double>(code(18 * block + 2)) - 8);
+        case 3:
+            return half(20 * block) * code(20 * block + 4) + half(20 * block + 2);
+        case 8: {
+            const int stored = static_cast<int>(at(data, 34 * block + 2 + j));
+            return half(34 * block) * (stored < 128 ? stored : stored - 256);
+        }
+        default:
+            FAIL("no such type");
+            return 0;
+    }
+}
+
+/// A file with a bit of everything.
+GgufWriter mixed(std::uint32_t version = 3) {
+    GgufWriter file(version);
+    file.number("u8", 0, std::uint8_t{200}).number("i8", 1, std::int8_t{-100}).number("u16", 2, std::uint16_t{60000});
+    file.number("i16", 3, std::int16_t{-30000}).u32("u32", 4000000000u).number("i32", 5, std::int32_t{-2000000000});
+    file.f32("f32", 1.5f).boolean("bool", true).text("text", "h\u00e9llo").number("u64", 10, std::uint64_t{1} << 63);
+    file.number("i64", 11, std::int64_t{-5}).number("f64", 12, 2.25);
+    file.texts("texts", {"a", "", "ccc"}).numbers("i32s", 5, std::vector<std::int32_t>{1, -2, 3});
+    file.numbers("f32s", 6, std::vector<float>{0.5f, -1}).numbers("bools", 7, std::vector<std::uint8_t>{1, 0, 1});
+    file.numbers("none", 10, std::vector<std::uint64_t>{});
+    file.tensor("vector", {3}, {1, 2, 3})
+        .tensor("q8", {64, 2}, 8, random_bytes(4 * 34, 3))
+        .tensor("q4", {32}, 3, random_bytes(20, 4));
+    return file;
+}
+
+}  // namespace
+
+TEST_CASE("metadata of every type is read", "[gguf]") {
+    const auto version = GENERATE(2u, 3u);
+    const Gguf file = Gguf::parse(mixed(version).bytes(), "test.gguf");
+    CHECK(file.version() == version);
+    CHECK(file.integer("u8") == 200);
+    CHECK(file.number("i8") == -100);
+    CHECK(file.integer("u16") == 60000);
+    CHECK(file.number("i16") == -30000);
+    CHECK(file.integer("u32") == 4000000000u);
+    CHECK(file.number("i32") == -2000000000);
+    CHECK(file.number("f32") == 1.5);
+    CHECK(file.boolean("bool"));
+    CHECK(file.text("text") == "h\u00e9llo");
+    CHECK(file.integer("u64") == std::uint64_t{1} << 63);
+    CHECK(file.number("i64") == -5);
+    CHECK(file.number("f64") == 2.25);
+    CHECK(file.texts("texts") == std::vector<std::string>{"a", "", "ccc"});
+    CHECK(file.integers("i32s") == std::vector<std::int64_t>{1, -2, 3});
+    CHECK(std::get<std::vector<double>>(file.metadata().at("f32s")) == std::vector<double>{0.5, -1});
+    CHECK(std::get<std::vector<bool>>(file.metadata().at("bools")) == std::vector<bool>{true, false, true});
+    CHECK(file.integers("none").empty());
+    CHECK(file.has("u8"));
+    CHECK_FALSE(file.has("u9"));
+    CHECK(contains(message<Error>([&] { file.integer("u9"); }), "'u9' is missing"));
+    CHECK(contains(message<Error>([&] { file.integer("text"); }), "'text' is not an integer"));
+    CHECK(contains(message<Error>([&] { file.integer("i64"); }), "'i64' is not an integer of 0 or more"));
+    CHECK(contains(message<Error>([&] { file.text("u8"); }), "'u8' is not a text"));
+}
+
+TEST_CASE("tensors expand as their formats say", "[gguf]") {
+    struct Case {
+        std::uint32_t type;
+        std::size_t block_values, block_bytes;
+    };
+    const auto [type, block_values, block_bytes] =
+        GENERATE(Case{1, 1, 2}, Case{2, 32, 18}, Case{3, 32, 20}, Case{8, 32, 34});
+    const std::size_t values = 96 * 5;
+    const Bytes data = random_bytes(values / block_values * block_bytes, type);
+    GgufWriter file;
+    file.tensor("first", {1}, {0}).tensor("x", {96, 5}, type, data);
+    const Gguf gguf = Gguf::parse(file.bytes(), "test.gguf");
+    const TensorHead& head = gguf.tensor("x");
+    REQUIRE(head.shape == std::vector<std::uint64_t>{96, 5});
+    REQUIRE(head.values == values);
+    std::vector<float> out(values);
+    gguf.expand(head, out);
+    for (std::size_t i = 0; i < values; ++i) {
+        const double expected = naive_value(type, data, i);
+        INFO("type " << ggml_type_name(type) << ", value " << i);
+        if (!std::isfinite(expected)) {
+            CHECK_FALSE(std::isfinite(out[i]));
+            continue;
+        }
+        // Q4_1 rounds twice, the others not at all.
+        const double scale =
+            type == 3 ? std::abs(expected) + 16 * std::abs(naive_half(at(data, i / 32 * 20), at(data, i / 32 * 20 + 1)))
+                      : 0;
+        REQUIRE(std::abs(static_cast<double>(out[i]) - expected) <= scale * 0x1p-23);
+    }
+}
+
+TEST_CASE("every f16 becomes the f32 of the same value", "[gguf]") {
+    std::size_t wrong = 0;
+    for (unsigned bits = 0; bits < 65536; ++bits) {
+        const double expected = naive_half(bits & 255, bits >> 8),
+                     got = half_to_float(static_cast<std::uint16_t>(bits));
+        wrong +=
+            !(std::isnan(expected) ? std::isnan(got) : expected == got && std::signbit(expected) == std::signbit(got));
+    }
+    CHECK(wrong == 0);
+}
+
+TEST_CASE("other tensor types are refused by name", "[gguf]") {
+    GgufWriter k, unknown;
+    k.tensor("x", {256}, 13, random_bytes(176, 1));
+    unknown.tensor("y", {256}, 4711, random_bytes(176, 1));
+    CHECK(contains(refusal(k),
+                   "tensor 'x' has type Q5_K, which this reader doesn't know; it reads F32, F16, Q8_0, Q4_0 and Q4_1"));
+    CHECK(contains(refusal(unknown), "tensor 'y' has type number 4711"));
+}
+
+TEST_CASE("wrong files are refused with the reason", "[gguf]") {
+    const auto patched = [](std::size_t where, auto value) {
+        Bytes file = mixed().bytes();
+        std::memcpy(file.data() + where, &value, sizeof value);
+        return refusal(file);
+    };
+    constexpr std::uint64_t huge = std::numeric_limits<std::uint64_t>::max();
+    CHECK(contains(refusal(Bytes{}), "truncated: the magic"));
+    CHECK(contains(patched(0, 'X'), "no GGUF file"));
+    CHECK(contains(patched(4, std::uint32_t{1}), "GGUF version 1"));
+    CHECK(contains(patched(4, std::uint32_t{3u << 24}), "GGUF version 50331648"));  // big-endian
+    CHECK(contains(patched(8, huge), "the tensor list counts 18446744073709551615"));
+    CHECK(contains(patched(16, huge), "the metadata counts 18446744073709551615"));
+    CHECK(contains(patched(24, huge), "truncated: a metadata key"));
+    CHECK(contains(refusal(GgufWriter().raw("k", 99, {})), "metadata 'k' has an unknown type, number 99"));
+    CHECK(contains(refusal(GgufWriter().raw("k", 7, Bytes{std::byte{2}})), "metadata 'k' is a bool of value 2"));
+    CHECK(contains(refusal(GgufWriter().u32("k", 1).u32("k", 1)), "metadata 'k' occurs twice"));
+    const auto array = [](std::uint32_t type, std::uint64_t items) {
+        Bytes bytes;
+        GgufWriter::put(bytes, type);
+        GgufWriter::put(bytes, items);
+        return GgufWriter().raw("k", 9, bytes);
+    };
+    CHECK(contains(refusal(array(9, 1)), "metadata 'k' is an array of arrays"));
+    CHECK(contains(refusal(array(77, 1)), "metadata 'k' is an array of an unknown type, number 77"));
+    for (const std::uint32_t type : {0u, 4u, 6u, 7u, 8u, 10u})
+        CHECK(contains(refusal(array(type, huge)), "metadata 'k' counts"));
+
+    const Bytes row = random_bytes(128, 1);
+    CHECK(contains(refusal(GgufWriter().tensor("x", {}, 0, row)), "tensor 'x' has 0 dimensions"));
+    CHECK(contains(refusal(GgufWriter().tensor("x", {1, 1, 1, 1, 1}, 0, row)), "tensor 'x' has 5 dimensions"));
+    CHECK(contains(refusal(GgufWriter().tensor("x", {0}, 0, row)), "tensor 'x' has an impossible extent, 0"));
+    CHECK(contains(refusal(GgufWriter().tensor("x", {huge}, 0, row)), "tensor 'x' has an impossible extent"));
+    CHECK(contains(refusal(GgufWriter().tensor("x", {1u << 31, 1u << 31, 4}, 0, row)),
+                   "tensor 'x' has an impossible extent"));
+    CHECK(contains(refusal(GgufWriter().tensor("x", {33}, 8, row)),
+                   "tensor 'x' has rows of 33 values, but Q8_0 comes in blocks of 32"));
+    CHECK(contains(refusal(GgufWriter().tensor("x", {1000}, 0, row)), "truncated: tensor 'x'"));
+    CHECK(
+        contains(refusal(GgufWriter().tensor_at("x", {32}, 0, 16, row)), "tensor 'x' starts at 16, no multiple of 32"));
+    CHECK(contains(refusal(GgufWriter().tensor_at("x", {32}, 0, huge - 31, row)), "truncated: tensor 'x'"));
+    CHECK(
+        contains(refusal(GgufWriter().tensor("x", {32}, 0, row).tensor("x", {32}, 0, row)), "tensor 'x' occurs twice"));
+    CHECK(contains(refusal(GgufWriter().tensor("x", {32}, 0, row).tensor_at("y", {32}, 0, 96, row)),
+                   "tensors 'x' and 'y' overlap"));
+    for (const std::uint32_t alignment : {0u, 24u, 1u << 31})
+        CHECK(contains(refusal(GgufWriter().u32("general.alignment", alignment).tensor("x", {32}, 0, row)),
+                       "'general.alignment'"));
+    CHECK(refusal(GgufWriter(3, 64).u32("general.alignment", 64).tensor("x", {32}, 0, row)).empty());
+    CHECK(contains(message<Error>([] { Gguf::open("no such file.gguf"); }), "no such file.gguf"));
+}
+
+TEST_CASE("a file that ends too early is refused at every length", "[gguf]") {
+    const Bytes file = mixed().bytes();
+    REQUIRE(refusal(file).empty());
+    // The last tensor, 20 bytes, is followed by 12 bytes of padding, which may be missing.
+    for (std::size_t length = 0; length < file.size() - 12; ++length) {
+        INFO("length " << length);
+        REQUIRE_FALSE(refusal(Bytes(file.begin(), file.begin() + static_cast<std::ptrdiff_t>(length))).empty());
+    }
+}
+
+TEST_CASE("flipped bytes give an error or a file, never a crash", "[gguf]") {
+    const Bytes original = mixed().bytes();
+    std::mt19937 random(1);
+    std::size_t refused = 0;
+    for (int round = 0; round < 2000; ++round) {
+        Bytes file = original;
+        for (int flips = 0; flips <= round % 4; ++flips)
+            file[random() % file.size()] ^= static_cast<std::byte>(1 + random() % 255);
+        try {
+            const Gguf gguf = Gguf::parse(file, "test.gguf");
+            for (const auto& [name, head] : gguf.tensors()) {
+                std::vector<float> out(head.values);
+                gguf.expand(head, out);
+            }
+        } catch (const Error&) {
+            ++refused;
+        }
+    }
+    CHECK(refused > 200);
+}

@@ -1,0 +1,93 @@
+/// The engine on SmolLM2-135M-Instruct. XQUANT_MODEL names the GGUF file; XQUANT_TEXT may name a text. Without a model
+/// the test says that it was skipped, and fails where CI=true.
+#include <cmath>
+#include <cstdlib>
+#include <iostream>
+#include <optional>
+#include <string>
+
+#include "catch.hpp"
+#include "compare.hpp"
+#include "exact_cache.hpp"
+#include "gguf.hpp"
+#include "model.hpp"
+#include "tokenizer.hpp"
+
+using namespace llm;
+
+namespace {
+
+std::optional<std::string> environment(const char* name) {
+    const char* value = std::getenv(name);
+    return value && *value ? std::optional<std::string>(value) : std::nullopt;
+}
+
+void skipped(const std::string& what) { std::cerr << "\n*** SKIPPED: " << what << "\n\n"; }
+
+double exact_perplexity(const Model& model, std::span<const Token> ids, std::size_t context, ThreadPool& pool) {
+    const auto cache = make_exact_cache(model, pool);
+    Predictions predictions;
+    for (std::size_t at = 0; at + context <= ids.size(); at += context) {
+        cache->reset();
+        const auto chunk = ids.subspan(at, context);
+        const std::vector<float> hidden = model.forward(chunk, *cache, pool);
+        compare(model, chunk, hidden.data(), hidden.data(), pool, predictions);
+    }
+    return predictions.perplexity();
+}
+
+const std::string paragraph =
+    "The lighthouse stood at the end of a long stone pier, and every evening the keeper walked out to light the lamp. "
+    "In winter the waves "
+    "broke over the wall and froze on the steps, so that he had to hold on to an iron chain. His daughter counted the "
+    "ships that passed.";
+
+}  // namespace
+
+TEST_CASE("SmolLM2 gives the known tokens and perplexity", "[model]") {
+    const auto path = environment("XQUANT_MODEL");
+    if (!path) {
+        if (environment("CI") == "true") FAIL("XQUANT_MODEL is not set, and CI=true");
+        return skipped("the test on the real model, since XQUANT_MODEL is not set");
+    }
+    std::optional<Gguf> gguf = Gguf::open(*path);
+    const Tokenizer tokenizer(*gguf);
+
+    // Made with the tokenizers package.
+    const std::string mixed =
+        "In 2024, it's 3.14 \u2014 na\u00efve caf\u00e9, \u65e5\u672c\u8a9e \U0001f642!\n\n  def f(x):\n\treturn x  # "
+        "don't\r\n";
+    CHECK(tokenizer.encode(mixed) ==
+          std::vector<Token>{788,   216,   34,    32,  34,    36,  28,   357,   506, 216, 35,   30,    33,  36,   1841,
+                             15486, 46494, 37366, 28,  17097, 241, 115,  40993, 179, 120, 248,  47526, 17,  8866, 753,
+                             275,   24,    104,   727, 198,   197, 5406, 1792,  216, 907, 1326, 982,   2738});
+    CHECK(tokenizer.decode(tokenizer.encode(mixed)) == mixed);
+    CHECK(tokenizer.encode("The capital of France is") == std::vector<Token>{504, 3575, 282, 4649, 314});
+
+    ThreadPool pool;
+    const Model model(*gguf);
+    gguf.reset();
+    REQUIRE(model.config().layers == 30);
+    const std::vector<Token> ids = tokenizer.encode(paragraph);
+    const double of_paragraph = exact_perplexity(model, ids, ids.size(), pool);
+    INFO("perplexity of the paragraph " << of_paragraph);
+    CHECK(of_paragraph > 5);
+    CHECK(of_paragraph < 40);
+
+    const auto text_path = environment("XQUANT_TEXT");
+    if (!text_path) return skipped("the real model on a text, since XQUANT_TEXT is not set");
+    const std::string text = read_text(*text_path);
+    const std::vector<Token> tokens = tokenizer.encode(text);
+    CHECK(tokenizer.decode(tokens) == text);
+    if (tokens.size() == 301948) {  // WikiText-2's test text
+        CHECK(std::vector<Token>(tokens.begin(), tokens.begin() + 7) ==
+              std::vector<Token>{446, 6356, 389, 9226, 352, 446, 3717});
+#ifdef NDEBUG
+        const double perplexity = exact_perplexity(model, std::span(tokens).subspan(20000, 2048), 1024, pool);
+        INFO("perplexity " << perplexity);
+        CHECK(std::abs(perplexity / 26.753 - 1) < 0.001);
+#else
+        skipped("the perplexity of WikiText-2, which takes too long in a debug build");
+#endif
+    }
+}

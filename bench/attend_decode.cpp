@@ -25,8 +25,11 @@ struct Case {
     xq::Model model;
 
     Case(const xq::LayerShape& layer, std::size_t tokens)
-        : shape(layer), w_k(bench::rows(layer.kv_width() * layer.width, 2)), w_v(bench::rows(w_k.size(), 3)),
-          x(bench::rows((tokens + 1) * layer.width, 4)), q(bench::rows(layer.heads * layer.head_dim, 5)),
+        : shape(layer),
+          w_k(bench::rows(layer.kv_width() * layer.width, 2)),
+          w_v(bench::rows(w_k.size(), 3)),
+          x(bench::rows((tokens + 1) * layer.width, 4)),
+          q(bench::rows(layer.heads * layer.head_dim, 5)),
           model(xq::Model::uniform(1, layer, xq::Rope::standard(layer.head_dim))) {
         model.layers[0].w_k = xq::MatrixView(w_k.data(), layer.kv_width(), layer.width);
         model.layers[0].w_v = xq::MatrixView(w_v.data(), layer.kv_width(), layer.width);
@@ -92,14 +95,14 @@ void attend_decode(benchmark::State& state, xq::LayerShape shape, std::size_t to
 template <class Cache>
 void add(const std::string& scheme, double bound) {
     const std::pair<const char*, xq::LayerShape> shapes[] = {{"smollm2_135m", {576, 9, 3, 64}},
-                                                              {"llama3_8b", {4096, 32, 8, 128}}};
+                                                             {"llama3_8b", {4096, 32, 8, 128}}};
     for (const auto& [name, shape] : shapes) {
         if (shape.width > 1024 && scheme.starts_with("svd")) continue;  // minutes of SVD
         for (const std::size_t tokens : {std::size_t{512}, std::size_t{4096}}) {
-            benchmark::RegisterBenchmark(("attend_decode/" + scheme + "/" + name + "/" + std::to_string(tokens) + "/" +
-                                          xq::backend::best::name)
-                                             .c_str(),
-                                         attend_decode<Cache>, shape, tokens, bound);
+            benchmark::RegisterBenchmark(
+                ("attend_decode/" + scheme + "/" + name + "/" + std::to_string(tokens) + "/" + xq::backend::best::name)
+                    .c_str(),
+                attend_decode<Cache>, shape, tokens, bound);
         }
     }
 }

@@ -30,7 +30,8 @@ void encode(benchmark::State& state, std::size_t width) {
     xq::QuantizedRows quantized = xq::quantize<Quantizer, Axis>(xq::MatrixView(rows.data(), tokens, width));
     if (!is_right(quantized, rows, 2.0F / (1U << Quantizer::bits))) return state.SkipWithError("wrong values");
     for (auto _ : state) {
-        xq::backend::encode_rows(xq::backend::best{}, quantized.codec(), rows.data(), width, 0, tokens, quantized.view());
+        xq::backend::encode_rows(xq::backend::best{}, quantized.codec(), rows.data(), width, 0, tokens,
+                                 quantized.view());
         benchmark::ClobberMemory();
     }
     state.SetBytesProcessed(static_cast<std::int64_t>(state.iterations() * rows.size() * sizeof(float)));

@@ -19,7 +19,8 @@ int main() {
         return values;
     };
     const std::vector<float> w_k = matrix(512 * 512, 0.04F), w_v = matrix(512 * 512, 0.04F);  // [Hkv * Dh, D]
-    const std::vector<float> x = matrix(n * 512, 1.0F), q = matrix(n * 512, 1.0F);  // inputs after the norm, queries after RoPE
+    const std::vector<float> x = matrix(n * 512, 1.0F),
+                             q = matrix(n * 512, 1.0F);  // inputs after the norm, queries after RoPE
     std::vector<float> out(n * 512);
 
     xq::Model model = xq::Model::uniform(1, shape, xq::Rope::standard(64));
@@ -35,7 +36,7 @@ int main() {
 
     const xq::Bytes bytes = cache.bytes();
     std::printf("%zu tokens in %zu bytes; K and V in f16 take %zu\n", cache.size(sequence), bytes.stored(), n * 2048);
-    std::printf("codes %zu  scales %zu  sinks %zu  tail %zu  index %zu\n", bytes.codes, bytes.scales, bytes.sinks, bytes.tail,
-                bytes.index);
+    std::printf("codes %zu  scales %zu  sinks %zu  tail %zu  index %zu\n", bytes.codes, bytes.scales, bytes.sinks,
+                bytes.tail, bytes.index);
     std::printf("4-bit rows: %.0f bits a token and layer\n", cache.bits_per_token_layer(1024));
 }

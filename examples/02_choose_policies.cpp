@@ -13,7 +13,8 @@ namespace xq = xquant;
 
 namespace {
 
-constexpr std::size_t d = 256, heads = 8, kv_heads = 2, dh = 32, n = 512;  // GQA: X is twice as wide as K and V together
+constexpr std::size_t d = 256, heads = 8, kv_heads = 2, dh = 32,
+                      n = 512;  // GQA: X is twice as wide as K and V together
 
 struct Data {
     std::vector<float> w_k, w_v, x, q;
@@ -67,7 +68,8 @@ int main() {
     using namespace xq;
     const Data data;
     double bits = 0;
-    const auto exact = attend<XCache<Unquantized<float>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>>(data, bits);
+    const auto exact =
+        attend<XCache<Unquantized<float>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>>(data, bits);
     std::printf("%-44s %6.0f bits\n", "exact, X in f32", bits);
 
     show<preset::f16_kv>("K and V in f16", data, exact);
@@ -79,8 +81,8 @@ int main() {
     show<preset::head_svd<4>>("a latent for each key head, V rotated, 4 bits", data, exact);
     show<XCache<Quantizer<4, 32>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>>(
         "  the same in groups of 32", data, exact);
-    show<XCache<PerStream<Quantizer<5>, Quantizer<3>>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>>(
-        "  keys in 5 bits, values in 3", data, exact);
+    show<XCache<PerStream<Quantizer<5>, Quantizer<3>>, Layout<PerChannel, PerToken>, CrossLayer<Off>,
+                Projection<HeadSvd>>>("  keys in 5 bits, values in 3", data, exact);
     show<XCache<Quantizer<2, 32, MinMse>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>>(
         "  2 bits, groups of 32, scales by least error", data, exact);
 }

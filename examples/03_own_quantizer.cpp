@@ -15,11 +15,11 @@ namespace xq = xquant;
 
 struct Nf4 {
     static constexpr unsigned bits = 4, group = 64;
-    static constexpr bool stores_zero = false;   // x ~ scale * levels[code]
+    static constexpr bool stores_zero = false;  // x ~ scale * levels[code]
     static constexpr float zero_code = 0;
-    static constexpr std::array<float, 16> levels{-1.0F,      -0.6961928F, -0.5250731F, -0.3949175F, -0.2844414F, -0.1847734F,
-                                                  -0.0910500F, 0.0F,        0.0795803F,  0.1609302F,  0.2461123F,  0.3379152F,
-                                                  0.4407098F,  0.5626170F,  0.7229568F,  1.0F};
+    static constexpr std::array<float, 16> levels{
+        -1.0F,      -0.6961928F, -0.5250731F, -0.3949175F, -0.2844414F, -0.1847734F, -0.0910500F, 0.0F,
+        0.0795803F, 0.1609302F,  0.2461123F,  0.3379152F,  0.4407098F,  0.5626170F,  0.7229568F,  1.0F};
 
     static xq::GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
         const float scale = xq::round_to_f16(std::abs(xq::extreme_of(x)));
@@ -58,7 +58,8 @@ int main() {
     // It drops into a cache like any other.
     using Cache = xq::XCache<Nf4, xq::Layout<xq::PerToken>, xq::CrossLayer<xq::Off>, xq::Projection<xq::KeyValue<>>>;
     const std::vector<float> w(64 * 512, 0.01F);
-    xq::Model model = xq::Model::uniform(1, {.width = 512, .heads = 1, .kv_heads = 1, .head_dim = 64}, xq::Rope::standard(64));
+    xq::Model model =
+        xq::Model::uniform(1, {.width = 512, .heads = 1, .kv_heads = 1, .head_dim = 64}, xq::Rope::standard(64));
     model.layers[0].w_k = model.layers[0].w_v = xq::MatrixView(w.data(), 64, 512);
     const Cache cache(model);
     std::printf("in a cache: %.0f bits a token and layer\n", cache.bits_per_token_layer(128));

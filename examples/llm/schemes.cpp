@@ -26,7 +26,9 @@ xq::Model describe(const Model& model, const SchemeOptions& options) {
     xq::Model out =
         xq::Model::uniform(config.layers, {config.width, config.heads, config.kv_heads, config.head_dim}, rope);
     for (std::size_t i = 0; i < config.layers; ++i) {
-        const auto view = [](const Matrix& matrix) { return xq::MatrixView(matrix.values.data(), matrix.rows, matrix.columns); };
+        const auto view = [](const Matrix& matrix) {
+            return xq::MatrixView(matrix.values.data(), matrix.rows, matrix.columns);
+        };
         out.layers[i].w_k = view(model.layer(i).W_k);
         out.layers[i].w_v = view(model.layer(i).W_v);
         if (options.mean != nullptr) out.layers[i].mean = (*options.mean)[i].data();
@@ -39,7 +41,9 @@ template <class Cache>
 class LibraryCache final : public AttentionCache {
 public:
     LibraryCache(const Model& model, const SchemeOptions& options)
-        : shape_(model.config()), pool_(options.pool), cache_(describe(model, options), library_options(options)),
+        : shape_(model.config()),
+          pool_(options.pool),
+          cache_(describe(model, options), library_options(options)),
           sequence_(cache_.create()) {}
 
     void reset() override {

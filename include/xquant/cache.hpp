@@ -39,11 +39,14 @@ template <class Quantizer = Quantizer<4, 128>, class Layout = Layout<PerToken>, 
           class Projection = Projection<Rotated>, class Backend = backend::best>
 class XCache {
     using Policy = typename Projection::policy;
-    static_assert(projection_policy<Policy>,
-                  "xquant: the projection needs streams, footprint(layer) and prepare(layer); SplitSvd and HeadSvd need "
-                  "#include <xquant/projection/svd.hpp>");
-    static_assert(cross_layer_policy<typename CrossLayer::rule>, "xquant: the cross-layer rule needs stores_difference");
-    static_assert(!CrossLayer::rule::stores_difference, "xquant: this version stores every layer by itself: CrossLayer<Off>");
+    static_assert(
+        projection_policy<Policy>,
+        "xquant: the projection needs streams, footprint(layer) and prepare(layer); SplitSvd and HeadSvd need "
+        "#include <xquant/projection/svd.hpp>");
+    static_assert(cross_layer_policy<typename CrossLayer::rule>,
+                  "xquant: the cross-layer rule needs stores_difference");
+    static_assert(!CrossLayer::rule::stores_difference,
+                  "xquant: this version stores every layer by itself: CrossLayer<Off>");
     static_assert(Layout::count == 1 || Layout::count == Policy::streams,
                   "xquant: Layout<...> has one axis for all streams, or one for each stream of the projection");
 
@@ -139,7 +142,8 @@ private:
             (all.push_back(detail::make_codec<typename detail::quantizer_of<Quantizer, I>::type,
                                               typename Layout::template axis<I>>(footprint.widths[I])),
              ...);
-        }(std::make_index_sequence<streams>{});
+        }
+        (std::make_index_sequence<streams>{});
         return all;
     }
 

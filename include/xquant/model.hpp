@@ -35,8 +35,7 @@ struct Rope {
     static Rope standard(std::size_t head_dim, double base = 10000.0, RopePairing pairing = RopePairing::interleaved) {
         Rope rope{pairing, std::vector<double>(head_dim / 2)};
         for (std::size_t j = 0; j < head_dim / 2; ++j) {
-            rope.inverse_frequencies[j] =
-                std::pow(base, -2.0 * static_cast<double>(j) / static_cast<double>(head_dim));
+            rope.inverse_frequencies[j] = std::pow(base, -2.0 * static_cast<double>(j) / static_cast<double>(head_dim));
         }
         return rope;
     }
@@ -46,9 +45,9 @@ struct Rope {
 /// One layer: what the engine hands over. The views must stay valid while the cache is constructed, not longer.
 struct Layer {
     LayerShape shape;
-    MatrixView w_k, w_v;        ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them: K = X W^T
+    MatrixView w_k, w_v;  ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them: K = X W^T
     Rope rope;
-    double softmax_scale = 0;   ///< factor of q k^T; 0: 1 / sqrt(Dh)
+    double softmax_scale = 0;     ///< factor of q k^T; 0: 1 / sqrt(Dh)
     const float* mean = nullptr;  ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
 };
 

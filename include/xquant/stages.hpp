@@ -20,7 +20,9 @@ inline namespace XQUANT_ABI_NS {
 class QuantizedRows {
 public:
     QuantizedRows(const StreamCodec& codec, std::size_t rows)
-        : rows_(rows), codec_(codec), codes_(codec.format.code_bytes(rows)),
+        : rows_(rows),
+          codec_(codec),
+          codes_(codec.format.code_bytes(rows)),
           scales_(codec.format.token_blocks(rows) * codec.format.channel_blocks() * codec.format.scales_per_group()) {}
 
     [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
@@ -30,7 +32,8 @@ public:
 
     [[nodiscard]] MutableStreamView view() noexcept {
         f16* scales = scales_.empty() ? nullptr : scales_.data();
-        return {codec_.format, codes_.data(), scales, codec_.format.stores_zero ? scales + scales_.size() / 2 : nullptr};
+        return {codec_.format, codes_.data(), scales,
+                codec_.format.stores_zero ? scales + scales_.size() / 2 : nullptr};
     }
     [[nodiscard]] StreamView view() const noexcept { return read_only(const_cast<QuantizedRows*>(this)->view()); }
 
@@ -46,9 +49,11 @@ private:
 /// Cost    reads 4 n width bytes, writes bytes().
 template <element_policy Quantizer, axis_policy Axis = PerToken, class Backend = backend::best>
 QuantizedRows quantize(const MatrixView& rows) {
-    detail::expects(!rows.empty() && rows.cols > 0 && rows.stride >= rows.cols, "quantize: rows has no data or a bad stride");
+    detail::expects(!rows.empty() && rows.cols > 0 && rows.stride >= rows.cols,
+                    "quantize: rows has no data or a bad stride");
     std::vector<float> values(rows.rows * rows.cols);
-    for (std::size_t i = 0; i < rows.rows; ++i) load_row(rows.row(i), rows.type, rows.cols, values.data() + i * rows.cols);
+    for (std::size_t i = 0; i < rows.rows; ++i)
+        load_row(rows.row(i), rows.type, rows.cols, values.data() + i * rows.cols);
     for (std::size_t i = 0; i < values.size(); ++i) {
         if (!(std::abs(values[i]) <= f16_max)) {
             detail::raise<value_error>("quantize: row " + std::to_string(i / rows.cols) + ", channel " +
@@ -80,7 +85,8 @@ void rematerialize(const QuantizedRows& rows, const HeadPlan& head, std::size_t 
     detail::expects(head.first + head.width <= rows.codec().format.width, "rematerialize: no such channels");
     detail::expects(head.matrix.empty() ? head.width == head_dim : head.matrix.size() == head.width * head_dim,
                     "rematerialize: the matrix is [width, head_dim], or empty with width = head_dim");
-    detail::expects(head.constant.empty() || head.constant.size() == head_dim, "rematerialize: the constant is [head_dim]");
+    detail::expects(head.constant.empty() || head.constant.size() == head_dim,
+                    "rematerialize: the constant is [head_dim]");
     const HeadDecoder decoder{head.stream, head.first, head.width, head.matrix.empty() ? nullptr : head.matrix.data(),
                               head.constant.empty() ? nullptr : head.constant.data()};
     std::vector<float> scratch(backend::rematerialize_scratch(head_dim));

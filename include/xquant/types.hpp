@@ -53,9 +53,13 @@ struct MatrixView {
     MatrixView() = default;
 
     template <class T>
-        requires is_element<T>
-    MatrixView(const T* values, std::size_t row_count, std::size_t col_count, std::size_t row_stride = 0) noexcept
-        : data(values), rows(row_count), cols(col_count), stride(row_stride ? row_stride : col_count),
+        requires is_element<T> MatrixView(const T* values, std::size_t row_count, std::size_t col_count,
+                                          std::size_t row_stride = 0)
+    noexcept
+        : data(values),
+          rows(row_count),
+          cols(col_count),
+          stride(row_stride ? row_stride : col_count),
           type(dtype_of<T>) {}
 
     [[nodiscard]] bool empty() const noexcept { return data == nullptr; }

@@ -24,16 +24,16 @@ struct TokenSpan {
 
 /// The query rows of one sequence in a step, seen from one kv head.
 struct AttendTask {
-    std::span<const TokenSpan> spans;   ///< in order of position
+    std::span<const TokenSpan> spans;  ///< in order of position
     HeadDecoder key, value;
-    RopeView rope;                      ///< no pairs: keys are not turned when read
+    RopeView rope;  ///< no pairs: keys are not turned when read
     std::size_t head_dim = 0;
-    std::size_t rows = 0;               ///< query rows (tokens)
-    std::size_t group = 1;              ///< query heads that share the kv head, H / Hkv
-    std::int64_t first_position = 0;    ///< of row 0; row i sees positions up to first_position + i
-    const float* q = nullptr;           ///< [rows][q_stride], the group's heads side by side
+    std::size_t rows = 0;             ///< query rows (tokens)
+    std::size_t group = 1;            ///< query heads that share the kv head, H / Hkv
+    std::int64_t first_position = 0;  ///< of row 0; row i sees positions up to first_position + i
+    const float* q = nullptr;         ///< [rows][q_stride], the group's heads side by side
     std::size_t q_stride = 0;
-    float scale = 1;                    ///< factor of q k^T
+    float scale = 1;  ///< factor of q k^T
 };
 
 /// A partial result of online softmax: out = sum / total, all relative to exp(maximum).

@@ -44,7 +44,8 @@ class ScratchPool {
 public:
     using Buffer = LedgerVector<float, Purpose::workspace>;
 
-    explicit ScratchPool(Ledger& ledger) : free_(LedgerAllocator<Buffer, Purpose::workspace>(ledger)), ledger_(&ledger) {}
+    explicit ScratchPool(Ledger& ledger)
+        : free_(LedgerAllocator<Buffer, Purpose::workspace>(ledger)), ledger_(&ledger) {}
 
     class Loan {
     public:
@@ -113,13 +114,16 @@ public:
     };
 
     Core(const Options& options, std::size_t layer_count, std::size_t stream_count)
-        : options_(options), ledger_(options.memory), layers_(LedgerAllocator<PreparedLayer, Purpose::weights>(ledger_)),
+        : options_(options),
+          ledger_(options.memory),
+          layers_(LedgerAllocator<PreparedLayer, Purpose::weights>(ledger_)),
           ropes_(LedgerAllocator<RopeTable, Purpose::weights>(ledger_)),
           codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
           coded_(ledger_, Purpose::codes, coded_page_tokens, stream_count),
           rows_(ledger_, Purpose::tail, row_page_tokens, stream_count),
           sinks_(ledger_, Purpose::sinks, options.sinks, stream_count),
-          slots_(LedgerAllocator<Slot, Purpose::index>(ledger_)), scratch_(ledger_) {
+          slots_(LedgerAllocator<Slot, Purpose::index>(ledger_)),
+          scratch_(ledger_) {
         expects(layer_count > 0, "a model needs at least one layer");
         expects(options.sinks <= 4096, "sinks: at most 4096 tokens");
         expects(options.recent <= (std::size_t{1} << 20U), "recent: at most 1048576 tokens");

@@ -9,8 +9,8 @@ namespace detail {
 
 /// `floats(layer)` are the floats of its plan, `codecs(layer)` its streams.
 template <class Floats, class Codecs>
-Bytes predict_bytes(const Model& model, const Options& options, std::size_t tokens, std::size_t streams, Floats&& floats,
-                    Codecs&& codecs) {
+Bytes predict_bytes(const Model& model, const Options& options, std::size_t tokens, std::size_t streams,
+                    Floats&& floats, Codecs&& codecs) {
     Bytes bytes;
     PageSizes coded, rows, sinks;
     coded.total = rows.total = sinks.total = page_header_bytes;
@@ -38,8 +38,7 @@ Bytes predict_bytes(const Model& model, const Options& options, std::size_t toke
     const std::size_t encoded = Retention{options.sinks, options.recent, granularity, options.strict}.coded(body);
     const std::size_t coded_pages = (encoded + coded_page_tokens - 1) / coded_page_tokens;
     // Body row i lives in slot i % 32 of a row page.
-    const std::size_t row_pages =
-        body > encoded ? (body - 1) / row_page_tokens - encoded / row_page_tokens + 1 : 0;
+    const std::size_t row_pages = body > encoded ? (body - 1) / row_page_tokens - encoded / row_page_tokens + 1 : 0;
     const std::size_t sink_pages = tokens > 0 && options.sinks > 0 ? 1 : 0;
 
     const auto add = [&bytes](std::size_t pages, const PageSizes& sizes, std::size_t& purpose) {

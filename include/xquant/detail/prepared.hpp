@@ -24,9 +24,12 @@ class PreparedLayer {
 public:
     /// Throws shape_error if the plan does not fit the layer.
     PreparedLayer(Ledger& ledger, const Layer& layer, LayerPlan plan, std::size_t rope_table)
-        : shape(layer.shape), rope(rope_table), keys_turned(plan.keys_turned),
-          scale(static_cast<float>(layer.softmax_scale > 0 ? layer.softmax_scale
-                                                           : 1.0 / std::sqrt(static_cast<double>(layer.shape.head_dim)))),
+        : shape(layer.shape),
+          rope(rope_table),
+          keys_turned(plan.keys_turned),
+          scale(static_cast<float>(layer.softmax_scale > 0
+                                       ? layer.softmax_scale
+                                       : 1.0 / std::sqrt(static_cast<double>(layer.shape.head_dim)))),
           encoders(LedgerAllocator<StreamEncoder, Purpose::weights>(ledger)),
           keys(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
           values(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
@@ -111,7 +114,8 @@ private:
 class RopeTable {
 public:
     RopeTable(Ledger& ledger, const Rope& rope, std::size_t tokens)
-        : pairing_(rope.pairing), tokens_(tokens),
+        : pairing_(rope.pairing),
+          tokens_(tokens),
           frequencies_(rope.inverse_frequencies.begin(), rope.inverse_frequencies.end(),
                        LedgerAllocator<double, Purpose::weights>(ledger)),
           table_(2 * frequencies_.size() * tokens, LedgerAllocator<float, Purpose::weights>(ledger)) {
@@ -123,8 +127,9 @@ public:
     }
 
     [[nodiscard]] RopeView view() const noexcept {
-        return {pairing_,        frequencies_.size(), tokens_, frequencies_.data(), table_.data(),
-                table_.data() + table_.size() / 2};
+        return {pairing_,      frequencies_.size(),
+                tokens_,       frequencies_.data(),
+                table_.data(), table_.data() + table_.size() / 2};
     }
 
 private:

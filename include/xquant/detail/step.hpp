@@ -16,8 +16,8 @@ namespace detail {
 
 /// Encode the rows that a plan writes, for one stream of one layer. `step_rows` [n, width] are the step's own.
 template <class Backend>
-XQUANT_NOINLINE void run_write(Backend tag, Core& core, const StepPlan& plan, const Write& write, std::size_t layer, std::size_t stream,
-               const float* step_rows) {
+XQUANT_NOINLINE void run_write(Backend tag, Core& core, const StepPlan& plan, const Write& write, std::size_t layer,
+                               std::size_t stream, const float* step_rows) {
     const MutableStreamView target = write.page->stream(layer, stream);
     const std::size_t width = target.format.width;
     StreamCodec codec = core.codec(layer, stream);
@@ -34,8 +34,8 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const StepPlan& plan, co
         if (piece.page == nullptr) {
             std::copy_n(step_rows + piece.begin * width, piece.count * width, rows);
         } else {
-            decode_tile(tag, read_only(piece.page->stream(layer, stream)), piece.begin, piece.count, 0, width, rows, width,
-                        backend::TileOrder::token_major);
+            decode_tile(tag, read_only(piece.page->stream(layer, stream)), piece.begin, piece.count, 0, width, rows,
+                        width, backend::TileOrder::token_major);
         }
         rows += piece.count * width;
     }
@@ -65,8 +65,13 @@ class Step {
 
 public:
     Step(Core& core, std::span<const StepPart> parts)
-        : core_(&core), parts_(allocator<Part>()), rows_(allocator<float>()), positions_(allocator<std::int64_t>()),
-          input_(allocator<float>()), spans_(allocator<TokenSpan>()), tasks_(allocator<Task>()),
+        : core_(&core),
+          parts_(allocator<Part>()),
+          rows_(allocator<float>()),
+          positions_(allocator<std::int64_t>()),
+          input_(allocator<float>()),
+          spans_(allocator<TokenSpan>()),
+          tasks_(allocator<Task>()),
           partials_(allocator<float>()) {
         expects(!parts.empty(), "a step needs at least one sequence");
         parts_.reserve(parts.size());
@@ -94,16 +99,24 @@ public:
         rows_.resize(checked_product(total_, floats));
         positions_.reserve(total_);
         for (const Part& part : parts_) {
-            for (std::size_t i = 0; i < part.rows; ++i) positions_.push_back(first_position(part) + static_cast<std::int64_t>(i));
+            for (std::size_t i = 0; i < part.rows; ++i)
+                positions_.push_back(first_position(part) + static_cast<std::int64_t>(i));
         }
         // From here on nothing throws.
         for (const StepPart& part : parts) core.find(part.sequence).busy = true;
     }
 
     Step(Step&& other) noexcept
-        : core_(std::exchange(other.core_, nullptr)), parts_(std::move(other.parts_)), rows_(std::move(other.rows_)),
-          positions_(std::move(other.positions_)), input_(std::move(other.input_)), spans_(std::move(other.spans_)),
-          tasks_(std::move(other.tasks_)), partials_(std::move(other.partials_)), total_(other.total_), next_(other.next_) {}
+        : core_(std::exchange(other.core_, nullptr)),
+          parts_(std::move(other.parts_)),
+          rows_(std::move(other.rows_)),
+          positions_(std::move(other.positions_)),
+          input_(std::move(other.input_)),
+          spans_(std::move(other.spans_)),
+          tasks_(std::move(other.tasks_)),
+          partials_(std::move(other.partials_)),
+          total_(other.total_),
+          next_(other.next_) {}
     Step& operator=(Step&&) = delete;
     ~Step() { end(); }
 
@@ -170,18 +183,18 @@ public:
 private:
     struct Task {
         AttendTask attend;
-        std::size_t first_row = 0;           ///< in the step
-        std::size_t head = 0;                ///< kv head
+        std::size_t first_row = 0;  ///< in the step
+        std::size_t head = 0;       ///< kv head
         std::size_t first_tile = 0, tiles = 0;
-        std::size_t splits = 0;              ///< tasks that share the rows, this one the first; 0: not the first
+        std::size_t splits = 0;  ///< tasks that share the rows, this one the first; 0: not the first
         std::size_t width = 0;
         Partial partial;
     };
 
     static constexpr std::size_t project_step = 32;  ///< rows projected by one task
-    static constexpr std::size_t block_rows = 512;  ///< query rows of a task: more, and its sums leave L2
-    static constexpr std::size_t split_rows = 16;   ///< up to this many, tokens are split over tasks
-    static constexpr std::size_t split_tiles = 16;  ///< tiles of such a split, 2048 tokens
+    static constexpr std::size_t block_rows = 512;   ///< query rows of a task: more, and its sums leave L2
+    static constexpr std::size_t split_rows = 16;    ///< up to this many, tokens are split over tasks
+    static constexpr std::size_t split_tiles = 16;   ///< tiles of such a split, 2048 tokens
 
     template <class T>
     auto allocator() {
@@ -322,8 +335,8 @@ private:
         for (const TokenSpan& span : attend.spans) {
             for (std::size_t first = span.begin; first < span.end; first += backend::tile_tokens, ++tile) {
                 if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
-                attend_tile(Backend{}, attend, span, first, std::min(backend::tile_tokens, span.end - first), task.partial,
-                            scratch.data());
+                attend_tile(Backend{}, attend, span, first, std::min(backend::tile_tokens, span.end - first),
+                            task.partial, scratch.data());
             }
         }
     }
@@ -350,9 +363,9 @@ private:
 
     Core* core_;
     Work<Part> parts_;
-    Work<float> rows_;                ///< the layer's rows: stream after stream, [n, width]
-    Work<std::int64_t> positions_;    ///< [n]
-    Work<float> input_;               ///< x or q where they had to be copied
+    Work<float> rows_;              ///< the layer's rows: stream after stream, [n, width]
+    Work<std::int64_t> positions_;  ///< [n]
+    Work<float> input_;             ///< x or q where they had to be copied
     Work<TokenSpan> spans_;
     Work<Task> tasks_;
     Work<float> partials_;

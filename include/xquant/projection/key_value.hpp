@@ -45,8 +45,8 @@ struct KeyValue {
         LayerPlan plan;
         plan.keys_turned = after_rope;
         const auto stream = [&](const MatrixView& weight, bool turn) {
-            return StreamPlan{r, {}, detail::transpose(detail::load_rows(weight, 0, r), r, layer.shape.width), turn,
-                              mixed ? dh : 0};
+            return StreamPlan{
+                r, {}, detail::transpose(detail::load_rows(weight, 0, r), r, layer.shape.width), turn, mixed ? dh : 0};
         };
         plan.streams = {stream(layer.w_k, after_rope), stream(layer.w_v, false)};
         // Stored y = k R, so k = y R^T.

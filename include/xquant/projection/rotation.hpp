@@ -33,15 +33,16 @@ inline std::vector<float> dct_matrix(std::size_t m) {
     for (std::size_t k = 0; k < m; ++k) {
         for (std::size_t j = 0; j < m; ++j) {
             const double norm = std::sqrt((k == 0 ? 1.0 : 2.0) / size);
-            c[k * m + j] = static_cast<float>(
-                norm * std::cos(pi * static_cast<double>((2 * j + 1) * k) / (2.0 * size)));
+            c[k * m + j] =
+                static_cast<float>(norm * std::cos(pi * static_cast<double>((2 * j + 1) * k) / (2.0 * size)));
         }
     }
     return c;
 }
 
 /// x [n] becomes x R, in place. `dct` [m, m] from dct_matrix, `scratch` [n].
-inline void rotate_row(float* XQUANT_RESTRICT x, std::size_t n, const float* dct, float* XQUANT_RESTRICT scratch) noexcept {
+inline void rotate_row(float* XQUANT_RESTRICT x, std::size_t n, const float* dct,
+                       float* XQUANT_RESTRICT scratch) noexcept {
     const std::size_t p = hadamard_size(n), m = n / p;
     for (std::size_t half = 1; half < p; half *= 2) {
         for (std::size_t block = 0; block < n; block += 2 * half) {

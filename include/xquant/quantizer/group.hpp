@@ -35,7 +35,8 @@ inline float round_clamped(float value, float top) noexcept {
 ///
 /// Subtract, then multiply by the inverse: there is nothing a compiler could contract, so every backend finds the same
 /// codes. x * inverse - zero * inverse would differ with and without FMA.
-inline void encode_affine(std::span<const float> x, GroupScale group, float top, std::span<std::uint8_t> codes) noexcept {
+inline void encode_affine(std::span<const float> x, GroupScale group, float top,
+                          std::span<std::uint8_t> codes) noexcept {
     const float inverse = group.scale > 0 ? 1.0F / group.scale : 0.0F;
     const float* XQUANT_RESTRICT in = x.data();
     std::uint8_t* XQUANT_RESTRICT out = codes.data();

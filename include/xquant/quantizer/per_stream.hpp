@@ -10,7 +10,8 @@ namespace xquant {
 
 template <class... Quantizers>
 struct PerStream {
-    static_assert(sizeof...(Quantizers) >= 2, "xquant: PerStream<...> names one quantizer for each stream, two or more");
+    static_assert(sizeof...(Quantizers) >= 2,
+                  "xquant: PerStream<...> names one quantizer for each stream, two or more");
 };
 
 inline namespace XQUANT_ABI_NS {
@@ -24,8 +25,9 @@ struct quantizer_of {
 
 template <class... Quantizers, std::size_t I>
 struct quantizer_of<PerStream<Quantizers...>, I> {
-    static_assert(I < sizeof...(Quantizers), "xquant: PerStream<...> has fewer quantizers than the projection has streams");
-    using type = std::tuple_element_t<I < sizeof...(Quantizers) ? I : 0, std::tuple<Quantizers...>>;
+    static_assert(I < sizeof...(Quantizers),
+                  "xquant: PerStream<...> has fewer quantizers than the projection has streams");
+    using type = std::tuple_element_t < I<sizeof...(Quantizers) ? I : 0, std::tuple<Quantizers...>>;
 };
 
 }  // namespace detail

@@ -92,7 +92,8 @@ private:
     }
 
     // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: fused or not, the sum is the same.
-    static double squared_error(std::span<const float> x, std::span<const std::uint8_t> codes, GroupScale trial) noexcept {
+    static double squared_error(std::span<const float> x, std::span<const std::uint8_t> codes,
+                                GroupScale trial) noexcept {
         double sum = 0;
         for (std::size_t i = 0; i < x.size(); ++i) {
             const double difference = (trial.zero + trial.scale * static_cast<float>(codes[i])) - x[i];

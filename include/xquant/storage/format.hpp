@@ -27,10 +27,10 @@ struct StreamFormat {
     std::uint32_t group_tokens = 1;    ///< tokens in a group
     std::uint32_t group_channels = 1;  ///< channels in a group; the last group of a row may be shorter
     CodeKind kind = CodeKind::planes;
-    std::uint8_t bits = 0;         ///< of one code
-    bool stores_zero = true;       ///< else zero = -zero_code * scale
-    float zero_code = 0;           ///< the code that stands for zero, where no zero is stored
-    const float* levels = nullptr; ///< [2^bits] values of the codes, or null: the code itself
+    std::uint8_t bits = 0;          ///< of one code
+    bool stores_zero = true;        ///< else zero = -zero_code * scale
+    float zero_code = 0;            ///< the code that stands for zero, where no zero is stored
+    const float* levels = nullptr;  ///< [2^bits] values of the codes, or null: the code itself
 
     friend bool operator==(const StreamFormat&, const StreamFormat&) = default;
 

@@ -68,9 +68,12 @@ struct PageSizes {
 /// The layout of every page of one kind.
 struct PageFormat {
     PageFormat(Ledger& ledger, Purpose kind, std::size_t slots, std::size_t stream_count)
-        : purpose(kind), tokens(slots), streams(stream_count), sections(LedgerAllocator<PageSection, Purpose::index>(ledger)) {}
+        : purpose(kind),
+          tokens(slots),
+          streams(stream_count),
+          sections(LedgerAllocator<PageSection, Purpose::index>(ledger)) {}
 
-    Purpose purpose;             ///< codes, tail or sinks
+    Purpose purpose;  ///< codes, tail or sinks
     std::size_t tokens, streams;
     PageSizes sizes;
     LedgerVector<PageSection, Purpose::index> sections;  ///< [layers][streams]

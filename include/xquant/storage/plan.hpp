@@ -45,8 +45,8 @@ struct StreamEncoder {
     const float* mean = nullptr;    ///< [D] or null
     const float* matrix = nullptr;  ///< [D, R] or null: the identity
     bool rope = false;
-    std::size_t rotate = 0;         ///< block width or 0
-    const float* dct = nullptr;     ///< [m, m], m = rotate / largest power of two that divides it
+    std::size_t rotate = 0;      ///< block width or 0
+    const float* dct = nullptr;  ///< [m, m], m = rotate / largest power of two that divides it
 };
 
 }  // namespace xquant

@@ -65,10 +65,15 @@ public:
     /// Allocates every page the step will need. Throws std::bad_alloc; the sequence is not touched.
     StepPlan(Ledger& ledger, const SequenceState& now, std::size_t n, Retention keep, PageFormats formats,
              bool everything = false)
-        : after(LedgerAllocator<Segment, Purpose::index>(ledger)), reads(LedgerAllocator<Segment, Purpose::workspace>(ledger)),
-          writes(LedgerAllocator<Write, Purpose::workspace>(ledger)), pieces(LedgerAllocator<Piece, Purpose::workspace>(ledger)),
-          tokens(now.tokens + n), next_position(now.next_position + static_cast<std::int64_t>(n)), ledger_(&ledger),
-          now_(&now), formats_(formats) {
+        : after(LedgerAllocator<Segment, Purpose::index>(ledger)),
+          reads(LedgerAllocator<Segment, Purpose::workspace>(ledger)),
+          writes(LedgerAllocator<Write, Purpose::workspace>(ledger)),
+          pieces(LedgerAllocator<Piece, Purpose::workspace>(ledger)),
+          tokens(now.tokens + n),
+          next_position(now.next_position + static_cast<std::int64_t>(n)),
+          ledger_(&ledger),
+          now_(&now),
+          formats_(formats) {
         const std::size_t new_sinks = now.tokens < keep.sinks ? std::min(n, keep.sinks - now.tokens) : 0;
         const std::size_t waiting = count(Purpose::tail), body = waiting + n - new_sinks;
         const std::size_t outside = body > keep.recent ? body - keep.recent : 0;
@@ -100,11 +105,11 @@ public:
         fit();
     }
 
-    Segments after;          ///< the sequence once the step is committed
-    Vector<Segment> reads;   ///< what queries see; no page: the step's rows
+    Segments after;         ///< the sequence once the step is committed
+    Vector<Segment> reads;  ///< what queries see; no page: the step's rows
     Vector<Write> writes;
     Vector<Piece> pieces;
-    std::size_t tokens;      ///< once committed
+    std::size_t tokens;  ///< once committed
     std::int64_t next_position;
 
 private:
@@ -209,7 +214,8 @@ private:
     }
 
     /// New rows from .. to stay in f16. Row i of the body lives in slot i % 32, wherever it came from.
-    void keep_rows(std::size_t from, std::size_t to, std::size_t waiting, std::size_t coded_before, std::size_t new_sinks) {
+    void keep_rows(std::size_t from, std::size_t to, std::size_t waiting, std::size_t coded_before,
+                   std::size_t new_sinks) {
         for (std::size_t done = from; done < to;) {
             const std::size_t slot = (coded_before + done) % row_page_tokens;
             if (!can_extend(Purpose::tail, slot)) open(*formats_.rows, slot, body_position(done, new_sinks, waiting));

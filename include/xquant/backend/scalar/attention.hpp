@@ -73,7 +73,8 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, std
     const std::size_t dh = task.head_dim, group = task.group;
     const std::int64_t start = span.first_position + static_cast<std::int64_t>(first - span.begin);
     // Rows before the tile's first token see nothing of it.
-    const std::int64_t skip = std::clamp<std::int64_t>(start - task.first_position, 0, static_cast<std::int64_t>(task.rows));
+    const std::int64_t skip =
+        std::clamp<std::int64_t>(start - task.first_position, 0, static_cast<std::int64_t>(task.rows));
     if (skip == static_cast<std::int64_t>(task.rows)) return;
 
     const bool absorbed = absorbs_values(task.value, task.rows * group, dh);
@@ -92,8 +93,8 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, std
     }
     if (absorbed) {
         for (std::size_t c = 0; c < width; c += width_step) {
-            decode_tile(tag, span.values, first, tokens, task.value.first + c, std::min(width_step, width - c), values + c,
-                        width, TileOrder::token_major);
+            decode_tile(tag, span.values, first, tokens, task.value.first + c, std::min(width_step, width - c),
+                        values + c, width, TileOrder::token_major);
         }
     } else {
         // c_v is added once, at the end.
@@ -115,8 +116,8 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, std
         float* sums = partial.sum + row * group * width;
         for (std::size_t i = 0; i < count; ++i) {
             const auto last = task.first_position + static_cast<std::int64_t>(row + i / group);
-            const auto visible = static_cast<std::size_t>(
-                std::min<std::int64_t>(static_cast<std::int64_t>(tokens), last - start + 1));
+            const auto visible =
+                static_cast<std::size_t>(std::min<std::int64_t>(static_cast<std::int64_t>(tokens), last - start + 1));
             const std::size_t at = row * group + i;
             detail::soften(scores + i * tile_tokens, visible, tokens, partial.maximum[at], partial.total[at],
                            sums + i * width, width);
@@ -148,7 +149,8 @@ inline void merge_partial(scalar, Partial into, Partial from, std::size_t querie
 }
 
 /// out = (sum / total) A_v + c_v. Shape out: [rows][out_stride], the group's heads side by side. sum is overwritten.
-inline void finish_partial(scalar tag, const AttendTask& task, Partial partial, float* out, std::size_t out_stride) noexcept {
+inline void finish_partial(scalar tag, const AttendTask& task, Partial partial, float* out,
+                           std::size_t out_stride) noexcept {
     const std::size_t dh = task.head_dim, queries = task.rows * task.group;
     const bool absorbed = absorbs_values(task.value, queries, dh);
     const std::size_t width = absorbed ? task.value.width : dh;

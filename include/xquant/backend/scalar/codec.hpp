@@ -40,8 +40,8 @@ inline void pack_group(scalar, const std::uint8_t* codes, std::size_t n, unsigne
 }
 
 /// Codes first .. first + count of a group of n -> out [count].
-inline void unpack_group(scalar, const std::byte* in, std::size_t n, unsigned bits, std::size_t first, std::size_t count,
-                         std::uint8_t* XQUANT_RESTRICT out) noexcept {
+inline void unpack_group(scalar, const std::byte* in, std::size_t n, unsigned bits, std::size_t first,
+                         std::size_t count, std::uint8_t* XQUANT_RESTRICT out) noexcept {
     const std::size_t padded = (n + 7) / 8 * 8;
     std::memset(out, 0, count);
     for_each_plane(bits, [&](unsigned plane, unsigned shift) {
@@ -109,8 +109,8 @@ inline void encode_rows(scalar tag, const StreamCodec& codec, const float* rows,
                 }
             }
             const GroupScale scale = codec.encode({group, n}, {codes.data(), n});
-            std::fill(codes.begin() + static_cast<std::ptrdiff_t>(n), codes.begin() + static_cast<std::ptrdiff_t>(whole),
-                      std::uint8_t{0});
+            std::fill(codes.begin() + static_cast<std::ptrdiff_t>(n),
+                      codes.begin() + static_cast<std::ptrdiff_t>(whole), std::uint8_t{0});
             pack_group(tag, codes.data(), whole, format.bits, out.codes + format.code_offset(token_block, b));
             const std::size_t index = format.group_index(token_block, b);
             out.scales[index] = to_f16(scale.scale);
@@ -189,7 +189,8 @@ inline void decode_tile(scalar tag, const StreamView& in, std::size_t token, std
                 // Values of a group lie token by token.
                 for (std::size_t i = 0; i < rows; ++i) {
                     const std::size_t first = (in_block + i) * format.channels_of(b) + in_group;
-                    detail::decode_group(tag, in, token_block, b, first, columns, target + i * token_step, channel_step);
+                    detail::decode_group(tag, in, token_block, b, first, columns, target + i * token_step,
+                                         channel_step);
                 }
             }
             c += columns;

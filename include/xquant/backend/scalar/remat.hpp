@@ -120,7 +120,8 @@ void rematerialize(Backend tag, const StreamView& in, const HeadDecoder& head, s
         for (std::size_t c = 0; c < head.width; c += width_step) {
             const std::size_t channels = std::min(width_step, head.width - c);
             decode_tile(tag, in, token, tokens, head.first + c, channels, scratch, tile_tokens, order);
-            multiply(tag, dh, tokens, channels, {head.matrix + c * dh, 1, dh}, scratch, tile_tokens, out, stride, c > 0);
+            multiply(tag, dh, tokens, channels, {head.matrix + c * dh, 1, dh}, scratch, tile_tokens, out, stride,
+                     c > 0);
         }
     } else {
         float* rows = by_channel ? scratch + width_step * tile_tokens : out;

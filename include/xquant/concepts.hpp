@@ -15,6 +15,8 @@
 
 namespace xquant {
 
+// clang-format off
+
 /// Turns the values of one group into codes. Requires:
 ///     bits                   1 to 8, bits of a code
 ///     group                  8 to 4096, values that share a scale
@@ -23,35 +25,35 @@ namespace xquant {
 ///     encode(x, codes)       x [n] -> codes [n] below 2^bits; returns scale and zero, both exact in f16; n <= group
 ///     levels (optional)      array of 2^bits floats: what a code stands for; without it a code stands for itself
 /// Decoding is always zero + scale * level(code), so a policy of your own runs on every backend's kernels.
-template <class Q> concept quantizer_policy = requires(std::span<const float> x, std::span<std::uint8_t> codes) {
+template <class Q>
+concept quantizer_policy = requires(std::span<const float> x, std::span<std::uint8_t> codes) {
     { Q::bits } -> std::convertible_to<unsigned>;
     { Q::group } -> std::convertible_to<unsigned>;
     { Q::stores_zero } -> std::convertible_to<bool>;
-    { Q::encode(x, codes) }
-    noexcept->std::same_as<GroupScale>;
+    { Q::encode(x, codes) } noexcept -> std::same_as<GroupScale>;
     requires Q::bits >= 1 && Q::bits <= 8;
     requires Q::group >= 8 && Q::group <= 4096;
-    requires Q::stores_zero || requires {
-        { Q::zero_code } -> std::convertible_to<float>;
-    };
+    requires Q::stores_zero || requires { { Q::zero_code } -> std::convertible_to<float>; };
 };
 
 /// Unquantized<T>: rows as they are.
-template <class Q> concept unquantized_policy = requires { typename Q::element; }
-&&std::same_as<Q, Unquantized<typename Q::element>>;
+template <class Q>
+concept unquantized_policy = requires { typename Q::element; } && std::same_as<Q, Unquantized<typename Q::element>>;
 
-template <class Q> concept element_policy = quantizer_policy<Q> || unquantized_policy<Q>;
+template <class Q>
+concept element_policy = quantizer_policy<Q> || unquantized_policy<Q>;
 
 /// The axis of a stream. Requires group_shape(n) -> GroupShape with tokens * channels = n.
-template <class A> concept axis_policy = requires {
+template <class A>
+concept axis_policy = requires {
     { A::group_shape(128U) } -> std::same_as<GroupShape>;
-    requires A::group_shape(128U)
-    .tokens* A::group_shape(128U).channels == 128U;
+    requires A::group_shape(128U).tokens * A::group_shape(128U).channels == 128U;
 };
 
 /// How rows are made from X and K, V come back. Requires streams, footprint(layer), prepare(layer); see
 /// projection/projection.hpp.
-template <class P> concept projection_policy = requires(const Layer& layer) {
+template <class P>
+concept projection_policy = requires(const Layer& layer) {
     { P::streams } -> std::convertible_to<std::size_t>;
     { P::footprint(layer) } -> std::same_as<LayerFootprint<P::streams>>;
     { P::prepare(layer) } -> std::same_as<LayerPlan>;
@@ -59,12 +61,16 @@ template <class P> concept projection_policy = requires(const Layer& layer) {
 };
 
 /// What a layer stores of its rows. Requires stores_difference.
-template <class C> concept cross_layer_policy = requires {
+template <class C>
+concept cross_layer_policy = requires {
     { C::stores_difference } -> std::convertible_to<bool>;
 };
 
 /// Runs f(0) .. f(n - 1), in any order and on any threads, and returns when all are done.
-template <class E> concept executor = requires(E& e, void (*f)(std::size_t)) { e.parallel_for(std::size_t{}, f); };
+template <class E>
+concept executor = requires(E& e, void (*f)(std::size_t)) { e.parallel_for(std::size_t{}, f); };
+
+// clang-format on
 
 /// The executor that uses the calling thread alone.
 struct Serial {

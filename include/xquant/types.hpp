@@ -38,8 +38,13 @@ constexpr std::size_t size_of(DType type) noexcept { return type == DType::f32 ?
 template <class T>
 inline constexpr bool is_element = std::is_same_v<T, float> || std::is_same_v<T, f16> || std::is_same_v<T, bf16>;
 
+// clang-format off
+/// What rows and weights may be made of.
 template <class T>
-    requires is_element<T>
+concept element = is_element<T>;
+// clang-format on
+
+template <element T>
 inline constexpr DType dtype_of = std::is_same_v<T, float> ? DType::f32
                                   : std::is_same_v<T, f16> ? DType::f16
                                                            : DType::bf16;
@@ -52,10 +57,8 @@ struct MatrixView {
 
     MatrixView() = default;
 
-    template <class T>
-        requires is_element<T> MatrixView(const T* values, std::size_t row_count, std::size_t col_count,
-                                          std::size_t row_stride = 0)
-    noexcept
+    template <element T>
+    MatrixView(const T* values, std::size_t row_count, std::size_t col_count, std::size_t row_stride = 0) noexcept
         : data(values),
           rows(row_count),
           cols(col_count),

@@ -18,12 +18,12 @@
 
 namespace xquant {
 
+inline namespace XQUANT_ABI_NS {
+
 /// The largest power of two that divides n.
 constexpr std::size_t hadamard_size(std::size_t n) noexcept { return n & (~n + 1); }
 /// Blocks of that size in n; the DCT runs across them.
 constexpr std::size_t dct_size(std::size_t n) noexcept { return n / hadamard_size(n); }
-
-inline namespace XQUANT_ABI_NS {
 
 /// C [m, m].
 inline std::vector<float> dct_matrix(std::size_t m) {

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include <xquant/detail/prepared.hpp>
+#include <xquant/quantizer/uniform.hpp>
 #include <xquant/stages.hpp>
 
 namespace xquant::testing {
@@ -129,6 +130,16 @@ float level(std::uint8_t code) noexcept {
     }
 }
 
+/// The code that stands for 0, where no zero is stored.
+template <quantizer_policy Q>
+constexpr float zero_code() noexcept {
+    if constexpr (Q::stores_zero) {
+        return 0;
+    } else {
+        return Q::zero_code;
+    }
+}
+
 inline bool same(float a, float b) noexcept { return a == b || (std::isnan(a) && std::isnan(b)); }
 
 /// Exactly a finite f16. -0 counts as 0.
@@ -157,11 +168,12 @@ void check_sample(const Sample& sample, const QuantizerPromise& promise) {
     if constexpr (Q::stores_zero) {
         holds(is_f16(scale.zero), "the zero is not a finite f16: " + std::to_string(scale.zero) + on);
     } else {
-        holds(scale.zero == -Q::zero_code * scale.scale, "no zero is stored, and zero is not -zero_code * scale" + on);
+        holds(scale.zero == -zero_code<Q>() * scale.scale,
+              "no zero is stored, and zero is not -zero_code * scale" + on);
     }
 
     // What f16 may add: half an ulp of the scale, times the largest level, and of the zero.
-    float reach = Q::stores_zero ? 0.0F : std::abs(static_cast<float>(Q::zero_code));
+    float reach = std::abs(zero_code<Q>());
     for (unsigned code = 0; code < (1U << Q::bits); ++code) {
         reach = std::max(reach, std::abs(level<Q>(static_cast<std::uint8_t>(code))));
     }
@@ -271,7 +283,6 @@ void check_projection(const Layer& layer, double tolerance = 2e-5) {
     detail::holds(floats == footprint.weight_floats, "footprint: weight_floats is " +
                                                          std::to_string(footprint.weight_floats) + ", the plan has " +
                                                          std::to_string(floats));
-    // Not a vector: that would have to be able to move it.
     core::Ledger ledger(nullptr);
     const bool turned = plan.keys_turned;
     const auto prepared = [&] {

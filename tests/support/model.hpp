@@ -1,0 +1,71 @@
+/// Random models for tests: weights, frequencies and rows that are the same on every machine.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include <xquant/model.hpp>
+
+namespace test {
+
+/// Uniform in [-scale, scale), from the bits of a fixed generator: no library's distribution is the same everywhere.
+class Random {
+public:
+    explicit Random(std::uint32_t seed) : bits_(seed) {}
+
+    float operator()(float scale = 1) {
+        return scale * (static_cast<float>(static_cast<std::int32_t>(bits_() >> 8U) - (1 << 23)) * 0x1p-23F);
+    }
+    std::size_t below(std::size_t n) { return bits_() % n; }
+    std::vector<float> rows(std::size_t n, float scale = 1) {
+        std::vector<float> out(n);
+        for (float& value : out) value = (*this)(scale);
+        return out;
+    }
+
+private:
+    std::mt19937 bits_;
+};
+
+/// A model with weights of its own. K and V of unit-sized rows are of unit size.
+class Setup {
+public:
+    /// `pairs` rotary pairs in each head; none given: all of an even head_dim, as many as fit in an odd one.
+    Setup(const xquant::LayerShape& shape, xquant::RopePairing pairing, std::size_t layers = 1,
+          std::size_t pairs = static_cast<std::size_t>(-1), std::uint32_t seed = 1) {
+        Random random(seed);
+        xquant::Rope rope = xquant::Rope::standard(shape.head_dim / 2 * 2, 10000.0, pairing);
+        if (pairs < rope.inverse_frequencies.size()) rope.inverse_frequencies.resize(pairs);
+        model = xquant::Model::uniform(layers, shape, rope);
+        const float scale = std::sqrt(3.0F / static_cast<float>(shape.width));
+        weights_.reserve(2 * layers + layers);
+        for (xquant::Layer& layer : model.layers) {
+            for (xquant::MatrixView* view : {&layer.w_k, &layer.w_v}) {
+                weights_.push_back(random.rows(shape.kv_width() * shape.width, scale));
+                *view = xquant::MatrixView(weights_.back().data(), shape.kv_width(), shape.width);
+            }
+        }
+    }
+    Setup(const Setup&) = delete;
+    Setup& operator=(const Setup&) = delete;
+    Setup(Setup&&) = default;  // vectors keep their memory, so the views stay good
+    Setup& operator=(Setup&&) = default;
+
+    /// Gives every layer a calibration mean.
+    void add_mean() {
+        Random random(99);
+        for (xquant::Layer& layer : model.layers) {
+            weights_.push_back(random.rows(layer.shape.width, 0.5F));
+            layer.mean = weights_.back().data();
+        }
+    }
+
+    xquant::Model model;
+
+private:
+    std::vector<std::vector<float>> weights_;
+};
+
+}  // namespace test

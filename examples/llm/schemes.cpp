@@ -8,7 +8,7 @@
 
 #include <optional>
 #include <utility>
-#include <xquant/projection/svd.hpp>
+#include <xquant/projection/joint_svd.hpp>
 #include <xquant/xquant.hpp>
 
 #include "error.hpp"
@@ -96,17 +96,17 @@ std::unique_ptr<AttentionCache> make(const Model& model, const SchemeOptions& op
 }
 
 /// x{4,3,2}_rot is rotated_x without a mean, x{4,3,2}_rot_mean the same with one.
-template <unsigned Bits>
+template <class Cache>
 std::unique_ptr<AttentionCache> make_rotated(const Model& model, const SchemeOptions& options) {
     SchemeOptions plain = options;
     plain.mean = nullptr;
-    return make<xq::preset::rotated_x<Bits>>(model, plain);
+    return make<Cache>(model, plain);
 }
 
-template <unsigned Bits>
+template <class Cache>
 std::unique_ptr<AttentionCache> make_centred(const Model& model, const SchemeOptions& options) {
-    if (options.mean == nullptr) throw Error("the x*_rot_mean schemes need a calibrated mean of x");
-    return make<xq::preset::rotated_x<Bits>>(model, options);
+    if (options.mean == nullptr) throw Error("the *_rot_mean schemes need a calibrated mean of x");
+    return make<Cache>(model, options);
 }
 
 const std::vector<std::pair<std::string, Make>>& schemes() {
@@ -122,18 +122,30 @@ const std::vector<std::pair<std::string, Make>>& schemes() {
         {"x4", make<preset::plain_x<4>>},
         {"x3", make<preset::plain_x<3>>},
         {"x2", make<preset::plain_x<2>>},
-        {"x4_rot", make_rotated<4>},
-        {"x3_rot", make_rotated<3>},
-        {"x2_rot", make_rotated<2>},
-        {"x4_rot_mean", make_centred<4>},
-        {"x3_rot_mean", make_centred<3>},
-        {"x2_rot_mean", make_centred<2>},
+        {"x4_rot", make_rotated<preset::rotated_x<4>>},
+        {"x3_rot", make_rotated<preset::rotated_x<3>>},
+        {"x2_rot", make_rotated<preset::rotated_x<2>>},
+        {"x4_rot_mean", make_centred<preset::rotated_x<4>>},
+        {"x3_rot_mean", make_centred<preset::rotated_x<3>>},
+        {"x2_rot_mean", make_centred<preset::rotated_x<2>>},
         {"svd_joint4", make<preset::split_svd<4>>},
         {"svd_joint3", make<preset::split_svd<3>>},
         {"svd_joint2", make<preset::split_svd<2>>},
         {"svd_head4", make<preset::head_svd<4>>},
         {"svd_head3", make<preset::head_svd<3>>},
         {"svd_head2", make<preset::head_svd<2>>},
+        {"cl_x4", make<preset::cross_layer_x<4>>},
+        {"cl_x3", make<preset::cross_layer_x<3>>},
+        {"cl_x2", make<preset::cross_layer_x<2>>},
+        {"cl_x_rot4", make_rotated<preset::cross_layer_rotated_x<4>>},
+        {"cl_x_rot3", make_rotated<preset::cross_layer_rotated_x<3>>},
+        {"cl_x_rot2", make_rotated<preset::cross_layer_rotated_x<2>>},
+        {"cl_svd4", make<preset::cross_layer_svd<4>>},
+        {"cl_svd3", make<preset::cross_layer_svd<3>>},
+        {"cl_svd2", make<preset::cross_layer_svd<2>>},
+        {"cl_svd_rot4", make_rotated<preset::cross_layer_rotated_svd<4>>},
+        {"cl_svd_rot3", make_rotated<preset::cross_layer_rotated_svd<3>>},
+        {"cl_svd_rot2", make_rotated<preset::cross_layer_rotated_svd<2>>},
     };
     return all;
 }

@@ -16,8 +16,7 @@
 #include <type_traits>
 
 #include <xquant/concepts.hpp>
-#include <xquant/detail/predict.hpp>
-#include <xquant/detail/step.hpp>
+#include <xquant/detail/cache_base.hpp>
 #include <xquant/projection/key_value.hpp>
 #include <xquant/projection/x.hpp>
 #include <xquant/quantizer/ggml.hpp>
@@ -26,129 +25,179 @@
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
+/// One way to store a layer by itself. A MixedCache has several.
+template <class Quantizer = Quantizer<4, 128>, class Layout = Layout<PerToken>, class Projection = Projection<Rotated>>
+struct Scheme {
+    using Policy = typename Projection::policy;
+    using LayerSizes = detail::LayerSizes;
+    using LayerParts = detail::LayerParts;
+    static_assert(
+        projection_policy<Policy>,
+        "xquant: the projection needs streams, footprint(layer) and prepare(layer); SplitSvd and HeadSvd need "
+        "#include <xquant/projection/svd.hpp>");
+    static_assert(Layout::count == 1 || Layout::count == Policy::streams,
+                  "xquant: Layout<...> has one axis for all streams, or one for each stream of the projection");
+
+    static constexpr std::size_t streams = Policy::streams;
+
+    static LayerSizes sizes(const Layer& layer) { return sizes_of(Policy::footprint(layer), {}); }
+    static LayerParts prepare(const Layer& layer) { return with_codecs(Policy::prepare(layer)); }
+
+    /// The same for a layer that stores a difference to the layers below.
+    static LayerSizes difference_sizes(const Layer& layer) {
+        return sizes_of(Policy::difference_footprint(layer), {layer.shape.width});
+    }
+    static LayerParts prepare_difference(const Layer& layer) { return with_codecs(Policy::prepare_difference(layer)); }
+
+    static detail::LayerRecipe recipe() noexcept { return {sizes, prepare, streams, CrossRole::none}; }
+    static detail::LayerRecipe base_recipe() noexcept { return {sizes, prepare, streams, CrossRole::base}; }
+    static detail::LayerRecipe difference_recipe() noexcept {
+        return {difference_sizes, prepare_difference, streams, CrossRole::difference};
+    }
+
+private:
+    template <std::size_t I>
+    static StreamCodec codec(std::size_t width) {
+        return detail::make_codec<typename detail::quantizer_of<Quantizer, I>::type, typename Layout::template axis<I>>(
+            width);
+    }
+    static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths) {
+        LayerSizes out;
+        if (row_widths.empty()) row_widths.assign(footprint.widths.begin(), footprint.widths.end());
+        out.row_widths = std::move(row_widths);
+        out.weight_floats = footprint.weight_floats;
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (out.codecs.push_back(codec<I>(footprint.widths[I])), ...); }
+        (std::make_index_sequence<streams>{});
+        return out;
+    }
+    static LayerParts with_codecs(LayerPlan plan) {
+        detail::expects(plan.streams.size() == streams, "a projection's plan has as many streams as it says");
+        LayerParts out{std::move(plan), {}};
+        [&]<std::size_t... I>(std::index_sequence<I...>) {
+            (out.codecs.push_back(codec<I>(out.plan.streams[I].coded_width())), ...);
+        }
+        (std::make_index_sequence<streams>{});
+        return out;
+    }
+};
+
 /// A cache for all layers of one model and any number of sequences.
 ///
 /// @tparam Quantizer   bits and group: Quantizer<4, 128>, Unquantized<f16>, GgmlQ4_0, PerStream<A, B>, or your own
 /// @tparam Layout      axis of the groups: Layout<PerToken>, Layout<PerChannel, PerToken> (one for each stream)
-/// @tparam CrossLayer  CrossLayer<Off>: every layer stands alone
+/// @tparam CrossLayer  CrossLayer<Off>: every layer stands alone; CrossLayer<Delta>: layers store what they add
 /// @tparam Projection  what is stored of X: Projection<Rotated>, Plain, KeyValue<...>, SplitSvd, HeadSvd, or your own
 /// @tparam Backend     the machine; default: the best of this build
 ///
 /// Not safe for use by several threads at once; append and attend use the executor they are given.
 template <class Quantizer = Quantizer<4, 128>, class Layout = Layout<PerToken>, class CrossLayer = CrossLayer<Off>,
           class Projection = Projection<Rotated>, class Backend = backend::best>
-class XCache {
+class XCache : public detail::CacheBase<Backend> {
     using Policy = typename Projection::policy;
-    static_assert(
-        projection_policy<Policy>,
-        "xquant: the projection needs streams, footprint(layer) and prepare(layer); SplitSvd and HeadSvd need "
-        "#include <xquant/projection/svd.hpp>");
-    static_assert(cross_layer_policy<typename CrossLayer::rule>,
-                  "xquant: the cross-layer rule needs stores_difference");
-    static_assert(!CrossLayer::rule::stores_difference,
-                  "xquant: this version stores every layer by itself: CrossLayer<Off>");
-    static_assert(Layout::count == 1 || Layout::count == Policy::streams,
-                  "xquant: Layout<...> has one axis for all streams, or one for each stream of the projection");
+    using Rule = typename CrossLayer::rule;
+    static_assert(cross_layer_policy<Rule>, "xquant: the cross-layer rule needs stores_difference");
 
 public:
-    static constexpr std::size_t streams = Policy::streams;
-    using Step = detail::Step<Backend>;
-    using backend = Backend;
+    using scheme = Scheme<Quantizer, Layout, Projection>;
+    static constexpr std::size_t streams = scheme::streams;
 
     /// Prepares every layer's projection. Throws shape_error for shapes that do not fit, value_error for weights that are
     /// not finite. Cost: an SVD for each layer or head where the projection needs one.
     explicit XCache(const Model& model, const Options& options = {})
-        : core_(std::make_unique<detail::Core>(options, model.layers.size(), streams)) {
-        const Rope* previous = nullptr;
-        for (const Layer& layer : model.layers) {
-            detail::check_layer(layer);
-            core_->add_layer(layer, {Policy::prepare(layer), codecs(layer)}, previous);
-            previous = &layer.rope;
-        }
-    }
-
-    /// An empty sequence.
-    [[nodiscard]] Sequence create() { return core_->create(); }
-
-    /// Forgets a sequence and frees what no other one shares. Throws sequence_error if it is part of a step.
-    void drop(Sequence sequence) { core_->drop(sequence); }
-
-    /// Tokens of a sequence.
-    [[nodiscard]] std::size_t size(Sequence sequence) const { return core_->find(sequence).state.tokens; }
-
-    /// Starts a step that adds tokens to one or several sequences. Everything the step will store is allocated here.
-    /// Throws sequence_error, shape_error, std::bad_alloc; nothing has changed then.
-    [[nodiscard]] Step begin(std::span<const StepPart> parts) { return Step(*core_, parts); }
-    [[nodiscard]] Step begin(std::initializer_list<StepPart> parts) {
-        return begin(std::span<const StepPart>(parts.begin(), parts.size()));
-    }
-
-    /// Encodes every row outside the window now, unfinished groups included, and frees their f16 copies: for a sequence
-    /// that rests. A group that was cut short stays short; later tokens start a new page.
-    /// Cost: encoding at most 127 rows of each layer.
-    void seal(Sequence sequence) {
-        detail::Slot& slot = core_->find(sequence);
-        detail::expects<sequence_error>(!slot.busy, "the sequence is part of a step; commit or destroy the step first");
-        detail::StepPlan plan(core_->ledger(), slot.state, 0, core_->retention(), core_->formats(), true);
-        for (std::size_t layer = 0; layer < core_->layers().size(); ++layer) {
-            for (const detail::Write& write : plan.writes) {
-                for (std::size_t stream = 0; stream < streams; ++stream) {
-                    detail::run_write(Backend{}, *core_, plan, write, layer, stream, nullptr);
-                }
-            }
-        }
-        detail::commit_plan(slot.state, plan);
-    }
-
-    /// What is allocated, by purpose; adds up to what the memory resource was asked for.
-    [[nodiscard]] Bytes bytes() const noexcept { return core_->ledger().bytes(); }
+        : detail::CacheBase<Backend>(model, options, recipe(model, options)) {}
 
     /// The bytes() of a cache of this model with one sequence of `tokens` tokens, workspace left out, from a formula:
-    /// nothing is allocated or prepared.
+    /// nothing is allocated or prepared. An upper bound where every layer has a window.
     [[nodiscard]] static Bytes predict(const Model& model, const Options& options, std::size_t tokens) {
-        return detail::predict_bytes(
-            model, options, tokens, streams, [](const Layer& layer) { return Policy::footprint(layer).weight_floats; },
-            [](const Layer& layer) { return codecs(layer); });
+        return detail::predict_bytes(model, options, tokens, recipe(model, options));
     }
 
-    /// Bits of codes, scales and zeros for `tokens` encoded tokens, per token and layer: the figure of the literature.
-    /// f16 rows, page rounding and weights are not in it; bytes() has everything.
-    [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const {
-        double bits = 0;
-        for (std::size_t layer = 0; layer < core_->layers().size(); ++layer) {
-            for (std::size_t stream = 0; stream < streams; ++stream) {
-                bits += static_cast<double>(core_->codec(layer, stream).format.ideal_bits(tokens));
-            }
-        }
-        return tokens == 0 ? 0 : bits / static_cast<double>(tokens * core_->layers().size());
-    }
-
-    [[nodiscard]] const Options& options() const noexcept { return core_->options(); }
-
-    /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it.
-    template <class F>
-    void for_each_page(Sequence sequence, F&& f) const {
-        for (const detail::Segment& segment : core_->find(sequence).state.segments) {
-            f(PageView{segment.page->format().purpose, segment.begin, segment.end, segment.first_position,
-                       segment.page->data()});
-        }
+    /// Bytes of the accumulators of a step over one sequence with this many coded tokens; 0 without CrossLayer<Delta>.
+    [[nodiscard]] static std::size_t predict_accumulator(const Model& model, const Options& options,
+                                                         std::size_t tokens) {
+        return detail::predict_accumulator(model, recipe(model, options), tokens);
     }
 
 private:
-    static std::vector<StreamCodec> codecs(const Layer& layer) {
-        const auto footprint = Policy::footprint(layer);
-        std::vector<StreamCodec> all;
-        [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (all.push_back(detail::make_codec<typename detail::quantizer_of<Quantizer, I>::type,
-                                              typename Layout::template axis<I>>(footprint.widths[I])),
-             ...);
+    static detail::Recipe recipe(const Model& model, const Options& options) {
+        detail::Recipe out;
+        if constexpr (!Rule::stores_difference) {
+            out.layers.assign(model.layers.size(), scheme::recipe());
+        } else {
+            static_assert(
+                requires { typename Policy::base; },
+                "xquant: CrossLayer<Delta> adds up rows that mean the same in every layer: Projection<Plain>, "
+                "Projection<Rotated>, Projection<JointSvd<...>>, or one of your own with below, base and "
+                "prepare_difference");
+            using First = std::conditional_t<std::is_same_v<typename CrossLayer::first, FourBits>,
+                                             xquant::Quantizer<4, 128>, typename CrossLayer::first>;
+            using Below = typename Policy::below;
+            using Base = Scheme<First, Layout, xquant::Projection<typename Policy::base>>;
+            // A latent of keys beside one of values: the axes that suit them.
+            using BelowLayout = std::conditional_t<Below::streams == 2, xquant::Layout<PerChannel, PerToken>, Layout>;
+            using Alone = Scheme<First, BelowLayout, xquant::Projection<Below>>;
+            using Last = Scheme<First, Layout, Projection>;
+            const std::size_t layers = model.layers.size();
+            detail::expects(options.base_layer < layers, "base_layer: the model has no such layer");
+            detail::expects(options.base_layer + options.last_layers < layers, "last_layers: reaches the base layer");
+            for (std::size_t i = 0; i < layers; ++i) {
+                out.layers.push_back(i < options.base_layer             ? Alone::recipe()
+                                     : i == options.base_layer          ? Base::base_recipe()
+                                     : i < layers - options.last_layers ? scheme::difference_recipe()
+                                                                        : Last::difference_recipe());
+            }
+            out.accumulator = [](std::size_t width) {
+                using Kept = typename CrossLayer::accumulator;
+                if constexpr (is_element<Kept>) {
+                    return detail::make_codec<Unquantized<Kept>, PerToken>(width);
+                } else {
+                    return detail::make_codec<Kept, PerToken>(width);
+                }
+            };
         }
-        (std::make_index_sequence<streams>{});
-        return all;
+        return out;
+    }
+};
+
+/// A cache whose layers are stored in different ways: a set of schemes known to the compiler, a choice for each layer made
+/// when it is constructed.
+///
+///     using Cache = MixedCache<Scheme<Quantizer<8>>, Scheme<Quantizer<4>, Layout<PerToken>, Projection<Rotated>>>;
+///     Cache cache(model, {0, 1, 1, 1, 0});          // the first and the last layer in 8 bits
+///
+/// All schemes must have one backend; a layer takes room for its own streams only.
+template <class Backend, class... Schemes>
+class BasicMixedCache : public detail::CacheBase<Backend> {
+    static_assert(sizeof...(Schemes) >= 1, "xquant: MixedCache<...> needs at least one Scheme");
+
+public:
+    /// Throws shape_error unless `choice` names one of the schemes, from 0, for each layer.
+    BasicMixedCache(const Model& model, std::span<const std::size_t> choice, const Options& options = {})
+        : detail::CacheBase<Backend>(model, options, recipe(model, choice)) {}
+    BasicMixedCache(const Model& model, std::initializer_list<std::size_t> choice, const Options& options = {})
+        : BasicMixedCache(model, std::span<const std::size_t>(choice.begin(), choice.size()), options) {}
+
+    /// As XCache::predict.
+    [[nodiscard]] static Bytes predict(const Model& model, std::span<const std::size_t> choice, const Options& options,
+                                       std::size_t tokens) {
+        return detail::predict_bytes(model, options, tokens, recipe(model, choice));
     }
 
-    std::unique_ptr<detail::Core> core_;
+private:
+    static detail::Recipe recipe(const Model& model, std::span<const std::size_t> choice) {
+        detail::expects(choice.size() == model.layers.size(), "MixedCache: one choice for each layer");
+        detail::Recipe out;
+        const detail::LayerRecipe all[] = {Schemes::recipe()...};
+        for (const std::size_t which : choice) {
+            detail::expects(which < sizeof...(Schemes), "MixedCache: a layer's choice is not one of the schemes");
+            out.layers.push_back(all[which]);
+        }
+        return out;
+    }
 };
+
+template <class... Schemes>
+using MixedCache = BasicMixedCache<backend::best, Schemes...>;
 
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant

@@ -42,13 +42,24 @@ struct Rope {
     friend bool operator==(const Rope&, const Rope&) = default;
 };
 
-/// One layer: what the engine hands over. The views must stay valid while the cache is constructed, not longer.
+/// One layer: what the engine hands over. Views and pointers must stay valid while the cache is constructed, not longer.
+///
+///     K = rope(k_norm(X W_k^T + b_k))      V = X W_v^T + b_v      s = scale q K^T      s = soft_cap tanh(s / soft_cap)
+///     s += slope (key position - query position)                  P = softmax over the keys that the query sees
 struct Layer {
     LayerShape shape;
-    MatrixView w_k, w_v;  ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them: K = X W^T
+    MatrixView w_k, w_v;  ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them
     Rope rope;
-    double softmax_scale = 0;     ///< factor of q k^T; 0: 1 / sqrt(Dh)
-    const float* mean = nullptr;  ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
+    double softmax_scale = 0;       ///< factor of q k^T; 0: 1 / sqrt(Dh)
+    const float* mean = nullptr;    ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
+    const float* b_k = nullptr;     ///< [Hkv * Dh] or null
+    const float* b_v = nullptr;     ///< [Hkv * Dh] or null
+    const float* k_norm = nullptr;  ///< [Dh] gain of an RMS norm of each key head, before RoPE; or null
+    double k_norm_epsilon = 1e-6;   ///< added to the mean square
+    double soft_cap = 0;            ///< 0: none
+    std::size_t window = 0;         ///< a query at p sees positions p - window + 1 .. p; 0: all up to p
+    const float* alibi_slopes = nullptr;  ///< [H] or null
+    const float* sink_logits = nullptr;   ///< [H] a logit of each head that takes part in the softmax, without a value
 };
 
 struct Model {
@@ -57,7 +68,10 @@ struct Model {
     /// The same shape and RoPE for every layer; weights are filled in by the caller.
     static Model uniform(std::size_t layer_count, const LayerShape& shape, const Rope& rope) {
         Model model;
-        model.layers.assign(layer_count, Layer{shape, {}, {}, rope, 0, nullptr});
+        Layer layer;
+        layer.shape = shape;
+        layer.rope = rope;
+        model.layers.assign(layer_count, layer);
         return model;
     }
 };
@@ -73,6 +87,8 @@ inline void check_layer(const Layer& layer) {
     expects(s.head_dim <= 256, "head_dim is at most 256");
     expects(s.width <= (std::size_t{1} << 24) && s.heads <= 65536, "a layer's shape is beyond any model's");
     expects(2 * layer.rope.inverse_frequencies.size() <= s.head_dim, "RoPE has more pairs than head_dim / 2");
+    expects(layer.softmax_scale >= 0 && layer.soft_cap >= 0, "softmax_scale and soft_cap are not negative");
+    expects(layer.k_norm == nullptr || layer.k_norm_epsilon >= 0, "k_norm_epsilon is not negative");
     for (const MatrixView& w : {layer.w_k, layer.w_v}) {
         expects(!w.empty(), "a layer has no W_k or no W_v");
         expects(w.rows == s.kv_width() && w.cols == s.width, "W_k and W_v are [kv_heads * head_dim, width]");

@@ -26,6 +26,25 @@ using split_svd = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLay
 template <unsigned Bits>
 using head_svd = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>;
 
+/// XQuant-CL on X: layers store what they add to the layers below. The paper's form for MHA.
+template <unsigned Bits>
+using cross_layer_x = XCache<Quantizer<Bits>, Layout<PerToken>, CrossLayer<Delta>, Projection<Plain>>;
+
+/// The same with X rotated; differences of 3 and 2 bits with the scale of least squared error.
+template <unsigned Bits>
+using cross_layer_rotated_x = XCache<Quantizer<Bits, 128, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
+                                     Layout<PerToken>, CrossLayer<Delta>, Projection<Rotated>>;
+
+/// XQuant-CL on latents of [W_k W_v]. The paper's form for GQA. Needs <xquant/projection/joint_svd.hpp>.
+template <unsigned Bits>
+using cross_layer_svd =
+    XCache<Quantizer<Bits>, Layout<PerToken>, CrossLayer<Delta>, Projection<JointSvd<NoMix, FullRank>>>;
+
+/// The same with base and latents rotated; differences of 3 and 2 bits with the scale of least squared error.
+template <unsigned Bits>
+using cross_layer_rotated_svd = XCache<Quantizer<Bits, 128, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
+                                       Layout<PerToken>, CrossLayer<Delta>, Projection<JointSvd<Hadamard, FullRank>>>;
+
 /// K before RoPE per channel and V per token: KIVI* of the paper.
 template <unsigned Bits>
 using kivi = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope>>>;

@@ -90,7 +90,7 @@ void rematerialize(const QuantizedRows& rows, const HeadPlan& head, std::size_t 
     const HeadDecoder decoder{head.stream, head.first, head.width, head.matrix.empty() ? nullptr : head.matrix.data(),
                               head.constant.empty() ? nullptr : head.constant.data()};
     std::vector<float> scratch(backend::rematerialize_scratch(head_dim));
-    backend::rematerialize(Backend{}, rows.view(), decoder, token, tokens, head_dim, out, head_dim,
+    backend::rematerialize(Backend{}, rows.view(), decoder, token, tokens, head_dim, head_dim, out, head_dim,
                            backend::TileOrder::token_major, scratch.data());
 }
 

@@ -22,6 +22,17 @@ struct TokenSpan {
     std::int64_t first_position = 0;  ///< of slot `begin`
 };
 
+/// What attention does beside softmax(scale q k^T) v. Pointers belong to the layer that was prepared.
+struct ScoreRules {
+    float scale = 1;                  ///< factor of q k^T
+    float soft_cap = 0;               ///< s becomes soft_cap tanh(s / soft_cap); 0: none
+    std::size_t window = 0;           ///< a query at p sees positions p - window + 1 .. p; 0: all
+    const float* key_norm = nullptr;  ///< gain [Dh] of an RMS norm of rematerialized keys, or null
+    float key_norm_epsilon = 0;
+    const float* slopes = nullptr;       ///< [H] s += slope (key position - query position), or null
+    const float* sink_logits = nullptr;  ///< [H] logits that take part in the softmax without a value, or null
+};
+
 /// The query rows of one sequence in a step, seen from one kv head.
 struct AttendTask {
     std::span<const TokenSpan> spans;  ///< in order of position
@@ -33,7 +44,8 @@ struct AttendTask {
     std::int64_t first_position = 0;  ///< of row 0; row i sees positions up to first_position + i
     const float* q = nullptr;         ///< [rows][q_stride], the group's heads side by side
     std::size_t q_stride = 0;
-    float scale = 1;  ///< factor of q k^T
+    ScoreRules rules;                       ///< slopes and sink_logits start at the group's first head
+    std::size_t first_tile = 0, tiles = 0;  ///< tiles of 128 tokens, counted over all spans, that are this task's
 };
 
 /// A partial result of online softmax: out = sum / total, all relative to exp(maximum).
@@ -43,10 +55,26 @@ struct Partial {
     float* total = nullptr;    ///< [rows * group]
 };
 
-/// Whether P z is accumulated and multiplied by A_v once at the end (1 / Dh of the work of rebuilding V), or V is rebuilt
-/// tile by tile. The latter wins where many query rows share a latent that is wider than a head.
+/// Whether a product with A [width, columns] is applied once to a few query rows, or to every token of a tile. The latter
+/// wins where many query rows share a latent that is wider than a head.
+constexpr bool absorbs(const HeadDecoder& head, std::size_t query_rows, std::size_t columns) noexcept {
+    return query_rows * head.width <= head.width * columns + query_rows * columns;
+}
+
+/// Whether P z is accumulated and multiplied by A_v once at the end: 1 / Dh of the work of rebuilding V.
 constexpr bool absorbs_values(const HeadDecoder& value, std::size_t query_rows, std::size_t head_dim) noexcept {
-    return value.matrix == nullptr || query_rows * value.width <= value.width * head_dim + query_rows * head_dim;
+    return value.matrix == nullptr || absorbs(value, query_rows, head_dim);
+}
+
+/// Channels of K that RoPE turns: the first ones of a head.
+constexpr std::size_t rotary_channels(const AttendTask& task) noexcept { return 2 * task.rope.pairs; }
+
+/// Whether q A_k^T is computed once, so that the channels of K that RoPE leaves alone are never rebuilt: NoPE, learned
+/// positions, ALiBi, the rest of a partial RoPE. A norm of the whole key stands in the way.
+constexpr bool absorbs_keys(const AttendTask& task) noexcept {
+    const std::size_t columns = task.head_dim - rotary_channels(task);
+    return columns > 0 && task.key.matrix != nullptr && task.rules.key_norm == nullptr && task.rows <= 32 &&
+           absorbs(task.key, task.rows * task.group, columns);
 }
 
 /// Channels of Partial::sum.

@@ -14,13 +14,15 @@
 
 namespace xquant {
 
-/// Settings of a cache. Sizes are in tokens.
+/// Settings of a cache. Sizes are in tokens unless they say layers.
 struct Options {
     std::size_t sinks = 4;     ///< first tokens of a sequence, kept in f16: they decide quality out of proportion
     std::size_t recent = 128;  ///< newest tokens kept in f16
     DType rows = DType::f16;   ///< what sinks and newest tokens are kept in; f32 and bf16 are possible
     /// Queries read every row outside the sinks and the window from codes, those of their own step included.
     bool strict = false;
+    std::size_t base_layer = 2;   ///< CrossLayer<Delta>: the layer whose rows become the accumulator
+    std::size_t last_layers = 0;  ///< CrossLayer<Delta>: this many layers at the end keep the first quantizer's bits
     std::pmr::memory_resource* memory = nullptr;  ///< where everything is allocated; null: the default resource
 };
 
@@ -105,14 +107,42 @@ struct Slot {
 
 inline constexpr std::size_t slot_step = 16;
 
+/// What one layer is made of, after its policies had their say.
+struct LayerParts {
+    LayerPlan plan;
+    std::vector<StreamCodec> codecs;  ///< widths are those of coded rows
+};
+
+/// The sizes of that, known without preparing anything.
+struct LayerSizes {
+    std::vector<StreamCodec> codecs;
+    std::vector<std::size_t> row_widths;  ///< channels of rows as the tail keeps them
+    std::size_t weight_floats = 0;
+};
+
+/// How one layer is to be stored: its policies as functions.
+struct LayerRecipe {
+    LayerSizes (*sizes)(const Layer&);
+    LayerParts (*prepare)(const Layer&);
+    std::size_t streams;
+    CrossRole role = CrossRole::none;
+};
+
+/// A cache's layers, and (cross-layer) what the accumulator is kept in.
+struct Recipe {
+    std::vector<LayerRecipe> layers;
+    StreamCodec (*accumulator)(std::size_t width) = nullptr;
+
+    [[nodiscard]] std::size_t streams() const noexcept {
+        std::size_t most = 1;
+        for (const LayerRecipe& layer : layers) most = std::max(most, layer.streams);
+        return most;
+    }
+};
+
 class Core {
 public:
-    /// What one layer is made of, after its policies had their say.
-    struct LayerParts {
-        LayerPlan plan;
-        std::vector<StreamCodec> codecs;
-    };
-
+    /// Streams are counted per layer; stream_count is the most that a layer has.
     Core(const Options& options, std::size_t layer_count, std::size_t stream_count)
         : options_(options),
           ledger_(options.memory),
@@ -122,6 +152,7 @@ public:
           coded_(ledger_, Purpose::codes, coded_page_tokens, stream_count),
           rows_(ledger_, Purpose::tail, row_page_tokens, stream_count),
           sinks_(ledger_, Purpose::sinks, options.sinks, stream_count),
+          accumulators_(ledger_, Purpose::accumulator, coded_page_tokens, 1),
           slots_(LedgerAllocator<Slot, Purpose::index>(ledger_)),
           scratch_(ledger_) {
         expects(layer_count > 0, "a model needs at least one layer");
@@ -136,21 +167,46 @@ public:
         }
     }
 
+    /// Says what accumulators are kept in. At construction only.
+    void set_accumulator(const StreamCodec& codec) {
+        expects(codec.format.group_tokens == 1,
+                "the accumulator is grouped per token: it is read and written by ranges");
+        accumulator_ = codec;
+        accumulators_.sections.reserve(1);
+        accumulators_.sizes.total = page_header_bytes;
+        accumulators_.sections.push_back(accumulators_.sizes.place(codec.format, accumulators_.tokens));
+    }
+
     /// Layers are added in order, at construction only.
-    void add_layer(const Layer& layer, LayerParts parts, const Rope* previous) {
+    void add_layer(const Layer& layer, CrossRole role, LayerParts parts, const Rope* previous) {
         if (ropes_.empty() || previous == nullptr || !(*previous == layer.rope)) {
             ropes_.emplace_back(ledger_, layer.rope, tile_tokens);
         }
-        for (const StreamCodec& codec : parts.codecs) {
+        layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1);
+        const PreparedLayer& prepared = layers_.back();
+        expects(parts.codecs.size() == prepared.encoders.size(), "a layer needs one codec for each of its streams");
+        expects(role == CrossRole::none ||
+                    (prepared.encoders.size() == 1 && prepared.encoders[0].width == accumulator_.format.width),
+                "cross-layer: a layer's rows do not have the accumulator's width; all layers need the same");
+        for (std::size_t stream = 0; stream < coded_.streams; ++stream) {
+            if (stream >= parts.codecs.size()) {
+                codecs_.emplace_back();
+                for (PageFormat* format : {&coded_, &rows_, &sinks_}) format->sections.emplace_back();
+                continue;
+            }
+            const StreamCodec& codec = parts.codecs[stream];
+            const StreamEncoder& encoder = prepared.encoders[stream];
+            expects(codec.format.width == encoder.coded_width,
+                    "a codec's width is not that of its stream's coded rows");
             codecs_.push_back(codec);
-            const StreamFormat exact = exact_rows(codec.format.width, options_.rows);
+            const StreamFormat exact = exact_rows(static_cast<std::uint32_t>(encoder.width), options_.rows);
             coded_.sections.push_back(coded_.sizes.place(codec.format, coded_.tokens));
             rows_.sections.push_back(rows_.sizes.place(exact, rows_.tokens));
             sinks_.sections.push_back(sinks_.sizes.place(exact, sinks_.tokens));
             if (codec.format.group_tokens > 1) granularity_ = coded_page_tokens;
-            widest_ = std::max<std::size_t>(widest_, codec.format.width);
         }
-        layers_.emplace_back(ledger_, layer, std::move(parts.plan), ropes_.size() - 1);
+        everywhere_windowed_ = everywhere_windowed_ && layer.window > 0;
+        window_ = std::max(window_, layer.window);
     }
 
     [[nodiscard]] Sequence create() {
@@ -186,9 +242,15 @@ public:
     [[nodiscard]] const Slot& find(Sequence sequence) const { return const_cast<Core*>(this)->find(sequence); }
 
     [[nodiscard]] Retention retention() const noexcept {
-        return {options_.sinks, options_.recent, granularity_, options_.strict};
+        return {options_.sinks, options_.recent, granularity_, options_.strict, everywhere_windowed_ ? window_ : 0};
     }
     [[nodiscard]] PageFormats formats() const noexcept { return {&coded_, &rows_, &sinks_}; }
+    [[nodiscard]] const PageFormat& accumulators() const noexcept { return accumulators_; }
+    [[nodiscard]] const StreamCodec& accumulator() const noexcept { return accumulator_; }
+    /// Most bytes that accumulators took at one time.
+    [[nodiscard]] std::size_t peak_accumulator() const noexcept { return peak_accumulator_; }
+    void note_accumulators() noexcept { peak_accumulator_ = std::max(peak_accumulator_, ledger_.bytes().accumulator); }
+    /// The most streams that a layer has; [layers][streams] tables have that many for each.
     [[nodiscard]] std::size_t streams() const noexcept { return coded_.streams; }
     [[nodiscard]] const StreamCodec& codec(std::size_t layer, std::size_t stream) const noexcept {
         return codecs_[layer * streams() + stream];
@@ -196,7 +258,6 @@ public:
     [[nodiscard]] RopeView rope(const PreparedLayer& layer) const noexcept { return ropes_[layer.rope].view(); }
     [[nodiscard]] const auto& layers() const noexcept { return layers_; }
     [[nodiscard]] const Options& options() const noexcept { return options_; }
-    [[nodiscard]] std::size_t widest() const noexcept { return widest_; }
     [[nodiscard]] Ledger& ledger() noexcept { return ledger_; }
     [[nodiscard]] const Ledger& ledger() const noexcept { return ledger_; }
     [[nodiscard]] ScratchPool& scratch() noexcept { return scratch_; }
@@ -209,10 +270,12 @@ private:
     LedgerVector<PreparedLayer, Purpose::weights> layers_;
     LedgerVector<RopeTable, Purpose::weights> ropes_;
     LedgerVector<StreamCodec, Purpose::index> codecs_;  ///< [layers][streams]
-    PageFormat coded_, rows_, sinks_;
+    PageFormat coded_, rows_, sinks_, accumulators_;
+    StreamCodec accumulator_;
     LedgerVector<Slot, Purpose::index> slots_;
     ScratchPool scratch_;
-    std::size_t granularity_ = 1, widest_ = 0;
+    std::size_t granularity_ = 1, window_ = 0, peak_accumulator_ = 0;
+    bool everywhere_windowed_ = true;
 };
 
 }  // namespace detail

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <vector>
 
+#include <xquant/attention/task.hpp>
 #include <xquant/error.hpp>
 #include <xquant/model.hpp>
 #include <xquant/position/rope.hpp>
@@ -23,24 +24,34 @@ using WeightVector = LedgerVector<T, Purpose::weights>;
 class PreparedLayer {
 public:
     /// Throws shape_error if the plan does not fit the layer.
-    PreparedLayer(Ledger& ledger, const Layer& layer, LayerPlan plan, std::size_t rope_table)
+    PreparedLayer(Ledger& ledger, const Layer& layer, LayerPlan plan, CrossRole cross_role, std::size_t rope_table)
         : shape(layer.shape),
           rope(rope_table),
+          role(cross_role),
           keys_turned(plan.keys_turned),
-          scale(static_cast<float>(layer.softmax_scale > 0
-                                       ? layer.softmax_scale
-                                       : 1.0 / std::sqrt(static_cast<double>(layer.shape.head_dim)))),
           encoders(LedgerAllocator<StreamEncoder, Purpose::weights>(ledger)),
           keys(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
           values(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
           floats_(LedgerAllocator<float, Purpose::weights>(ledger)) {
         check(plan);
-        floats_.reserve(count(plan));
+        floats_.reserve(count(plan) + rule_floats(layer));
         encoders.reserve(plan.streams.size());
+        const float* gain = keep(layer_floats(layer.k_norm, shape.head_dim));
         for (const StreamPlan& stream : plan.streams) {
-            const float* dct = nullptr;
-            if (stream.rotate != 0) dct = keep(dct_matrix(dct_size(stream.rotate)));
-            encoders.push_back({stream.width, keep(stream.mean), keep(stream.matrix), stream.rope, stream.rotate, dct});
+            StreamEncoder out;
+            out.width = stream.width;
+            out.mean = keep(stream.mean);
+            out.matrix = keep(stream.matrix);
+            out.bias = keep(stream.bias);
+            out.norm = stream.norm ? gain : nullptr;
+            out.norm_epsilon = static_cast<float>(layer.k_norm_epsilon);
+            out.rope = stream.rope;
+            out.rotate = stream.rotate;
+            if (stream.rotate != 0) out.dct = keep(dct_matrix(dct_size(stream.rotate)));
+            out.coded_width = stream.coded_width();
+            out.latent = keep(stream.latent);
+            if (out.latent != nullptr) out.spread = keep_transposed(stream.latent, stream.width);
+            encoders.push_back(out);
         }
         const auto keep_heads = [this](const std::vector<HeadPlan>& heads, WeightVector<HeadDecoder>& out) {
             out.reserve(heads.size());
@@ -50,17 +61,27 @@ public:
         };
         keep_heads(plan.keys, keys);
         keep_heads(plan.values, values);
+        rules.scale = static_cast<float>(
+            layer.softmax_scale > 0 ? layer.softmax_scale : 1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
+        rules.soft_cap = static_cast<float>(layer.soft_cap);
+        rules.window = layer.window;
+        if (!plan.keys_normed) rules.key_norm = gain;
+        rules.key_norm_epsilon = static_cast<float>(layer.k_norm_epsilon);
+        rules.slopes = keep(layer_floats(layer.alibi_slopes, shape.heads));
+        rules.sink_logits = keep(layer_floats(layer.sink_logits, shape.heads));
     }
 
     /// Bytes a layer takes whose plan holds this many floats.
-    static constexpr std::size_t bytes(std::size_t floats, std::size_t streams, std::size_t kv_heads) noexcept {
-        return floats * sizeof(float) + streams * sizeof(StreamEncoder) + 2 * kv_heads * sizeof(HeadDecoder);
+    static constexpr std::size_t bytes(const Layer& layer, std::size_t floats, std::size_t streams) noexcept {
+        return (floats + rule_floats(layer)) * sizeof(float) + streams * sizeof(StreamEncoder) +
+               2 * layer.shape.kv_heads * sizeof(HeadDecoder);
     }
 
     LayerShape shape;
     std::size_t rope;  ///< which table
+    CrossRole role;
     bool keys_turned;
-    float scale;
+    ScoreRules rules;
     WeightVector<StreamEncoder> encoders;
     WeightVector<HeadDecoder> keys, values;
 
@@ -74,7 +95,11 @@ private:
                     "a stream's matrix is [D, R], or empty with R = D");
             expects(s.mean.empty() || s.mean.size() == d, "a stream's mean is [D]");
             expects(s.rotate == 0 || s.width % s.rotate == 0, "a stream's rotated blocks must divide its width");
-            expects(!s.rope || s.width % dh == 0, "a stream stored after RoPE must hold whole heads");
+            expects(!(s.rope || s.norm) || s.width % dh == 0, "a stream stored after k_norm or RoPE holds whole heads");
+            expects(s.bias.empty() || s.bias.size() == s.width, "a stream's bias is [R]");
+            expects(s.latent.size() % s.width == 0, "a stream's latent is [R, coded channels]");
+            expects(s.latent.empty() || role == CrossRole::difference,
+                    "only a layer that stores a difference has a latent");
         }
         for (const auto* heads : {&plan.keys, &plan.values}) {
             for (const HeadPlan& head : *heads) {
@@ -91,13 +116,33 @@ private:
     static std::size_t count(const LayerPlan& plan) noexcept {
         std::size_t floats = 0;
         for (const StreamPlan& s : plan.streams) {
-            floats += s.mean.size() + s.matrix.size();
+            floats += s.mean.size() + s.matrix.size() + s.bias.size() + 2 * s.latent.size();
             if (s.rotate != 0) floats += dct_size(s.rotate) * dct_size(s.rotate);
         }
         for (const auto* heads : {&plan.keys, &plan.values}) {
             for (const HeadPlan& head : *heads) floats += head.matrix.size() + head.constant.size();
         }
         return floats;
+    }
+
+    /// Floats that a layer brings beside its plan. The gain of k_norm is used once: by the encoder or by the reader.
+    static constexpr std::size_t rule_floats(const Layer& layer) noexcept {
+        return (layer.k_norm != nullptr ? layer.shape.head_dim : 0) +
+               (layer.alibi_slopes != nullptr ? layer.shape.heads : 0) +
+               (layer.sink_logits != nullptr ? layer.shape.heads : 0);
+    }
+
+    static std::vector<float> layer_floats(const float* values, std::size_t count) {
+        return values != nullptr ? std::vector<float>(values, values + count) : std::vector<float>();
+    }
+
+    const float* keep_transposed(const std::vector<float>& source, std::size_t rows) {
+        const std::size_t columns = source.size() / rows;
+        std::vector<float> out(source.size());
+        for (std::size_t i = 0; i < rows; ++i) {
+            for (std::size_t j = 0; j < columns; ++j) out[j * rows + i] = source[i * columns + j];
+        }
+        return keep(out);
     }
 
     const float* keep(const std::vector<float>& source) {

@@ -8,47 +8,11 @@
 #include <xquant/attention/task.hpp>
 #include <xquant/backend/scalar/attention.hpp>
 #include <xquant/concepts.hpp>
-#include <xquant/detail/core.hpp>
+#include <xquant/detail/write.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
-
-/// Encode the rows that a plan writes, for one stream of one layer. `step_rows` [n, width] are the step's own.
-template <class Backend>
-XQUANT_NOINLINE void run_write(Backend tag, Core& core, const StepPlan& plan, const Write& write, std::size_t layer,
-                               std::size_t stream, const float* step_rows) {
-    const MutableStreamView target = write.page->stream(layer, stream);
-    const std::size_t width = target.format.width;
-    StreamCodec codec = core.codec(layer, stream);
-    if (write.page->format().purpose != Purpose::codes) codec = {target.format, nullptr};
-    const Piece* pieces = plan.pieces.data() + write.first_piece;
-    if (write.pieces == 1 && pieces->page == nullptr) {
-        encode_rows(tag, codec, step_rows + pieces->begin * width, width, write.slot, write.count, target);
-        return;
-    }
-    ScratchPool::Loan scratch(core.scratch(), write.count * width);
-    float* rows = scratch.data();
-    for (std::size_t i = 0; i < write.pieces; ++i) {
-        const Piece& piece = pieces[i];
-        if (piece.page == nullptr) {
-            std::copy_n(step_rows + piece.begin * width, piece.count * width, rows);
-        } else {
-            decode_tile(tag, read_only(piece.page->stream(layer, stream)), piece.begin, piece.count, 0, width, rows,
-                        width, backend::TileOrder::token_major);
-        }
-        rows += piece.count * width;
-    }
-    encode_rows(tag, codec, scratch.data(), width, write.slot, write.count, target);
-}
-
-/// The sequence becomes what the plan says. Only moves: cannot fail.
-inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
-    for (const Segment& segment : plan.after) segment.page->filled = std::max(segment.page->filled, segment.end);
-    state.segments.swap(plan.after);
-    state.tokens = plan.tokens;
-    state.next_position = plan.next_position;
-}
 
 /// A step over one or several sequences. Move-only; destroying it without commit() leaves the cache as it was.
 template <class Backend>
@@ -70,6 +34,7 @@ public:
           rows_(allocator<float>()),
           positions_(allocator<std::int64_t>()),
           input_(allocator<float>()),
+          sums_(core),
           spans_(allocator<TokenSpan>()),
           tasks_(allocator<Task>()),
           partials_(allocator<float>()) {
@@ -90,6 +55,10 @@ public:
                               StepPlan(core.ledger(), state, part.tokens, core.retention(), core.formats())});
             total_ += part.tokens;
         }
+        LedgerVector<const StepPlan*, Purpose::workspace> plans(allocator<const StepPlan*>());
+        plans.reserve(parts_.size());
+        for (const Part& part : parts_) plans.push_back(&part.plan);
+        sums_.open(core, plans);
         std::size_t floats = 0;
         for (std::size_t layer = 0; layer < core.layers().size(); ++layer) {
             std::size_t widths = 0;
@@ -112,6 +81,7 @@ public:
           rows_(std::move(other.rows_)),
           positions_(std::move(other.positions_)),
           input_(std::move(other.input_)),
+          sums_(std::move(other.sums_)),
           spans_(std::move(other.spans_)),
           tasks_(std::move(other.tasks_)),
           partials_(std::move(other.partials_)),
@@ -137,13 +107,14 @@ public:
         expects(!x.empty() && x.stride >= x.cols, "x has no data, or a stride shorter than its rows");
         const float* input = static_cast<const float*>(x.data);
         if (x.type != DType::f32 || x.stride != x.cols) input = load(x);
-        const std::size_t blocks = (total_ + project_step - 1) / project_step;
-        threads.parallel_for(blocks * core_->streams(), [&](std::size_t task) { project_rows(prepared, input, task); });
+        const std::size_t blocks = (total_ + project_step - 1) / project_step, streams = prepared.encoders.size();
+        threads.parallel_for(blocks * streams, [&](std::size_t task) { project_rows(prepared, input, task); });
         check_values(layer);
 
         std::size_t writes = 0;
         for (const Part& part : parts_) writes += part.plan.writes.size();
-        threads.parallel_for(writes * core_->streams(), [&](std::size_t task) { store(prepared, layer, task); });
+        threads.parallel_for(writes * streams, [&](std::size_t task) { store(prepared, layer, task); });
+        sums_.advance(Backend{}, *core_, layer, threads);
         ++next_;
     }
 
@@ -185,8 +156,7 @@ private:
         AttendTask attend;
         std::size_t first_row = 0;  ///< in the step
         std::size_t head = 0;       ///< kv head
-        std::size_t first_tile = 0, tiles = 0;
-        std::size_t splits = 0;  ///< tasks that share the rows, this one the first; 0: not the first
+        std::size_t splits = 0;     ///< tasks that share the rows, this one the first; 0: not the first
         std::size_t width = 0;
         Partial partial;
     };
@@ -228,8 +198,9 @@ private:
 
     /// Task (32 rows, stream) of append: rows of the step are projected.
     XQUANT_NOINLINE void project_rows(const PreparedLayer& layer, const float* input, std::size_t task) {
-        const std::size_t d = layer.shape.width, stream = task % core_->streams();
-        const std::size_t first = task / core_->streams() * project_step, n = std::min(project_step, total_ - first);
+        const std::size_t d = layer.shape.width, stream = task % layer.encoders.size();
+        const std::size_t first = task / layer.encoders.size() * project_step,
+                          n = std::min(project_step, total_ - first);
         const StreamEncoder& encoder = layer.encoders[stream];
         ScratchPool::Loan scratch(core_->scratch(), backend::project_scratch(d, encoder.width, n));
         project(Backend{}, encoder, input + first * d, n, d, positions_.data() + first, core_->rope(layer),
@@ -238,17 +209,17 @@ private:
 
     /// Task (write, stream) of append: rows go into their page.
     XQUANT_NOINLINE void store(const PreparedLayer& layer, std::size_t layer_index, std::size_t task) {
-        const std::size_t stream = task % core_->streams();
-        std::size_t index = task / core_->streams();
+        const std::size_t stream = task % layer.encoders.size();
+        std::size_t index = task / layer.encoders.size();
         const Part* part = parts_.data();
         while (index >= part->plan.writes.size()) index -= (part++)->plan.writes.size();
-        run_write(Backend{}, *core_, part->plan, part->plan.writes[index], layer_index, stream,
+        run_write(Backend{}, *core_, sums_, part->plan, part->plan.writes[index], layer_index, stream,
                   stream_rows(layer, stream) + part->first_row * layer.encoders[stream].width);
     }
 
     void check_values(std::size_t layer) {
         const PreparedLayer& prepared = core_->layers()[layer];
-        for (std::size_t stream = 0; stream < core_->streams(); ++stream) {
+        for (std::size_t stream = 0; stream < prepared.encoders.size(); ++stream) {
             const std::size_t width = prepared.encoders[stream].width;
             const float* rows = stream_rows(prepared, stream);
             for (std::size_t row = 0; row < total_; ++row) {
@@ -283,26 +254,29 @@ private:
             for (std::size_t head = 0; head < prepared.shape.kv_heads; ++head) {
                 for (std::size_t row = 0; row < part.rows; row += block_rows) {
                     Task task;
-                    task.attend = {reads,
-                                   prepared.keys[head],
-                                   prepared.values[head],
-                                   prepared.keys_turned ? RopeView{} : core_->rope(prepared),
-                                   dh,
-                                   std::min(block_rows, part.rows - row),
-                                   group,
-                                   first_position(part) + static_cast<std::int64_t>(row),
-                                   queries + (part.first_row + row) * q_stride + head * group * dh,
-                                   q_stride,
-                                   prepared.scale};
+                    AttendTask& attend = task.attend;
+                    attend.spans = reads;
+                    attend.key = prepared.keys[head];
+                    attend.value = prepared.values[head];
+                    if (!prepared.keys_turned) attend.rope = core_->rope(prepared);
+                    attend.head_dim = dh;
+                    attend.rows = std::min(block_rows, part.rows - row);
+                    attend.group = group;
+                    attend.first_position = first_position(part) + static_cast<std::int64_t>(row);
+                    attend.q = queries + (part.first_row + row) * q_stride + head * group * dh;
+                    attend.q_stride = q_stride;
+                    attend.rules = prepared.rules;
+                    if (attend.rules.slopes != nullptr) attend.rules.slopes += head * group;
+                    if (attend.rules.sink_logits != nullptr) attend.rules.sink_logits += head * group;
                     task.first_row = part.first_row + row;
                     task.head = head;
-                    task.width = partial_width(task.attend.value, task.attend.rows * group, dh);
+                    task.width = partial_width(attend.value, attend.rows * group, dh);
                     for (std::size_t split = 0; split < splits; ++split) {
-                        task.first_tile = split * tiles_each;
-                        task.tiles = std::min(tiles_each, tiles - task.first_tile);
+                        attend.first_tile = split * tiles_each;
+                        attend.tiles = std::min(tiles_each, tiles - attend.first_tile);
                         task.splits = split == 0 ? splits : 0;
                         tasks_.push_back(task);
-                        floats += task.attend.rows * group * (task.width + 2);
+                        floats += attend.rows * group * (task.width + 2);
                     }
                 }
             }
@@ -318,6 +292,9 @@ private:
 
     TokenSpan span_of(std::size_t layer, const PreparedLayer& prepared, const Part& part, const Segment& segment) {
         const auto view = [&](std::size_t stream) {
+            if (segment.page && prepared.role != CrossRole::none && segment.page->format().purpose == Purpose::codes) {
+                return read_only(sums_.view(segment.page.get()));
+            }
             if (segment.page) return read_only(segment.page->stream(layer, stream));
             const std::size_t width = prepared.encoders[stream].width;
             return view_rows(stream_rows(prepared, stream) + part.first_row * width, static_cast<std::uint32_t>(width));
@@ -327,18 +304,8 @@ private:
     }
 
     XQUANT_NOINLINE void run(const Task& task) {
-        const AttendTask& attend = task.attend;
-        clear_partial(Backend{}, task.partial, attend.rows * attend.group, task.width);
-        ScratchPool::Loan scratch(core_->scratch(),
-                                  backend::attend_scratch(attend.head_dim, attend.group, attend.value.width));
-        std::size_t tile = 0;
-        for (const TokenSpan& span : attend.spans) {
-            for (std::size_t first = span.begin; first < span.end; first += backend::tile_tokens, ++tile) {
-                if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
-                attend_tile(Backend{}, attend, span, first, std::min(backend::tile_tokens, span.end - first),
-                            task.partial, scratch.data());
-            }
-        }
+        ScratchPool::Loan scratch(core_->scratch(), backend::attend_scratch(task.attend));
+        attend_task(Backend{}, task.attend, task.partial, scratch.data());
     }
 
     /// Merges the splits of a task in order and writes its rows.
@@ -366,6 +333,7 @@ private:
     Work<float> rows_;              ///< the layer's rows: stream after stream, [n, width]
     Work<std::int64_t> positions_;  ///< [n]
     Work<float> input_;             ///< x or q where they had to be copied
+    Accumulators sums_;
     Work<TokenSpan> spans_;
     Work<Task> tasks_;
     Work<float> partials_;

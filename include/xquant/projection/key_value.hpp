@@ -5,6 +5,7 @@
 //     KeyValue<AfterRope, Hadamard>    each head of K and V rotated before it is stored and turned back when read, as
 //                                      llama.cpp does for q4_0
 //
+// Biases and k_norm are part of what is stored, as in every cache of K and V.
 // Cost    keys stored after RoPE need nothing when read, but cannot be moved to other positions exactly.
 #pragma once
 
@@ -37,18 +38,26 @@ struct KeyValue {
         const LayerShape& shape = layer.shape;
         const std::size_t r = shape.kv_width(), m = dct_size(shape.head_dim);
         const std::size_t mixing = mixed ? 2 * shape.kv_heads * shape.head_dim * shape.head_dim + 2 * m * m : 0;
-        return {{r, r}, 2 * shape.width * r + mixing};
+        const std::size_t biases = (layer.b_k != nullptr ? r : 0) + (layer.b_v != nullptr ? r : 0);
+        return {{r, r}, 2 * shape.width * r + mixing + biases};
     }
 
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
         LayerPlan plan;
+        plan.keys_normed = true;
         plan.keys_turned = after_rope;
-        const auto stream = [&](const MatrixView& weight, bool turn) {
-            return StreamPlan{
-                r, {}, detail::transpose(detail::load_rows(weight, 0, r), r, layer.shape.width), turn, mixed ? dh : 0};
+        const auto stream = [&](const MatrixView& weight, const float* bias, bool key) {
+            StreamPlan out;
+            out.width = r;
+            out.matrix = detail::transpose(detail::load_rows(weight, 0, r), r, layer.shape.width);
+            out.bias = detail::optional_floats(bias, r);
+            out.norm = key && layer.k_norm != nullptr;
+            out.rope = key && after_rope;
+            out.rotate = mixed ? dh : 0;
+            return out;
         };
-        plan.streams = {stream(layer.w_k, after_rope), stream(layer.w_v, false)};
+        plan.streams = {stream(layer.w_k, layer.b_k, true), stream(layer.w_v, layer.b_v, false)};
         // Stored y = k R, so k = y R^T.
         std::vector<float> back;
         if (mixed) back = detail::transpose(rotation_matrix(dh), dh, dh);

@@ -5,11 +5,16 @@
 //     KeyValue    K and V                                      the usual cache, as a baseline
 //     SplitSvd    latents of W_k and of W_v                    for GQA; the paper's form     (projection/svd.hpp)
 //     HeadSvd     a latent for each key head, V rotated        for GQA; the best             (projection/svd.hpp)
+//     JointSvd    one latent of [W_k W_v]                      for GQA, cross-layer          (projection/joint_svd.hpp)
 //
 // A projection of your own is a struct with
 //     static constexpr std::size_t streams                      stored rows per token and layer
 //     static LayerFootprint<streams> footprint(const Layer&)    their widths, and the floats of prepared weights
 //     static LayerPlan prepare(const Layer&)                    the affine pair T, A; see storage/plan.hpp
+// and, to serve CrossLayer<Delta>,
+//     below, base                       projections of the layers below the base layer and of the base layer itself
+//     difference_footprint, prepare_difference(const Layer&)    the plan of a layer that stores a difference: its rows are
+//                                       those of `base`, and stream 0 may have a latent
 #pragma once
 
 #include <array>
@@ -35,9 +40,18 @@ struct Projection {
 
 inline namespace XQUANT_ABI_NS {
 
-/// These two need Eigen: include <xquant/projection/svd.hpp>.
-struct SplitSvd;
-struct HeadSvd;
+/// Rank of an SVD: all of it.
+struct FullRank;
+
+/// These need Eigen: include <xquant/projection/svd.hpp>, <xquant/projection/joint_svd.hpp>.
+template <class Keep>
+struct SplitSvdOf;
+template <class Keep>
+struct HeadSvdOf;
+template <class Mix, class Keep>
+struct JointSvd;
+using SplitSvd = SplitSvdOf<FullRank>;
+using HeadSvd = HeadSvdOf<FullRank>;
 
 namespace detail {
 
@@ -59,17 +73,31 @@ inline std::vector<float> transpose(const std::vector<float>& in, std::size_t ro
     return out;
 }
 
-/// c = mean W^T for rows [out, in] of a weight: [out].
-inline std::vector<float> mean_times(const float* mean, const std::vector<float>& rows, std::size_t in) {
-    std::vector<float> out(rows.size() / in);
+/// c = mean W^T + bias for rows [out, in] of a weight: [out]; empty if there is neither.
+inline std::vector<float> constant_of(const float* mean, const float* bias, const std::vector<float>& rows,
+                                      std::size_t in) {
+    std::vector<float> out;
+    if (mean == nullptr && bias == nullptr) return out;
+    out.resize(rows.size() / in);
     for (std::size_t i = 0; i < out.size(); ++i) {
-        double sum = 0;
-        for (std::size_t j = 0; j < in; ++j) {
+        double sum = bias != nullptr ? static_cast<double>(bias[i]) : 0;
+        for (std::size_t j = 0; j < in && mean != nullptr; ++j) {
             sum += static_cast<double>(mean[j]) * static_cast<double>(rows[i * in + j]);
         }
         out[i] = static_cast<float>(sum);
     }
     return out;
+}
+
+/// The floats of all heads' constants.
+constexpr std::size_t constant_floats(const Layer& layer, bool with_mean) noexcept {
+    const std::size_t each = layer.shape.kv_width();
+    return (with_mean || layer.b_k != nullptr ? each : 0) + (with_mean || layer.b_v != nullptr ? each : 0);
+}
+
+/// The floats [count] as a vector, or none.
+inline std::vector<float> optional_floats(const float* values, std::size_t count) {
+    return values != nullptr ? std::vector<float>(values, values + count) : std::vector<float>();
 }
 
 }  // namespace detail

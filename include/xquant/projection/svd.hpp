@@ -7,6 +7,9 @@
 //     HeadSvd     one SVD for each key head (z_h = X U_k,h, Dh x Dh matrices when reading: Hkv times less work), and V
 //                 itself with each head rotated
 //
+// SplitSvdOf<Rank<N>>, HeadSvdOf<EnergyShare<995>> keep fewer directions: fewer channels, and K is no longer exact.
+// HeadSvd's V has no spectrum to cut and stays whole.
+//
 // Layout  <PerChannel, PerToken>: the first latent channels of the keys are large for every token.
 // Source  XQuant section 3.2 and appendix B (SplitSvd); HeadSvd is ours.
 #pragma once
@@ -15,6 +18,8 @@
 #include <Eigen/QR>
 #include <Eigen/SVD>
 
+#include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <vector>
 
@@ -64,7 +69,59 @@ inline Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t 
     return basis;
 }
 
+/// The singular values of those rows, falling. Cost as svd_basis.
+inline std::vector<double> singular_values(const MatrixView& weight, std::size_t first, std::size_t n) {
+    const Basis basis = svd_basis(weight, first, n);
+    std::vector<double> out(n, 0.0);
+    for (std::size_t i = 0; i < n; ++i) {
+        for (std::size_t j = 0; j < n; ++j) {
+            const auto value = static_cast<double>(basis.a[i * n + j]);
+            out[i] += value * value;
+        }
+        out[i] = std::sqrt(out[i]);
+    }
+    return out;
+}
+
+/// How many directions of an SVD are kept. A policy of your own has the same function; it must not depend on anything else.
+struct FullRank {
+    static std::size_t rank(const MatrixView&, std::size_t, std::size_t n) noexcept { return n; }
+};
+
+/// At most N directions.
+template <std::size_t N>
+struct Rank {
+    static_assert(N >= 1, "xquant: Rank<N> keeps at least one direction");
+    static std::size_t rank(const MatrixView&, std::size_t, std::size_t n) noexcept { return std::min(N, n); }
+};
+
+/// The fewest directions that hold this share of the sum of squared singular values, in thousandths.
+template <unsigned PerMille>
+struct EnergyShare {
+    static_assert(PerMille >= 1 && PerMille <= 1000, "xquant: EnergyShare<PerMille> is 1 to 1000");
+    static std::size_t rank(const MatrixView& weight, std::size_t first, std::size_t n) {
+        double total = 0, sum = 0;
+        const std::vector<double> values = singular_values(weight, first, n);
+        for (const double value : values) total += value * value;
+        std::size_t kept = 0;
+        while (kept < n && sum < total * PerMille / 1000.0) sum += values[kept] * values[kept], ++kept;
+        return std::max<std::size_t>(kept, 1);
+    }
+};
+
 namespace detail {
+
+/// The first `rank` directions of a basis of n.
+inline Basis cut_basis(Basis basis, std::size_t n, std::size_t rank) {
+    if (rank == n) return basis;
+    const std::size_t d = basis.u.size() / n;
+    for (std::size_t i = 0; i < d; ++i) {
+        for (std::size_t j = 0; j < rank; ++j) basis.u[i * rank + j] = basis.u[i * n + j];
+    }
+    basis.u.resize(d * rank);
+    basis.a.resize(rank * n);
+    return basis;
+}
 
 /// Columns first .. first + count of a matrix [rows, cols].
 inline std::vector<float> columns_of(const std::vector<float>& in, std::size_t cols, std::size_t first,
@@ -80,49 +137,82 @@ inline std::vector<float> columns_of(const std::vector<float>& in, std::size_t c
 }  // namespace detail
 
 /// The paper's form for GQA.
-struct SplitSvd {
+template <class Keep>
+struct SplitSvdOf {
     static constexpr std::size_t streams = 2;
-    static LayerFootprint<2> footprint(const Layer& layer) noexcept {
+
+    /// Cost with EnergyShare: two SVDs.
+    static LayerFootprint<2> footprint(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width();
-        return {{r, r}, 2 * d * r + 2 * r * r};
+        const std::size_t k = Keep::rank(layer.w_k, 0, r), v = Keep::rank(layer.w_v, 0, r);
+        return {{k, v}, (d + r) * (k + v) + detail::constant_floats(layer, false)};
     }
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
         detail::expects(r <= layer.shape.width, "SplitSvd needs kv_heads * head_dim <= width");
-        Basis keys = svd_basis(layer.w_k, 0, r), values = svd_basis(layer.w_v, 0, r);
         LayerPlan plan;
-        for (std::size_t head = 0; head < layer.shape.kv_heads; ++head) {
-            plan.keys.push_back({0, 0, r, detail::columns_of(keys.a, r, head * dh, dh), {}});
-            plan.values.push_back({1, 0, r, detail::columns_of(values.a, r, head * dh, dh), {}});
-        }
-        plan.streams = {{r, {}, std::move(keys.u), false, 0}, {r, {}, std::move(values.u), false, 0}};
+        const auto add = [&](const MatrixView& weight, const float* bias, std::vector<HeadPlan>& heads) {
+            const std::size_t rank = Keep::rank(weight, 0, r);
+            Basis basis = detail::cut_basis(svd_basis(weight, 0, r), r, rank);
+            for (std::size_t head = 0; head < layer.shape.kv_heads; ++head) {
+                heads.push_back({plan.streams.size(), 0, rank, detail::columns_of(basis.a, r, head * dh, dh),
+                                 detail::optional_floats(bias != nullptr ? bias + head * dh : nullptr, dh)});
+            }
+            StreamPlan stream;
+            stream.width = rank;
+            stream.matrix = std::move(basis.u);
+            plan.streams.push_back(std::move(stream));
+        };
+        add(layer.w_k, layer.b_k, plan.keys);
+        add(layer.w_v, layer.b_v, plan.values);
         return plan;
     }
 };
 
 /// One latent for each key head; V with each head rotated. The default for GQA.
-struct HeadSvd {
+template <class Keep>
+struct HeadSvdOf {
     static constexpr std::size_t streams = 2;
-    static LayerFootprint<2> footprint(const Layer& layer) noexcept {
+
+    /// Cost with EnergyShare: an SVD for each head.
+    static LayerFootprint<2> footprint(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), dh = layer.shape.head_dim;
-        return {{r, r}, 2 * d * r + 2 * r * dh + dct_size(dh) * dct_size(dh)};
+        std::size_t latent = 0;
+        for (std::size_t head = 0; head < layer.shape.kv_heads; ++head) {
+            latent += Keep::rank(layer.w_k, head * dh, dh);
+        }
+        return {{latent, r},
+                (d + dh) * (latent + r) + dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false)};
     }
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), dh = layer.shape.head_dim;
         detail::expects(dh <= d, "HeadSvd needs head_dim <= width");
         LayerPlan plan;
-        std::vector<float> encode(d * r);  // [U_0 | U_1 | ...]
+        plan.streams.resize(2);
         const std::vector<float> back = detail::transpose(rotation_matrix(dh), dh, dh);
+        std::vector<Basis> bases;
+        StreamPlan &latent = plan.streams[0], &values = plan.streams[1];
         for (std::size_t head = 0; head < layer.shape.kv_heads; ++head) {
-            Basis basis = svd_basis(layer.w_k, head * dh, dh);
-            for (std::size_t i = 0; i < d; ++i) {
-                for (std::size_t j = 0; j < dh; ++j) encode[i * r + head * dh + j] = basis.u[i * dh + j];
-            }
-            plan.keys.push_back({0, head * dh, dh, std::move(basis.a), {}});
-            plan.values.push_back({1, head * dh, dh, back, {}});
+            const auto bias = [&](const float* all) {
+                return detail::optional_floats(all != nullptr ? all + head * dh : nullptr, dh);
+            };
+            const std::size_t rank = Keep::rank(layer.w_k, head * dh, dh);
+            bases.push_back(detail::cut_basis(svd_basis(layer.w_k, head * dh, dh), dh, rank));
+            plan.keys.push_back({0, latent.width, rank, std::move(bases.back().a), bias(layer.b_k)});
+            plan.values.push_back({1, head * dh, dh, back, bias(layer.b_v)});
+            latent.width += rank;
         }
-        plan.streams = {{r, {}, std::move(encode), false, 0},
-                        {r, {}, detail::transpose(detail::load_rows(layer.w_v, 0, r), r, d), false, dh}};
+        latent.matrix.resize(d * latent.width);  // [U_0 | U_1 | ...]
+        for (std::size_t head = 0; head < bases.size(); ++head) {
+            const std::size_t rank = plan.keys[head].width;
+            for (std::size_t i = 0; i < d; ++i) {
+                std::copy_n(bases[head].u.data() + i * rank, rank,
+                            latent.matrix.data() + i * latent.width + plan.keys[head].first);
+            }
+        }
+        values.width = r;
+        values.matrix = detail::transpose(detail::load_rows(layer.w_v, 0, r), r, d);
+        values.rotate = dh;
         return plan;
     }
 };

@@ -16,17 +16,19 @@ inline LayerPlan plan_for_x(const Layer& layer, bool rotated) {
     const LayerShape& shape = layer.shape;
     const std::size_t d = shape.width, dh = shape.head_dim;
     LayerPlan plan;
-    StreamPlan stream{d, {}, {}, false, rotated ? d : 0};
+    StreamPlan stream;
+    stream.width = d;
+    stream.rotate = rotated ? d : 0;
     const float* mean = rotated ? layer.mean : nullptr;
-    if (mean != nullptr) stream.mean.assign(mean, mean + d);
+    stream.mean = optional_floats(mean, d);
     plan.streams.push_back(std::move(stream));
 
     const std::vector<float> dct = dct_matrix(dct_size(d));
     std::vector<float> scratch(d);
-    const auto head_plan = [&](const MatrixView& weight, std::size_t head) {
+    const auto head_plan = [&](const MatrixView& weight, const float* bias, std::size_t head) {
         HeadPlan out{0, 0, d, {}, {}};
         std::vector<float> rows = load_rows(weight, head * dh, dh);  // [Dh, D]
-        if (mean != nullptr) out.constant = mean_times(mean, rows, d);
+        out.constant = constant_of(mean, bias != nullptr ? bias + head * dh : nullptr, rows, d);
         if (rotated) {
             // Column w of R^T W is (w^T R)^T: the rows of W^T are rotated like rows of X.
             for (std::size_t i = 0; i < dh; ++i) rotate_row(rows.data() + i * d, d, dct.data(), scratch.data());
@@ -35,29 +37,40 @@ inline LayerPlan plan_for_x(const Layer& layer, bool rotated) {
         return out;
     };
     for (std::size_t head = 0; head < shape.kv_heads; ++head) {
-        plan.keys.push_back(head_plan(layer.w_k, head));
-        plan.values.push_back(head_plan(layer.w_v, head));
+        plan.keys.push_back(head_plan(layer.w_k, layer.b_k, head));
+        plan.values.push_back(head_plan(layer.w_v, layer.b_v, head));
     }
     return plan;
 }
 
+/// X means the same in every layer, so a difference needs nothing of its own.
+template <class Self>
+struct SameForDifference {
+    using below = Self;
+    using base = Self;
+    static LayerFootprint<1> difference_footprint(const Layer& layer) noexcept { return Self::footprint(layer); }
+    static LayerPlan prepare_difference(const Layer& layer) { return Self::prepare(layer); }
+};
+
 }  // namespace detail
 
 /// X as it is.
-struct Plain {
+struct Plain : detail::SameForDifference<Plain> {
     static constexpr std::size_t streams = 1;
     static LayerFootprint<1> footprint(const Layer& layer) noexcept {
-        return {{layer.shape.width}, 2 * layer.shape.width * layer.shape.kv_width()};
+        return {{layer.shape.width},
+                2 * layer.shape.width * layer.shape.kv_width() + detail::constant_floats(layer, false)};
     }
     static LayerPlan prepare(const Layer& layer) { return detail::plan_for_x(layer, false); }
 };
 
 /// X rotated (projection/rotation.hpp), less Layer::mean where that is given.
-struct Rotated {
+struct Rotated : detail::SameForDifference<Rotated> {
     static constexpr std::size_t streams = 1;
     static LayerFootprint<1> footprint(const Layer& layer) noexcept {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), m = dct_size(d);
-        return {{d}, 2 * d * r + m * m + (layer.mean != nullptr ? d + 2 * r : 0)};
+        const bool mean = layer.mean != nullptr;
+        return {{d}, 2 * d * r + m * m + (mean ? d : 0) + detail::constant_floats(layer, mean)};
     }
     static LayerPlan prepare(const Layer& layer) { return detail::plan_for_x(layer, true); }
 };

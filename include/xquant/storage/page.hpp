@@ -3,7 +3,8 @@
 //
 //     Page header | layer 0, stream 0: codes, scales, zeros | layer 0, stream 1: ... | layer 1 ...      sections at 64 bytes
 //
-// Three formats serve a cache: coded pages of 128 tokens, row pages of 32 tokens in f16 (the tail), a sink page in f16.
+// Three formats serve a cache: coded pages of 128 tokens, row pages of 32 tokens in f16 (the tail), a sink page in f16. A
+// fourth holds what a cross-layer cache has added up for a coded page, for the length of a step.
 #pragma once
 
 #include <atomic>
@@ -121,6 +122,10 @@ private:
 
     void enter(void (Ledger::*change)(Purpose, std::size_t) noexcept) noexcept {
         const PageSizes& sizes = format_->sizes;
+        if (format_->purpose == Purpose::accumulator) {
+            (ledger_->*change)(Purpose::accumulator, sizes.total);
+            return;
+        }
         (ledger_->*change)(format_->purpose, sizes.codes);
         (ledger_->*change)(Purpose::scales, sizes.scales);
         (ledger_->*change)(Purpose::index, sizes.total - sizes.codes - sizes.scales);

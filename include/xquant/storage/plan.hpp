@@ -1,8 +1,9 @@
 // What a projection policy hands back for one layer: how rows are made from X, and how K and V come back. Plain data.
 //
-//     write   z = rotate(rope((x - mean) T))            read   K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
+//     write   z = rotate(rope(norm((x - mean) T + b)))     read   K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
 //
-// Every scheme is such a plan, and one set of kernels serves all.
+// Every scheme is such a plan, and one set of kernels serves all. A layer of a cross-layer cache codes (z - accumulator) U
+// in place of z, and adds what was coded, times U^T, to the accumulator; K and V come from that.
 #pragma once
 
 #include <cstddef>
@@ -12,11 +13,18 @@ namespace xquant {
 
 /// How the rows of one stream are made from x [D].
 struct StreamPlan {
-    std::size_t width = 0;      ///< R, channels of a stored row
+    std::size_t width = 0;      ///< R, channels of a row
     std::vector<float> mean;    ///< [D], subtracted first; empty: nothing is
     std::vector<float> matrix;  ///< T [D, R]; empty: the identity, R = D
-    bool rope = false;          ///< turn each head by its position before storing (keys stored after RoPE)
+    std::vector<float> bias;    ///< b [R]; empty: zero
+    bool norm = false;          ///< then Layer::k_norm on each head (keys stored after their norm)
+    bool rope = false;          ///< then turn each head by its position (keys stored after RoPE)
     std::size_t rotate = 0;     ///< then rotate each block of this many channels; 0: do not
+    std::vector<float>
+        latent;  ///< U [R, coded channels], orthonormal columns, of a cross-layer difference; empty: identity
+
+    /// Channels of a coded row.
+    [[nodiscard]] std::size_t coded_width() const noexcept { return latent.empty() ? width : latent.size() / width; }
 };
 
 /// How K or V of one kv head comes back from a stream.
@@ -30,6 +38,7 @@ struct HeadPlan {
 struct LayerPlan {
     std::vector<StreamPlan> streams;
     std::vector<HeadPlan> keys, values;  ///< one for each kv head
+    bool keys_normed = false;            ///< keys were stored after k_norm: it is not applied when reading
     bool keys_turned = false;            ///< keys were stored after RoPE: none is applied when reading
 };
 
@@ -44,9 +53,23 @@ struct StreamEncoder {
     std::size_t width = 0;
     const float* mean = nullptr;    ///< [D] or null
     const float* matrix = nullptr;  ///< [D, R] or null: the identity
+    const float* bias = nullptr;    ///< [R] or null
+    const float* norm = nullptr;    ///< gain [Dh] of an RMS norm of each head, or null
+    float norm_epsilon = 0;
     bool rope = false;
     std::size_t rotate = 0;      ///< block width or 0
     const float* dct = nullptr;  ///< [m, m], m = rotate / largest power of two that divides it
+
+    std::size_t coded_width = 0;    ///< channels of a coded row
+    const float* latent = nullptr;  ///< U [R, coded_width] or null: the identity
+    const float* spread = nullptr;  ///< U^T
+};
+
+/// What a layer has to do with the accumulator of a cross-layer cache.
+enum class CrossRole : unsigned char {
+    none,       ///< stands alone
+    base,       ///< its rows become the accumulator
+    difference  ///< stores what it adds to the accumulator
 };
 
 }  // namespace xquant

@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include <xquant/storage/page.hpp>
 
@@ -25,6 +26,7 @@ namespace detail {
 struct Retention {
     std::size_t sinks = 0, recent = 0, granularity = 1;
     bool strict = false;
+    std::size_t window = 0;  ///< no layer looks back further than this many tokens; 0: some layer sees all
 
     /// Body rows that are encoded for good when there are `body` of them.
     [[nodiscard]] constexpr std::size_t coded(std::size_t body) const noexcept {
@@ -73,7 +75,9 @@ public:
           next_position(now.next_position + static_cast<std::int64_t>(n)),
           ledger_(&ledger),
           now_(&now),
-          formats_(formats) {
+          formats_(formats),
+          seen_from_(keep.window > 0 ? now.next_position - static_cast<std::int64_t>(keep.window) + 1
+                                     : std::numeric_limits<std::int64_t>::min()) {
         const std::size_t new_sinks = now.tokens < keep.sinks ? std::min(n, keep.sinks - now.tokens) : 0;
         const std::size_t waiting = count(Purpose::tail), body = waiting + n - new_sinks;
         const std::size_t outside = body > keep.recent ? body - keep.recent : 0;
@@ -99,7 +103,9 @@ public:
             const std::size_t exact = new_sinks + (outside > waiting ? outside - waiting : 0);
             if (exact < n) reads.push_back({PageRef{}, exact, n, position(exact)});
         } else {
-            for (const Segment& segment : now.segments) reads.push_back(segment);
+            for (const Segment& segment : now.segments) {
+                if (seen(segment)) reads.push_back(segment);
+            }
             if (n > 0) reads.push_back({PageRef{}, 0, n, now.next_position});
         }
         fit();
@@ -117,11 +123,19 @@ private:
         return now_->next_position + static_cast<std::int64_t>(step_row);
     }
 
+    /// Whether any query of this step or later can see some of the segment. Segments that none can see are let go.
+    [[nodiscard]] bool seen(const Segment& segment) const noexcept {
+        return segment.first_position + static_cast<std::int64_t>(segment.size()) > seen_from_;
+    }
+    [[nodiscard]] bool is(Purpose purpose, const Segment& segment) const noexcept {
+        return segment.page->format().purpose == purpose && seen(segment);
+    }
+
     /// Rows of the sequence that lie in pages of one kind.
     [[nodiscard]] std::size_t count(Purpose purpose) const noexcept {
         std::size_t rows = 0;
         for (const Segment& segment : now_->segments) {
-            if (segment.page->format().purpose == purpose) rows += segment.size();
+            if (is(purpose, segment)) rows += segment.size();
         }
         return rows;
     }
@@ -130,7 +144,7 @@ private:
     template <class List>
     void copy(Purpose purpose, std::size_t skip, List& out) const {
         for (const Segment& segment : now_->segments) {
-            if (segment.page->format().purpose != purpose) continue;
+            if (!is(purpose, segment)) continue;
             const std::size_t gone = std::min(skip, segment.size());
             skip -= gone;
             if (gone < segment.size()) {
@@ -166,7 +180,7 @@ private:
         // The tail's rows come first, then the step's.
         std::size_t first = 0;
         for (const Segment& segment : now_->segments) {
-            if (segment.page->format().purpose != Purpose::tail) continue;
+            if (!is(Purpose::tail, segment)) continue;
             if (left > 0 && at >= first && at < first + segment.size()) {
                 const std::size_t take = std::min(left, first + segment.size() - at);
                 pieces.push_back({segment.page.get(), segment.begin + (at - first), take});
@@ -238,6 +252,7 @@ private:
     Ledger* ledger_;
     const SequenceState* now_;
     PageFormats formats_;
+    std::int64_t seen_from_;  ///< the first position that a query of this step or later can see
 };
 
 }  // namespace detail

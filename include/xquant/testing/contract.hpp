@@ -274,7 +274,7 @@ void check_projection(const Layer& layer, double tolerance = 2e-5) {
         detail::holds(stream.width == footprint.widths[i], "footprint: width of stream " + std::to_string(i) + " is " +
                                                                std::to_string(footprint.widths[i]) +
                                                                ", the plan's is " + std::to_string(stream.width));
-        floats += stream.mean.size() + stream.matrix.size();
+        floats += stream.mean.size() + stream.matrix.size() + stream.bias.size();
         if (stream.rotate != 0) floats += dct_size(stream.rotate) * dct_size(stream.rotate);
     }
     for (const auto* heads : {&plan.keys, &plan.values}) {
@@ -287,7 +287,7 @@ void check_projection(const Layer& layer, double tolerance = 2e-5) {
     const bool turned = plan.keys_turned;
     const auto prepared = [&] {
         try {
-            return core::PreparedLayer(ledger, layer, std::move(plan), 0);
+            return core::PreparedLayer(ledger, layer, std::move(plan), CrossRole::none, 0);
         } catch (const shape_error& e) {
             throw contract_violation("xquant contract: the plan does not fit the layer: " + std::string(e.what()));
         }
@@ -318,7 +318,7 @@ void check_projection(const Layer& layer, double tolerance = 2e-5) {
             const HeadDecoder& decoder = key ? prepared.keys[head] : prepared.values[head];
             const std::vector<float>& rows = stored[decoder.stream];
             backend::rematerialize(backend::best{}, view_rows(rows.data(), static_cast<std::uint32_t>(rows.size() / n)),
-                                   decoder, 0, n, dh, found.data(), dh, backend::TileOrder::token_major,
+                                   decoder, 0, n, dh, dh, found.data(), dh, backend::TileOrder::token_major,
                                    scratch.data());
             if (key && turned) {
                 for (std::size_t t = 0; t < n; ++t) {

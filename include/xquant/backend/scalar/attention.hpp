@@ -1,6 +1,6 @@
 // Scalar attention over stored streams, tile by tile.
 //
-//     K = z_k A_k + c_k (RoPE) ;  s = scale q K^T, causal ;  online softmax ;  sum += P z_v ;  out = (sum / total) A_v + c_v
+//     K = z_k A_k + c_k (norm, RoPE) ;  s = scale q K^T, causal ;  online softmax ;  sum += P z_v ;  out = (sum / total) A_v + c_v
 //
 // Shapes  tile: up to 128 tokens; K [Dh, tokens]; scores [query rows, tokens]; z_v [tokens, width].
 // Limit   the products q K^T and P z_v (FMA) for many query rows, decoding and rematerialization for one.
@@ -39,92 +39,181 @@ inline float exp_negative(float x) noexcept {
 /// Query rows handled together: their scores stay in L2.
 inline constexpr std::size_t row_step = 32;
 
-/// Floats of scratch that attend_span needs.
-constexpr std::size_t attend_scratch(std::size_t dh, std::size_t group, std::size_t value_width) noexcept {
-    const std::size_t queries = row_step * group;
-    return rematerialize_scratch(dh) + tile_tokens * dh + tile_tokens * std::max(dh, value_width) +
-           queries * (dh + tile_tokens);
+/// Floats of scratch that attend_task needs.
+constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
+    const std::size_t dh = task.head_dim, queries = row_step * task.group;
+    const std::size_t absorbed = absorbs_keys(task) ? queries * (task.key.width + 1) : 0;
+    return rematerialize_scratch(dh) + tile_tokens * std::max(dh, width_step) +
+           tile_tokens * std::max(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed;
 }
 
 namespace detail {
 
-/// One softmax update: scores [tokens] become weights, sum [width] is rescaled where the maximum rose.
-inline void soften(float* XQUANT_RESTRICT scores, std::size_t visible, std::size_t tokens, float& maximum, float& total,
-                   float* XQUANT_RESTRICT sum, std::size_t width) noexcept {
-    float highest = scores[0];
-    for (std::size_t t = 1; t < visible; ++t) highest = std::max(highest, scores[t]);
-    if (highest > maximum) {
-        const float factor = total > 0 ? exp_negative(maximum - highest) : 0.0F;
-        total *= factor;
-        for (std::size_t c = 0; c < width; ++c) sum[c] *= factor;
-        maximum = highest;
+/// Scores of one query row become what the softmax sees: soft cap and ALiBi. `ahead` = position of token 0 - the query's.
+inline void adjust_scores(const ScoreRules& rules, float slope, float ahead, std::size_t tokens,
+                          float* XQUANT_RESTRICT scores) noexcept {
+    for (std::size_t t = 0; t < tokens && rules.soft_cap > 0; ++t) {
+        scores[t] = rules.soft_cap * std::tanh(scores[t] / rules.soft_cap);
     }
-    for (std::size_t t = 0; t < visible; ++t) scores[t] = exp_negative(scores[t] - maximum);
-    for (std::size_t t = 0; t < visible; ++t) total += scores[t];
-    for (std::size_t t = visible; t < tokens; ++t) scores[t] = 0;
+    for (std::size_t t = 0; t < tokens && slope != 0; ++t) scores[t] += slope * (ahead + static_cast<float>(t));
 }
 
-}  // namespace detail
+/// One softmax update: the scores of tokens begin .. end become weights, those of all others 0; sum [width] is rescaled
+/// where the maximum rose.
+inline void soften(float* XQUANT_RESTRICT scores, std::size_t begin, std::size_t end, std::size_t tokens,
+                   float& maximum, float& total, float* XQUANT_RESTRICT sum, std::size_t width) noexcept {
+    if (begin < end) {
+        float highest = scores[begin];
+        for (std::size_t t = begin + 1; t < end; ++t) highest = std::max(highest, scores[t]);
+        if (highest > maximum) {
+            const float factor = total > 0 ? exp_negative(maximum - highest) : 0.0F;
+            total *= factor;
+            for (std::size_t c = 0; c < width; ++c) sum[c] *= factor;
+            maximum = highest;
+        }
+        for (std::size_t t = begin; t < end; ++t) scores[t] = exp_negative(scores[t] - maximum);
+        for (std::size_t t = begin; t < end; ++t) total += scores[t];
+    }
+    for (std::size_t t = 0; t < std::min(begin, end); ++t) scores[t] = 0;
+    for (std::size_t t = end; t < tokens; ++t) scores[t] = 0;
+}
+
+/// The parts of attend_scratch.
+struct AttendScratch {
+    float* keys;      ///< [max(Dh, 128), tokens]
+    float* values;    ///< [tokens, max(Dh, width)]
+    float* queries;   ///< [32 group, Dh] turned back by the tile's start
+    float* scores;    ///< [32 group, tokens]
+    float* absorbed;  ///< [rows group, width of the key's latent] q A_k^T, and [rows group] q c_k, if keys are absorbed
+    float* inner;     ///< of rematerialize
+};
+
+inline AttendScratch split_scratch(const AttendTask& task, float* scratch) noexcept {
+    const std::size_t dh = task.head_dim, queries = row_step * task.group;
+    AttendScratch out{};
+    out.keys = scratch;
+    out.values = out.keys + tile_tokens * std::max(dh, width_step);
+    out.queries = out.values + tile_tokens * std::max(dh, task.value.width);
+    out.scores = out.queries + queries * dh;
+    out.inner = out.scores + queries * tile_tokens;
+    out.absorbed = out.inner + rematerialize_scratch(dh);
+    return out;
+}
+
+/// q A_k^T for the channels that RoPE leaves alone, once for all tiles.
+template <class Backend>
+void absorb_queries(Backend tag, const AttendTask& task, const AttendScratch& at) noexcept {
+    const std::size_t dh = task.head_dim, rotary = rotary_channels(task), width = task.key.width;
+    float* constants = at.absorbed + task.rows * task.group * width;
+    for (std::size_t i = 0; i < task.rows * task.group; ++i) {
+        const float* q = task.q + i / task.group * task.q_stride + i % task.group * dh;
+        std::array<float, 2 * max_pairs> scaled;
+        for (std::size_t c = rotary; c < dh; ++c) scaled[c] = q[c] * task.rules.scale;
+        // [width, 1] = A [width, Dh - rotary] q^T
+        multiply(tag, width, 1, dh - rotary, {task.key.matrix + rotary, dh, 1}, scaled.data() + rotary, 1,
+                 at.absorbed + i * width, 1, false);
+        constants[i] = 0;
+        for (std::size_t c = rotary; c < dh && task.key.constant != nullptr; ++c) {
+            constants[i] += scaled[c] * task.key.constant[c];
+        }
+    }
+}
+
+/// scores [count, tokens] of query rows row .. against the tile, with keys [channels, tokens] rebuilt before.
+template <class Backend>
+void score_rows(Backend tag, const AttendTask& task, const StreamView& in, std::size_t first, std::size_t tokens,
+                std::size_t channels, const float* cosines, const float* sines, std::size_t row, std::size_t rows,
+                const AttendScratch& at) noexcept {
+    const std::size_t dh = task.head_dim, group = task.group, count = rows * group;
+    for (std::size_t i = 0; i < count && channels > 0; ++i) {
+        const float* q = task.q + (row + i / group) * task.q_stride + i % group * dh;
+        float* query = at.queries + i * dh;
+        for (std::size_t c = 0; c < channels; ++c) query[c] = q[c] * task.rules.scale;
+        if (task.rope.pairs > 0) turn_head(tag, task.rope, cosines, sines, -1.0F, query);
+    }
+    if (channels > 0) {
+        multiply(tag, count, tokens, channels, {at.queries, dh, 1}, at.keys, tile_tokens, at.scores, tile_tokens,
+                 false);
+    }
+    if (channels == dh) return;
+    const std::size_t width = task.key.width;
+    const float* constants = at.absorbed + task.rows * group * width;
+    for (std::size_t c = 0; c < width; c += width_step) {
+        const std::size_t some = std::min(width_step, width - c);
+        decode_tile(tag, in, first, tokens, task.key.first + c, some, at.keys, tile_tokens, TileOrder::channel_major);
+        multiply(tag, count, tokens, some, {at.absorbed + c, width, 1}, at.keys, tile_tokens, at.scores, tile_tokens,
+                 c > 0 || channels > 0);
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        for (std::size_t t = 0; t < tokens; ++t) at.scores[i * tile_tokens + t] += constants[i];
+    }
+}
 
 /// Adds one span's tokens first .. first + tokens (at most 128) to the partial result.
 template <class Backend>
 void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, std::size_t first, std::size_t tokens,
-                 Partial partial, float* scratch) noexcept {
+                 Partial partial, const AttendScratch& at) noexcept {
     const std::size_t dh = task.head_dim, group = task.group;
-    const std::int64_t start = span.first_position + static_cast<std::int64_t>(first - span.begin);
-    // Rows before the tile's first token see nothing of it.
-    const std::int64_t skip =
-        std::clamp<std::int64_t>(start - task.first_position, 0, static_cast<std::int64_t>(task.rows));
-    if (skip == static_cast<std::int64_t>(task.rows)) return;
+    const auto count_of = [](std::size_t n) { return static_cast<std::int64_t>(n); };
+    const std::int64_t start = span.first_position + count_of(first - span.begin);
+    // Rows before the tile's first token see nothing of it, nor do rows whose window begins behind its last.
+    const std::int64_t window = count_of(task.rules.window);
+    const std::int64_t skip = std::clamp<std::int64_t>(start - task.first_position, 0, count_of(task.rows));
+    const std::int64_t stop =
+        window == 0 ? count_of(task.rows)
+                    : std::clamp<std::int64_t>(start + count_of(tokens) - 1 + window - task.first_position, 0,
+                                               count_of(task.rows));
+    if (skip >= stop) return;
 
     const bool absorbed = absorbs_values(task.value, task.rows * group, dh);
     const std::size_t width = absorbed ? task.value.width : dh;
-    float* keys = scratch;
-    float* values = keys + tile_tokens * dh;
-    float* queries = values + tile_tokens * std::max(dh, task.value.width);
-    float* scores = queries + row_step * group * dh;
-    float* inner = scores + row_step * group * tile_tokens;
-
-    rematerialize(tag, span.keys, task.key, first, tokens, dh, keys, tile_tokens, TileOrder::channel_major, inner);
+    const std::size_t channels = absorbs_keys(task) ? rotary_channels(task) : dh;
     std::array<float, max_pairs> cosines, sines;
+    if (channels > 0) {
+        rematerialize(tag, span.keys, task.key, first, tokens, dh, channels, at.keys, tile_tokens,
+                      TileOrder::channel_major, at.inner);
+    }
+    if (task.rules.key_norm != nullptr) {
+        normalize_keys(tag, task.rules.key_norm, task.rules.key_norm_epsilon, dh, at.keys, tile_tokens, tokens);
+    }
     if (task.rope.pairs > 0) {
-        turn_tile(tag, task.rope, keys, tile_tokens, tokens);
+        turn_tile(tag, task.rope, at.keys, tile_tokens, tokens);
         rope_angles(task.rope, start, cosines.data(), sines.data());
     }
     if (absorbed) {
         for (std::size_t c = 0; c < width; c += width_step) {
             decode_tile(tag, span.values, first, tokens, task.value.first + c, std::min(width_step, width - c),
-                        values + c, width, TileOrder::token_major);
+                        at.values + c, width, TileOrder::token_major);
         }
     } else {
         // c_v is added once, at the end.
         HeadDecoder value = task.value;
         value.constant = nullptr;
-        rematerialize(tag, span.values, value, first, tokens, dh, values, dh, TileOrder::token_major, inner);
+        rematerialize(tag, span.values, value, first, tokens, dh, dh, at.values, dh, TileOrder::token_major, at.inner);
     }
 
-    for (auto row = static_cast<std::size_t>(skip); row < task.rows; row += row_step) {
-        const std::size_t rows = std::min(row_step, task.rows - row), count = rows * group;
-        for (std::size_t i = 0; i < count; ++i) {
-            const float* q = task.q + (row + i / group) * task.q_stride + i % group * dh;
-            for (std::size_t c = 0; c < dh; ++c) queries[i * dh + c] = q[c] * task.scale;
-            if (task.rope.pairs > 0) {
-                turn_head(tag, task.rope, cosines.data(), sines.data(), -1.0F, queries + i * dh);
-            }
-        }
-        multiply(tag, count, tokens, dh, {queries, dh, 1}, keys, tile_tokens, scores, tile_tokens, false);
+    const auto end = static_cast<std::size_t>(stop);
+    for (auto row = static_cast<std::size_t>(skip); row < end; row += row_step) {
+        const std::size_t rows = std::min(row_step, end - row), count = rows * group;
+        score_rows(tag, task, span.keys, first, tokens, channels, cosines.data(), sines.data(), row, rows, at);
         float* sums = partial.sum + row * group * width;
         for (std::size_t i = 0; i < count; ++i) {
-            const auto last = task.first_position + static_cast<std::int64_t>(row + i / group);
+            float* scores = at.scores + i * tile_tokens;
+            const std::int64_t position = task.first_position + count_of(row + i / group);
             const auto visible =
-                static_cast<std::size_t>(std::min<std::int64_t>(static_cast<std::int64_t>(tokens), last - start + 1));
-            const std::size_t at = row * group + i;
-            detail::soften(scores + i * tile_tokens, visible, tokens, partial.maximum[at], partial.total[at],
-                           sums + i * width, width);
+                static_cast<std::size_t>(std::min<std::int64_t>(count_of(tokens), position - start + 1));
+            const std::int64_t before = window == 0 ? 0 : position - window + 1 - start;
+            const auto gone = static_cast<std::size_t>(std::clamp<std::int64_t>(before, 0, count_of(tokens)));
+            const float slope = task.rules.slopes != nullptr ? task.rules.slopes[i % group] : 0.0F;
+            adjust_scores(task.rules, slope, static_cast<float>(start - position), tokens, scores);
+            const std::size_t q = row * group + i;
+            soften(scores, gone, visible, tokens, partial.maximum[q], partial.total[q], sums + i * width, width);
         }
-        multiply(tag, count, width, tokens, {scores, tile_tokens, 1}, values, width, sums, width, true);
+        multiply(tag, count, width, tokens, {at.scores, tile_tokens, 1}, at.values, width, sums, width, true);
     }
 }
+
+}  // namespace detail
 
 /// An empty partial result.
 inline void clear_partial(scalar, Partial partial, std::size_t queries, std::size_t width) noexcept {
@@ -148,6 +237,22 @@ inline void merge_partial(scalar, Partial into, Partial from, std::size_t querie
     }
 }
 
+/// The partial result of a task over its tiles.
+template <class Backend>
+void attend_task(Backend tag, const AttendTask& task, Partial partial, float* scratch) noexcept {
+    const std::size_t queries = task.rows * task.group;
+    clear_partial(tag, partial, queries, partial_width(task.value, queries, task.head_dim));
+    const detail::AttendScratch at = detail::split_scratch(task, scratch);
+    if (absorbs_keys(task)) detail::absorb_queries(tag, task, at);
+    std::size_t tile = 0;
+    for (const TokenSpan& span : task.spans) {
+        for (std::size_t first = span.begin; first < span.end; first += tile_tokens, ++tile) {
+            if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
+            detail::attend_tile(tag, task, span, first, std::min(tile_tokens, span.end - first), partial, at);
+        }
+    }
+}
+
 /// out = (sum / total) A_v + c_v. Shape out: [rows][out_stride], the group's heads side by side. sum is overwritten.
 inline void finish_partial(scalar tag, const AttendTask& task, Partial partial, float* out,
                            std::size_t out_stride) noexcept {
@@ -156,7 +261,14 @@ inline void finish_partial(scalar tag, const AttendTask& task, Partial partial, 
     const std::size_t width = absorbed ? task.value.width : dh;
     for (std::size_t i = 0; i < queries; ++i) {
         float* XQUANT_RESTRICT sum = partial.sum + i * width;
-        const float inverse = 1.0F / partial.total[i];
+        // A sink logit takes its share of the softmax and leaves that much less of V, its constant included.
+        float factor = 1.0F, sink = 0.0F;
+        if (task.rules.sink_logits != nullptr) {
+            const float logit = task.rules.sink_logits[i % task.group], highest = std::max(logit, partial.maximum[i]);
+            factor = exp_negative(partial.maximum[i] - highest);
+            sink = exp_negative(logit - highest);
+        }
+        const float inverse = factor / (partial.total[i] * factor + sink), share = partial.total[i] * inverse;
         for (std::size_t c = 0; c < width; ++c) sum[c] *= inverse;
         float* XQUANT_RESTRICT target = out + i / task.group * out_stride + i % task.group * dh;
         if (absorbed && task.value.matrix != nullptr) {
@@ -164,7 +276,9 @@ inline void finish_partial(scalar tag, const AttendTask& task, Partial partial, 
         } else {
             std::copy_n(sum, dh, target);
         }
-        for (std::size_t c = 0; c < dh && task.value.constant != nullptr; ++c) target[c] += task.value.constant[c];
+        for (std::size_t c = 0; c < dh && task.value.constant != nullptr; ++c) {
+            target[c] += task.value.constant[c] * share;
+        }
     }
 }
 

@@ -1,6 +1,8 @@
 // Scalar products: project rows on writing, rematerialize keys and values on reading.
 //
-//     project          z [n, R] = rotate(rope((x - mean) T))         rematerialize     y [tokens, Dh] = z A + c
+//     project          z [n, R] = rotate(rope(norm((x - mean) T + b)))
+//     rematerialize    y [tokens, Dh] = z A + c
+//     normalize_keys   an RMS norm of each token's key, for models that have one
 //
 // Limit   the product, by FMA throughput: 2 * width * Dh operations a token and head. Four rows of C share one pass over B;
 //         64 columns at a time stay in registers on AVX-512, in L1 elsewhere.
@@ -8,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 
 #include <xquant/backend/scalar/codec.hpp>
 #include <xquant/backend/scalar/rope.hpp>
@@ -77,6 +80,29 @@ constexpr std::size_t project_scratch(std::size_t d, std::size_t width, std::siz
     return n * d + std::max(d, width);
 }
 
+/// An RMS norm with gain over a head [Dh]. Source: arXiv 1910.07467.
+inline void normalize_head(scalar, const float* gain, float epsilon, std::size_t dh, float* head) noexcept {
+    float sum = 0;
+    for (std::size_t c = 0; c < dh; ++c) sum += head[c] * head[c];
+    const float inverse = 1.0F / std::sqrt(sum / static_cast<float>(dh) + epsilon);
+    for (std::size_t c = 0; c < dh; ++c) head[c] *= inverse * gain[c];
+}
+
+/// The same over every token of a tile of keys [Dh, tokens] (channel-major, `stride` floats a channel), tokens <= 128.
+inline void normalize_keys(scalar, const float* gain, float epsilon, std::size_t dh, float* keys, std::size_t stride,
+                           std::size_t tokens) noexcept {
+    std::array<float, 128> factor{};
+    for (std::size_t c = 0; c < dh; ++c) {
+        const float* XQUANT_RESTRICT row = keys + c * stride;
+        for (std::size_t t = 0; t < tokens; ++t) factor[t] += row[t] * row[t];
+    }
+    for (std::size_t t = 0; t < tokens; ++t) factor[t] = 1.0F / std::sqrt(factor[t] / static_cast<float>(dh) + epsilon);
+    for (std::size_t c = 0; c < dh; ++c) {
+        float* XQUANT_RESTRICT row = keys + c * stride;
+        for (std::size_t t = 0; t < tokens; ++t) row[t] *= factor[t] * gain[c];
+    }
+}
+
 /// Rows of one stream from x [n, D]. positions [n] and rope are read where keys are stored after RoPE; a head of those has
 /// head_dim channels. Shape out: [n, R].
 inline void project(scalar tag, const StreamEncoder& encoder, const float* x, std::size_t n, std::size_t d,
@@ -95,6 +121,12 @@ inline void project(scalar tag, const StreamEncoder& encoder, const float* x, st
     } else {
         std::copy_n(rows, n * d, out);
     }
+    for (std::size_t i = 0; i < n && encoder.bias != nullptr; ++i) {
+        for (std::size_t c = 0; c < r; ++c) out[i * r + c] += encoder.bias[c];
+    }
+    for (std::size_t i = 0; i < n * r && encoder.norm != nullptr; i += head_dim) {
+        normalize_head(tag, encoder.norm, encoder.norm_epsilon, head_dim, out + i);
+    }
     for (std::size_t i = 0; i < n && encoder.rope; ++i) turn_row(tag, out + i * r, r, head_dim, positions[i], rope);
     for (std::size_t i = 0; i < n && encoder.rotate != 0; ++i) {
         rotate_blocks(out + i * r, r, encoder.rotate, encoder.dct, scratch + n * d);
@@ -106,40 +138,42 @@ inline constexpr std::size_t width_step = 128;
 /// The tokens of a tile, and of a page.
 inline constexpr std::size_t tile_tokens = 128;
 
-/// Tokens token .. + tokens (at most 128) of a stream -> y = z A + c of one head, in the order asked for.
-/// Shape   out: [tokens, Dh] or [Dh, tokens], `stride` floats from row to row.
-/// Scratch 128 * 128 + 128 * Dh floats.
+/// Tokens token .. + tokens (at most 128) of a stream -> the first `columns` channels of y = z A + c of one head, in the
+/// order asked for.
+/// Shape   out: [tokens, columns] or [columns, tokens], `stride` floats from row to row.
+/// Scratch rematerialize_scratch(Dh) floats.
 template <class Backend>
 void rematerialize(Backend tag, const StreamView& in, const HeadDecoder& head, std::size_t token, std::size_t tokens,
-                   std::size_t dh, float* out, std::size_t stride, TileOrder order, float* scratch) noexcept {
+                   std::size_t dh, std::size_t columns, float* out, std::size_t stride, TileOrder order,
+                   float* scratch) noexcept {
     const bool by_channel = order == TileOrder::channel_major;
     if (head.matrix == nullptr) {
-        decode_tile(tag, in, token, tokens, head.first, dh, out, stride, order);
+        decode_tile(tag, in, token, tokens, head.first, columns, out, stride, order);
     } else if (by_channel && in.format.group_tokens > 1) {
         // The codes of a channel lie together: y^T = A^T z^T, and no value has to change places.
         for (std::size_t c = 0; c < head.width; c += width_step) {
             const std::size_t channels = std::min(width_step, head.width - c);
             decode_tile(tag, in, token, tokens, head.first + c, channels, scratch, tile_tokens, order);
-            multiply(tag, dh, tokens, channels, {head.matrix + c * dh, 1, dh}, scratch, tile_tokens, out, stride,
+            multiply(tag, columns, tokens, channels, {head.matrix + c * dh, 1, dh}, scratch, tile_tokens, out, stride,
                      c > 0);
         }
     } else {
         float* rows = by_channel ? scratch + width_step * tile_tokens : out;
-        const std::size_t row_stride = by_channel ? dh : stride;
+        const std::size_t row_stride = by_channel ? columns : stride;
         for (std::size_t c = 0; c < head.width; c += width_step) {
             const std::size_t channels = std::min(width_step, head.width - c);
             decode_tile(tag, in, token, tokens, head.first + c, channels, scratch, width_step, TileOrder::token_major);
-            multiply(tag, tokens, dh, channels, {scratch, width_step, 1}, head.matrix + c * dh, dh, rows, row_stride,
-                     c > 0);
+            multiply(tag, tokens, columns, channels, {scratch, width_step, 1}, head.matrix + c * dh, dh, rows,
+                     row_stride, c > 0);
         }
         for (std::size_t t = 0; t < tokens && by_channel; ++t) {
-            for (std::size_t i = 0; i < dh; ++i) out[i * stride + t] = rows[t * dh + i];
+            for (std::size_t i = 0; i < columns; ++i) out[i * stride + t] = rows[t * columns + i];
         }
     }
     if (head.constant == nullptr) return;
-    for (std::size_t i = 0; i < (by_channel ? dh : tokens); ++i) {
+    for (std::size_t i = 0; i < (by_channel ? columns : tokens); ++i) {
         float* XQUANT_RESTRICT row = out + i * stride;
-        for (std::size_t j = 0; j < (by_channel ? tokens : dh); ++j) row[j] += head.constant[by_channel ? i : j];
+        for (std::size_t j = 0; j < (by_channel ? tokens : columns); ++j) row[j] += head.constant[by_channel ? i : j];
     }
 }
 

@@ -1,0 +1,102 @@
+// What every cache can do, whatever its policies: they have become functions and data, so this is compiled once for each
+// backend, and an engine may hold caches of different schemes by a reference to CacheBase.
+#pragma once
+
+#include <initializer_list>
+#include <memory>
+#include <span>
+
+#include <xquant/detail/predict.hpp>
+#include <xquant/detail/step.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+template <class Backend>
+class CacheBase {
+public:
+    using Step = detail::Step<Backend>;
+    using backend = Backend;
+
+    /// An empty sequence.
+    [[nodiscard]] Sequence create() { return core_->create(); }
+
+    /// Forgets a sequence and frees what no other one shares. Throws sequence_error if it is part of a step.
+    void drop(Sequence sequence) { core_->drop(sequence); }
+
+    /// Tokens of a sequence.
+    [[nodiscard]] std::size_t size(Sequence sequence) const { return core_->find(sequence).state.tokens; }
+
+    /// Starts a step that adds tokens to one or several sequences. Everything the step will store is allocated here.
+    /// Throws sequence_error, shape_error, std::bad_alloc; nothing has changed then.
+    [[nodiscard]] Step begin(std::span<const StepPart> parts) { return Step(*core_, parts); }
+    [[nodiscard]] Step begin(std::initializer_list<StepPart> parts) {
+        return begin(std::span<const StepPart>(parts.begin(), parts.size()));
+    }
+
+    /// Encodes every row outside the window now, unfinished groups included, and frees their f16 copies: for a sequence
+    /// that rests. A group that was cut short stays short; later tokens start a new page.
+    /// Cost: encoding at most 127 rows of each layer.
+    void seal(Sequence sequence) {
+        Slot& slot = core_->find(sequence);
+        expects<sequence_error>(!slot.busy, "the sequence is part of a step; commit or destroy the step first");
+        StepPlan plan(core_->ledger(), slot.state, 0, core_->retention(), core_->formats(), true);
+        write_and_commit(Backend{}, *core_, slot.state, plan);
+    }
+
+    /// What is allocated, by purpose; adds up to what the memory resource was asked for.
+    [[nodiscard]] Bytes bytes() const noexcept { return core_->ledger().bytes(); }
+
+    /// The most bytes that the accumulators of a step took so far. They live as long as the step; 0 without
+    /// CrossLayer<Delta>.
+    [[nodiscard]] std::size_t peak_accumulator_bytes() const noexcept { return core_->peak_accumulator(); }
+
+    /// Bits of codes, scales and zeros for `tokens` encoded tokens, per token and layer: the figure of the literature.
+    /// f16 rows, accumulators, page rounding and weights are not in it; bytes() has everything.
+    [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const {
+        double bits = 0;
+        for (std::size_t layer = 0; layer < core_->layers().size(); ++layer) {
+            for (std::size_t stream = 0; stream < core_->layers()[layer].encoders.size(); ++stream) {
+                bits += static_cast<double>(core_->codec(layer, stream).format.ideal_bits(tokens));
+            }
+        }
+        return tokens == 0 ? 0 : bits / static_cast<double>(tokens * core_->layers().size());
+    }
+
+    [[nodiscard]] const Options& options() const noexcept { return core_->options(); }
+
+    /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it.
+    template <class F>
+    void for_each_page(Sequence sequence, F&& f) const {
+        for (const Segment& segment : core_->find(sequence).state.segments) {
+            f(PageView{segment.page->format().purpose, segment.begin, segment.end, segment.first_position,
+                       segment.page->data()});
+        }
+    }
+
+protected:
+    CacheBase(const Model& model, const Options& options, const Recipe& recipe)
+        : core_(std::make_unique<Core>(options, model.layers.size(), recipe.streams())) {
+        if (recipe.accumulator != nullptr) {
+            core_->set_accumulator(recipe.accumulator(model.layers.front().shape.width));
+        }
+        const Rope* previous = nullptr;
+        for (std::size_t i = 0; i < model.layers.size(); ++i) {
+            const Layer& layer = model.layers[i];
+            check_layer(layer);
+            core_->add_layer(layer, recipe.layers[i].role, recipe.layers[i].prepare(layer), previous);
+            previous = &layer.rope;
+        }
+    }
+    ~CacheBase() = default;
+    CacheBase(CacheBase&&) noexcept = default;
+    CacheBase& operator=(CacheBase&&) noexcept = default;
+
+private:
+    std::unique_ptr<Core> core_;
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

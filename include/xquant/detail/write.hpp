@@ -1,0 +1,76 @@
+// Rows on their way into pages, and the moment when they become part of a sequence.
+#pragma once
+
+#include <algorithm>
+
+#include <xquant/detail/accumulate.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Encode the rows that a plan writes, for one stream of one layer. `step_rows` [n, width] are the step's own.
+template <class Backend>
+XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums, const StepPlan& plan,
+                               const Write& write, std::size_t layer, std::size_t stream, const float* step_rows) {
+    const MutableStreamView target = write.page->stream(layer, stream);
+    const PreparedLayer& prepared = core.layers()[layer];
+    const StreamEncoder& encoder = prepared.encoders[stream];
+    const std::size_t width = encoder.width;
+    const bool coded = write.page->format().purpose == Purpose::codes;
+    const StreamCodec codec = coded ? core.codec(layer, stream) : StreamCodec{target.format, nullptr};
+    const bool difference = coded && prepared.role == CrossRole::difference;
+    const Piece* pieces = plan.pieces.data() + write.first_piece;
+    if (write.pieces == 1 && pieces->page == nullptr && !difference) {
+        encode_rows(tag, codec, step_rows + pieces->begin * width, width, write.slot, write.count, target);
+        return;
+    }
+    ScratchPool::Loan scratch(core.scratch(), write.count * width * (difference ? 2 : 1));
+    float* rows = scratch.data();
+    for (std::size_t i = 0; i < write.pieces; ++i) {
+        const Piece& piece = pieces[i];
+        if (piece.page == nullptr) {
+            std::copy_n(step_rows + piece.begin * width, piece.count * width, rows);
+        } else {
+            decode_rows(tag, read_only(piece.page->stream(layer, stream)), piece.begin, piece.count, rows);
+        }
+        rows += piece.count * width;
+    }
+    rows = scratch.data();
+    if (difference) {
+        float* coded_rows = rows + write.count * width;
+        take_difference(tag, encoder, read_only(sums.view(write.page)), write.slot, write.count, rows, coded_rows);
+        encode_rows(tag, codec, coded_rows, encoder.coded_width, write.slot, write.count, target);
+    } else {
+        encode_rows(tag, codec, rows, width, write.slot, write.count, target);
+    }
+}
+
+/// The sequence becomes what the plan says. Only moves: cannot fail.
+inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
+    for (const Segment& segment : plan.after) segment.page->filled = std::max(segment.page->filled, segment.end);
+    state.segments.swap(plan.after);
+    state.tokens = plan.tokens;
+    state.next_position = plan.next_position;
+}
+
+/// A step over one layer-by-layer pass that has no queries: encodes what `plan` says and commits it.
+template <class Backend>
+void write_and_commit(Backend tag, Core& core, SequenceState& state, StepPlan& plan) {
+    Accumulators sums(core);
+    sums.open(core, std::array{static_cast<const StepPlan*>(&plan)}, false);
+    for (std::size_t layer = 0; layer < core.layers().size(); ++layer) {
+        const std::size_t streams = core.layers()[layer].encoders.size();
+        for (const Write& write : plan.writes) {
+            for (std::size_t stream = 0; stream < streams; ++stream) {
+                run_write(tag, core, sums, plan, write, layer, stream, nullptr);
+            }
+        }
+        sums.advance(tag, core, layer, Serial{});
+    }
+    commit_plan(state, plan);
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

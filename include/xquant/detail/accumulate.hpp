@@ -38,13 +38,13 @@ public:
     void open(Core& core, const Plans& plans, bool read = true) {
         if (core.accumulators().sections.empty()) return;
         std::size_t most = 0;
-        for (const StepPlan* plan : plans) most += plan->reads.size() + plan->writes.size();
+        for (const StepPlan& plan : plans) most += plan.reads.size() + plan.writes.size();
         entries_.reserve(most);
-        for (const StepPlan* plan : plans) {
-            for (const Segment& segment : plan->reads) {
+        for (const StepPlan& plan : plans) {
+            for (const Segment& segment : plan.reads) {
                 if (read && segment.page) need(segment.page.get(), segment.begin, segment.end);
             }
-            for (const Write& write : plan->writes) need(write.page, write.slot, write.slot + write.count);
+            for (const Write& write : plan.writes) need(write.page, write.slot, write.slot + write.count);
         }
         std::sort(entries_.begin(), entries_.end(),
                   [](const Entry& a, const Entry& b) { return std::less<>()(a.page, b.page); });
@@ -105,7 +105,7 @@ private:
         const PreparedLayer& prepared = core.layers()[layer];
         const StreamEncoder& encoder = prepared.encoders.front();
         const std::size_t d = encoder.width, r = encoder.coded_width;
-        const StreamView coded = read_only(entry.page->stream(layer, 0));
+        const StreamView coded = read_only(entry.page->stream(prepared.place, 0));
         const MutableStreamView sum = entry.sum->stream(0, 0);
         ScratchPool::Loan scratch(core.scratch(), n * (d + r));
         float* rows = scratch.data();

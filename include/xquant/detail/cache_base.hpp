@@ -26,7 +26,7 @@ public:
     void drop(Sequence sequence) { core_->drop(sequence); }
 
     /// Tokens of a sequence.
-    [[nodiscard]] std::size_t size(Sequence sequence) const { return core_->find(sequence).state.tokens; }
+    [[nodiscard]] std::size_t size(Sequence sequence) const { return core_->find(sequence).states.front().tokens; }
 
     /// Starts a step that adds tokens to one or several sequences. Everything the step will store is allocated here.
     /// Throws sequence_error, shape_error, std::bad_alloc; nothing has changed then.
@@ -41,8 +41,7 @@ public:
     void seal(Sequence sequence) {
         Slot& slot = core_->find(sequence);
         expects<sequence_error>(!slot.busy, "the sequence is part of a step; commit or destroy the step first");
-        StepPlan plan(core_->ledger(), slot.state, 0, core_->retention(), core_->formats(), true);
-        write_and_commit(Backend{}, *core_, slot.state, plan);
+        seal_sequence(Backend{}, *core_, slot);
     }
 
     /// What is allocated, by purpose; adds up to what the memory resource was asked for.
@@ -66,18 +65,21 @@ public:
 
     [[nodiscard]] const Options& options() const noexcept { return core_->options(); }
 
-    /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it.
+    /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it. Layers with the same window
+    /// have pages of their own, so positions start again where the model has several windows.
     template <class F>
     void for_each_page(Sequence sequence, F&& f) const {
-        for (const Segment& segment : core_->find(sequence).state.segments) {
-            f(PageView{segment.page->format().purpose, segment.begin, segment.end, segment.first_position,
-                       segment.page->data()});
+        for (const SequenceState& state : core_->find(sequence).states) {
+            for (const Segment& segment : state.segments) {
+                f(PageView{segment.page->format().purpose, segment.begin, segment.end, segment.first_position,
+                           segment.page->data()});
+            }
         }
     }
 
 protected:
     CacheBase(const Model& model, const Options& options, const Recipe& recipe)
-        : core_(std::make_unique<Core>(options, model.layers.size(), recipe.streams())) {
+        : core_(std::make_unique<Core>(options, stacks_of(model, recipe.accumulator != nullptr), recipe.streams())) {
         if (recipe.accumulator != nullptr) {
             core_->set_accumulator(recipe.accumulator(model.layers.front().shape.width));
         }

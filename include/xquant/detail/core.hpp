@@ -100,7 +100,7 @@ constexpr StreamFormat exact_rows(std::uint32_t width, DType type) noexcept {
 }
 
 struct Slot {
-    SequenceState state;
+    LedgerVector<SequenceState, Purpose::index> states;  ///< one for each stack
     std::uint32_t generation = 0;
     bool used = false, busy = false;
 };
@@ -128,6 +128,30 @@ struct LayerRecipe {
     CrossRole role = CrossRole::none;
 };
 
+/// Layers whose rows live and die together, in pages of their own: those with the same window. Pages that lie outside the
+/// window are freed, whatever other layers still see.
+struct Stack {
+    Stack(Ledger& ledger, const Options& options, std::size_t streams)
+        : coded(ledger, Purpose::codes, coded_page_tokens, streams),
+          rows(ledger, Purpose::tail, row_page_tokens, streams),
+          sinks(ledger, Purpose::sinks, options.sinks, streams) {}
+
+    PageFormat coded, rows, sinks;
+    std::size_t layers = 0, granularity = 1, window = 0;
+};
+
+/// The stack of each layer: 0 for all of them where a layer's rows depend on other layers'.
+inline std::vector<std::size_t> stacks_of(const Model& model, bool together) {
+    std::vector<std::size_t> out, windows;
+    for (const Layer& layer : model.layers) {
+        const std::size_t window = together ? 0 : layer.window;
+        const auto at = std::find(windows.begin(), windows.end(), window);
+        out.push_back(static_cast<std::size_t>(at - windows.begin()));
+        if (at == windows.end()) windows.push_back(window);
+    }
+    return out;
+}
+
 /// A cache's layers, and (cross-layer) what the accumulator is kept in.
 struct Recipe {
     std::vector<LayerRecipe> layers;
@@ -142,28 +166,35 @@ struct Recipe {
 
 class Core {
 public:
-    /// Streams are counted per layer; stream_count is the most that a layer has.
-    Core(const Options& options, std::size_t layer_count, std::size_t stream_count)
+    /// Streams are counted per layer; stream_count is the most that a layer has. stack_of [layers] from stacks_of.
+    Core(const Options& options, std::vector<std::size_t> stack_of, std::size_t stream_count)
         : options_(options),
           ledger_(options.memory),
           layers_(LedgerAllocator<PreparedLayer, Purpose::weights>(ledger_)),
           ropes_(LedgerAllocator<RopeTable, Purpose::weights>(ledger_)),
           codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
-          coded_(ledger_, Purpose::codes, coded_page_tokens, stream_count),
-          rows_(ledger_, Purpose::tail, row_page_tokens, stream_count),
-          sinks_(ledger_, Purpose::sinks, options.sinks, stream_count),
+          stacks_(LedgerAllocator<Stack, Purpose::index>(ledger_)),
           accumulators_(ledger_, Purpose::accumulator, coded_page_tokens, 1),
           slots_(LedgerAllocator<Slot, Purpose::index>(ledger_)),
-          scratch_(ledger_) {
+          scratch_(ledger_),
+          stack_of_(std::move(stack_of)),
+          streams_(stream_count) {
+        const std::size_t layer_count = stack_of_.size();
         expects(layer_count > 0, "a model needs at least one layer");
         expects(options.sinks <= 4096, "sinks: at most 4096 tokens");
         expects(options.recent <= (std::size_t{1} << 20U), "recent: at most 1048576 tokens");
         layers_.reserve(layer_count);
         ropes_.reserve(layer_count);
         codecs_.reserve(layer_count * stream_count);
-        for (PageFormat* format : {&coded_, &rows_, &sinks_}) {
-            format->sections.reserve(layer_count * stream_count);
-            format->sizes.total = page_header_bytes;
+        const std::size_t stacks = *std::max_element(stack_of_.begin(), stack_of_.end()) + 1;
+        stacks_.reserve(stacks);
+        for (std::size_t i = 0; i < stacks; ++i) {
+            const auto in_stack = static_cast<std::size_t>(std::count(stack_of_.begin(), stack_of_.end(), i));
+            Stack& stack = stacks_.emplace_back(ledger_, options_, streams_);
+            for (PageFormat* format : {&stack.coded, &stack.rows, &stack.sinks}) {
+                format->sections.reserve(in_stack * streams_);
+                format->sizes.total = page_header_bytes;
+            }
         }
     }
 
@@ -182,16 +213,20 @@ public:
         if (ropes_.empty() || previous == nullptr || !(*previous == layer.rope)) {
             ropes_.emplace_back(ledger_, layer.rope, tile_tokens);
         }
+        const std::size_t at = stack_of_[layers_.size()];
+        Stack& stack = stacks_[at];
         layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1);
-        const PreparedLayer& prepared = layers_.back();
+        PreparedLayer& prepared = layers_.back();
+        prepared.stack = at;
+        prepared.place = stack.layers++;
         expects(parts.codecs.size() == prepared.encoders.size(), "a layer needs one codec for each of its streams");
         expects(role == CrossRole::none ||
                     (prepared.encoders.size() == 1 && prepared.encoders[0].width == accumulator_.format.width),
                 "cross-layer: a layer's rows do not have the accumulator's width; all layers need the same");
-        for (std::size_t stream = 0; stream < coded_.streams; ++stream) {
+        for (std::size_t stream = 0; stream < streams_; ++stream) {
             if (stream >= parts.codecs.size()) {
                 codecs_.emplace_back();
-                for (PageFormat* format : {&coded_, &rows_, &sinks_}) format->sections.emplace_back();
+                for (PageFormat* format : {&stack.coded, &stack.rows, &stack.sinks}) format->sections.emplace_back();
                 continue;
             }
             const StreamCodec& codec = parts.codecs[stream];
@@ -200,13 +235,17 @@ public:
                     "a codec's width is not that of its stream's coded rows");
             codecs_.push_back(codec);
             const StreamFormat exact = exact_rows(static_cast<std::uint32_t>(encoder.width), options_.rows);
-            coded_.sections.push_back(coded_.sizes.place(codec.format, coded_.tokens));
-            rows_.sections.push_back(rows_.sizes.place(exact, rows_.tokens));
-            sinks_.sections.push_back(sinks_.sizes.place(exact, sinks_.tokens));
-            if (codec.format.group_tokens > 1) granularity_ = coded_page_tokens;
+            const auto place = [](PageFormat& format, const StreamFormat& section) {
+                format.sections.push_back(format.sizes.place(section, format.tokens));
+            };
+            place(stack.coded, codec.format);
+            place(stack.rows, exact);
+            place(stack.sinks, exact);
+            if (codec.format.group_tokens > 1) stack.granularity = coded_page_tokens;
         }
-        everywhere_windowed_ = everywhere_windowed_ && layer.window > 0;
-        window_ = std::max(window_, layer.window);
+        // Layers that share a stack in spite of different windows: nothing may be freed before the widest is past it.
+        if (stack.layers == 1) stack.window = layer.window;
+        stack.window = stack.window > 0 && layer.window > 0 ? std::max(stack.window, layer.window) : 0;
     }
 
     [[nodiscard]] Sequence create() {
@@ -214,7 +253,13 @@ public:
         while (at < slots_.size() && slots_[at].used) ++at;
         if (at == slots_.size()) {
             slots_.reserve(round_up(slots_.size() + 1, slot_step));
-            slots_.push_back({{Segments(LedgerAllocator<Segment, Purpose::index>(ledger_)), 0, 0}, 0, false, false});
+            Slot slot{
+                LedgerVector<SequenceState, Purpose::index>(LedgerAllocator<SequenceState, Purpose::index>(ledger_))};
+            slot.states.reserve(stacks_.size());
+            for (std::size_t i = 0; i < stacks_.size(); ++i) {
+                slot.states.push_back({Segments(LedgerAllocator<Segment, Purpose::index>(ledger_)), 0, 0});
+            }
+            slots_.push_back(std::move(slot));
         }
         Slot& slot = slots_[at];
         slot.used = true;
@@ -225,9 +270,11 @@ public:
     void drop(Sequence sequence) {
         Slot& slot = find(sequence);
         expects<sequence_error>(!slot.busy, "the sequence is part of a step; commit or destroy the step first");
-        Segments(slot.state.segments.get_allocator()).swap(slot.state.segments);
-        slot.state.tokens = 0;
-        slot.state.next_position = 0;
+        for (SequenceState& state : slot.states) {
+            Segments(state.segments.get_allocator()).swap(state.segments);
+            state.tokens = 0;
+            state.next_position = 0;
+        }
         slot.used = false;
     }
 
@@ -241,17 +288,20 @@ public:
     [[nodiscard]] Slot& slot(std::size_t at) noexcept { return slots_[at]; }
     [[nodiscard]] const Slot& find(Sequence sequence) const { return const_cast<Core*>(this)->find(sequence); }
 
-    [[nodiscard]] Retention retention() const noexcept {
-        return {options_.sinks, options_.recent, granularity_, options_.strict, everywhere_windowed_ ? window_ : 0};
+    [[nodiscard]] std::size_t stacks() const noexcept { return stacks_.size(); }
+    /// What n new tokens (or sealing) do to a sequence in one stack.
+    [[nodiscard]] StepPlan plan(const Slot& slot, std::size_t stack, std::size_t n, bool everything = false) {
+        const Stack& in = stacks_[stack];
+        const Retention keep{options_.sinks, options_.recent, in.granularity, options_.strict, in.window};
+        return {ledger_, slot.states[stack], n, keep, {&in.coded, &in.rows, &in.sinks}, everything};
     }
-    [[nodiscard]] PageFormats formats() const noexcept { return {&coded_, &rows_, &sinks_}; }
     [[nodiscard]] const PageFormat& accumulators() const noexcept { return accumulators_; }
     [[nodiscard]] const StreamCodec& accumulator() const noexcept { return accumulator_; }
     /// Most bytes that accumulators took at one time.
     [[nodiscard]] std::size_t peak_accumulator() const noexcept { return peak_accumulator_; }
     void note_accumulators() noexcept { peak_accumulator_ = std::max(peak_accumulator_, ledger_.bytes().accumulator); }
     /// The most streams that a layer has; [layers][streams] tables have that many for each.
-    [[nodiscard]] std::size_t streams() const noexcept { return coded_.streams; }
+    [[nodiscard]] std::size_t streams() const noexcept { return streams_; }
     [[nodiscard]] const StreamCodec& codec(std::size_t layer, std::size_t stream) const noexcept {
         return codecs_[layer * streams() + stream];
     }
@@ -270,12 +320,13 @@ private:
     LedgerVector<PreparedLayer, Purpose::weights> layers_;
     LedgerVector<RopeTable, Purpose::weights> ropes_;
     LedgerVector<StreamCodec, Purpose::index> codecs_;  ///< [layers][streams]
-    PageFormat coded_, rows_, sinks_, accumulators_;
+    LedgerVector<Stack, Purpose::index> stacks_;
+    PageFormat accumulators_;
     StreamCodec accumulator_;
     LedgerVector<Slot, Purpose::index> slots_;
     ScratchPool scratch_;
-    std::size_t granularity_ = 1, window_ = 0, peak_accumulator_ = 0;
-    bool everywhere_windowed_ = true;
+    std::vector<std::size_t> stack_of_;  ///< read at construction
+    std::size_t streams_, peak_accumulator_ = 0;
 };
 
 }  // namespace detail

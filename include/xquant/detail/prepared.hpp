@@ -78,7 +78,8 @@ public:
     }
 
     LayerShape shape;
-    std::size_t rope;  ///< which table
+    std::size_t rope;                  ///< which table
+    std::size_t stack = 0, place = 0;  ///< which stack, and the layer's number in it
     CrossRole role;
     bool keys_turned;
     ScoreRules rules;

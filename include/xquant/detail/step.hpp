@@ -24,13 +24,14 @@ class Step {
         std::size_t slot;       ///< in the core
         std::size_t first_row;  ///< of the step's rows
         std::size_t rows;
-        StepPlan plan;
+        std::int64_t first_position;
     };
 
 public:
     Step(Core& core, std::span<const StepPart> parts)
         : core_(&core),
           parts_(allocator<Part>()),
+          plans_(allocator<StepPlan>()),
           rows_(allocator<float>()),
           positions_(allocator<std::int64_t>()),
           input_(allocator<float>()),
@@ -49,16 +50,16 @@ public:
                 expects<sequence_error>(parts[j].sequence != parts[i].sequence, "a sequence appears twice in a step");
             }
         }
+        plans_.reserve(parts.size() * core.stacks());
         for (const StepPart& part : parts) {
-            const SequenceState& state = core.find(part.sequence).state;
-            parts_.push_back({part.sequence.id & 0xFFFFFFFFU, total_, part.tokens,
-                              StepPlan(core.ledger(), state, part.tokens, core.retention(), core.formats())});
+            const Slot& slot = core.find(part.sequence);
+            for (std::size_t stack = 0; stack < core.stacks(); ++stack) {
+                plans_.push_back(core.plan(slot, stack, part.tokens));
+            }
+            parts_.push_back({part.sequence.id & 0xFFFFFFFFU, total_, part.tokens, slot.states.front().next_position});
             total_ += part.tokens;
         }
-        LedgerVector<const StepPlan*, Purpose::workspace> plans(allocator<const StepPlan*>());
-        plans.reserve(parts_.size());
-        for (const Part& part : parts_) plans.push_back(&part.plan);
-        sums_.open(core, plans);
+        sums_.open(core, plans_);
         std::size_t floats = 0;
         for (std::size_t layer = 0; layer < core.layers().size(); ++layer) {
             std::size_t widths = 0;
@@ -69,7 +70,7 @@ public:
         positions_.reserve(total_);
         for (const Part& part : parts_) {
             for (std::size_t i = 0; i < part.rows; ++i)
-                positions_.push_back(first_position(part) + static_cast<std::int64_t>(i));
+                positions_.push_back(part.first_position + static_cast<std::int64_t>(i));
         }
         // From here on nothing throws.
         for (const StepPart& part : parts) core.find(part.sequence).busy = true;
@@ -78,6 +79,7 @@ public:
     Step(Step&& other) noexcept
         : core_(std::exchange(other.core_, nullptr)),
           parts_(std::move(other.parts_)),
+          plans_(std::move(other.plans_)),
           rows_(std::move(other.rows_)),
           positions_(std::move(other.positions_)),
           input_(std::move(other.input_)),
@@ -112,7 +114,7 @@ public:
         check_values(layer);
 
         std::size_t writes = 0;
-        for (const Part& part : parts_) writes += part.plan.writes.size();
+        for (std::size_t i = 0; i < parts_.size(); ++i) writes += plan_of(i, prepared).writes.size();
         threads.parallel_for(writes * streams, [&](std::size_t task) { store(prepared, layer, task); });
         sums_.advance(Backend{}, *core_, layer, threads);
         ++next_;
@@ -137,7 +139,7 @@ public:
             queries = load(q);
             q_stride = width;
         }
-        plan_tasks(layer, prepared, queries, q_stride);
+        plan_tasks(prepared, queries, q_stride);
         threads.parallel_for(tasks_.size(), [&](std::size_t i) { run(tasks_[i]); });
         threads.parallel_for(tasks_.size(), [&](std::size_t i) { finish(i, out, out_stride); });
     }
@@ -147,7 +149,9 @@ public:
     void commit() {
         expects<state_error>(core_ != nullptr, "the step has ended");
         expects<state_error>(next_ == core_->layers().size(), "commit before every layer was appended");
-        for (Part& part : parts_) commit_plan(core_->slot(part.slot).state, part.plan);
+        for (std::size_t i = 0; i < plans_.size(); ++i) {
+            commit_plan(core_->slot(parts_[i / core_->stacks()].slot).states[i % core_->stacks()], plans_[i]);
+        }
         end();
     }
 
@@ -176,8 +180,8 @@ private:
         return a * b;
     }
 
-    [[nodiscard]] std::int64_t first_position(const Part& part) const noexcept {
-        return part.plan.next_position - static_cast<std::int64_t>(part.rows);
+    [[nodiscard]] const StepPlan& plan_of(std::size_t part, const PreparedLayer& layer) const noexcept {
+        return plans_[part * core_->stacks() + layer.stack];
     }
 
     /// The step's rows of a stream: [n, width].
@@ -211,10 +215,11 @@ private:
     XQUANT_NOINLINE void store(const PreparedLayer& layer, std::size_t layer_index, std::size_t task) {
         const std::size_t stream = task % layer.encoders.size();
         std::size_t index = task / layer.encoders.size();
-        const Part* part = parts_.data();
-        while (index >= part->plan.writes.size()) index -= (part++)->plan.writes.size();
-        run_write(Backend{}, *core_, sums_, part->plan, part->plan.writes[index], layer_index, stream,
-                  stream_rows(layer, stream) + part->first_row * layer.encoders[stream].width);
+        std::size_t part = 0;
+        while (index >= plan_of(part, layer).writes.size()) index -= plan_of(part++, layer).writes.size();
+        const StepPlan& plan = plan_of(part, layer);
+        run_write(Backend{}, *core_, sums_, plan, plan.writes[index], layer_index, stream,
+                  stream_rows(layer, stream) + parts_[part].first_row * layer.encoders[stream].width);
     }
 
     void check_values(std::size_t layer) {
@@ -233,22 +238,24 @@ private:
     }
 
     /// Cuts the layer's work into tasks: sequence x kv head x 512 rows x (for few rows) 2048 tokens.
-    void plan_tasks(std::size_t layer, const PreparedLayer& prepared, const float* queries, std::size_t q_stride) {
+    void plan_tasks(const PreparedLayer& prepared, const float* queries, std::size_t q_stride) {
         const std::size_t dh = prepared.shape.head_dim, group = prepared.shape.heads / prepared.shape.kv_heads;
         std::size_t spans = 0;
-        for (const Part& part : parts_) spans += part.plan.reads.size();
+        for (std::size_t i = 0; i < parts_.size(); ++i) spans += plan_of(i, prepared).reads.size();
         spans_.clear();
         spans_.reserve(spans);
         tasks_.clear();
         std::size_t floats = 0;
-        for (Part& part : parts_) {
+        for (std::size_t p = 0; p < parts_.size(); ++p) {
+            const Part& part = parts_[p];
+            const StepPlan& plan = plan_of(p, prepared);
             const std::size_t first_span = spans_.size();
             std::size_t tiles = 0;
-            for (const Segment& segment : part.plan.reads) {
-                spans_.push_back(span_of(layer, prepared, part, segment));
+            for (const Segment& segment : plan.reads) {
+                spans_.push_back(span_of(prepared, part, segment));
                 tiles += (segment.size() + backend::tile_tokens - 1) / backend::tile_tokens;
             }
-            const std::span<const TokenSpan> reads(spans_.data() + first_span, part.plan.reads.size());
+            const std::span<const TokenSpan> reads(spans_.data() + first_span, plan.reads.size());
             const std::size_t tiles_each = part.rows <= split_rows ? split_tiles : tiles;
             const std::size_t splits = (tiles + tiles_each - 1) / tiles_each;
             for (std::size_t head = 0; head < prepared.shape.kv_heads; ++head) {
@@ -262,7 +269,7 @@ private:
                     attend.head_dim = dh;
                     attend.rows = std::min(block_rows, part.rows - row);
                     attend.group = group;
-                    attend.first_position = first_position(part) + static_cast<std::int64_t>(row);
+                    attend.first_position = part.first_position + static_cast<std::int64_t>(row);
                     attend.q = queries + (part.first_row + row) * q_stride + head * group * dh;
                     attend.q_stride = q_stride;
                     attend.rules = prepared.rules;
@@ -290,12 +297,12 @@ private:
         }
     }
 
-    TokenSpan span_of(std::size_t layer, const PreparedLayer& prepared, const Part& part, const Segment& segment) {
+    TokenSpan span_of(const PreparedLayer& prepared, const Part& part, const Segment& segment) {
         const auto view = [&](std::size_t stream) {
             if (segment.page && prepared.role != CrossRole::none && segment.page->format().purpose == Purpose::codes) {
                 return read_only(sums_.view(segment.page.get()));
             }
-            if (segment.page) return read_only(segment.page->stream(layer, stream));
+            if (segment.page) return read_only(segment.page->stream(prepared.place, stream));
             const std::size_t width = prepared.encoders[stream].width;
             return view_rows(stream_rows(prepared, stream) + part.first_row * width, static_cast<std::uint32_t>(width));
         };
@@ -325,11 +332,13 @@ private:
         if (core_ == nullptr) return;
         for (const Part& part : parts_) core_->slot(part.slot).busy = false;
         parts_.clear();
+        plans_.clear();
         core_ = nullptr;
     }
 
     Core* core_;
     Work<Part> parts_;
+    Work<StepPlan> plans_;          ///< [parts][stacks]
     Work<float> rows_;              ///< the layer's rows: stream after stream, [n, width]
     Work<std::int64_t> positions_;  ///< [n]
     Work<float> input_;             ///< x or q where they had to be copied

@@ -13,8 +13,8 @@ namespace detail {
 template <class Backend>
 XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums, const StepPlan& plan,
                                const Write& write, std::size_t layer, std::size_t stream, const float* step_rows) {
-    const MutableStreamView target = write.page->stream(layer, stream);
     const PreparedLayer& prepared = core.layers()[layer];
+    const MutableStreamView target = write.page->stream(prepared.place, stream);
     const StreamEncoder& encoder = prepared.encoders[stream];
     const std::size_t width = encoder.width;
     const bool coded = write.page->format().purpose == Purpose::codes;
@@ -32,7 +32,7 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums
         if (piece.page == nullptr) {
             std::copy_n(step_rows + piece.begin * width, piece.count * width, rows);
         } else {
-            decode_rows(tag, read_only(piece.page->stream(layer, stream)), piece.begin, piece.count, rows);
+            decode_rows(tag, read_only(piece.page->stream(prepared.place, stream)), piece.begin, piece.count, rows);
         }
         rows += piece.count * width;
     }
@@ -54,21 +54,26 @@ inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
     state.next_position = plan.next_position;
 }
 
-/// A step over one layer-by-layer pass that has no queries: encodes what `plan` says and commits it.
+/// Encodes all rows of a sequence outside its window, unfinished groups included.
+/// Throws std::bad_alloc; nothing has changed then.
 template <class Backend>
-void write_and_commit(Backend tag, Core& core, SequenceState& state, StepPlan& plan) {
+void seal_sequence(Backend tag, Core& core, Slot& slot) {
+    LedgerVector<StepPlan, Purpose::workspace> plans(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger()));
+    plans.reserve(core.stacks());
+    for (std::size_t stack = 0; stack < core.stacks(); ++stack) plans.push_back(core.plan(slot, stack, 0, true));
     Accumulators sums(core);
-    sums.open(core, std::array{static_cast<const StepPlan*>(&plan)}, false);
+    sums.open(core, plans, false);
     for (std::size_t layer = 0; layer < core.layers().size(); ++layer) {
-        const std::size_t streams = core.layers()[layer].encoders.size();
+        const PreparedLayer& prepared = core.layers()[layer];
+        const StepPlan& plan = plans[prepared.stack];
         for (const Write& write : plan.writes) {
-            for (std::size_t stream = 0; stream < streams; ++stream) {
+            for (std::size_t stream = 0; stream < prepared.encoders.size(); ++stream) {
                 run_write(tag, core, sums, plan, write, layer, stream, nullptr);
             }
         }
         sums.advance(tag, core, layer, Serial{});
     }
-    commit_plan(state, plan);
+    for (std::size_t stack = 0; stack < core.stacks(); ++stack) commit_plan(slot.states[stack], plans[stack]);
 }
 
 }  // namespace detail

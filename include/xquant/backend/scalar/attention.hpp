@@ -137,11 +137,12 @@ void score_rows(Backend tag, const AttendTask& task, const StreamView& in, std::
     }
     if (channels == dh) return;
     const std::size_t width = task.key.width;
-    const float* constants = at.absorbed + task.rows * group * width;
+    const float* absorbed = at.absorbed + row * group * width;
+    const float* constants = at.absorbed + task.rows * group * width + row * group;
     for (std::size_t c = 0; c < width; c += width_step) {
         const std::size_t some = std::min(width_step, width - c);
         decode_tile(tag, in, first, tokens, task.key.first + c, some, at.keys, tile_tokens, TileOrder::channel_major);
-        multiply(tag, count, tokens, some, {at.absorbed + c, width, 1}, at.keys, tile_tokens, at.scores, tile_tokens,
+        multiply(tag, count, tokens, some, {absorbed + c, width, 1}, at.keys, tile_tokens, at.scores, tile_tokens,
                  c > 0 || channels > 0);
     }
     for (std::size_t i = 0; i < count; ++i) {

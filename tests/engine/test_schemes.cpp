@@ -63,8 +63,8 @@ TEST_CASE("on the real model the schemes cost and lose what they should", "[mode
     const std::vector<float> exact = model.forward(ids, *exact_cache, pool);
 
     std::map<std::string, Result> results;
-    for (const std::string scheme :
-         {"f16", "q8_0", "q4_0_hadamard", "kivi4", "x4", "x4_rot", "svd_joint4", "svd_head4", "svd_head3"}) {
+    for (const std::string scheme : {"f16", "q8_0", "q4_0_hadamard", "kivi4", "x4", "x4_rot", "x3_rot", "svd_joint4",
+                                     "svd_head4", "svd_head3", "cl_x_rot3", "cl_svd_rot3"}) {
         results[scheme] = run(scheme, model, ids, exact, pool);
         std::cerr << scheme << ": KLD " << results[scheme].kld << ", bits " << results[scheme].bits << ", bytes "
                   << results[scheme].bytes << "\n";
@@ -79,6 +79,9 @@ TEST_CASE("on the real model the schemes cost and lose what they should", "[mode
     CHECK(kld("svd_joint4") < 0.6 * kld("q4_0_hadamard"));
     CHECK(kld("x4_rot") < 0.3 * kld("x4"));
     CHECK(kld("svd_head3") > 2 * kld("svd_head4"));
+    CHECK(kld("cl_x_rot3") < 0.33 * kld("x3_rot"));
+    CHECK(kld("cl_svd_rot3") < 0.6 * kld("svd_head3"));
+    CHECK(kld("cl_svd_rot3") > 2e-3);
 
     // Bits by hand: codes + 32 for each group. 508 tokens make 4 groups per channel, the last of 124.
     CHECK(results.at("q8_0").bits == 2 * 192 * 8.5);
@@ -86,6 +89,10 @@ TEST_CASE("on the real model the schemes cost and lose what they should", "[mode
     CHECK(results.at("x4").bits == 576 * 4 + 5 * 32);
     const double per_channel = 192 * 4 + 192.0 * 4 * 32 / 508, per_token = 192 * 4 + 2 * 32;
     CHECK(std::abs(results.at("svd_head4").bits - per_channel - per_token) < 1e-9);
+    // Three layers keep 4 bits (two of them as latents of K and V), 27 differences have 3; 5 groups a row of x, 3 of both latents.
+    CHECK(std::abs(results.at("cl_x_rot3").bits - (3 * (576 * 4 + 160.0) + 27 * (576 * 3 + 160.0)) / 30) < 1e-9);
+    const double joint = per_channel + per_token, difference = 384 * 3 + 3 * 32, base = 576 * 4 + 160;
+    CHECK(std::abs(results.at("cl_svd_rot3").bits - (2 * joint + base + 27 * difference) / 30) < 1e-9);
     CHECK(results.at("svd_head4").bytes < results.at("q4_0_hadamard").bytes);
 #else
     std::cerr << "\n*** SKIPPED: the schemes on the real model take too long in a debug build\n\n";

@@ -7,7 +7,7 @@ include(CMakePackageConfigHelpers)
 set(xquant_package_dir "${CMAKE_INSTALL_DATADIR}/cmake/xquant")
 
 install(TARGETS xquant EXPORT xquantTargets FILE_SET HEADERS DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
-install(FILES "${xquant_svd_header}" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant/projection")
+install(FILES ${xquant_svd_headers} DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant/projection")
 install(EXPORT xquantTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}")
 
 configure_package_config_file(

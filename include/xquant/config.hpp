@@ -2,7 +2,8 @@
 //
 // Yours to set:   XQUANT_FORCE_SCALAR   use the scalar backend whatever the flags allow
 //                 XQUANT_ALLOW_FAST_MATH  accept that -ffast-math changes stored bytes
-// Ours:           XQUANT_ABI_NS, XQUANT_RESTRICT, XQUANT_NOINLINE
+// Ours:           XQUANT_ABI_NS, XQUANT_RESTRICT, XQUANT_NOINLINE, XQUANT_INLINE, XQUANT_UNROLL,
+//                 XQUANT_HAS_AVX2, XQUANT_HAS_AVX512
 //
 // All code (not data) lives in an inline namespace named after the instruction set the translation unit may use. Two
 // translation units with different -m flags then get two sets of functions instead of one set picked by the linker.
@@ -12,10 +13,18 @@
 #error "xquant: -ffast-math lets the compiler change stored codes; define XQUANT_ALLOW_FAST_MATH to accept that"
 #endif
 
-#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && defined(__AVX512DQ__)
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define XQUANT_HAS_AVX2 1
+#endif
+#if defined(XQUANT_HAS_AVX2) && defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VL__) && \
+    defined(__AVX512DQ__)
+#define XQUANT_HAS_AVX512 1
+#endif
+
+#if defined(XQUANT_HAS_AVX512)
 #define XQUANT_ABI_NS abi_avx512
 #define XQUANT_ABI_NAME "abi_avx512"
-#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#elif defined(XQUANT_HAS_AVX2)
 #define XQUANT_ABI_NS abi_avx2
 #define XQUANT_ABI_NAME "abi_avx2"
 #else
@@ -26,12 +35,24 @@
 #if defined(__GNUC__) || defined(__clang__)
 #define XQUANT_RESTRICT __restrict__
 #define XQUANT_NOINLINE __attribute__((noinline))
+#define XQUANT_INLINE inline __attribute__((always_inline))
 #elif defined(_MSC_VER)
 #define XQUANT_RESTRICT __restrict
 #define XQUANT_NOINLINE __declspec(noinline)
+#define XQUANT_INLINE __forceinline
 #else
 #define XQUANT_RESTRICT
 #define XQUANT_NOINLINE
+#define XQUANT_INLINE inline
+#endif
+
+// In front of a short loop whose sums must stay in registers, at -O2 as well.
+#if defined(__clang__)
+#define XQUANT_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define XQUANT_UNROLL _Pragma("GCC unroll 16")
+#else
+#define XQUANT_UNROLL
 #endif
 
 namespace xquant {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/backend/simd/machines.hpp>
 #include <xquant/concepts.hpp>
 
 namespace xquant {

@@ -1,17 +1,34 @@
 // Backends: one tag for each machine. A kernel is an overload that takes the tag first; a tag that derives from another
 // inherits its kernels where it has none of its own.
+//
+//     scalar            plain C++: the specification every other backend is compared with
+//     simd<Registers>   the kernels of backend/simd over a register wrapper: avx2, avx512, emulated
+//     int8<Machine>     rebuilds keys with 8-bit integer products where the stored codes allow it (remat.hpp)
+//
+// `best` is chosen in backend/simd/machines.hpp, by the flags of the translation unit.
 #pragma once
 
 #include <xquant/config.hpp>
 
 namespace xquant::backend {
 
-/// Plain C++: the specification every other backend is compared with.
 struct scalar {
     static constexpr const char* name = "scalar";
+    static constexpr const char* int8_name = "scalar_int8";
+    static constexpr bool int8_products = false;
 };
 
-/// The fastest backend of this build.
-using best = scalar;
+template <class Registers>
+struct simd : scalar {
+    using registers = Registers;
+    static constexpr const char* name = Registers::name;
+    static constexpr const char* int8_name = Registers::int8_name;
+};
+
+template <class Machine>
+struct int8 : Machine {
+    static constexpr const char* name = Machine::int8_name;
+    static constexpr bool int8_products = true;
+};
 
 }  // namespace xquant::backend

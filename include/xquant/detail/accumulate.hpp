@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <functional>
 
-#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/backend/simd/machines.hpp>
 #include <xquant/concepts.hpp>
 #include <xquant/detail/core.hpp>
 

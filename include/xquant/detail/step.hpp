@@ -6,7 +6,7 @@
 #include <utility>
 
 #include <xquant/attention/task.hpp>
-#include <xquant/backend/scalar/attention.hpp>
+#include <xquant/backend/simd/machines.hpp>
 #include <xquant/concepts.hpp>
 #include <xquant/detail/write.hpp>
 

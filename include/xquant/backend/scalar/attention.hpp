@@ -36,6 +36,9 @@ inline float exp_negative(float x) noexcept {
     return x < -87.0F ? 0.0F : e * power;
 }
 
+/// Up to this many query rows are turned back by each tile's start; for more, the tile's keys are turned by it.
+inline constexpr std::size_t turned_rows = 4;
+
 /// Query rows handled together: their scores stay in L2.
 inline constexpr std::size_t row_step = 32;
 
@@ -47,10 +50,8 @@ constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
            tile_tokens * std::max(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed;
 }
 
-namespace detail {
-
 /// Scores of one query row become what the softmax sees: soft cap and ALiBi. `ahead` = position of token 0 - the query's.
-inline void adjust_scores(const ScoreRules& rules, float slope, float ahead, std::size_t tokens,
+inline void adjust_scores(scalar, const ScoreRules& rules, float slope, float ahead, std::size_t tokens,
                           float* XQUANT_RESTRICT scores) noexcept {
     for (std::size_t t = 0; t < tokens && rules.soft_cap > 0; ++t) {
         scores[t] = rules.soft_cap * std::tanh(scores[t] / rules.soft_cap);
@@ -60,7 +61,7 @@ inline void adjust_scores(const ScoreRules& rules, float slope, float ahead, std
 
 /// One softmax update: the scores of tokens begin .. end become weights, those of all others 0; sum [width] is rescaled
 /// where the maximum rose.
-inline void soften(float* XQUANT_RESTRICT scores, std::size_t begin, std::size_t end, std::size_t tokens,
+inline void soften(scalar, float* XQUANT_RESTRICT scores, std::size_t begin, std::size_t end, std::size_t tokens,
                    float& maximum, float& total, float* XQUANT_RESTRICT sum, std::size_t width) noexcept {
     if (begin < end) {
         float highest = scores[begin];
@@ -77,6 +78,8 @@ inline void soften(float* XQUANT_RESTRICT scores, std::size_t begin, std::size_t
     for (std::size_t t = 0; t < std::min(begin, end); ++t) scores[t] = 0;
     for (std::size_t t = end; t < tokens; ++t) scores[t] = 0;
 }
+
+namespace detail {
 
 /// The parts of attend_scratch.
 struct AttendScratch {
@@ -122,14 +125,16 @@ void absorb_queries(Backend tag, const AttendTask& task, const AttendScratch& at
 /// scores [count, tokens] of query rows row .. against the tile, with keys [channels, tokens] rebuilt before.
 template <class Backend>
 void score_rows(Backend tag, const AttendTask& task, const StreamView& in, std::size_t first, std::size_t tokens,
-                std::size_t channels, const float* cosines, const float* sines, std::size_t row, std::size_t rows,
+                std::size_t channels, const TileAngles* turn_back, std::size_t row, std::size_t rows,
                 const AttendScratch& at) noexcept {
     const std::size_t dh = task.head_dim, group = task.group, count = rows * group;
     for (std::size_t i = 0; i < count && channels > 0; ++i) {
         const float* q = task.q + (row + i / group) * task.q_stride + i % group * dh;
         float* query = at.queries + i * dh;
         for (std::size_t c = 0; c < channels; ++c) query[c] = q[c] * task.rules.scale;
-        if (task.rope.pairs > 0) turn_head(tag, task.rope, cosines, sines, -1.0F, query);
+        if (turn_back != nullptr) {
+            turn_head(tag, task.rope, turn_back->cosines.data(), turn_back->sines.data(), -1.0F, query);
+        }
     }
     if (channels > 0) {
         multiply(tag, count, tokens, channels, {at.queries, dh, 1}, at.keys, tile_tokens, at.scores, tile_tokens,
@@ -150,10 +155,23 @@ void score_rows(Backend tag, const AttendTask& task, const StreamView& in, std::
     }
 }
 
+}  // namespace detail
+
+/// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between. The
+/// scalar one never does.
+constexpr bool scores_from_codes(scalar, const AttendTask&, const StreamView&) noexcept { return false; }
+constexpr bool adds_from_codes(scalar, const AttendTask&, const StreamView&) noexcept { return false; }
+inline void score_codes(scalar, const AttendTask&, const StreamView&, std::size_t, std::size_t, TileAngles&,
+                        std::size_t, std::size_t, const detail::AttendScratch&) noexcept {}
+inline void add_codes(scalar, const AttendTask&, const StreamView&, std::size_t, std::size_t, std::size_t, float*,
+                      const detail::AttendScratch&) noexcept {}
+
+namespace detail {
+
 /// Adds one span's tokens first .. first + tokens (at most 128) to the partial result.
 template <class Backend>
 void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, std::size_t first, std::size_t tokens,
-                 Partial partial, const AttendScratch& at) noexcept {
+                 Partial partial, TileAngles& angles, const AttendScratch& at) noexcept {
     const std::size_t dh = task.head_dim, group = task.group;
     const auto count_of = [](std::size_t n) { return static_cast<std::int64_t>(n); };
     const std::int64_t start = span.first_position + count_of(first - span.begin);
@@ -169,19 +187,25 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, std
     const bool absorbed = absorbs_values(task.value, task.rows * group, dh);
     const std::size_t width = absorbed ? task.value.width : dh;
     const std::size_t channels = absorbs_keys(task) ? rotary_channels(task) : dh;
-    std::array<float, max_pairs> cosines, sines;
-    if (channels > 0) {
+    // Few query rows are turned back by the tile's start; for many, the tile is turned by its start as well.
+    const bool few = task.rows <= turned_rows;
+    angles.move_to(task.rope, start);
+    const bool direct_scores = scores_from_codes(tag, task, span.keys),
+               direct_values = adds_from_codes(tag, task, span.values);
+    if (channels > 0 && !direct_scores) {
         rematerialize(tag, span.keys, task.key, first, tokens, dh, channels, at.keys, tile_tokens,
                       TileOrder::channel_major, at.inner);
+        if (task.rules.key_norm != nullptr) {
+            normalize_keys(tag, task.rules.key_norm, task.rules.key_norm_epsilon, dh, at.keys, tile_tokens, tokens);
+        }
+        if (task.rope.pairs > 0) {
+            turn_tile(tag, task.rope, few ? nullptr : angles.cosines.data(), few ? nullptr : angles.sines.data(),
+                      at.keys, tile_tokens, tokens);
+        }
     }
-    if (task.rules.key_norm != nullptr) {
-        normalize_keys(tag, task.rules.key_norm, task.rules.key_norm_epsilon, dh, at.keys, tile_tokens, tokens);
-    }
-    if (task.rope.pairs > 0) {
-        turn_tile(tag, task.rope, at.keys, tile_tokens, tokens);
-        rope_angles(task.rope, start, cosines.data(), sines.data());
-    }
-    if (absorbed) {
+    if (direct_values) {
+        // nothing to prepare
+    } else if (absorbed) {
         for (std::size_t c = 0; c < width; c += width_step) {
             decode_tile(tag, span.values, first, tokens, task.value.first + c, std::min(width_step, width - c),
                         at.values + c, width, TileOrder::token_major);
@@ -196,7 +220,12 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, std
     const auto end = static_cast<std::size_t>(stop);
     for (auto row = static_cast<std::size_t>(skip); row < end; row += row_step) {
         const std::size_t rows = std::min(row_step, end - row), count = rows * group;
-        score_rows(tag, task, span.keys, first, tokens, channels, cosines.data(), sines.data(), row, rows, at);
+        if (direct_scores) {
+            score_codes(tag, task, span.keys, first, tokens, angles, row, rows, at);
+        } else {
+            const TileAngles* back = few && task.rope.pairs > 0 ? &angles : nullptr;
+            score_rows(tag, task, span.keys, first, tokens, channels, back, row, rows, at);
+        }
         float* sums = partial.sum + row * group * width;
         for (std::size_t i = 0; i < count; ++i) {
             float* scores = at.scores + i * tile_tokens;
@@ -206,11 +235,15 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, std
             const std::int64_t before = window == 0 ? 0 : position - window + 1 - start;
             const auto gone = static_cast<std::size_t>(std::clamp<std::int64_t>(before, 0, count_of(tokens)));
             const float slope = task.rules.slopes != nullptr ? task.rules.slopes[i % group] : 0.0F;
-            adjust_scores(task.rules, slope, static_cast<float>(start - position), tokens, scores);
+            adjust_scores(tag, task.rules, slope, static_cast<float>(start - position), tokens, scores);
             const std::size_t q = row * group + i;
-            soften(scores, gone, visible, tokens, partial.maximum[q], partial.total[q], sums + i * width, width);
+            soften(tag, scores, gone, visible, tokens, partial.maximum[q], partial.total[q], sums + i * width, width);
         }
-        multiply(tag, count, width, tokens, {at.scores, tile_tokens, 1}, at.values, width, sums, width, true);
+        if (direct_values) {
+            add_codes(tag, task, span.values, first, tokens, count, sums, at);
+        } else {
+            multiply(tag, count, width, tokens, {at.scores, tile_tokens, 1}, at.values, width, sums, width, true);
+        }
     }
 }
 
@@ -245,18 +278,19 @@ void attend_task(Backend tag, const AttendTask& task, Partial partial, float* sc
     clear_partial(tag, partial, queries, partial_width(task.value, queries, task.head_dim));
     const detail::AttendScratch at = detail::split_scratch(task, scratch);
     if (absorbs_keys(task)) detail::absorb_queries(tag, task, at);
+    TileAngles angles;
     std::size_t tile = 0;
     for (const TokenSpan& span : task.spans) {
         for (std::size_t first = span.begin; first < span.end; first += tile_tokens, ++tile) {
             if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
-            detail::attend_tile(tag, task, span, first, std::min(tile_tokens, span.end - first), partial, at);
+            detail::attend_tile(tag, task, span, first, std::min(tile_tokens, span.end - first), partial, angles, at);
         }
     }
 }
 
 /// out = (sum / total) A_v + c_v. Shape out: [rows][out_stride], the group's heads side by side. sum is overwritten.
-inline void finish_partial(scalar tag, const AttendTask& task, Partial partial, float* out,
-                           std::size_t out_stride) noexcept {
+template <class Backend>
+void finish_partial(Backend tag, const AttendTask& task, Partial partial, float* out, std::size_t out_stride) noexcept {
     const std::size_t dh = task.head_dim, queries = task.rows * task.group;
     const bool absorbed = absorbs_values(task.value, queries, dh);
     const std::size_t width = absorbed ? task.value.width : dh;

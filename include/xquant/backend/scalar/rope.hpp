@@ -6,6 +6,8 @@
 #pragma once
 
 #include <array>
+#include <cmath>
+#include <cstdint>
 
 #include <xquant/backend/backend.hpp>
 #include <xquant/position/rope.hpp>
@@ -17,20 +19,66 @@ inline namespace XQUANT_ABI_NS {
 inline constexpr std::size_t max_pairs = 128;
 
 /// Keys [Dh, tokens] (channel-major, `stride` floats a channel) of consecutive positions are turned by their place in the
-/// tile, 0 .. tokens - 1.
-inline void turn_tile(scalar, const RopeView& rope, float* keys, std::size_t stride, std::size_t tokens) noexcept {
+/// tile, 0 .. tokens - 1, and where the angles [pairs] of the tile's start are given, by those too.
+inline void turn_tile(scalar, const RopeView& rope, const float* start_cosines, const float* start_sines, float* keys,
+                      std::size_t stride, std::size_t tokens) noexcept {
     for (std::size_t j = 0; j < rope.pairs; ++j) {
         float* XQUANT_RESTRICT a = keys + rope.first(j) * stride;
         float* XQUANT_RESTRICT b = keys + rope.second(j) * stride;
         const float* XQUANT_RESTRICT cosines = rope.cosines + j * rope.tokens;
         const float* XQUANT_RESTRICT sines = rope.sines + j * rope.tokens;
+        const float c = start_cosines != nullptr ? start_cosines[j] : 1.0F;
+        const float s = start_sines != nullptr ? start_sines[j] : 0.0F;
         for (std::size_t t = 0; t < tokens; ++t) {
             const float x = a[t], y = b[t];
-            a[t] = x * cosines[t] - y * sines[t];
-            b[t] = x * sines[t] + y * cosines[t];
+            const float cosine = cosines[t] * c - sines[t] * s, sine = cosines[t] * s + sines[t] * c;
+            a[t] = x * cosine - y * sine;
+            b[t] = x * sine + y * cosine;
         }
     }
 }
+
+/// The angles of tile after tile: those of a start that follows the last one by a whole tile are a product, in f64, others
+/// are computed anew. Sines and cosines of 64-bit numbers would cost as much as the attention of a tile.
+class TileAngles {
+public:
+    std::array<float, max_pairs> cosines, sines;
+
+    /// Where the angles are those of.
+    [[nodiscard]] std::int64_t start() const noexcept { return start_; }
+
+    void move_to(const RopeView& rope, std::int64_t start) noexcept {
+        if (rope.pairs == 0 || (known_ && start == start_)) return;
+        const auto tile = static_cast<std::int64_t>(rope.tokens);
+        const bool follows = known_ && start == start_ + tile;
+        for (std::size_t j = 0; j < rope.pairs; ++j) {
+            if (follows) {
+                if (!has_step_) {
+                    step_[j] = angle(static_cast<double>(tile) * rope.inverse_frequencies[j]);
+                }
+                at_[j] = {at_[j].cosine * step_[j].cosine - at_[j].sine * step_[j].sine,
+                          at_[j].sine * step_[j].cosine + at_[j].cosine * step_[j].sine};
+            } else {
+                at_[j] = angle(static_cast<double>(start) * rope.inverse_frequencies[j]);
+            }
+            cosines[j] = static_cast<float>(at_[j].cosine);
+            sines[j] = static_cast<float>(at_[j].sine);
+        }
+        has_step_ = has_step_ || follows;
+        known_ = true;
+        start_ = start;
+    }
+
+private:
+    struct Angle {
+        double cosine, sine;
+    };
+    static Angle angle(double radians) noexcept { return {std::cos(radians), std::sin(radians)}; }
+
+    std::array<Angle, max_pairs> at_, step_;
+    std::int64_t start_ = 0;
+    bool known_ = false, has_step_ = false;
+};
 
 /// Turns one head [Dh] by the angles given; `direction` -1 turns back.
 inline void turn_head(scalar, const RopeView& rope, const float* cosines, const float* sines, float direction,

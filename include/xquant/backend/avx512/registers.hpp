@@ -1,0 +1,166 @@
+// Registers of AVX-512 (F, BW, VL, DQ; VNNI where the flags have it). What each operation means: backend/simd/registers.hpp.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#include <xquant/config.hpp>
+#include <xquant/types.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+
+struct avx512_registers {
+    using f32 = __m512;
+    using i32 = __m512i;
+    static constexpr std::size_t lanes = 16, count = 32;
+    static constexpr const char* name = "avx512";
+    static constexpr const char* int8_name = "avx512_int8";
+
+    static f32 zero() noexcept { return _mm512_setzero_ps(); }
+    static f32 splat(float value) noexcept { return _mm512_set1_ps(value); }
+    static f32 load(const float* from) noexcept { return _mm512_loadu_ps(from); }
+    static f32 load_first(const float* from, std::size_t n) noexcept { return _mm512_maskz_loadu_ps(first(n), from); }
+    static f32 load_f16(const f16* from) noexcept {
+        return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    }
+    static f32 load_bf16(const bf16* from) noexcept {
+        const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    }
+    static void store(float* to, f32 value) noexcept { _mm512_storeu_ps(to, value); }
+    static void store_first(float* to, f32 value, std::size_t n) noexcept {
+        _mm512_mask_storeu_ps(to, first(n), value);
+    }
+    static void store_f16(f16* to, f32 value) noexcept {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                            _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    }
+
+    static f32 add(f32 a, f32 b) noexcept { return _mm512_add_ps(a, b); }
+    static f32 sub(f32 a, f32 b) noexcept { return _mm512_sub_ps(a, b); }
+    static f32 mul(f32 a, f32 b) noexcept { return _mm512_mul_ps(a, b); }
+    static f32 fma(f32 a, f32 b, f32 c) noexcept { return _mm512_fmadd_ps(a, b, c); }
+    static f32 min(f32 a, f32 b) noexcept { return _mm512_min_ps(a, b); }
+    static f32 max(f32 a, f32 b) noexcept { return _mm512_max_ps(a, b); }
+    static float reduce_min(f32 a) noexcept { return _mm512_reduce_min_ps(a); }
+    static float reduce_max(f32 a) noexcept { return _mm512_reduce_max_ps(a); }
+    static float reduce_add(f32 a) noexcept { return _mm512_reduce_add_ps(a); }
+    static f32 sum_rows(const f32* rows) noexcept {
+        f32 eight[8], four[4];
+        for (int i = 0; i < 8; ++i) {
+            const f32 a = rows[2 * i], b = rows[2 * i + 1];
+            eight[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        }
+        for (int i = 0; i < 4; ++i) {
+            const __m512d a = _mm512_castps_pd(eight[2 * i]), b = _mm512_castps_pd(eight[2 * i + 1]);
+            four[i] =
+                _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+        }
+        // Each 128-bit block of four[i] holds partial sums of rows 4 i .. 4 i + 3.
+        const f32 low =
+            _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88), _mm512_shuffle_f32x4(four[0], four[1], 0xDD));
+        const f32 high =
+            _mm512_add_ps(_mm512_shuffle_f32x4(four[2], four[3], 0x88), _mm512_shuffle_f32x4(four[2], four[3], 0xDD));
+        return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD));
+    }
+
+    static i32 zero_i32() noexcept { return _mm512_setzero_si512(); }
+    static i32 splat_i32(std::int32_t value) noexcept { return _mm512_set1_epi32(value); }
+    static i32 load_i32(const void* from) noexcept { return _mm512_loadu_si512(from); }
+    static void store_i32(void* to, i32 value) noexcept { _mm512_storeu_si512(to, value); }
+    static i32 add_i32(i32 a, i32 b) noexcept { return _mm512_add_epi32(a, b); }
+    static i32 bits_and(i32 a, i32 b) noexcept { return _mm512_and_si512(a, b); }
+    static i32 bits_or(i32 a, i32 b) noexcept { return _mm512_or_si512(a, b); }
+    static i32 shift_left(i32 a, unsigned by) noexcept { return _mm512_slli_epi32(a, by); }
+    static i32 shift_right(i32 a, unsigned by) noexcept { return _mm512_srli_epi32(a, by); }
+    static i32 shift_right_each(i32 a, i32 by) noexcept { return _mm512_srlv_epi32(a, by); }
+    static f32 to_f32(i32 a) noexcept { return _mm512_cvtepi32_ps(a); }
+    static i32 round(f32 a) noexcept { return _mm512_cvtps_epi32(a); }
+    static f32 as_f32(i32 a) noexcept { return _mm512_castsi512_ps(a); }
+    static i32 as_i32(f32 a) noexcept { return _mm512_castps_si512(a); }
+
+    template <std::size_t Bytes>
+    static i32 repeat(const void* from) noexcept {
+        static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16 || Bytes == 32 || Bytes == 64);
+        if constexpr (Bytes == 4) {
+            return _mm512_broadcastd_epi32(_mm_loadu_si32(from));
+        } else if constexpr (Bytes == 8) {
+            return _mm512_broadcastq_epi64(_mm_loadu_si64(from));
+        } else if constexpr (Bytes == 16) {
+            return _mm512_broadcast_i32x4(_mm_loadu_si128(static_cast<const __m128i*>(from)));
+        } else if constexpr (Bytes == 32) {
+            return _mm512_broadcast_i64x4(_mm256_loadu_si256(static_cast<const __m256i*>(from)));
+        } else {
+            return _mm512_loadu_si512(from);
+        }
+    }
+
+    static i32 load_u8(const std::uint8_t* from) noexcept {
+        return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    }
+    static void store_u8(std::uint8_t* to, i32 value) noexcept {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(value));
+    }
+
+    static void interleave_bytes(i32 a, i32 b, i32 c, i32 d, i32* out) noexcept {
+        // Unpacking works inside 128-bit blocks: with their 4-byte words transposed first, its results come in order.
+        const i32 order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        a = _mm512_permutexvar_epi32(order, a);
+        b = _mm512_permutexvar_epi32(order, b);
+        c = _mm512_permutexvar_epi32(order, c);
+        d = _mm512_permutexvar_epi32(order, d);
+        const i32 ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
+        const i32 cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
+        out[0] = _mm512_unpacklo_epi16(ab_low, cd_low);
+        out[1] = _mm512_unpackhi_epi16(ab_low, cd_low);
+        out[2] = _mm512_unpacklo_epi16(ab_high, cd_high);
+        out[3] = _mm512_unpackhi_epi16(ab_high, cd_high);
+    }
+
+    static void transpose(i32* rows) noexcept {
+        i32 pairs[16];
+        for (int i = 0; i < 16; i += 4) {
+            const i32 t0 = _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
+                      t1 = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+            const i32 t2 = _mm512_unpacklo_epi32(rows[i + 2], rows[i + 3]);
+            const i32 t3 = _mm512_unpackhi_epi32(rows[i + 2], rows[i + 3]);
+            pairs[i] = _mm512_unpacklo_epi64(t0, t2);
+            pairs[i + 1] = _mm512_unpackhi_epi64(t0, t2);
+            pairs[i + 2] = _mm512_unpacklo_epi64(t1, t3);
+            pairs[i + 3] = _mm512_unpackhi_epi64(t1, t3);
+        }
+        // pairs[4 r + c], block k: column 4 k + c of rows 4 r .. 4 r + 3.
+        for (int c = 0; c < 4; ++c) {
+            const i32 low = _mm512_shuffle_i32x4(pairs[c], pairs[4 + c], 0x88);
+            const i32 low_odd = _mm512_shuffle_i32x4(pairs[c], pairs[4 + c], 0xDD);
+            const i32 high = _mm512_shuffle_i32x4(pairs[8 + c], pairs[12 + c], 0x88);
+            const i32 high_odd = _mm512_shuffle_i32x4(pairs[8 + c], pairs[12 + c], 0xDD);
+            rows[c] = _mm512_shuffle_i32x4(low, high, 0x88);
+            rows[8 + c] = _mm512_shuffle_i32x4(low, high, 0xDD);
+            rows[4 + c] = _mm512_shuffle_i32x4(low_odd, high_odd, 0x88);
+            rows[12 + c] = _mm512_shuffle_i32x4(low_odd, high_odd, 0xDD);
+        }
+    }
+
+#if defined(__AVX512VNNI__)
+    // Four products go straight into 32 bits: a run never ends.
+    static constexpr std::size_t dot_run(unsigned) noexcept { return static_cast<std::size_t>(-1); }
+    static i32 dot(i32 sum, i32 codes, i32 weights) noexcept { return _mm512_dpbusd_epi32(sum, codes, weights); }
+    static i32 dot_end(i32 run) noexcept { return run; }
+#else
+    static constexpr std::size_t dot_run(unsigned bits) noexcept { return bits <= 4 ? 8 : 4; }
+    static i32 dot(i32 sum, i32 codes, i32 weights) noexcept {
+        return _mm512_add_epi16(sum, _mm512_maddubs_epi16(codes, weights));
+    }
+    static i32 dot_end(i32 run) noexcept { return _mm512_madd_epi16(run, _mm512_set1_epi16(1)); }
+#endif
+
+private:
+    static __mmask16 first(std::size_t n) noexcept { return static_cast<__mmask16>((1U << n) - 1U); }
+};
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

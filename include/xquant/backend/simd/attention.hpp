@@ -1,0 +1,489 @@
+// Vector attention: softmax, and for few query rows scores and P z straight from what is stored.
+//
+//     score_codes   f16 rows: dot products, reduced `lanes` tokens at a time
+//                   codes per token (kv4, q8_0): words of 4 channels, lanes are tokens; scales are applied to the sums
+//                   codes per channel with A, int8: products, A's step, RoPE and q in one pass over 4 columns of K; K itself
+//                   is never stored
+//     add_codes     lanes are channels: sum += (p scale) code for 4 registers of channels and up to 4 query heads; zeros
+//                   need one number for each group
+//
+// Everything else (other formats, many query rows) goes through a tile of K or z in f32, and `multiply`.
+// Limit   f16: memory, then FMA. Codes without A: FMA and conversion, about 50 operations a token for Dh = 64 and 3 heads.
+//         int8: the dot instruction is half of some 120 operations a token (AVX-512), the rest is conversion, RoPE and P z.
+// Tried   P in 8 bits against the codes of V: small weights vanish beside a large one, up to an eighth of the softmax's mass.
+#pragma once
+
+#include <xquant/backend/scalar/attention.hpp>
+#include <xquant/backend/simd/remat.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// e^x for x <= 0: exp_negative in lanes, but e^-87 below -87.
+template <class R>
+typename R::f32 exp_lanes(typename R::f32 x) noexcept {
+    x = R::max(x, R::splat(-87.0F));
+    const auto n = R::round(R::mul(x, R::splat(1.44269504F)));
+    const auto whole = R::to_f32(n);
+    const auto r = R::fma(whole, R::splat(2.12194440e-4F), R::fma(whole, R::splat(-0.693359375F), x));
+    auto p = R::splat(1.9875691500e-4F);
+    p = R::fma(p, r, R::splat(1.3981999507e-3F));
+    p = R::fma(p, r, R::splat(8.3334519073e-3F));
+    p = R::fma(p, r, R::splat(4.1665795894e-2F));
+    p = R::fma(p, r, R::splat(1.6666665459e-1F));
+    p = R::fma(p, r, R::splat(5.0000001201e-1F));
+    const auto e = R::add(R::fma(p, R::mul(r, r), r), R::splat(1.0F));
+    const auto power = R::as_f32(R::shift_left(R::add_i32(n, R::splat_i32(127)), 23));
+    return R::mul(e, power);
+}
+
+}  // namespace detail
+
+template <class R>
+void soften(simd<R>, float* scores, std::size_t begin, std::size_t end, std::size_t tokens, float& maximum,
+            float& total, float* sum, std::size_t width) noexcept {
+    const std::size_t whole = (tokens + R::lanes - 1) / R::lanes * R::lanes;
+    if (begin >= end) {
+        std::fill_n(scores, whole, 0.0F);
+        return;
+    }
+    constexpr float nothing = -std::numeric_limits<float>::max();
+    std::fill_n(scores, begin, nothing);
+    std::fill_n(scores + end, whole - end, nothing);
+    auto highest = R::load(scores);
+    for (std::size_t t = R::lanes; t < whole; t += R::lanes) highest = R::max(highest, R::load(scores + t));
+    const float top = R::reduce_max(highest);
+    if (top > maximum) {
+        const float factor = total > 0 ? exp_negative(maximum - top) : 0.0F;
+        total *= factor;
+        for (std::size_t c = 0; c < width; c += R::lanes) {
+            const std::size_t n = std::min(R::lanes, width - c);
+            R::store_first(sum + c, R::mul(R::load_first(sum + c, n), R::splat(factor)), n);
+        }
+        maximum = top;
+    }
+    const auto reference = R::splat(maximum);
+    auto weights = R::zero();
+    for (std::size_t t = 0; t < whole; t += R::lanes) {
+        const auto e = detail::exp_lanes<R>(R::sub(R::load(scores + t), reference));
+        R::store(scores + t, e);
+        weights = R::add(weights, e);
+    }
+    total += R::reduce_add(weights);
+    std::fill_n(scores, begin, 0.0F);
+    std::fill_n(scores + end, whole - end, 0.0F);
+}
+
+namespace detail {
+
+/// Query heads that take the direct way at most; more share a tile of K.
+inline constexpr std::size_t direct_queries = 8;
+
+/// Calls f(first, number) for 1 to 4 query heads at a time, with their number as a compile-time constant.
+template <class F>
+void for_heads(std::size_t count, F&& f) {
+    std::size_t i = 0;
+    for (; i + 4 <= count; i += 4) f(i, std::integral_constant<std::size_t, 4>{});
+    if (count - i == 3) f(i, std::integral_constant<std::size_t, 3>{});
+    if (count - i == 2) f(i, std::integral_constant<std::size_t, 2>{});
+    if (count - i == 1) f(i, std::integral_constant<std::size_t, 1>{});
+}
+
+/// How scores are taken from a stream.
+enum class ScoreForm : unsigned char { tile, rows, codes, products };
+
+template <class Backend>
+constexpr ScoreForm score_form(const AttendTask& task, const StreamView& in) noexcept {
+    const StreamFormat& format = in.format;
+    const HeadDecoder& head = task.key;
+    const std::size_t dh = task.head_dim;
+    if (task.rows * task.group > direct_queries) return ScoreForm::tile;
+    if (head.matrix == nullptr && head.constant == nullptr && task.rope.pairs == 0 && task.rules.key_norm == nullptr) {
+        const bool half = format.kind == CodeKind::f16 || format.kind == CodeKind::bf16;
+        if (half && dh % Backend::registers::lanes == 0) return ScoreForm::rows;
+        const bool words = head.first % 4 == 0 && dh % 4 == 0 && format.group_channels % 4 == 0;
+        if (format.quantized() && format.group_tokens == 1 && format.levels == nullptr && words)
+            return ScoreForm::codes;
+    }
+    if constexpr (Backend::int8_products) {
+        const bool one_block = format.group_channels == 1 && head.width <= int8_channels;
+        if (one_block && fits_int8(format, head) && dh % 2 == 0 && !absorbs_keys(task)) {
+            return ScoreForm::products;
+        }
+    }
+    return ScoreForm::tile;
+}
+
+/// q [count, Dh] of the step, times the scale of scores.
+inline void scale_queries(const AttendTask& task, std::size_t row, std::size_t count, float* out) noexcept {
+    const std::size_t dh = task.head_dim;
+    for (std::size_t i = 0; i < count; ++i) {
+        const float* q = task.q + (row + i / task.group) * task.q_stride + i % task.group * dh;
+        for (std::size_t c = 0; c < dh; ++c) out[i * dh + c] = q[c] * task.rules.scale;
+    }
+}
+
+/// scores [count, 128] from rows of f16 or bf16; load(t, c) gives `lanes` channels of one.
+template <class R, class Load>
+void score_rows_direct(const AttendTask& task, Load&& load, std::size_t tokens, std::size_t count, const float* queries,
+                       float* scores) noexcept {
+    const std::size_t dh = task.head_dim;
+    for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
+        for (std::size_t t = 0; t < tokens; t += R::lanes) {
+            typename R::f32 sums[Heads][R::lanes];
+            XQUANT_UNROLL
+            for (std::size_t k = 0; k < R::lanes; ++k) {
+                const std::size_t row = std::min(t + k, tokens - 1);
+                typename R::f32 sum[Heads];
+                XQUANT_UNROLL
+                for (std::size_t h = 0; h < Heads; ++h) sum[h] = R::zero();
+                for (std::size_t c = 0; c < dh; c += R::lanes) {
+                    const auto key = load(row, c);
+                    XQUANT_UNROLL
+                    for (std::size_t h = 0; h < Heads; ++h) {
+                        sum[h] = R::fma(key, R::load(queries + (i + h) * dh + c), sum[h]);
+                    }
+                }
+                XQUANT_UNROLL
+                for (std::size_t h = 0; h < Heads; ++h) sums[h][k] = sum[h];
+            }
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                R::store(scores + (i + h) * tile_tokens + t, R::sum_rows(sums[h]));
+            }
+        }
+    });
+}
+
+/// Calls f(load), where load(t, c) gives `lanes` channels of row first + t of a stream of f16 or bf16, from channel
+/// `channel` + c on.
+template <class R, class F>
+void with_half_rows(const StreamView& in, std::size_t first, std::size_t channel, F&& f) {
+    const std::size_t step = in.format.block_bytes() / sizeof(f16);
+    const std::byte* base = in.codes + in.format.code_offset(first, 0) + channel * sizeof(f16);
+    if (in.format.kind == CodeKind::f16) {
+        const auto* rows = reinterpret_cast<const f16*>(base);
+        f([rows, step](std::size_t t, std::size_t c) { return R::load_f16(rows + t * step + c); });
+    } else {
+        const auto* rows = reinterpret_cast<const bf16*>(base);
+        f([rows, step](std::size_t t, std::size_t c) { return R::load_bf16(rows + t * step + c); });
+    }
+}
+
+/// sums[h][v] = sum over channels of code * q, for tokens t + v * lanes .. of the quads.
+template <class R, std::size_t Heads, std::size_t Vectors>
+void dot_codes(const std::uint32_t* quads, std::size_t channels, std::size_t t, const float* queries, std::size_t dh,
+               typename R::f32 (&sums)[Heads][Vectors]) noexcept {
+    const auto byte = R::splat_i32(0xFF);
+    XQUANT_UNROLL
+    for (auto& row : sums) {
+        XQUANT_UNROLL
+        for (auto& sum : row) sum = R::zero();
+    }
+    for (std::size_t q = 0; q < channels / 4; ++q) {
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) {
+            const auto words = R::load_i32(quads + q * quad_tokens + t + v * R::lanes);
+            const typename R::f32 codes[4] = {
+                R::to_f32(R::bits_and(words, byte)), R::to_f32(R::bits_and(R::shift_right(words, 8), byte)),
+                R::to_f32(R::bits_and(R::shift_right(words, 16), byte)), R::to_f32(R::shift_right(words, 24))};
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                XQUANT_UNROLL
+                for (std::size_t k = 0; k < 4; ++k) {
+                    sums[h][v] = R::fma(codes[k], R::splat(queries[h * dh + 4 * q + k]), sums[h][v]);
+                }
+            }
+        }
+    }
+}
+
+/// scores [count, 128] from codes per token, without A: scale * (code . q) + zero * sum of q, group by group.
+template <class R>
+void score_codes_direct(simd<R> tag, const AttendTask& task, const StreamView& in, std::size_t first,
+                        std::size_t tokens, std::size_t count, const float* queries, float* scores,
+                        std::uint32_t* quads) noexcept {
+    constexpr std::size_t vectors = 2, wide = vectors * R::lanes;
+    const std::size_t dh = task.head_dim, group = in.format.group_channels;
+    alignas(64) std::array<float, quad_tokens + R::lanes> scales, zeros;
+    for (std::size_t c = 0; c < dh;) {
+        const std::size_t channel = task.key.first + c;
+        const std::size_t channels = std::min(std::min(group - channel % group, dh - c), int8_channels);
+        load_quads(tag, in, first, tokens, channel, channels, quads);
+        load_token_scales<R>(in, first, tokens, channel / group, scales.data(), zeros.data());
+        for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
+            float totals[Heads];
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                totals[h] = 0;
+                for (std::size_t k = 0; k < channels; ++k) totals[h] += queries[(i + h) * dh + c + k];
+            }
+            for (std::size_t t = 0; t < tokens; t += wide) {
+                typename R::f32 sums[Heads][vectors];
+                dot_codes<R, Heads, vectors>(quads, channels, t, queries + i * dh + c, dh, sums);
+                XQUANT_UNROLL
+                for (std::size_t h = 0; h < Heads; ++h) {
+                    for (std::size_t v = 0; v < vectors && t + v * R::lanes < tokens; ++v) {
+                        const std::size_t at = t + v * R::lanes;
+                        float* to = scores + (i + h) * tile_tokens + at;
+                        auto value = R::mul(R::load(zeros.data() + at), R::splat(totals[h]));
+                        value = R::fma(R::load(scales.data() + at), sums[h][v], value);
+                        R::store(to, c == 0 ? value : R::add(value, R::load(to)));
+                    }
+                }
+            }
+        });
+        c += channels;
+    }
+}
+
+/// scores [count, 128] from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. Places are tokens of one
+/// token block, from its first.
+template <class R, bool Norm>
+void score_products(const AttendTask& task, const std::uint32_t* quads, std::size_t tokens, const Int8Block& block,
+                    const float* queries, std::size_t count, unsigned bits, float* scores) noexcept {
+    constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes, lanes = R::lanes;
+    const std::size_t dh = task.head_dim, pairs = task.rope.pairs, all = dh / 2, run = R::dot_run(bits);
+    const auto columns = [&](std::size_t p, std::size_t& a, std::size_t& b) {
+        a = p < pairs ? task.rope.first(p) : 2 * p;
+        b = p < pairs ? task.rope.second(p) : 2 * p + 1;
+    };
+    for (std::size_t t = 0; t < tokens; t += wide) {
+        typename R::f32 squares[vectors];
+        for (auto& square : squares) square = R::zero();
+        for (std::size_t p = 0; p < all; p += 2) {
+            std::size_t at[dot_columns];
+            columns(p, at[0], at[1]);
+            columns(std::min(p + 1, all - 1), at[2], at[3]);
+            const auto sums = dot_quads<R, vectors>(quads, task.key.width, t, block, at, run);
+            // An odd pair out stands twice: its second copy counts for nothing.
+            const float last = p + 1 < all ? 1.0F : 0.0F;
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) {
+                typename R::f32 key[dot_columns];
+                XQUANT_UNROLL
+                for (std::size_t k = 0; k < dot_columns; ++k) {
+                    const float here = k < 2 ? 1.0F : last;
+                    key[k] = R::fma(R::to_f32(sums.at[k][v]), R::splat(block.scales[at[k]] * here),
+                                    R::splat(block.offsets[at[k]] * here));
+                    if constexpr (Norm) {
+                        squares[v] = R::fma(key[k], key[k], squares[v]);
+                        key[k] = R::mul(key[k], R::splat(task.rules.key_norm[at[k]]));
+                    }
+                }
+                XQUANT_UNROLL
+                for (std::size_t k = 0; k < 2; ++k) {
+                    const std::size_t pair = std::min(p + k, all - 1);
+                    if (pair >= pairs) continue;
+                    const std::size_t place =
+                        pair * task.rope.tokens + std::min(t + v * lanes, task.rope.tokens - lanes);
+                    const auto cosine = R::load(task.rope.cosines + place), sine = R::load(task.rope.sines + place);
+                    const auto x = key[2 * k], y = key[2 * k + 1];
+                    key[2 * k] = R::sub(R::mul(x, cosine), R::mul(y, sine));
+                    key[2 * k + 1] = R::fma(x, sine, R::mul(y, cosine));
+                }
+                for (std::size_t i = 0; i < count; ++i) {
+                    const float* q = queries + i * dh;
+                    float* to = scores + i * tile_tokens + t + v * lanes;
+                    auto score = p == 0 ? R::zero() : R::load(to);
+                    XQUANT_UNROLL
+                    for (std::size_t k = 0; k < dot_columns; ++k) score = R::fma(key[k], R::splat(q[at[k]]), score);
+                    R::store(to, score);
+                }
+            }
+        }
+        if constexpr (Norm) {
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) {
+                alignas(64) float factor[lanes];
+                R::store(factor, squares[v]);
+                for (float& value : factor) {
+                    value = 1.0F / std::sqrt(value / static_cast<float>(dh) + task.rules.key_norm_epsilon);
+                }
+                for (std::size_t i = 0; i < count; ++i) {
+                    float* to = scores + i * tile_tokens + t + v * lanes;
+                    R::store(to, R::mul(R::load(to), R::load(factor)));
+                }
+            }
+        }
+    }
+}
+
+/// sums [Heads][width] += sum over tokens of weights [Heads][128] * rows; load(t, c) gives `lanes` channels of a row.
+template <class R, std::size_t Heads, std::size_t Vectors, class Load>
+void add_rows(Load&& load, std::size_t tokens, std::size_t channel, const float* weights, float* sums,
+              std::size_t stride) noexcept {
+    typename R::f32 sum[Heads][Vectors];
+    XQUANT_UNROLL
+    for (std::size_t h = 0; h < Heads; ++h) {
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) sum[h][v] = R::load(sums + h * stride + v * R::lanes);
+    }
+    for (std::size_t t = 0; t < tokens; ++t) {
+        typename R::f32 row[Vectors];
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) row[v] = load(t, channel + v * R::lanes);
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            const auto weight = R::splat(weights[h * tile_tokens + t]);
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < Vectors; ++v) sum[h][v] = R::fma(weight, row[v], sum[h][v]);
+        }
+    }
+    XQUANT_UNROLL
+    for (std::size_t h = 0; h < Heads; ++h) {
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) R::store(sums + h * stride + v * R::lanes, sum[h][v]);
+    }
+}
+
+/// The same for any number of heads, over `channels` channels of the rows.
+template <class R, class Load>
+void add_all_rows(Load&& load, std::size_t tokens, std::size_t channels, const float* weights, std::size_t count,
+                  float* sums, std::size_t stride) noexcept {
+    for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
+        constexpr std::size_t vectors = Heads * 4 + 5 <= R::count ? 4 : 2;
+        std::size_t c = 0;
+        for (; c + vectors * R::lanes <= channels; c += vectors * R::lanes) {
+            add_rows<R, Heads, vectors>(load, tokens, c, weights + i * tile_tokens, sums + i * stride + c, stride);
+        }
+        for (; c < channels; c += R::lanes) {
+            add_rows<R, Heads, 1>(load, tokens, c, weights + i * tile_tokens, sums + i * stride + c, stride);
+        }
+    });
+}
+
+}  // namespace detail
+
+template <class Backend>
+    requires requires { typename Backend::registers; }
+constexpr bool scores_from_codes(Backend, const AttendTask& task, const StreamView& in) noexcept {
+    return detail::score_form<Backend>(task, in) != detail::ScoreForm::tile;
+}
+
+template <class Backend>
+    requires requires { typename Backend::registers; }
+void score_codes(Backend tag, const AttendTask& task, const StreamView& in, std::size_t first, std::size_t tokens,
+                 TileAngles& angles, std::size_t row, std::size_t rows, const detail::AttendScratch& at) noexcept {
+    using R = typename Backend::registers;
+    const std::size_t count = rows * task.group, dh = task.head_dim;
+    detail::scale_queries(task, row, count, at.queries);
+    const detail::ScoreForm form = detail::score_form<Backend>(task, in);
+    auto* quads = reinterpret_cast<std::uint32_t*>(at.inner);
+    if (form == detail::ScoreForm::rows) {
+        detail::with_half_rows<R>(in, first, task.key.first, [&](auto load) {
+            detail::score_rows_direct<R>(task, load, tokens, count, at.queries, at.scores);
+        });
+    } else if (form == detail::ScoreForm::codes) {
+        detail::score_codes_direct(tag, task, in, first, tokens, count, at.queries, at.scores, quads);
+    } else if constexpr (Backend::int8_products) {
+        const HeadDecoder& head = task.key;
+        const StreamFormat& format = in.format;
+        float* memory = at.inner + int8_channels / 4 * detail::quad_tokens;
+        std::array<float, int8_channels> scales, zeros;
+        const std::int64_t start = angles.start();
+        // Token block by token block, each from its first token: the query is turned back by the position of that.
+        for (std::size_t t = first / format.group_tokens * format.group_tokens; t < first + tokens;
+             t += format.group_tokens) {
+            if (task.rope.pairs > 0) {
+                angles.move_to(task.rope, start + static_cast<std::int64_t>(t) - static_cast<std::int64_t>(first));
+                if (t > first / format.group_tokens * format.group_tokens)
+                    detail::scale_queries(task, row, count, at.queries);
+                for (std::size_t i = 0; i < count; ++i) {
+                    turn_head(tag, task.rope, angles.cosines.data(), angles.sines.data(), -1.0F, at.queries + i * dh);
+                }
+            }
+            const std::size_t some = std::min<std::size_t>(format.group_tokens, first + tokens - t);
+            detail::load_quads(tag, in, t, some, head.first, head.width, quads);
+            detail::load_channel_scales<R>(in, t / format.group_tokens, head.first, head.width, scales.data(),
+                                           zeros.data());
+            const detail::Int8Block block =
+                detail::fold_weights(tag, head.matrix, dh, head.width, scales.data(), zeros.data(), memory);
+            for (std::size_t j = 0; j < dh && head.constant != nullptr; ++j) block.offsets[j] += head.constant[j];
+            // at.keys is free: no tile of K is built here.
+            float* scores = at.keys;
+            if (task.rules.key_norm != nullptr) {
+                detail::score_products<R, true>(task, quads, some, block, at.queries, count, format.bits, scores);
+            } else {
+                detail::score_products<R, false>(task, quads, some, block, at.queries, count, format.bits, scores);
+            }
+            const std::size_t skip = t < first ? first - t : 0;
+            for (std::size_t i = 0; i < count; ++i) {
+                std::copy_n(scores + i * tile_tokens + skip, some - skip,
+                            at.scores + i * tile_tokens + (t + skip - first));
+            }
+        }
+        angles.move_to(task.rope, start);
+    }
+}
+
+/// Whether P z can be added up straight from a stream's rows.
+template <class Backend>
+    requires requires { typename Backend::registers; }
+constexpr bool adds_from_codes(Backend, const AttendTask& task, const StreamView& in) noexcept {
+    constexpr std::size_t lanes = Backend::registers::lanes;
+    const StreamFormat& format = in.format;
+    const std::size_t queries = task.rows * task.group;
+    if (queries > detail::direct_queries || !absorbs_values(task.value, queries, task.head_dim)) return false;
+    if (format.kind == CodeKind::f16 || format.kind == CodeKind::bf16) return task.value.width % lanes == 0;
+    return format.quantized() && format.levels == nullptr && format.group_tokens == 1 &&
+           format.group_channels % lanes == 0 && task.value.first % lanes == 0 && task.value.width % lanes == 0;
+}
+
+template <class Backend>
+    requires requires { typename Backend::registers; }
+void add_codes(Backend, const AttendTask& task, const StreamView& in, std::size_t first, std::size_t tokens,
+               std::size_t count, float* sums, const detail::AttendScratch& at) noexcept {
+    using R = typename Backend::registers;
+    const StreamFormat& format = in.format;
+    const std::size_t width = task.value.width;
+    if (!format.quantized()) {
+        detail::with_half_rows<R>(in, first, task.value.first, [&](auto load) {
+            detail::add_all_rows<R>(load, tokens, width, at.scores, count, sums, width);
+        });
+        return;
+    }
+    alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales, zeros;
+    auto* codes = reinterpret_cast<std::uint8_t*>(at.values);  // [tokens][at most 128]
+    float* weights = at.keys;                                  // [count][128]
+    for (std::size_t c = 0; c < width;) {
+        const std::size_t channel = task.value.first + c, block = channel / format.group_channels;
+        const std::size_t in_group = channel % format.group_channels;
+        const std::size_t channels = std::min({format.channels_of(block) - in_group, width - c, std::size_t{128}});
+        // Rows of codes have room for what unpacking writes beyond their end, which the next row overwrites.
+        const bool vector = in_group % (4 * R::lanes) == 0 &&
+                            detail::with_group(format.bits, format.channels_of(block), [&](auto bits, auto n) {
+                                constexpr std::size_t bytes = 4 * R::lanes;
+                                for (std::size_t t = 0; t < tokens; ++t) {
+                                    const std::byte* group = in.codes + format.code_offset(first + t, block);
+                                    for (std::size_t k = 0; k < channels; k += bytes) {
+                                        R::store_i32(codes + t * channels + k,
+                                                     detail::code_bytes<R, bits(), n()>(group, (in_group + k) / bytes));
+                                    }
+                                }
+                            });
+        for (std::size_t t = 0; t < tokens && !vector; ++t) {
+            unpack_group(scalar{}, in.codes + format.code_offset(first + t, block), format.channels_of(block),
+                         format.bits, in_group, channels, codes + t * channels);
+        }
+        detail::load_token_scales<R>(in, first, tokens, block, scales.data(), zeros.data());
+        for (std::size_t i = 0; i < count; ++i) {
+            auto total = R::zero();
+            for (std::size_t t = 0; t < tokens; t += R::lanes) {
+                const std::size_t n = std::min(R::lanes, tokens - t);
+                const auto p = R::load_first(at.scores + i * tile_tokens + t, n);
+                R::store(weights + i * tile_tokens + t, R::mul(p, R::load_first(scales.data() + t, n)));
+                total = R::fma(p, R::load_first(zeros.data() + t, n), total);
+            }
+            const float zero = R::reduce_add(total);
+            for (std::size_t k = 0; k < channels; ++k) sums[i * width + c + k] += zero;
+        }
+        const auto load = [&](std::size_t t, std::size_t k) { return R::to_f32(R::load_u8(codes + t * channels + k)); };
+        detail::add_all_rows<R>(load, tokens, channels, weights, count, sums + c, width);
+        c += channels;
+    }
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

@@ -1,0 +1,266 @@
+// Vector codec: the same bytes and, to f32 rounding, the same values as the scalar one.
+//
+//     code_bytes      4 * lanes consecutive codes of a group, a byte each: for each plane a load, a shift and a mask
+//     decode_tile     along the group's own direction; the other one goes through blocks that are transposed in registers
+//     encode_rows     min/max scales along a token; everything else is the scalar encoder's
+//
+// Groups of 32, 64 and 128 values have vector forms; others go through the scalar unpacking.
+// Limit   decoding to f32: the stores (4 bytes a value). Encoding: two passes over x, 8 operations for each `lanes` values.
+#pragma once
+
+#include <type_traits>
+
+#include <xquant/backend/scalar/codec.hpp>
+#include <xquant/backend/simd/registers.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// For words of 4 codes each: how far right word i of block r is shifted to bring its codes down, in a plane of `Plane` bits
+/// that repeats every `Stride` bytes.
+template <std::size_t Lanes, unsigned Plane, std::size_t Stride>
+struct PlaneShifts {
+    static constexpr std::size_t blocks = 8 / Plane * Stride / (4 * Lanes) + 1;
+    std::array<std::array<std::uint32_t, Lanes>, blocks> by{};
+
+    constexpr PlaneShifts() {
+        for (std::size_t r = 0; r < blocks; ++r) {
+            for (std::size_t i = 0; i < Lanes; ++i) {
+                by[r][i] = static_cast<std::uint32_t>((4 * (r * Lanes + i)) / Stride % (8 / Plane) * Plane);
+            }
+        }
+    }
+};
+template <std::size_t Lanes, unsigned Plane, std::size_t Stride>
+inline constexpr PlaneShifts<Lanes, Plane, Stride> plane_shifts{};
+
+/// Codes r * 4 lanes .. of one plane of a group of N codes, moved to their place in the code.
+template <class R, unsigned Plane, unsigned Shift, std::size_t N>
+typename R::i32 plane_bytes(const std::uint8_t* in, std::size_t r) noexcept {
+    constexpr std::size_t stride = N * Plane / 8, bytes = 4 * R::lanes;
+    typename R::i32 codes;
+    if constexpr (stride >= bytes) {
+        codes = R::load_i32(in + r * bytes % stride);
+        if constexpr (Plane < 8) codes = R::shift_right(codes, static_cast<unsigned>(r * bytes / stride * Plane));
+    } else {
+        codes = R::template repeat<stride>(in);
+        if constexpr (Plane < 8) {
+            codes = R::shift_right_each(codes, R::load_i32(plane_shifts<R::lanes, Plane, stride>.by[r].data()));
+        }
+    }
+    if constexpr (Plane < 8) {
+        codes = R::bits_and(codes, R::splat_i32(static_cast<std::int32_t>(((1U << Plane) - 1U) * 0x01010101U)));
+    }
+    if constexpr (Shift > 0) codes = R::shift_left(codes, Shift);
+    return codes;
+}
+
+/// Codes r * 4 lanes .. of a group of N, a byte each. Where N < 4 lanes, bytes from N on mean nothing.
+template <class R, unsigned Bits, std::size_t N>
+typename R::i32 code_bytes(const std::byte* group, std::size_t r) noexcept {
+    const auto* in = reinterpret_cast<const std::uint8_t*>(group);
+    if constexpr (Bits == 2) {
+        return plane_bytes<R, 2, 0, N>(in, r);
+    } else if constexpr (Bits == 3) {
+        return R::bits_or(plane_bytes<R, 2, 1, N>(in, r), plane_bytes<R, 1, 0, N>(in + N / 4, r));
+    } else if constexpr (Bits == 4) {
+        return plane_bytes<R, 4, 0, N>(in, r);
+    } else if constexpr (Bits == 5) {
+        return R::bits_or(plane_bytes<R, 4, 1, N>(in, r), plane_bytes<R, 1, 0, N>(in + N / 2, r));
+    } else if constexpr (Bits == 6) {
+        return R::bits_or(plane_bytes<R, 4, 2, N>(in, r), plane_bytes<R, 2, 0, N>(in + N / 2, r));
+    } else {
+        static_assert(Bits == 8);
+        return R::load_i32(in + r * 4 * R::lanes);
+    }
+}
+
+/// Calls f(bits, n) with both as compile-time constants where groups of n codes have a vector form; else returns false.
+template <class F>
+bool with_group(unsigned bits, std::size_t n, F&& f) {
+    const auto with_size = [&]<unsigned Bits>(std::integral_constant<unsigned, Bits> b) {
+        if (n == 128) return f(b, std::integral_constant<std::size_t, 128>{}), true;
+        if (n == 64) return f(b, std::integral_constant<std::size_t, 64>{}), true;
+        if (n == 32) return f(b, std::integral_constant<std::size_t, 32>{}), true;
+        return false;
+    };
+    switch (bits) {
+        case 2:
+            return with_size(std::integral_constant<unsigned, 2>{});
+        case 3:
+            return with_size(std::integral_constant<unsigned, 3>{});
+        case 4:
+            return with_size(std::integral_constant<unsigned, 4>{});
+        case 5:
+            return with_size(std::integral_constant<unsigned, 5>{});
+        case 6:
+            return with_size(std::integral_constant<unsigned, 6>{});
+        case 8:
+            return with_size(std::integral_constant<unsigned, 8>{});
+        default:
+            return false;
+    }
+}
+
+/// Rows of a block that is transposed at a time, and how many values each has at most.
+inline constexpr std::size_t strip_values = 128;
+
+/// in [rows, columns] -> out [columns, rows], `stride` floats from row to row.
+template <class R>
+void transpose_floats(const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
+                      std::size_t out_stride) noexcept {
+    constexpr std::size_t n = R::lanes;
+    typename R::i32 block[n];
+    for (std::size_t i = 0; i < rows; i += n) {
+        const std::size_t some = std::min(n, rows - i);
+        for (std::size_t j = 0; j < columns; j += n) {
+            const std::size_t wide = std::min(n, columns - j);
+            for (std::size_t k = 0; k < n; ++k) {
+                block[k] = k < some ? R::as_i32(R::load_first(in + (i + k) * in_stride + j, wide)) : R::zero_i32();
+            }
+            R::transpose(block);
+            for (std::size_t k = 0; k < wide; ++k) {
+                R::store_first(out + (j + k) * out_stride + i, R::as_f32(block[k]), some);
+            }
+        }
+    }
+}
+
+/// codes [count] of one group -> out = zero + scale * code.
+template <class R>
+void scale_codes(const std::uint8_t* codes, std::size_t count, GroupScale scale, float* out) noexcept {
+    const auto zero = R::splat(scale.zero), factor = R::splat(scale.scale);
+    std::size_t i = 0;
+    for (; i + R::lanes <= count; i += R::lanes) {
+        R::store(out + i, R::fma(R::to_f32(R::load_u8(codes + i)), factor, zero));
+    }
+    if (i < count) R::store_first(out + i, R::fma(R::to_f32(R::load_u8(codes + i)), factor, zero), count - i);
+}
+
+}  // namespace detail
+
+/// Codes first .. first + count of a group of n -> out, which has room for 64 codes more.
+template <class R>
+void unpack_group(simd<R>, const std::byte* in, std::size_t n, unsigned bits, std::size_t first, std::size_t count,
+                  std::uint8_t* out) noexcept {
+    constexpr std::size_t bytes = 4 * R::lanes;
+    const bool done = first % bytes == 0 && detail::with_group(bits, n, [&](auto b, auto size) {
+                          for (std::size_t i = 0; i < count; i += bytes) {
+                              R::store_i32(out + i, detail::code_bytes<R, b(), size()>(in, (first + i) / bytes));
+                          }
+                      });
+    if (!done) unpack_group(scalar{}, in, n, bits, first, count, out);
+}
+
+namespace detail {
+
+/// As decode_group, with values side by side.
+template <class R>
+void decode_run(simd<R> tag, const StreamView& in, std::size_t token_block, std::size_t channel_block,
+                std::size_t first, std::size_t count, float* out) noexcept {
+    const StreamFormat& format = in.format;
+    if (format.levels != nullptr) {
+        decode_group(scalar{}, in, token_block, channel_block, first, count, out, 1);
+        return;
+    }
+    const std::size_t n = format.group_tokens * format.channels_of(channel_block);
+    std::array<std::uint8_t, max_group + 64> codes;
+    unpack_group(tag, in.codes + format.code_offset(token_block, channel_block), n, format.bits, first, count,
+                 codes.data());
+    scale_codes<R>(codes.data(), count, stored_scale(in, format.group_index(token_block, channel_block)), out);
+}
+
+/// One token's channels, of a stream whose groups run along tokens or that is not quantized.
+template <class R>
+void decode_token(simd<R> tag, const StreamView& in, std::size_t token, std::size_t channel, std::size_t channels,
+                  float* out) noexcept {
+    const StreamFormat& format = in.format;
+    if (format.kind == CodeKind::f16 || format.kind == CodeKind::bf16) {
+        const std::byte* source = in.codes + format.code_offset(token, 0) + channel * sizeof(f16);
+        std::size_t c = 0;
+        for (; c + R::lanes <= channels; c += R::lanes) {
+            const std::byte* from = source + c * sizeof(f16);
+            R::store(out + c, format.kind == CodeKind::f16 ? R::load_f16(reinterpret_cast<const f16*>(from))
+                                                           : R::load_bf16(reinterpret_cast<const bf16*>(from)));
+        }
+        if (c < channels) {
+            load_row(source + c * sizeof(f16), format.kind == CodeKind::f16 ? DType::f16 : DType::bf16, channels - c,
+                     out + c);
+        }
+        return;
+    }
+    if (!format.quantized()) {
+        load_row(in.codes + format.code_offset(token, 0) + channel * sizeof(float), DType::f32, channels, out);
+        return;
+    }
+    for (std::size_t c = channel; c < channel + channels;) {
+        const std::size_t b = c / format.group_channels, in_group = c % format.group_channels;
+        const std::size_t columns = std::min(format.channels_of(b) - in_group, channel + channels - c);
+        decode_run(tag, in, token, b, in_group, columns, out + (c - channel));
+        c += columns;
+    }
+}
+
+/// Tokens of one channel, of a stream whose groups run along channels.
+template <class R>
+void decode_channel(simd<R> tag, const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
+                    float* out) noexcept {
+    const std::size_t group = in.format.group_tokens;
+    for (std::size_t t = token; t < token + tokens;) {
+        const std::size_t rows = std::min(group - t % group, token + tokens - t);
+        decode_run(tag, in, t / group, channel, t % group, rows, out + (t - token));
+        t += rows;
+    }
+}
+
+}  // namespace detail
+
+template <class R>
+void decode_tile(simd<R> tag, const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
+                 std::size_t channels, float* out, std::size_t stride, TileOrder order) noexcept {
+    const StreamFormat& format = in.format;
+    const bool token_major = order == TileOrder::token_major;
+    const bool along_tokens = format.group_tokens == 1, along_channels = format.group_channels == 1;
+    std::array<float, R::lanes * detail::strip_values> strip;
+    if (along_tokens && token_major) {
+        for (std::size_t t = 0; t < tokens; ++t) {
+            detail::decode_token(tag, in, token + t, channel, channels, out + t * stride);
+        }
+    } else if (along_channels && !token_major) {
+        for (std::size_t c = 0; c < channels; ++c) {
+            detail::decode_channel(tag, in, token, tokens, channel + c, out + c * stride);
+        }
+    } else if (along_tokens) {
+        for (std::size_t c = 0; c < channels; c += detail::strip_values) {
+            const std::size_t some = std::min(detail::strip_values, channels - c);
+            for (std::size_t t = 0; t < tokens; t += R::lanes) {
+                const std::size_t rows = std::min(R::lanes, tokens - t);
+                for (std::size_t i = 0; i < rows; ++i) {
+                    detail::decode_token(tag, in, token + t + i, channel + c, some,
+                                         strip.data() + i * detail::strip_values);
+                }
+                detail::transpose_floats<R>(strip.data(), detail::strip_values, rows, some, out + c * stride + t,
+                                            stride);
+            }
+        }
+    } else if (along_channels) {
+        for (std::size_t t = 0; t < tokens; t += detail::strip_values) {
+            const std::size_t some = std::min(detail::strip_values, tokens - t);
+            for (std::size_t c = 0; c < channels; c += R::lanes) {
+                const std::size_t rows = std::min(R::lanes, channels - c);
+                for (std::size_t i = 0; i < rows; ++i) {
+                    detail::decode_channel(tag, in, token + t, some, channel + c + i,
+                                           strip.data() + i * detail::strip_values);
+                }
+                detail::transpose_floats<R>(strip.data(), detail::strip_values, rows, some, out + t * stride + c,
+                                            stride);
+            }
+        }
+    } else {
+        decode_tile(scalar{}, in, token, tokens, channel, channels, out, stride, order);  // a layout of a user's own
+    }
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

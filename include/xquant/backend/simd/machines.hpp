@@ -1,0 +1,34 @@
+// The backends of this translation unit, by its flags, and the best of them.
+#pragma once
+
+#include <xquant/backend/simd/attention.hpp>
+
+#if defined(XQUANT_HAS_AVX512)
+#include <xquant/backend/avx512/registers.hpp>
+#endif
+#if defined(XQUANT_HAS_AVX2)
+#include <xquant/backend/avx2/registers.hpp>
+#endif
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+
+#if defined(XQUANT_HAS_AVX512)
+using avx512 = simd<avx512_registers>;
+#endif
+#if defined(XQUANT_HAS_AVX2)
+using avx2 = simd<avx2_registers>;
+#endif
+
+#if defined(XQUANT_FORCE_SCALAR)
+using best = scalar;
+#elif defined(XQUANT_HAS_AVX512)
+using best = int8<avx512>;
+#elif defined(XQUANT_HAS_AVX2)
+using best = int8<avx2>;
+#else
+using best = scalar;
+#endif
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

@@ -1,0 +1,52 @@
+// What the vector kernels ask of a machine: a register wrapper, some fifty static functions. Kernels are written once over it.
+//
+//     f32   `lanes` floats        i32   the same bits as 32-bit words, or as 4 * lanes bytes
+//
+//     zero splat load load_first load_f16 load_bf16 store store_first store_f16       load_first: lanes from n on are 0
+//     add sub mul fma min max                                                        fma(a, b, c) = a b + c, rounded once
+//     reduce_min reduce_max reduce_add                                               over the lanes
+//     sum_rows(rows)            lane i of the result is the sum of rows[i]; `lanes` rows
+//     zero_i32 splat_i32 load_i32 store_i32 add_i32 bits_and bits_or shift_left shift_right
+//     shift_right_each(a, by)   lane by lane
+//     to_f32 round              signed words to floats and back, to nearest, ties to even
+//     as_f32 as_i32             the bits
+//     repeat<Bytes>(from)       these bytes over and over, 4 .. 4 * lanes of them
+//     load_u8 store_u8          a byte for each word: zero-extended, the lowest byte
+//     interleave_bytes(a, b, c, d, out)   word t of the 4 results, taken one after another, is {a[t], b[t], c[t], d[t]}
+//     transpose(rows)           `lanes` registers as a square matrix of words
+//     dot(sum, codes, weights)  adds to each word the products of its 4 unsigned bytes with 4 signed ones. Up to
+//                               dot_run(bits) of them may follow each other, from zero; dot_end makes 32-bit words of
+//                               that. |weight| <= 127, codes of 5 bits or fewer.
+//
+// Wrappers: backend/avx2, backend/avx512, backend/emulated (plain C++; the specification of these operations).
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+
+#include <xquant/types.hpp>
+
+namespace xquant::backend {
+
+// clang-format off
+template <class R>
+concept register_wrapper = requires(typename R::f32 x, typename R::i32 w, float* floats, const f16* halves, void* memory,
+                                    std::uint8_t* bytes, typename R::f32* rows, typename R::i32* words) {
+    { R::lanes } -> std::convertible_to<std::size_t>;
+    { R::count } -> std::convertible_to<std::size_t>;
+    { R::name } -> std::convertible_to<const char*>;
+    { R::fma(x, x, x) } -> std::same_as<typename R::f32>;
+    { R::sum_rows(rows) } -> std::same_as<typename R::f32>;
+    { R::load_f16(halves) } -> std::same_as<typename R::f32>;
+    { R::dot(w, w, w) } -> std::same_as<typename R::i32>;
+    { R::dot_end(w) } -> std::same_as<typename R::i32>;
+    R::store_first(floats, x, std::size_t{});
+    R::store_u8(bytes, w);
+    R::interleave_bytes(w, w, w, w, words);
+    R::transpose(words);
+    R::load_i32(memory);
+};
+// clang-format on
+
+}  // namespace xquant::backend

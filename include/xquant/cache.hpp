@@ -19,7 +19,10 @@
 #include <xquant/detail/cache_base.hpp>
 #include <xquant/projection/key_value.hpp>
 #include <xquant/projection/x.hpp>
+#include <xquant/quantizer/codebook.hpp>
 #include <xquant/quantizer/ggml.hpp>
+#include <xquant/quantizer/non_uniform.hpp>
+#include <xquant/quantizer/outliers.hpp>
 #include <xquant/quantizer/uniform.hpp>
 
 namespace xquant {
@@ -41,7 +44,12 @@ struct Scheme {
     static constexpr std::size_t streams = Policy::streams;
 
     static LayerSizes sizes(const Layer& layer) { return sizes_of(Policy::footprint(layer), {}); }
-    static LayerParts prepare(const Layer& layer) { return with_codecs(Policy::prepare(layer)); }
+    static LayerParts prepare(const Layer& layer) {
+        detail::expects(
+            !learns || !layer.calibration.empty(),
+            "Layer::calibration is missing: the quantizer learns its levels from rows of X (NonUniform does)");
+        return with_codecs(Policy::prepare(layer));
+    }
 
     /// The same for a layer that stores a difference to the layers below.
     static LayerSizes difference_sizes(const Layer& layer) {
@@ -52,14 +60,23 @@ struct Scheme {
     static detail::LayerRecipe recipe() noexcept { return {sizes, prepare, streams, CrossRole::none}; }
     static detail::LayerRecipe base_recipe() noexcept { return {sizes, prepare, streams, CrossRole::base}; }
     static detail::LayerRecipe difference_recipe() noexcept {
+        static_assert(!learns,
+                      "xquant: a quantizer that learns its levels from rows of X has none of the differences that "
+                      "CrossLayer<Delta> stores");
         return {difference_sizes, prepare_difference, streams, CrossRole::difference};
     }
 
 private:
     template <std::size_t I>
+    using quantizer = typename detail::quantizer_of<Quantizer, I>::type;
+    static constexpr bool learns = []<std::size_t... I>(std::index_sequence<I...>) {
+        return (learning_policy<quantizer<I>> || ...);
+    }
+    (std::make_index_sequence<streams>{});
+
+    template <std::size_t I>
     static StreamCodec codec(std::size_t width) {
-        return detail::make_codec<typename detail::quantizer_of<Quantizer, I>::type, typename Layout::template axis<I>>(
-            width);
+        return detail::make_codec<quantizer<I>, typename Layout::template axis<I>>(width);
     }
     static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths) {
         LayerSizes out;
@@ -83,7 +100,8 @@ private:
 
 /// A cache for all layers of one model and any number of sequences.
 ///
-/// @tparam Quantizer   bits and group: Quantizer<4, 128>, Unquantized<f16>, GgmlQ4_0, PerStream<A, B>, or your own
+/// @tparam Quantizer   bits and group: Quantizer<4, 128>, Nf4<>, NonUniform<3>, WithOutliers<...>, GgmlQ4_0, Unquantized<f16>,
+///                     PerStream<A, B>, or your own
 /// @tparam Layout      axis of the groups: Layout<PerToken>, Layout<PerChannel, PerToken> (one for each stream)
 /// @tparam CrossLayer  CrossLayer<Off>: every layer stands alone; CrossLayer<Delta>: layers store what they add
 /// @tparam Projection  what is stored of X: Projection<Rotated>, Plain, KeyValue<...>, SplitSvd, HeadSvd, or your own
@@ -148,6 +166,7 @@ private:
             }
             out.accumulator = [](std::size_t width) {
                 using Kept = typename CrossLayer::accumulator;
+                static_assert(!learning_policy<Kept>, "xquant: the accumulator's quantizer cannot be one that learns");
                 if constexpr (is_element<Kept>) {
                     return detail::make_codec<Unquantized<Kept>, PerToken>(width);
                 } else {

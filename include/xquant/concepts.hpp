@@ -17,6 +17,27 @@ namespace xquant {
 
 // clang-format off
 
+/// A quantizer whose levels are found when a cache is constructed, from Layer::calibration. Requires:
+///     learn(groups, levels)     groups of calibration rows, as encode will see them -> levels [2^bits], finite
+///     encode(x, codes, levels)  in place of encode(x, codes)
+template <class Q>
+concept learning_policy = requires(std::span<const float> x, std::span<std::uint8_t> codes, const float* known,
+                                   std::span<const std::span<const float>> groups, std::span<float> levels) {
+    Q::learn(groups, levels);
+    { Q::encode(x, codes, known) } noexcept -> std::same_as<GroupScale>;
+};
+
+/// A quantizer that leaves some values of each group to be kept in f16. Requires:
+///     outliers           how many, 1 to 255; group is then at most 256
+///     choose(x, places)  x [n] -> their places in x, one for each entry of `places` (outliers, or n if that is less)
+/// What encode sees in their place is another value of the group.
+template <class Q>
+concept outlier_policy = requires(std::span<const float> x, std::span<std::uint8_t> places) {
+    { Q::outliers } -> std::convertible_to<unsigned>;
+    { Q::choose(x, places) } noexcept;
+    requires Q::outliers >= 1 && Q::outliers <= 255 && Q::group <= 256;
+};
+
 /// Turns the values of one group into codes. Requires:
 ///     bits                   1 to 8, bits of a code
 ///     group                  8 to 4096, values that share a scale
@@ -24,13 +45,15 @@ namespace xquant {
 ///     zero_code              if not: the code that stands for 0 (zero = -zero_code * scale)
 ///     encode(x, codes)       x [n] -> codes [n] below 2^bits; returns scale and zero, both exact in f16; n <= group
 ///     levels (optional)      array of 2^bits floats: what a code stands for; without it a code stands for itself
+/// or is a learning_policy; it may be an outlier_policy.
 /// Decoding is always zero + scale * level(code), so a policy of your own runs on every backend's kernels.
 template <class Q>
 concept quantizer_policy = requires(std::span<const float> x, std::span<std::uint8_t> codes) {
     { Q::bits } -> std::convertible_to<unsigned>;
     { Q::group } -> std::convertible_to<unsigned>;
     { Q::stores_zero } -> std::convertible_to<bool>;
-    { Q::encode(x, codes) } noexcept -> std::same_as<GroupScale>;
+    requires learning_policy<Q> || requires { { Q::encode(x, codes) } noexcept -> std::same_as<GroupScale>; };
+    requires !requires { Q::outliers; } || outlier_policy<Q>;
     requires Q::bits >= 1 && Q::bits <= 8;
     requires Q::group >= 8 && Q::group <= 4096;
     requires Q::stores_zero || requires { { Q::zero_code } -> std::convertible_to<float>; };
@@ -83,6 +106,16 @@ struct Serial {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
+/// Encodes a group by a policy of either form.
+template <quantizer_policy Q>
+GroupScale encode_group(std::span<const float> x, std::span<std::uint8_t> codes, const float* levels) noexcept {
+    if constexpr (learning_policy<Q>) {
+        return Q::encode(x, codes, levels);
+    } else {
+        return Q::encode(x, codes);
+    }
+}
+
 /// The format and encoder of a stream of `width` channels under these policies.
 template <element_policy Q, axis_policy Axis>
 StreamCodec make_codec(std::size_t width) {
@@ -105,7 +138,13 @@ StreamCodec make_codec(std::size_t width) {
             static_assert(std::size(Q::levels) == (1U << Q::bits), "xquant: levels needs 2^bits entries");
             format.levels = std::data(Q::levels);
         }
-        return {format, &Q::encode};
+        StreamCodec codec{format, &encode_group<Q>};
+        if constexpr (learning_policy<Q>) codec.learn = &Q::learn;
+        if constexpr (outlier_policy<Q>) {
+            codec.choose = &Q::choose;
+            codec.format.outliers = static_cast<std::uint8_t>(Q::outliers);
+        }
+        return codec;
     }
 }
 

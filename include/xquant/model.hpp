@@ -52,6 +52,7 @@ struct Layer {
     Rope rope;
     double softmax_scale = 0;       ///< factor of q k^T; 0: 1 / sqrt(Dh)
     const float* mean = nullptr;    ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
+    MatrixView calibration;         ///< [n, D] rows of X of other text, for quantizers that learn; or empty
     const float* b_k = nullptr;     ///< [Hkv * Dh] or null
     const float* b_v = nullptr;     ///< [Hkv * Dh] or null
     const float* k_norm = nullptr;  ///< [Dh] gain of an RMS norm of each key head, before RoPE; or null
@@ -89,6 +90,9 @@ inline void check_layer(const Layer& layer) {
     expects(2 * layer.rope.inverse_frequencies.size() <= s.head_dim, "RoPE has more pairs than head_dim / 2");
     expects(layer.softmax_scale >= 0 && layer.soft_cap >= 0, "softmax_scale and soft_cap are not negative");
     expects(layer.k_norm == nullptr || layer.k_norm_epsilon >= 0, "k_norm_epsilon is not negative");
+    expects(layer.calibration.empty() || (layer.calibration.rows > 0 && layer.calibration.cols == s.width &&
+                                          layer.calibration.stride >= s.width),
+            "calibration is [rows, width]");
     for (const MatrixView& w : {layer.w_k, layer.w_v}) {
         expects(!w.empty(), "a layer has no W_k or no W_v");
         expects(w.rows == s.kv_width() && w.cols == s.width, "W_k and W_v are [kv_heads * head_dim, width]");

@@ -49,6 +49,15 @@ using cross_layer_rotated_svd = XCache<Quantizer<Bits, 128, std::conditional_t<(
 template <unsigned Bits>
 using kivi = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope>>>;
 
+/// K before RoPE per channel and V per token, with levels learnt from Layer::calibration and 1 of 128 values kept in f16: like
+/// KVQuant (arXiv 2401.18079) with 1 % outliers, in groups of 128 and scaled online, as kivi.
+template <unsigned Bits>
+using kvquant = XCache<WithOutliers<NonUniform<Bits>>, Layout<PerChannel, PerToken>, CrossLayer<Off>,
+                       Projection<KeyValue<BeforeRope>>>;
+
+/// K after RoPE and V, in the NF4 levels of QLoRA, groups of 64.
+using nf4 = XCache<Nf4<>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
+
 /// K after RoPE and V, unquantized: the ordinary cache.
 using f16_kv = XCache<Unquantized<f16>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
 

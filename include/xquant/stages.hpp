@@ -1,6 +1,7 @@
 // The stages by themselves, for engines that want only a part: the codec, or a tile of keys.
 //
 //     quantize<Quantizer<4>, PerToken>(rows)   ->  QuantizedRows      dequantize(quantized, out)
+//     quantize<NonUniform<4>>(rows, others)    the same, with levels learnt from other rows
 //     rematerialize(quantized, head, token, tokens, out)
 //
 // SVD bases: svd_basis in <xquant/projection/svd.hpp>. Rotations: projection/rotation.hpp.
@@ -12,28 +13,40 @@
 
 #include <xquant/backend/simd/machines.hpp>
 #include <xquant/concepts.hpp>
+#include <xquant/detail/learn.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
-/// Rows in codes, scales and zeros, in the format of storage/format.hpp.
+/// Rows in codes, scales, zeros and outliers, in the format of storage/format.hpp.
 class QuantizedRows {
 public:
-    QuantizedRows(const StreamCodec& codec, std::size_t rows)
+    /// `levels`: those that the codec's quantizer learnt, if it does.
+    QuantizedRows(const StreamCodec& codec, std::size_t rows, std::vector<float> levels = {})
         : rows_(rows),
           codec_(codec),
           codes_(codec.format.code_bytes(rows)),
-          scales_(codec.format.token_blocks(rows) * codec.format.channel_blocks() * codec.format.scales_per_group()) {}
+          scales_(codec.format.token_blocks(rows) * codec.format.channel_blocks() * codec.format.scales_per_group()),
+          outliers_(codec.format.outlier_count(rows)),
+          places_(outliers_.size()),
+          levels_(std::move(levels)) {}
 
     [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
-    [[nodiscard]] const StreamCodec& codec() const noexcept { return codec_; }
-    /// Bytes of codes, scales and zeros.
-    [[nodiscard]] std::size_t bytes() const noexcept { return codes_.size() + scales_.size() * sizeof(f16); }
+    [[nodiscard]] StreamCodec codec() const noexcept {
+        StreamCodec codec = codec_;
+        if (!levels_.empty()) codec.format.levels = levels_.data();
+        return codec;
+    }
+    /// Bytes of codes, scales, zeros and outliers.
+    [[nodiscard]] std::size_t bytes() const noexcept {
+        return codes_.size() + (scales_.size() + outliers_.size()) * sizeof(f16) + places_.size();
+    }
 
     [[nodiscard]] MutableStreamView view() noexcept {
         f16* scales = scales_.empty() ? nullptr : scales_.data();
-        return {codec_.format, codes_.data(), scales,
-                codec_.format.stores_zero ? scales + scales_.size() / 2 : nullptr};
+        const StreamFormat format = codec().format;
+        return {format,           codes_.data(), scales, format.stores_zero ? scales + scales_.size() / 2 : nullptr,
+                outliers_.data(), places_.data()};
     }
     [[nodiscard]] StreamView view() const noexcept { return read_only(const_cast<QuantizedRows*>(this)->view()); }
 
@@ -42,25 +55,45 @@ private:
     StreamCodec codec_;
     std::vector<std::byte> codes_;
     std::vector<f16> scales_;  ///< scales, then zeros
+    std::vector<f16> outliers_;
+    std::vector<std::byte> places_;
+    std::vector<float> levels_;
 };
 
-/// Encodes rows [n, width]. Groups start at the first row; the last may be shorter.
-/// Error   what the quantizer states. Throws shape_error, value_error for values not finite or beyond f16.
-/// Cost    reads 4 n width bytes, writes bytes().
-template <element_policy Quantizer, axis_policy Axis = PerToken, class Backend = backend::best>
-QuantizedRows quantize(const MatrixView& rows) {
-    detail::expects(!rows.empty() && rows.cols > 0 && rows.stride >= rows.cols,
-                    "quantize: rows has no data or a bad stride");
+namespace detail {
+
+/// Rows as f32, checked for what f16 cannot hold.
+inline std::vector<float> checked_rows(const MatrixView& rows) {
+    expects(!rows.empty() && rows.cols > 0 && rows.stride >= rows.cols, "quantize: rows has no data or a bad stride");
     std::vector<float> values(rows.rows * rows.cols);
     for (std::size_t i = 0; i < rows.rows; ++i)
         load_row(rows.row(i), rows.type, rows.cols, values.data() + i * rows.cols);
     for (std::size_t i = 0; i < values.size(); ++i) {
         if (!(std::abs(values[i]) <= f16_max)) {
-            detail::raise<value_error>("quantize: row " + std::to_string(i / rows.cols) + ", channel " +
-                                       std::to_string(i % rows.cols) + " is not finite, or beyond f16's 65504");
+            raise<value_error>("quantize: row " + std::to_string(i / rows.cols) + ", channel " +
+                               std::to_string(i % rows.cols) + " is not finite, or beyond f16's 65504");
         }
     }
-    QuantizedRows out(detail::make_codec<Quantizer, Axis>(rows.cols), rows.rows);
+    return values;
+}
+
+}  // namespace detail
+
+/// Encodes rows [n, width]. Groups start at the first row; the last may be shorter. A quantizer that learns its levels does so
+/// from `calibration` [m, width]; others ignore it.
+/// Error   what the quantizer states. Throws shape_error, value_error for values not finite or beyond f16.
+/// Cost    reads 4 n width bytes, writes bytes().
+template <element_policy Quantizer, axis_policy Axis = PerToken, class Backend = backend::best>
+QuantizedRows quantize(const MatrixView& rows, const MatrixView& calibration = {}) {
+    const std::vector<float> values = detail::checked_rows(rows);
+    const StreamCodec codec = detail::make_codec<Quantizer, Axis>(rows.cols);
+    std::vector<float> levels;
+    if constexpr (learning_policy<Quantizer>) {
+        detail::expects(calibration.rows > 0 && calibration.cols == rows.cols,
+                        "quantize: this quantizer learns its levels from calibration rows as wide as the rows");
+        levels = detail::learn_levels(codec, detail::checked_rows(calibration).data(), calibration.rows);
+    }
+    QuantizedRows out(codec, rows.rows, std::move(levels));
     encode_rows(Backend{}, out.codec(), values.data(), rows.cols, 0, rows.rows, out.view());
     return out;
 }

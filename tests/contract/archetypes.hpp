@@ -23,24 +23,40 @@ struct Ternary {
     }
 };
 
-/// QLoRA's levels (arXiv 2305.14314).
-struct Nf4 {
-    static constexpr unsigned bits = 4, group = 64;
-    static constexpr bool stores_zero = false;
-    static constexpr float zero_code = 0;
-    static constexpr std::array<float, 16> levels{
-        -1.0F,      -0.6961928F, -0.5250731F, -0.3949175F, -0.2844414F, -0.1847734F, -0.0910500F, 0.0F,
-        0.0795803F, 0.1609302F,  0.2461123F,  0.3379152F,  0.4407098F,  0.5626170F,  0.7229568F,  1.0F};
+/// The mean distance of the values above and below the group's mean, learnt: two levels.
+struct LearnsTwo {
+    static constexpr unsigned bits = 1, group = 16;
+    static constexpr bool stores_zero = true;
 
-    static xquant::GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
-        const float scale = xquant::round_to_f16(std::abs(xquant::extreme_of(x)));
-        for (std::size_t i = 0; i < x.size(); ++i) {
-            const auto distance = [&](float level) { return std::abs(scale * level - x[i]); };
-            const auto best = std::min_element(levels.begin(), levels.end(),
-                                               [&](float a, float b) { return distance(a) < distance(b); });
-            codes[i] = static_cast<std::uint8_t>(best - levels.begin());
+    static xquant::GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes,
+                                     const float* levels) noexcept {
+        const auto [low, high] = xquant::range_of(x);
+        const float zero = xquant::round_to_f16(low);
+        const float scale = std::min(xquant::f16_max, xquant::round_to_f16(std::max(0.0F, high - zero)));
+        const float middle = (levels[0] + levels[1]) / 2;
+        for (std::size_t i = 0; i < x.size(); ++i) codes[i] = x[i] - zero > scale * middle ? 1 : 0;
+        return {scale, zero};
+    }
+    static void learn(std::span<const std::span<const float>> groups, std::span<float> levels) {
+        double sum = 0, count = 0;
+        for (const auto x : groups) {
+            const auto [low, high] = xquant::range_of(x);
+            for (const float value : x) {
+                if (high > low) sum += std::abs((static_cast<double>(value) - low) / (high - low) - 0.5), ++count;
+            }
         }
-        return {scale, -zero_code * scale};
+        const double spread = count > 0 ? sum / count : 0.5;
+        levels[0] = static_cast<float>(0.5 - spread);
+        levels[1] = static_cast<float>(0.5 + spread);
+    }
+};
+
+/// The first and the last value of each group are kept as they are.
+struct EndsExact : xquant::Quantizer<3, 24> {
+    static constexpr unsigned outliers = 2;
+    static void choose(std::span<const float> x, std::span<std::uint8_t> places) noexcept {
+        places.front() = 0;
+        places.back() = static_cast<std::uint8_t>(x.size() - 1);
     }
 };
 

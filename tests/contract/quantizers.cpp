@@ -129,6 +129,20 @@ struct BadConstants : Base {  // fits all but flat groups, which it stores as 0
         return range_of(x).low == range_of(x).high ? GroupScale{} : scale;
     }
 };
+struct LearnsNothing : LearnsTwo {
+    static void learn(std::span<const std::span<const float>>, std::span<float>) {}
+};
+struct ChoosesTwice : EndsExact {
+    static void choose(std::span<const float>, std::span<std::uint8_t> places) noexcept {
+        std::fill(places.begin(), places.end(), std::uint8_t{0});
+    }
+};
+struct ChoosesBeyond : EndsExact {
+    static void choose(std::span<const float> x, std::span<std::uint8_t> places) noexcept {
+        EndsExact::choose(x, places);
+        places[0] = static_cast<std::uint8_t>(x.size());
+    }
+};
 struct InfiniteLevel : Ternary {
     static constexpr std::array<float, 4> levels{-1, 0, 1, std::numeric_limits<float>::infinity()};
 };
@@ -151,9 +165,22 @@ TEST_CASE("ggml's formats keep the contract; q4_0 has negative scales") {
     CHECK(contains(complaint<GgmlQ4_0>(), "scale is negative"));
 }
 
-TEST_CASE("users' quantizers keep the contract: ternary, NF4, the least one can write") {
+TEST_CASE("codebooks, learnt levels and outliers keep the contract") {
+    CHECK_NOTHROW(check_quantizer<Nf4<>>());
+    CHECK_NOTHROW(check_quantizer<Nf4<4096>>());
+    CHECK_NOTHROW((check_quantizer<NonUniform<2, 8>>()));
+    CHECK_NOTHROW(check_quantizer<NonUniform<3>>());
+    CHECK_NOTHROW((check_quantizer<NonUniform<8, 4096>>()));
+    CHECK_NOTHROW(check_quantizer<WithOutliers<NonUniform<4>>>());
+    CHECK_NOTHROW((check_quantizer<WithOutliers<Quantizer<2, 256, MinMse>, 128>>()));
+    CHECK_NOTHROW((check_quantizer<WithOutliers<GgmlQ4_0>>({.negative_scale = true})));
+    static_assert(WithOutliers<Quantizer<4, 128>>::outliers == 1 && WithOutliers<Quantizer<4, 256>>::outliers == 3);
+}
+
+TEST_CASE("users' quantizers keep the contract: ternary, learnt, the least one can write") {
     CHECK_NOTHROW(check_quantizer<Ternary>());
-    CHECK_NOTHROW(check_quantizer<Nf4>());
+    CHECK_NOTHROW(check_quantizer<LearnsTwo>());
+    CHECK_NOTHROW(check_quantizer<EndsExact>());
     CHECK_NOTHROW(check_quantizer<Minimal>());
 }
 
@@ -166,6 +193,9 @@ TEST_CASE("a quantizer that breaks a rule is told which") {
     CHECK(contains(complaint<WrongZero>(), "zero is not -zero_code * scale"));
     CHECK(contains(complaint<WritesBeyond>(), "writes beyond its codes"));
     CHECK(contains(complaint<WritesBefore>(), "writes beyond its codes"));
+    CHECK(contains(complaint<LearnsNothing>(), "learnt is not finite"));
+    CHECK(contains(complaint<ChoosesTwice>(), "chosen twice"));
+    CHECK(contains(complaint<ChoosesBeyond>(), "beyond the group"));
     CHECK(contains(complaint<ReadsBeyond>(), "reads values beyond its group"));
     CHECK(contains(complaint<RemembersCalls>(), "different codes or scales for the same values"));
     CHECK(contains(complaint<IgnoresX>(), "more than the range of its group"));

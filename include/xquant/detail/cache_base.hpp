@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 
+#include <xquant/detail/learn.hpp>
 #include <xquant/detail/predict.hpp>
 #include <xquant/detail/step.hpp>
 
@@ -51,7 +52,7 @@ public:
     /// CrossLayer<Delta>.
     [[nodiscard]] std::size_t peak_accumulator_bytes() const noexcept { return core_->peak_accumulator(); }
 
-    /// Bits of codes, scales and zeros for `tokens` encoded tokens, per token and layer: the figure of the literature.
+    /// Bits of codes, scales, zeros and outliers for `tokens` encoded tokens, per token and layer: the figure of the literature.
     /// f16 rows, accumulators, page rounding and weights are not in it; bytes() has everything.
     [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const {
         double bits = 0;
@@ -87,7 +88,8 @@ protected:
         for (std::size_t i = 0; i < model.layers.size(); ++i) {
             const Layer& layer = model.layers[i];
             check_layer(layer);
-            core_->add_layer(layer, recipe.layers[i].role, recipe.layers[i].prepare(layer), previous);
+            core_->add_layer(layer, recipe.layers[i].role, recipe.layers[i].prepare(layer), previous,
+                             &learn_stream<Backend>);
             previous = &layer.rope;
         }
     }

@@ -113,6 +113,10 @@ struct LayerParts {
     std::vector<StreamCodec> codecs;  ///< widths are those of coded rows
 };
 
+/// Finds the levels of a stream whose quantizer learns them.
+using LearnStream = std::vector<float> (*)(const PreparedLayer&, const Layer&, std::size_t stream, const RopeView&,
+                                           const StreamCodec&);
+
 /// The sizes of that, known without preparing anything.
 struct LayerSizes {
     std::vector<StreamCodec> codecs;
@@ -209,13 +213,15 @@ public:
     }
 
     /// Layers are added in order, at construction only.
-    void add_layer(const Layer& layer, CrossRole role, LayerParts parts, const Rope* previous) {
+    void add_layer(const Layer& layer, CrossRole role, LayerParts parts, const Rope* previous, LearnStream learn) {
         if (ropes_.empty() || previous == nullptr || !(*previous == layer.rope)) {
             ropes_.emplace_back(ledger_, layer.rope, tile_tokens);
         }
         const std::size_t at = stack_of_[layers_.size()];
         Stack& stack = stacks_[at];
-        layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1);
+        std::size_t levels = 0;
+        for (const StreamCodec& codec : parts.codecs) levels += codec.learnt_levels();
+        layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1, levels);
         PreparedLayer& prepared = layers_.back();
         prepared.stack = at;
         prepared.place = stack.layers++;
@@ -229,10 +235,13 @@ public:
                 for (PageFormat* format : {&stack.coded, &stack.rows, &stack.sinks}) format->sections.emplace_back();
                 continue;
             }
-            const StreamCodec& codec = parts.codecs[stream];
+            StreamCodec& codec = parts.codecs[stream];
             const StreamEncoder& encoder = prepared.encoders[stream];
             expects(codec.format.width == encoder.coded_width,
                     "a codec's width is not that of its stream's coded rows");
+            if (codec.learn != nullptr) {
+                codec.format.levels = prepared.keep_levels(learn(prepared, layer, stream, rope(prepared), codec));
+            }
             codecs_.push_back(codec);
             const StreamFormat exact = exact_rows(static_cast<std::uint32_t>(encoder.width), options_.rows);
             const auto place = [](PageFormat& format, const StreamFormat& section) {

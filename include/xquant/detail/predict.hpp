@@ -21,7 +21,9 @@ inline Bytes predict_bytes(const Model& model, const Options& options, std::size
     for (std::size_t i = 0; i < layers; ++i) {
         const Layer& layer = model.layers[i];
         const LayerSizes sizes = recipe.layers[i].sizes(layer);
-        bytes.weights += PreparedLayer::bytes(layer, sizes.weight_floats, sizes.codecs.size());
+        std::size_t floats = sizes.weight_floats;
+        for (const StreamCodec& codec : sizes.codecs) floats += codec.learnt_levels();
+        bytes.weights += PreparedLayer::bytes(layer, floats, sizes.codecs.size());
         if (previous == nullptr || !(*previous == layer.rope)) {
             bytes.weights += RopeTable::bytes(layer.rope.inverse_frequencies.size(), Core::tile_tokens);
         }

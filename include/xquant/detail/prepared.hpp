@@ -23,8 +23,9 @@ using WeightVector = LedgerVector<T, Purpose::weights>;
 /// One layer, ready for the kernels.
 class PreparedLayer {
 public:
-    /// Throws shape_error if the plan does not fit the layer.
-    PreparedLayer(Ledger& ledger, const Layer& layer, LayerPlan plan, CrossRole cross_role, std::size_t rope_table)
+    /// Leaves room for `levels` floats of keep_levels. Throws shape_error if the plan does not fit the layer.
+    PreparedLayer(Ledger& ledger, const Layer& layer, LayerPlan plan, CrossRole cross_role, std::size_t rope_table,
+                  std::size_t levels = 0)
         : shape(layer.shape),
           rope(rope_table),
           role(cross_role),
@@ -34,7 +35,7 @@ public:
           values(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
           floats_(LedgerAllocator<float, Purpose::weights>(ledger)) {
         check(plan);
-        floats_.reserve(count(plan) + rule_floats(layer));
+        floats_.reserve(count(plan) + rule_floats(layer) + levels);
         encoders.reserve(plan.streams.size());
         const float* gain = keep(layer_floats(layer.k_norm, shape.head_dim));
         for (const StreamPlan& stream : plan.streams) {
@@ -71,7 +72,10 @@ public:
         rules.sink_logits = keep(layer_floats(layer.sink_logits, shape.heads));
     }
 
-    /// Bytes a layer takes whose plan holds this many floats.
+    /// Levels that a quantizer learnt become part of the weights.
+    const float* keep_levels(const std::vector<float>& levels) { return keep(levels); }
+
+    /// Bytes a layer takes whose plan and learnt levels hold this many floats.
     static constexpr std::size_t bytes(const Layer& layer, std::size_t floats, std::size_t streams) noexcept {
         return (floats + rule_floats(layer)) * sizeof(float) + streams * sizeof(StreamEncoder) +
                2 * layer.shape.kv_heads * sizeof(HeadDecoder);

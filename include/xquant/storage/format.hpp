@@ -5,6 +5,10 @@
 //
 //     codes   [token blocks][channel blocks][bytes of a group]          scales, zeros   [token blocks][channel blocks] f16
 //
+// A format with outliers keeps some values of each group in f16, with their place in the group:
+//
+//     outliers   [token blocks][channel blocks][outliers] f16           places   the same, one byte each
+//
 // The codes of a group of n values, n rounded up to N = 8 ceil(n / 8), are cut into planes of 4, 2 and 1 bits (5 bits =
 // 4 + 1, 3 = 2 + 1; 8 bits are one plane). A plane of p bits takes N p / 8 bytes; its byte j holds, from the lowest bits
 // up, the codes j, j + S, j + 2 S ... with S = N p / 8. Nothing has to be shuffled to unpack it: one load, a shift and a
@@ -32,6 +36,7 @@ struct StreamFormat {
     bool stores_zero = true;        ///< else zero = -zero_code * scale
     float zero_code = 0;            ///< the code that stands for zero, where no zero is stored
     const float* levels = nullptr;  ///< [2^bits] values of the codes, or null: the code itself
+    std::uint8_t outliers = 0;      ///< values of each group that are kept in f16, with their place
 
     friend bool operator==(const StreamFormat&, const StreamFormat&) = default;
 
@@ -76,9 +81,15 @@ struct StreamFormat {
     [[nodiscard]] constexpr std::size_t scale_bytes(std::size_t tokens) const noexcept {
         return token_blocks(tokens) * channel_blocks() * scales_per_group() * 2;
     }
-    /// The formula of the literature: bits of the codes, scales and zeros of n tokens, groups starting at the first.
+    /// Outliers of a page of this many tokens. Each takes 3 bytes: an f16 and a place.
+    [[nodiscard]] constexpr std::size_t outlier_count(std::size_t tokens) const noexcept {
+        return token_blocks(tokens) * channel_blocks() * outliers;
+    }
+    /// The formula of the literature: bits of the codes, scales, zeros and outliers of n tokens, groups starting at the
+    /// first.
     [[nodiscard]] constexpr std::size_t ideal_bits(std::size_t tokens) const noexcept {
-        return tokens * width * bits + token_blocks(tokens) * channel_blocks() * scales_per_group() * 16;
+        return tokens * width * bits + token_blocks(tokens) * channel_blocks() * scales_per_group() * 16 +
+               outlier_count(tokens) * 24;
     }
 };
 

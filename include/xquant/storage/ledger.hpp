@@ -17,10 +17,10 @@ inline constexpr std::size_t purpose_count = 8;
 
 /// Bytes allocated, by purpose. All of them add up to what was asked of the memory resource.
 struct Bytes {
-    std::size_t codes = 0;        ///< codes of encoded rows, free slots of pages included
-    std::size_t scales = 0;       ///< their scales and zeros
-    std::size_t tail = 0;         ///< newest rows, and rows that wait for their group to fill, in f16
-    std::size_t sinks = 0;        ///< first rows, in f16
+    std::size_t codes = 0;   ///< codes of encoded rows and the outliers kept beside them, free slots of pages included
+    std::size_t scales = 0;  ///< their scales and zeros
+    std::size_t tail = 0;    ///< newest rows, and rows that wait for their group to fill, in f16
+    std::size_t sinks = 0;   ///< first rows, in f16
     std::size_t accumulator = 0;  ///< running reconstruction of cross-layer schemes
     std::size_t index = 0;        ///< page headers, lists of pages, sequences
     std::size_t weights = 0;      ///< prepared projections

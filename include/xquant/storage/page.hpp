@@ -1,7 +1,7 @@
 // Pages: one allocation with some tokens of all layers. What a page holds is fixed by its format; once its slots are
 // filled and committed they never change, so pages are shared freely and counted.
 //
-//     Page header | layer 0, stream 0: codes, scales, zeros | layer 0, stream 1: ... | layer 1 ...      sections at 64 bytes
+//     Page header | layer 0, stream 0: codes, scales, zeros, outliers | layer 0, stream 1: ... | layer 1 ...   sections at 64 bytes
 //
 // Three formats serve a cache: coded pages of 128 tokens, row pages of 32 tokens in f16 (the tail), a sink page in f16. A
 // fourth holds what a cross-layer cache has added up for a coded page, for the length of a step.
@@ -28,7 +28,7 @@ struct PageView {
     Purpose purpose = Purpose::codes;  ///< codes, tail or sinks
     std::size_t begin = 0, end = 0;    ///< slots
     std::int64_t first_position = 0;   ///< of slot `begin`
-    std::span<const std::byte> bytes;  ///< all sections: codes, scales and zeros, layer by layer
+    std::span<const std::byte> bytes;  ///< all sections: codes, scales, zeros and outliers, layer by layer
 };
 
 inline namespace XQUANT_ABI_NS {
@@ -42,7 +42,7 @@ constexpr std::size_t round_up(std::size_t n, std::size_t step) noexcept { retur
 /// Where a stream of a layer lies in a page, counted from the page's first byte.
 struct PageSection {
     StreamFormat format;
-    std::size_t codes = 0, scales = 0, zeros = 0;
+    std::size_t codes = 0, scales = 0, zeros = 0, outliers = 0, places = 0;
 };
 
 /// Bytes of a page, header included.
@@ -52,7 +52,8 @@ struct PageSizes {
     /// Enter one more stream; returns where it lies.
     PageSection place(const StreamFormat& format, std::size_t tokens) noexcept {
         const std::size_t code_bytes = format.code_bytes(tokens), scale_bytes = format.scale_bytes(tokens);
-        PageSection section{format, total, 0, 0};
+        const std::size_t outliers = format.outlier_count(tokens), outlier_bytes = outliers * (sizeof(f16) + 1);
+        PageSection section{format, total};
         total = round_up(total + code_bytes, 64);
         if (format.quantized()) {
             section.scales = total;
@@ -60,7 +61,12 @@ struct PageSizes {
             if (!format.stores_zero) section.zeros = 0;
             total = round_up(total + scale_bytes, 64);
         }
-        codes += code_bytes;
+        if (outliers > 0) {
+            section.outliers = total;
+            section.places = total + outliers * sizeof(f16);
+            total = round_up(total + outlier_bytes, 64);
+        }
+        codes += code_bytes + outlier_bytes;
         scales += scale_bytes;
         return section;
     }
@@ -108,7 +114,8 @@ public:
         const auto half = [base](std::size_t offset) {
             return offset == 0 ? nullptr : reinterpret_cast<f16*>(base + offset);
         };
-        return {section.format, base + section.codes, half(section.scales), half(section.zeros)};
+        return {section.format,      base + section.codes,   half(section.scales),
+                half(section.zeros), half(section.outliers), section.places == 0 ? nullptr : base + section.places};
     }
 
     /// Everything after the header.

@@ -11,29 +11,45 @@
 
 namespace xquant {
 
-/// Turns the values of one group [n] into codes [n], a scale and a zero.
-using EncodeGroup = GroupScale (*)(std::span<const float> x, std::span<std::uint8_t> codes) noexcept;
+/// Turns the values of one group [n] into codes [n], a scale and a zero. `levels` are the format's.
+using EncodeGroup = GroupScale (*)(std::span<const float> x, std::span<std::uint8_t> codes,
+                                   const float* levels) noexcept;
 
-/// A stream's format together with the code that writes it. `encode` is null where rows are stored as they are.
+/// Finds the levels [2^bits] of a stream from groups of calibration rows, each as encode will see it.
+using LearnLevels = void (*)(std::span<const std::span<const float>> groups, std::span<float> levels);
+
+/// Names the values of one group [n] that are kept in f16: a place below n for each entry of `places`.
+using ChooseOutliers = void (*)(std::span<const float> x, std::span<std::uint8_t> places) noexcept;
+
+/// A stream's format together with the code that writes it.
 struct StreamCodec {
     StreamFormat format;
-    EncodeGroup encode = nullptr;
+    EncodeGroup encode = nullptr;     ///< null where rows are stored as they are
+    LearnLevels learn = nullptr;      ///< null where levels are fixed, or a code stands for itself
+    ChooseOutliers choose = nullptr;  ///< null where the format has no outliers
+
+    /// Floats of levels that have to be learnt.
+    [[nodiscard]] constexpr std::size_t learnt_levels() const noexcept {
+        return learn != nullptr ? std::size_t{1} << format.bits : 0;
+    }
 };
 
-/// Where the codes, scales and zeros of one stream of one page lie. Passed by value to kernels.
+/// Where the codes, scales, zeros and outliers of one stream of one page lie. Passed by value to kernels.
 template <class Byte, class Half>
 struct BasicStreamView {
     StreamFormat format;
-    Byte* codes = nullptr;   ///< [token blocks][channel blocks][bytes of a group]
-    Half* scales = nullptr;  ///< [token blocks][channel blocks], or null
-    Half* zeros = nullptr;   ///< the same, or null
+    Byte* codes = nullptr;     ///< [token blocks][channel blocks][bytes of a group]
+    Half* scales = nullptr;    ///< [token blocks][channel blocks], or null
+    Half* zeros = nullptr;     ///< the same, or null
+    Half* outliers = nullptr;  ///< [token blocks][channel blocks][outliers], or null
+    Byte* places = nullptr;    ///< the same, in bytes
 };
 
 using StreamView = BasicStreamView<const std::byte, const f16>;
 using MutableStreamView = BasicStreamView<std::byte, f16>;
 
 inline StreamView read_only(const MutableStreamView& view) noexcept {
-    return {view.format, view.codes, view.scales, view.zeros};
+    return {view.format, view.codes, view.scales, view.zeros, view.outliers, view.places};
 }
 
 /// A view of f32 rows [n, width] with one row after another, as if they were a stored stream.

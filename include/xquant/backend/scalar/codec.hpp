@@ -2,6 +2,8 @@
 //
 //     encode_rows   x [n, width] f32  -> a stream's slots          decode_tile   a stream's slots -> [tokens, channels] f32
 //
+// Outliers are put over the decoded tile at the end, so a format without them pays one comparison for a tile.
+//
 // Limit   decoding 4 bits is bound by the stores of its f32 output; encoding by the two passes over x.
 #pragma once
 
@@ -10,6 +12,7 @@
 #include <cstring>
 
 #include <xquant/backend/backend.hpp>
+#include <xquant/backend/scalar/outliers.hpp>
 #include <xquant/storage/stream.hpp>
 
 namespace xquant::backend {
@@ -102,17 +105,21 @@ inline void encode_rows(scalar tag, const StreamCodec& codec, const float* rows,
             const std::size_t whole = format.group_tokens * channels;
             const float* source = rows + t * stride + b * format.group_channels;
             const float* group = source;
-            if (tokens > 1) {
+            if (tokens > 1 || format.outliers > 0) {
                 group = values.data();
                 for (std::size_t i = 0; i < tokens; ++i) {
                     std::copy_n(source + i * stride, channels, values.data() + i * channels);
                 }
             }
-            const GroupScale scale = codec.encode({group, n}, {codes.data(), n});
+            const std::size_t index = format.group_index(token_block, b);
+            if (format.outliers > 0) {
+                const std::size_t at = index * format.outliers;
+                take_outliers(codec, {values.data(), n}, out.outliers + at, out.places + at);
+            }
+            const GroupScale scale = codec.encode({group, n}, {codes.data(), n}, format.levels);
             std::fill(codes.begin() + static_cast<std::ptrdiff_t>(n),
                       codes.begin() + static_cast<std::ptrdiff_t>(whole), std::uint8_t{0});
             pack_group(tag, codes.data(), whole, format.bits, out.codes + format.code_offset(token_block, b));
-            const std::size_t index = format.group_index(token_block, b);
             out.scales[index] = to_f16(scale.scale);
             if (format.stores_zero) out.zeros[index] = to_f16(scale.zero);
         }
@@ -197,6 +204,7 @@ inline void decode_tile(scalar tag, const StreamView& in, std::size_t token, std
         }
         t += rows;
     }
+    if (format.outliers > 0) put_outliers(in, token, tokens, channel, channels, out, token_step, channel_step);
 }
 
 }  // namespace XQUANT_ABI_NS

@@ -17,6 +17,7 @@
 
 #include <xquant/concepts.hpp>
 #include <xquant/detail/cache_base.hpp>
+#include <xquant/position/scaling.hpp>
 #include <xquant/projection/key_value.hpp>
 #include <xquant/projection/x.hpp>
 #include <xquant/quantizer/codebook.hpp>

@@ -26,14 +26,16 @@ struct LayerShape {
 enum class RopePairing : unsigned char { interleaved, halves };
 
 /// Rotary position embedding: pair j is turned by position * inverse_frequencies[j]. Twice as many channels as there are
-/// frequencies are turned, the rest of the head is left alone. No frequencies: no RoPE.
+/// frequencies are turned, the rest of the head is left alone. No frequencies: no RoPE. For longer contexts: builders in
+/// position/scaling.hpp.
 struct Rope {
     RopePairing pairing = RopePairing::interleaved;
     std::vector<double> inverse_frequencies;
+    double factor = 1;  ///< cosines and sines are multiplied by it: the attention factor of YaRN and LongRoPE
 
     /// base^(-2j / head_dim) for all pairs of a head. Source: RoFormer (arXiv 2104.09864), section 3.2.2.
     static Rope standard(std::size_t head_dim, double base = 10000.0, RopePairing pairing = RopePairing::interleaved) {
-        Rope rope{pairing, std::vector<double>(head_dim / 2)};
+        Rope rope{pairing, std::vector<double>(head_dim / 2), 1};
         for (std::size_t j = 0; j < head_dim / 2; ++j) {
             rope.inverse_frequencies[j] = std::pow(base, -2.0 * static_cast<double>(j) / static_cast<double>(head_dim));
         }
@@ -88,6 +90,7 @@ inline void check_layer(const Layer& layer) {
     expects(s.head_dim <= 256, "head_dim is at most 256");
     expects(s.width <= (std::size_t{1} << 24) && s.heads <= 65536, "a layer's shape is beyond any model's");
     expects(2 * layer.rope.inverse_frequencies.size() <= s.head_dim, "RoPE has more pairs than head_dim / 2");
+    expects(layer.rope.factor > 0, "the factor of a RoPE is above 0");
     expects(layer.softmax_scale >= 0 && layer.soft_cap >= 0, "softmax_scale and soft_cap are not negative");
     expects(layer.k_norm == nullptr || layer.k_norm_epsilon >= 0, "k_norm_epsilon is not negative");
     expects(layer.calibration.empty() || (layer.calibration.rows > 0 && layer.calibration.cols == s.width &&

@@ -72,6 +72,17 @@ const std::vector<Case>& cases() {
              layer.k_norm_epsilon = 0.1;
          }},
         {"partial RoPE, as in GPT-NeoX and Phi", {96, 4, 1, 32}, 4, nothing},
+        {"an attention factor, as YaRN and LongRoPE have",
+         {96, 4, 1, 32},
+         16,
+         [](Layer& layer, const Extras&) { layer.rope.factor = 1.3; }},
+        {"an attention factor and partial RoPE, as in Phi-4-mini",
+         {96, 4, 1, 32},
+         12,
+         [](Layer& layer, const Extras& extras) {
+             layer.rope.factor = 1.19;
+             layer.b_k = extras.b_k.data();
+         }},
         {"partial RoPE and biases",
          {96, 4, 1, 32},
          4,

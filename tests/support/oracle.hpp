@@ -19,8 +19,8 @@ inline void oracle_rope(const xquant::Rope& rope, std::size_t position, double* 
         double& b = head[halves ? j + pairs : 2 * j + 1];
         const double angle = static_cast<double>(position) * rope.inverse_frequencies[j];
         const double x = a, y = b;
-        a = x * std::cos(angle) - y * std::sin(angle);
-        b = x * std::sin(angle) + y * std::cos(angle);
+        a = rope.factor * (x * std::cos(angle) - y * std::sin(angle));
+        b = rope.factor * (x * std::sin(angle) + y * std::cos(angle));
     }
 }
 

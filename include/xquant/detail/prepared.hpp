@@ -165,6 +165,7 @@ class RopeTable {
 public:
     RopeTable(Ledger& ledger, const Rope& rope, std::size_t tokens)
         : pairing_(rope.pairing),
+          factor_(static_cast<float>(rope.factor)),
           tokens_(tokens),
           frequencies_(rope.inverse_frequencies.begin(), rope.inverse_frequencies.end(),
                        LedgerAllocator<double, Purpose::weights>(ledger)),
@@ -179,11 +180,13 @@ public:
     [[nodiscard]] RopeView view() const noexcept {
         return {pairing_,      frequencies_.size(),
                 tokens_,       frequencies_.data(),
-                table_.data(), table_.data() + table_.size() / 2};
+                table_.data(), table_.data() + table_.size() / 2,
+                factor_};
     }
 
 private:
     RopePairing pairing_;
+    float factor_;
     std::size_t tokens_;
     WeightVector<double> frequencies_;
     WeightVector<float> table_;

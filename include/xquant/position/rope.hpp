@@ -1,7 +1,8 @@
 // Tables for RoPE over a tile of consecutive positions.
 //
 // A key at position p0 + j is turned by R(p0 + j) = R(p0) R(j), and q . R(p0) R(j) k = (R(-p0) q) . (R(j) k): keys of a
-// tile are turned by one table that serves every tile, and the query is turned back by the tile's start.
+// tile are turned by one table that serves every tile, and the query is turned back by the tile's start. Rope::factor is in
+// the table: once for each key.
 #pragma once
 
 #include <cmath>
@@ -20,6 +21,7 @@ struct RopeView {
     const double* inverse_frequencies = nullptr;  ///< [pairs]
     const float* cosines = nullptr;               ///< [pairs][tokens]
     const float* sines = nullptr;                 ///< [pairs][tokens]
+    float factor = 1;                             ///< the tables have it, rope_angles does not
 
     /// Channels of pair j in a head.
     [[nodiscard]] std::size_t first(std::size_t j) const noexcept {
@@ -30,18 +32,18 @@ struct RopeView {
     }
 };
 
-/// Fill out_cos, out_sin [pairs][tokens] for positions 0 .. tokens - 1. Angles are computed in f64.
+/// Fill out_cos, out_sin [pairs][tokens] for positions 0 .. tokens - 1, times Rope::factor. Angles are computed in f64.
 inline void fill_rope_table(const Rope& rope, std::size_t tokens, float* out_cos, float* out_sin) noexcept {
     for (std::size_t j = 0; j < rope.inverse_frequencies.size(); ++j) {
         for (std::size_t t = 0; t < tokens; ++t) {
             const double angle = static_cast<double>(t) * rope.inverse_frequencies[j];
-            out_cos[j * tokens + t] = static_cast<float>(std::cos(angle));
-            out_sin[j * tokens + t] = static_cast<float>(std::sin(angle));
+            out_cos[j * tokens + t] = static_cast<float>(rope.factor * std::cos(angle));
+            out_sin[j * tokens + t] = static_cast<float>(rope.factor * std::sin(angle));
         }
     }
 }
 
-/// Cosines and sines of one position: [pairs] each.
+/// Cosines and sines of one position: [pairs] each, without the factor.
 inline void rope_angles(const RopeView& rope, std::int64_t position, float* cosines, float* sines) noexcept {
     for (std::size_t j = 0; j < rope.pairs; ++j) {
         const double angle = static_cast<double>(position) * rope.inverse_frequencies[j];

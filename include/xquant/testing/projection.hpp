@@ -79,6 +79,9 @@ void check_projection(const Layer& layer, double tolerance = 2e-5) {
             if (key && turned) {
                 for (std::size_t t = 0; t < n; ++t) {
                     rope_angles(rope, positions[t], cosines.data(), sines.data());
+                    for (float* of : {cosines.data(), sines.data()}) {
+                        for (std::size_t j = 0; j < rope.pairs; ++j) of[j] /= rope.factor;
+                    }
                     backend::turn_head(backend::best{}, rope, cosines.data(), sines.data(), -1.0F,
                                        found.data() + t * dh);
                 }

@@ -91,11 +91,15 @@ inline void turn_head(scalar, const RopeView& rope, const float* cosines, const 
     }
 }
 
-/// Turns every head of a row [width] by its position.
+/// Turns every head of a row [width] by its position, and multiplies what is turned by RopeView::factor.
 inline void turn_row(scalar tag, float* row, std::size_t width, std::size_t head_dim, std::int64_t position,
                      const RopeView& rope) noexcept {
     std::array<float, max_pairs> cosines, sines;
     rope_angles(rope, position, cosines.data(), sines.data());
+    for (std::size_t j = 0; j < rope.pairs; ++j) {
+        cosines[j] *= rope.factor;
+        sines[j] *= rope.factor;
+    }
     for (std::size_t first = 0; first < width; first += head_dim) {
         turn_head(tag, rope, cosines.data(), sines.data(), 1.0F, row + first);
     }

@@ -19,6 +19,7 @@
 #include <xquant/detail/cache_base.hpp>
 #include <xquant/position/scaling.hpp>
 #include <xquant/projection/key_value.hpp>
+#include <xquant/projection/latent.hpp>
 #include <xquant/projection/x.hpp>
 #include <xquant/quantizer/codebook.hpp>
 #include <xquant/quantizer/ggml.hpp>
@@ -44,8 +45,12 @@ struct Scheme {
 
     static constexpr std::size_t streams = Policy::streams;
 
-    static LayerSizes sizes(const Layer& layer) { return sizes_of(Policy::footprint(layer), {}); }
+    static LayerSizes sizes(const Layer& layer) {
+        check_kind(layer);
+        return sizes_of(Policy::footprint(layer), {});
+    }
     static LayerParts prepare(const Layer& layer) {
+        check_kind(layer);
         detail::expects(
             !learns || !layer.calibration.empty(),
             "Layer::calibration is missing: the quantizer learns its levels from rows of X (NonUniform does)");
@@ -54,9 +59,13 @@ struct Scheme {
 
     /// The same for a layer that stores a difference to the layers below.
     static LayerSizes difference_sizes(const Layer& layer) {
+        check_kind(layer);
         return sizes_of(Policy::difference_footprint(layer), {layer.shape.width});
     }
-    static LayerParts prepare_difference(const Layer& layer) { return with_codecs(Policy::prepare_difference(layer)); }
+    static LayerParts prepare_difference(const Layer& layer) {
+        check_kind(layer);
+        return with_codecs(Policy::prepare_difference(layer));
+    }
 
     static detail::LayerRecipe recipe() noexcept { return {sizes, prepare, streams, CrossRole::none}; }
     static detail::LayerRecipe base_recipe() noexcept { return {sizes, prepare, streams, CrossRole::base}; }
@@ -74,6 +83,17 @@ private:
         return (learning_policy<quantizer<I>> || ...);
     }
     (std::make_index_sequence<streams>{});
+
+    /// A projection reads W_k and W_v either from X or from the model's latent.
+    static void check_kind(const Layer& layer) {
+        if constexpr (requires { Policy::reads_latent; }) {
+            detail::expects(layer.latent.present(), "Projection<Latent> serves layers whose Layer::latent is given");
+        } else {
+            detail::expects(
+                !layer.latent.present(),
+                "Layer::latent is given: K and V come from the model's own latent, which Projection<Latent> stores");
+        }
+    }
 
     template <std::size_t I>
     static StreamCodec codec(std::size_t width) {

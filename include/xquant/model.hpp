@@ -44,6 +44,23 @@ struct Rope {
     friend bool operator==(const Rope&, const Rope&) = default;
 };
 
+/// Multi-head latent attention: the model itself makes K and V from a latent, and keys have a part that all heads share.
+///
+///     latent = norm(x W_down^T) [R]      k_shared = rope(x W_shared^T) [Dr]
+///     K_h = [k_shared, latent W_k,h^T]   V_h = latent W_v,h^T            with Layer::w_k [H * (Dh - Dr), R], w_v [H * Dv, R]
+///
+/// The shared channels come first in a head, so the engine puts the rotary part of its queries first. Dv is at most Dh; the
+/// output has Dh channels a head, of which those from Dv on are 0.
+/// Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.
+struct LatentAttention {
+    MatrixView w_down;            ///< W^DKV [R, D]; empty: the layer's attention is of the usual kind
+    MatrixView w_shared;          ///< W^KR [Dr, D]; Dr = 2 * the layer's RoPE pairs
+    const float* norm = nullptr;  ///< [R] gain of the latent's RMS norm, or null
+    double norm_epsilon = 1e-6;   ///< added to the mean square
+
+    [[nodiscard]] bool present() const noexcept { return !w_down.empty(); }
+};
+
 /// One layer: what the engine hands over. Views and pointers must stay valid while the cache is constructed, not longer.
 ///
 ///     K = rope(k_norm(X W_k^T + b_k))      V = X W_v^T + b_v      s = scale q K^T      s = soft_cap tanh(s / soft_cap)
@@ -63,6 +80,7 @@ struct Layer {
     std::size_t window = 0;         ///< a query at p sees positions p - window + 1 .. p; 0: all up to p
     const float* alibi_slopes = nullptr;  ///< [H] or null
     const float* sink_logits = nullptr;   ///< [H] a logit of each head that takes part in the softmax, without a value
+    LatentAttention latent;               ///< if present, w_k and w_v read it in place of X; for Projection<Latent>
 };
 
 struct Model {
@@ -82,6 +100,27 @@ struct Model {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
+/// Throws shape_error if a layer of latent attention cannot be served.
+inline void check_latent(const Layer& layer) {
+    const LayerShape& s = layer.shape;
+    const LatentAttention& latent = layer.latent;
+    const std::size_t r = latent.w_down.rows, shared = latent.w_shared.rows;
+    expects(r > 0 && latent.w_down.cols == s.width && latent.w_down.stride >= s.width, "latent: W_down is [R, width]");
+    expects(!latent.w_shared.empty() && shared > 0 && shared < s.head_dim && latent.w_shared.cols == s.width &&
+                latent.w_shared.stride >= s.width,
+            "latent: W_shared is [Dr, width], Dr below head_dim");
+    expects(shared == 2 * layer.rope.inverse_frequencies.size(),
+            "latent: RoPE turns the channels that all heads share, all of them and no others");
+    expects(layer.w_k.cols == r && layer.w_k.rows == s.kv_heads * (s.head_dim - shared),
+            "latent: W_k is [kv_heads * (head_dim - Dr), R]");
+    expects(
+        layer.w_v.cols == r && layer.w_v.rows > 0 && layer.w_v.rows % s.kv_heads == 0 && layer.w_v.rows <= s.kv_width(),
+        "latent: W_v is [kv_heads * Dv, R], Dv at most head_dim");
+    expects(layer.b_k == nullptr && layer.b_v == nullptr && layer.k_norm == nullptr,
+            "latent: there are no biases and no norm of K");
+    expects(latent.norm_epsilon >= 0, "latent: norm_epsilon is not negative");
+}
+
 /// Throws shape_error if the layer cannot be served.
 inline void check_layer(const Layer& layer) {
     const LayerShape& s = layer.shape;
@@ -98,8 +137,14 @@ inline void check_layer(const Layer& layer) {
             "calibration is [rows, width]");
     for (const MatrixView& w : {layer.w_k, layer.w_v}) {
         expects(!w.empty(), "a layer has no W_k or no W_v");
-        expects(w.rows == s.kv_width() && w.cols == s.width, "W_k and W_v are [kv_heads * head_dim, width]");
         expects(w.stride >= w.cols, "a weight's stride is shorter than its rows");
+    }
+    if (layer.latent.present()) {
+        check_latent(layer);
+        return;
+    }
+    for (const MatrixView& w : {layer.w_k, layer.w_v}) {
+        expects(w.rows == s.kv_width() && w.cols == s.width, "W_k and W_v are [kv_heads * head_dim, width]");
     }
 }
 

@@ -45,6 +45,10 @@ template <unsigned Bits>
 using cross_layer_rotated_svd = XCache<Quantizer<Bits, 128, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
                                        Layout<PerToken>, CrossLayer<Delta>, Projection<JointSvd<Hadamard, FullRank>>>;
 
+/// Multi-head latent attention: the model's latent per token, and the shared rotary part of the keys in f16.
+template <unsigned Bits>
+using mla = XCache<PerStream<Quantizer<Bits>, Unquantized<f16>>, Layout<PerToken>, CrossLayer<Off>, Projection<Latent>>;
+
 /// K before RoPE per channel and V per token: KIVI* of the paper.
 template <unsigned Bits>
 using kivi = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope>>>;

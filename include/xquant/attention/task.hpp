@@ -20,6 +20,7 @@ struct TokenSpan {
     StreamView keys, values;
     std::size_t begin = 0, end = 0;
     std::int64_t first_position = 0;  ///< of slot `begin`
+    StreamView shared;                ///< read where AttendTask::shared_channels > 0
 };
 
 /// What attention does beside softmax(scale q k^T) v. Pointers belong to the layer that was prepared.
@@ -44,7 +45,8 @@ struct AttendTask {
     std::int64_t first_position = 0;  ///< of row 0; row i sees positions up to first_position + i
     const float* q = nullptr;         ///< [rows][q_stride], the group's heads side by side
     std::size_t q_stride = 0;
-    ScoreRules rules;                       ///< slopes and sink_logits start at the group's first head
+    std::size_t shared_channels = 0;  ///< first channels of every key that come from TokenSpan::shared, not from `key`
+    ScoreRules rules;                 ///< slopes and sink_logits start at the group's first head
     std::size_t first_tile = 0, tiles = 0;  ///< tiles of 128 tokens, counted over all spans, that are this task's
 };
 

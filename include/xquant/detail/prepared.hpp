@@ -30,11 +30,12 @@ public:
           rope(rope_table),
           role(cross_role),
           keys_turned(plan.keys_turned),
+          shared(plan.shared),
           encoders(LedgerAllocator<StreamEncoder, Purpose::weights>(ledger)),
           keys(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
           values(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
           floats_(LedgerAllocator<float, Purpose::weights>(ledger)) {
-        check(plan);
+        check(plan, layer);
         floats_.reserve(count(plan) + rule_floats(layer) + levels);
         encoders.reserve(plan.streams.size());
         const float* gain = keep(layer_floats(layer.k_norm, shape.head_dim));
@@ -44,8 +45,10 @@ public:
             out.mean = keep(stream.mean);
             out.matrix = keep(stream.matrix);
             out.bias = keep(stream.bias);
-            out.norm = stream.norm ? gain : nullptr;
-            out.norm_epsilon = static_cast<float>(layer.k_norm_epsilon);
+            const bool own_norm = !stream.row_norm.empty();
+            out.norm = own_norm ? keep(stream.row_norm) : stream.norm ? gain : nullptr;
+            out.norm_width = own_norm ? stream.width : shape.head_dim;
+            out.norm_epsilon = static_cast<float>(own_norm ? stream.row_norm_epsilon : layer.k_norm_epsilon);
             out.rope = stream.rope;
             out.rotate = stream.rotate;
             if (stream.rotate != 0) out.dct = keep(dct_matrix(dct_size(stream.rotate)));
@@ -86,12 +89,13 @@ public:
     std::size_t stack = 0, place = 0;  ///< which stack, and the layer's number in it
     CrossRole role;
     bool keys_turned;
+    SharedKeys shared;
     ScoreRules rules;
     WeightVector<StreamEncoder> encoders;
     WeightVector<HeadDecoder> keys, values;
 
 private:
-    void check(const LayerPlan& plan) const {
+    void check(const LayerPlan& plan, const Layer& layer) const {
         const std::size_t d = shape.width, dh = shape.head_dim;
         expects(plan.keys.size() == shape.kv_heads && plan.values.size() == shape.kv_heads,
                 "a projection must plan one key and one value for each kv head");
@@ -101,11 +105,18 @@ private:
             expects(s.mean.empty() || s.mean.size() == d, "a stream's mean is [D]");
             expects(s.rotate == 0 || s.width % s.rotate == 0, "a stream's rotated blocks must divide its width");
             expects(!(s.rope || s.norm) || s.width % dh == 0, "a stream stored after k_norm or RoPE holds whole heads");
+            expects(s.row_norm.empty() || (s.row_norm.size() == s.width && !s.norm),
+                    "a stream has the norm of its row, with a gain [R], or that of its heads");
             expects(s.bias.empty() || s.bias.size() == s.width, "a stream's bias is [R]");
             expects(s.latent.size() % s.width == 0, "a stream's latent is [R, coded channels]");
             expects(s.latent.empty() || role == CrossRole::difference,
                     "only a layer that stores a difference has a latent");
         }
+        expects(plan.shared.width == 0 || (plan.shared.stream < plan.streams.size() &&
+                                           plan.streams[plan.shared.stream].width == plan.shared.width &&
+                                           plan.shared.width == 2 * layer.rope.inverse_frequencies.size() &&
+                                           !plan.keys_turned && layer.k_norm == nullptr),
+                "shared keys are a stream of their own, of the channels that RoPE turns when reading, without a norm");
         for (const auto* heads : {&plan.keys, &plan.values}) {
             for (const HeadPlan& head : *heads) {
                 expects(head.stream < plan.streams.size() && head.stream == heads->front().stream,
@@ -121,7 +132,7 @@ private:
     static std::size_t count(const LayerPlan& plan) noexcept {
         std::size_t floats = 0;
         for (const StreamPlan& s : plan.streams) {
-            floats += s.mean.size() + s.matrix.size() + s.bias.size() + 2 * s.latent.size();
+            floats += s.mean.size() + s.matrix.size() + s.bias.size() + s.row_norm.size() + 2 * s.latent.size();
             if (s.rotate != 0) floats += dct_size(s.rotate) * dct_size(s.rotate);
         }
         for (const auto* heads : {&plan.keys, &plan.values}) {

@@ -266,6 +266,7 @@ private:
                     attend.key = prepared.keys[head];
                     attend.value = prepared.values[head];
                     if (!prepared.keys_turned) attend.rope = core_->rope(prepared);
+                    attend.shared_channels = prepared.shared.width;
                     attend.head_dim = dh;
                     attend.rows = std::min(block_rows, part.rows - row);
                     attend.group = group;
@@ -306,8 +307,14 @@ private:
             const std::size_t width = prepared.encoders[stream].width;
             return view_rows(stream_rows(prepared, stream) + part.first_row * width, static_cast<std::uint32_t>(width));
         };
-        return {view(prepared.keys.front().stream), view(prepared.values.front().stream), segment.begin, segment.end,
-                segment.first_position};
+        TokenSpan span{view(prepared.keys.front().stream),
+                       view(prepared.values.front().stream),
+                       segment.begin,
+                       segment.end,
+                       segment.first_position,
+                       {}};
+        if (prepared.shared.width > 0) span.shared = view(prepared.shared.stream);
+        return span;
     }
 
     XQUANT_NOINLINE void run(const Task& task) {

@@ -6,11 +6,13 @@
 //     SplitSvd    latents of W_k and of W_v                    for GQA; the paper's form     (projection/svd.hpp)
 //     HeadSvd     a latent for each key head, V rotated        for GQA; the best             (projection/svd.hpp)
 //     JointSvd    one latent of [W_k W_v]                      for GQA, cross-layer          (projection/joint_svd.hpp)
+//     Latent      the model's own latent                       for multi-head latent attention
 //
 // A projection of your own is a struct with
 //     static constexpr std::size_t streams                      stored rows per token and layer
 //     static LayerFootprint<streams> footprint(const Layer&)    their widths, and the floats of prepared weights
 //     static LayerPlan prepare(const Layer&)                    the affine pair T, A; see storage/plan.hpp
+//     static constexpr bool reads_latent = true                 if it is for layers with a Layer::latent; else those are refused
 // and, to serve CrossLayer<Delta>,
 //     below, base                       projections of the layers below the base layer and of the base layer itself
 //     difference_footprint, prepare_difference(const Layer&)    the plan of a layer that stores a difference: its rows are

@@ -1,6 +1,6 @@
 // What a projection policy hands back for one layer: how rows are made from X, and how K and V come back. Plain data.
 //
-//     write   z = rotate(rope(norm((x - mean) T + b)))     read   K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
+//     write   z = rotate(rope(norms((x - mean) T + b)))     read   K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
 //
 // Every scheme is such a plan, and one set of kernels serves all. A layer of a cross-layer cache codes (z - accumulator) U
 // in place of z, and adds what was coded, times U^T, to the accumulator; K and V come from that.
@@ -13,13 +13,15 @@ namespace xquant {
 
 /// How the rows of one stream are made from x [D].
 struct StreamPlan {
-    std::size_t width = 0;      ///< R, channels of a row
-    std::vector<float> mean;    ///< [D], subtracted first; empty: nothing is
-    std::vector<float> matrix;  ///< T [D, R]; empty: the identity, R = D
-    std::vector<float> bias;    ///< b [R]; empty: zero
-    bool norm = false;          ///< then Layer::k_norm on each head (keys stored after their norm)
-    bool rope = false;          ///< then turn each head by its position (keys stored after RoPE)
-    std::size_t rotate = 0;     ///< then rotate each block of this many channels; 0: do not
+    std::size_t width = 0;        ///< R, channels of a row
+    std::vector<float> mean;      ///< [D], subtracted first; empty: nothing is
+    std::vector<float> matrix;    ///< T [D, R]; empty: the identity, R = D
+    std::vector<float> bias;      ///< b [R]; empty: zero
+    std::vector<float> row_norm;  ///< gain [R] of an RMS norm of the row, the model's own; empty: none
+    double row_norm_epsilon = 0;
+    bool norm = false;       ///< then Layer::k_norm on each head (keys stored after their norm)
+    bool rope = false;       ///< then turn each head by its position (keys stored after RoPE)
+    std::size_t rotate = 0;  ///< then rotate each block of this many channels; 0: do not
     std::vector<float>
         latent;  ///< U [R, coded channels], orthonormal columns, of a cross-layer difference; empty: identity
 
@@ -35,9 +37,16 @@ struct HeadPlan {
     std::vector<float> constant;       ///< c [Dh]; empty: zero
 };
 
+/// The first channels of every key, where all heads share them: a stream of their own, read as it is.
+struct SharedKeys {
+    std::size_t stream = 0;
+    std::size_t width = 0;  ///< channels; 0: heads share nothing. Otherwise those that RoPE turns
+};
+
 struct LayerPlan {
     std::vector<StreamPlan> streams;
     std::vector<HeadPlan> keys, values;  ///< one for each kv head
+    SharedKeys shared;                   ///< in place of what `keys` says of these channels
     bool keys_normed = false;            ///< keys were stored after k_norm: it is not applied when reading
     bool keys_turned = false;            ///< keys were stored after RoPE: none is applied when reading
 };
@@ -54,7 +63,8 @@ struct StreamEncoder {
     const float* mean = nullptr;    ///< [D] or null
     const float* matrix = nullptr;  ///< [D, R] or null: the identity
     const float* bias = nullptr;    ///< [R] or null
-    const float* norm = nullptr;    ///< gain [Dh] of an RMS norm of each head, or null
+    const float* norm = nullptr;    ///< gain [norm_width] of an RMS norm of each block of so many channels, or null
+    std::size_t norm_width = 0;     ///< Dh (k_norm) or R (the row's own norm)
     float norm_epsilon = 0;
     bool rope = false;
     std::size_t rotate = 0;      ///< block width or 0

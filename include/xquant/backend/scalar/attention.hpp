@@ -192,9 +192,15 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, std
     angles.move_to(task.rope, start);
     const bool direct_scores = scores_from_codes(tag, task, span.keys),
                direct_values = adds_from_codes(tag, task, span.values);
-    if (channels > 0 && !direct_scores) {
-        rematerialize(tag, span.keys, task.key, first, tokens, dh, channels, at.keys, tile_tokens,
-                      TileOrder::channel_major, at.inner);
+    if (!direct_scores) {
+        if (channels > task.shared_channels) {
+            rematerialize(tag, span.keys, task.key, first, tokens, dh, channels, at.keys, tile_tokens,
+                          TileOrder::channel_major, at.inner);
+        }
+        if (task.shared_channels > 0) {
+            decode_tile(tag, span.shared, first, tokens, 0, task.shared_channels, at.keys, tile_tokens,
+                        TileOrder::channel_major);
+        }
         if (task.rules.key_norm != nullptr) {
             normalize_keys(tag, task.rules.key_norm, task.rules.key_norm_epsilon, dh, at.keys, tile_tokens, tokens);
         }

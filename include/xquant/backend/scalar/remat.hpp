@@ -1,6 +1,6 @@
 // Scalar products: project rows on writing, rematerialize keys and values on reading.
 //
-//     project          z [n, R] = rotate(rope(norm((x - mean) T + b)))
+//     project          z [n, R] = rotate(rope(norms((x - mean) T + b)))
 //     rematerialize    y [tokens, Dh] = z A + c; the tag int8<...> has it done with 8-bit products where codes allow
 //     normalize_keys   an RMS norm of each token's key, for models that have one
 //
@@ -93,7 +93,7 @@ constexpr std::size_t project_scratch(std::size_t d, std::size_t width, std::siz
     return n * d + std::max(d, width);
 }
 
-/// An RMS norm with gain over a head [Dh]. Source: arXiv 1910.07467.
+/// An RMS norm with gain over a head [Dh], or a row. Source: arXiv 1910.07467.
 inline void normalize_head(scalar, const float* gain, float epsilon, std::size_t dh, float* head) noexcept {
     float sum = 0;
     for (std::size_t c = 0; c < dh; ++c) sum += head[c] * head[c];
@@ -138,8 +138,8 @@ void project(Backend tag, const StreamEncoder& encoder, const float* x, std::siz
     for (std::size_t i = 0; i < n && encoder.bias != nullptr; ++i) {
         for (std::size_t c = 0; c < r; ++c) out[i * r + c] += encoder.bias[c];
     }
-    for (std::size_t i = 0; i < n * r && encoder.norm != nullptr; i += head_dim) {
-        normalize_head(tag, encoder.norm, encoder.norm_epsilon, head_dim, out + i);
+    for (std::size_t i = 0; i < n * r && encoder.norm != nullptr; i += encoder.norm_width) {
+        normalize_head(tag, encoder.norm, encoder.norm_epsilon, encoder.norm_width, out + i);
     }
     for (std::size_t i = 0; i < n && encoder.rope; ++i) turn_row(tag, out + i * r, r, head_dim, positions[i], rope);
     for (std::size_t i = 0; i < n && encoder.rotate != 0; ++i) {
@@ -171,7 +171,7 @@ constexpr std::size_t int8_block(const StreamFormat& format, std::size_t channel
 constexpr bool fits_int8(const StreamFormat& format, const HeadDecoder& head) noexcept {
     const bool by_channel = format.group_channels == 1 && format.group_tokens <= tile_tokens;
     const bool by_token = format.group_tokens == 1 && format.group_channels % 4 == 0;
-    return head.matrix != nullptr && format.quantized() && format.bits <= int8_most_bits && format.levels == nullptr &&
+    return head.matrix != nullptr && format.quantized() && format.outliers == 0 && format.bits <= int8_most_bits && format.levels == nullptr &&
            head.first % 4 == 0 && head.width % 4 == 0 && (by_channel || by_token);
 }
 

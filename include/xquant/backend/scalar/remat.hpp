@@ -171,8 +171,8 @@ constexpr std::size_t int8_block(const StreamFormat& format, std::size_t channel
 constexpr bool fits_int8(const StreamFormat& format, const HeadDecoder& head) noexcept {
     const bool by_channel = format.group_channels == 1 && format.group_tokens <= tile_tokens;
     const bool by_token = format.group_tokens == 1 && format.group_channels % 4 == 0;
-    return head.matrix != nullptr && format.quantized() && format.outliers == 0 && format.bits <= int8_most_bits && format.levels == nullptr &&
-           head.first % 4 == 0 && head.width % 4 == 0 && (by_channel || by_token);
+    return head.matrix != nullptr && format.quantized() && format.outliers == 0 && format.bits <= int8_most_bits &&
+           format.levels == nullptr && head.first % 4 == 0 && head.width % 4 == 0 && (by_channel || by_token);
 }
 
 namespace detail {

@@ -98,7 +98,8 @@ constexpr ScoreForm score_form(const AttendTask& task, const StreamView& in) noe
     const StreamFormat& format = in.format;
     const HeadDecoder& head = task.key;
     const std::size_t dh = task.head_dim;
-    if (task.rows * task.group > direct_queries) return ScoreForm::tile;
+    if (task.rows * task.group > direct_queries || task.shared_channels > 0 || format.outliers > 0)
+        return ScoreForm::tile;
     if (head.matrix == nullptr && head.constant == nullptr && task.rope.pairs == 0 && task.rules.key_norm == nullptr) {
         const bool half = format.kind == CodeKind::f16 || format.kind == CodeKind::bf16;
         if (half && dh % Backend::registers::lanes == 0) return ScoreForm::rows;
@@ -427,7 +428,7 @@ constexpr bool adds_from_codes(Backend, const AttendTask& task, const StreamView
     const std::size_t queries = task.rows * task.group;
     if (queries > detail::direct_queries || !absorbs_values(task.value, queries, task.head_dim)) return false;
     if (format.kind == CodeKind::f16 || format.kind == CodeKind::bf16) return task.value.width % lanes == 0;
-    return format.quantized() && format.levels == nullptr && format.group_tokens == 1 &&
+    return format.quantized() && format.levels == nullptr && format.outliers == 0 && format.group_tokens == 1 &&
            format.group_channels % lanes == 0 && task.value.first % lanes == 0 && task.value.width % lanes == 0;
 }
 

@@ -259,6 +259,10 @@ void decode_tile(simd<R> tag, const StreamView& in, std::size_t token, std::size
         }
     } else {
         decode_tile(scalar{}, in, token, tokens, channel, channels, out, stride, order);  // a layout of a user's own
+        return;
+    }
+    if (format.outliers > 0) {
+        put_outliers(in, token, tokens, channel, channels, out, token_major ? stride : 1, token_major ? 1 : stride);
     }
 }
 

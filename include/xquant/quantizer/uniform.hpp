@@ -62,8 +62,9 @@ private:
     static constexpr float top = static_cast<float>((1U << Bits) - 1);
 
     static GroupScale scale_for(Range range) noexcept {
-        const float zero = round_to_f16(range.low);
-        return {std::max(round_to_f16((range.high - zero) / top), 0.0F), zero};
+        // Neither is ever -0: which of 0 and -0 is found as the smallest value depends on the machine. -0 + 0 = 0.
+        const float zero = round_to_f16(range.low) + 0.0F;
+        return {std::max(0.0F, round_to_f16((range.high - zero) / top)), zero};
     }
 
     static GroupScale search(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {

@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 DATA = Path(__file__).resolve().parent / "data"
-F32_ROWS, F16_ROWS, CODES = 1, 0, 2  # kinds of file
+F32_ROWS, F16_ROWS, CODES, PAGE = 1, 0, 2, 3  # kinds of file
 TOKENS = 48  # of real rows in the per token cases
 CHANNELS = 192  # of real rows in the per channel cases
+PAGE_TOKENS, PAGE_WIDTH = 128, 80  # of the page: keys are the first 80 channels of X, values the next 80
 ROTATED = 8  # tokens in the rotated cases
 WIDTH = 160  # of edge rows: a group of 128 and one of 32
 
@@ -35,8 +36,9 @@ def f16(x):
 # ------------ quantizers: x [groups, n] -> codes [groups, n], scales [groups], zeros [groups]
 def affine(low, high, x, bits):
     top = np.float32(2**bits - 1)
-    zero = f16(low)
-    scale = np.maximum(f16((high - zero) / top), np.float32(0))  # f16(low) may lie above high
+    positive = np.float32(0)  # -0 + 0 is 0: neither number is ever -0
+    zero = f16(low) + positive
+    scale = np.maximum(f16((high - zero) / top), positive) + positive  # f16(low) may lie above high
     inverse = np.where(scale > 0, np.float32(1) / np.where(scale > 0, scale, np.float32(1)), np.float32(0))
     return np.clip(np.rint((x - zero) * inverse), 0, top), scale, zero
 
@@ -181,6 +183,41 @@ def tiny_rows():
     yield "smallest normal f32", np.where(counter % 2 == 0, np.float32(2.0**-126), np.float32(-(2.0**-126)))
 
 
+# ------------ a page, as docs/format.md draws it
+def planes(codes, bits):
+    """The codes of a group in planes of 8, 4, 2 and 1 bits, widest first: the planes' bytes."""
+    codes, left, out = np.pad(codes.astype(np.uint8), (0, -len(codes) % 8)), bits, b""
+    for width in (8, 4, 2, 1):
+        if left >= width:
+            left -= width
+            # Byte j holds codes j, j + S, j + 2S ... from the lowest bits up.
+            fields = (codes >> left & (2**width - 1)).reshape(8 // width, -1)
+            out += np.bitwise_or.reduce([field << width * k for k, field in enumerate(fields)]).astype("u1").tobytes()
+    return out
+
+
+def aligned(content):
+    return content + bytes(-len(content) % 64)
+
+
+def section(groups, scales, zeros, bits):
+    """One stream of a page: the codes of all groups, then scales and zeros."""
+    codes = b"".join(planes(group, bits) for group in groups)
+    return aligned(codes) + aligned(scales.astype("<f2").tobytes() + zeros.astype("<f2").tobytes())
+
+
+def page_file(layers):
+    """Keys at 3 bits per channel, values at 4 bits per token in groups of 64, of 128 tokens of each layer."""
+    content = b""
+    for x in layers:
+        x = x[:PAGE_TOKENS].astype(np.float32)
+        codes, scales, zeros = per_channel(x[:, :PAGE_WIDTH], PAGE_TOKENS, minmax, 3)
+        content += section(codes.T, scales, zeros, 3)
+        codes, scales, zeros = per_token(x[:, PAGE_WIDTH : 2 * PAGE_WIDTH], 64, minmax, 4)
+        content += section([part for row in codes for part in (row[:64], row[64:])], scales, zeros, 4)
+    return struct.pack("<4s7I", b"XQG1", PAGE, PAGE_TOKENS, PAGE_WIDTH, 0, 0, 0, len(content)) + content
+
+
 # ------------ files
 def rows_file(x, dtype):
     header = struct.pack("<4s7I", b"XQG1", F16_ROWS if dtype == "<f2" else F32_ROWS, *x.shape, 0, 0, 0, 0)
@@ -229,6 +266,7 @@ def files(layers):
         yield f"{layer}.rows", rows_file(rows, "<f2")
         for name, content in real_cases(rows.astype(np.float32)):
             yield f"{layer}.{name}", content
+    yield "page.minmax3_channel128_minmax4_token64", page_file(list(layers.values())[:2])
     for name, rows, ggml in (("edge", edge_rows(), True), ("tiny", tiny_rows(), False)):
         x = np.float32([row for _, row in rows])
         yield f"{name}.rows", rows_file(x, "<f4")

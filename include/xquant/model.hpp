@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <cstddef>
+#include <string>
 #include <vector>
 
 #include <xquant/error.hpp>
@@ -100,6 +101,25 @@ struct Model {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
+/// Throws value_error unless the values [count] are finite. Null has none.
+template <element T>
+void check_finite(const T* values, std::size_t count, const char* name) {
+    for (std::size_t i = 0; i < count && values != nullptr; ++i) {
+        if (std::isfinite(to_float(values[i]))) continue;
+        raise<value_error>(std::string(name) + ": value " + std::to_string(i) + " is not finite");
+    }
+}
+
+/// The same for all rows of a matrix.
+inline void check_finite(const MatrixView& matrix, const char* name) {
+    for (std::size_t i = 0; i < matrix.rows; ++i) {
+        const void* row = matrix.row(i);
+        if (matrix.type == DType::f32) check_finite(static_cast<const float*>(row), matrix.cols, name);
+        if (matrix.type == DType::f16) check_finite(static_cast<const f16*>(row), matrix.cols, name);
+        if (matrix.type == DType::bf16) check_finite(static_cast<const bf16*>(row), matrix.cols, name);
+    }
+}
+
 /// Throws shape_error if a layer of latent attention cannot be served.
 inline void check_latent(const Layer& layer) {
     const LayerShape& s = layer.shape;
@@ -121,7 +141,7 @@ inline void check_latent(const Layer& layer) {
     expects(latent.norm_epsilon >= 0, "latent: norm_epsilon is not negative");
 }
 
-/// Throws shape_error if the layer cannot be served.
+/// Throws shape_error if the layer cannot be served, value_error if one of its numbers is not finite.
 inline void check_layer(const Layer& layer) {
     const LayerShape& s = layer.shape;
     expects(s.width > 0 && s.heads > 0 && s.kv_heads > 0 && s.head_dim > 0, "a layer's shape has a zero in it");
@@ -129,7 +149,10 @@ inline void check_layer(const Layer& layer) {
     expects(s.head_dim <= 256, "head_dim is at most 256");
     expects(s.width <= (std::size_t{1} << 24) && s.heads <= 65536, "a layer's shape is beyond any model's");
     expects(2 * layer.rope.inverse_frequencies.size() <= s.head_dim, "RoPE has more pairs than head_dim / 2");
-    expects(layer.rope.factor > 0, "the factor of a RoPE is above 0");
+    expects(layer.rope.factor > 0 && std::isfinite(layer.rope.factor), "the factor of a RoPE is above 0");
+    for (const double number : {layer.softmax_scale, layer.soft_cap, layer.k_norm_epsilon}) {
+        expects<value_error>(std::isfinite(number), "softmax_scale, soft_cap or k_norm_epsilon is not finite");
+    }
     expects(layer.softmax_scale >= 0 && layer.soft_cap >= 0, "softmax_scale and soft_cap are not negative");
     expects(layer.k_norm == nullptr || layer.k_norm_epsilon >= 0, "k_norm_epsilon is not negative");
     expects(layer.calibration.empty() || (layer.calibration.rows > 0 && layer.calibration.cols == s.width &&
@@ -141,10 +164,23 @@ inline void check_layer(const Layer& layer) {
     }
     if (layer.latent.present()) {
         check_latent(layer);
-        return;
+        check_finite(layer.latent.w_down, "latent: W_down");
+        check_finite(layer.latent.w_shared, "latent: W_shared");
+    } else {
+        for (const MatrixView& w : {layer.w_k, layer.w_v}) {
+            expects(w.rows == s.kv_width() && w.cols == s.width, "W_k and W_v are [kv_heads * head_dim, width]");
+        }
     }
-    for (const MatrixView& w : {layer.w_k, layer.w_v}) {
-        expects(w.rows == s.kv_width() && w.cols == s.width, "W_k and W_v are [kv_heads * head_dim, width]");
+    check_finite(layer.w_k, "W_k");
+    check_finite(layer.w_v, "W_v");
+    check_finite(layer.mean, s.width, "mean");
+    check_finite(layer.b_k, s.kv_width(), "b_k");
+    check_finite(layer.b_v, s.kv_width(), "b_v");
+    check_finite(layer.k_norm, s.head_dim, "k_norm");
+    check_finite(layer.alibi_slopes, s.heads, "alibi_slopes");
+    check_finite(layer.sink_logits, s.heads, "sink_logits");
+    for (const double frequency : layer.rope.inverse_frequencies) {
+        expects<value_error>(std::isfinite(frequency), "a frequency of RoPE is not finite");
     }
 }
 

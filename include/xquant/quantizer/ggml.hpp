@@ -12,6 +12,15 @@
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// 1 / d; 0, so that all codes stand for 0, where d is 0 or so small that 1 / d is beyond f32.
+inline float inverse_of(float d) noexcept {
+    const float inverse = 1.0F / d;
+    return std::isfinite(inverse) ? inverse : 0.0F;
+}
+
+}  // namespace detail
 
 struct GgmlQ8_0 {
     static constexpr unsigned bits = 8;
@@ -21,7 +30,7 @@ struct GgmlQ8_0 {
 
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
         const float d = std::abs(extreme_of(x)) / 127.0F;
-        const float inverse = d == 0 ? 0.0F : 1.0F / d;
+        const float inverse = detail::inverse_of(d);
         for (std::size_t i = 0; i < x.size(); ++i) {
             const float scaled = x[i] * inverse;
             codes[i] = static_cast<std::uint8_t>(static_cast<int>(std::round(scaled)) + 128);
@@ -39,7 +48,7 @@ struct GgmlQ4_0 {
 
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
         const float d = extreme_of(x) / -8.0F;
-        const float inverse = d == 0 ? 0.0F : 1.0F / d;
+        const float inverse = detail::inverse_of(d);
         for (std::size_t i = 0; i < x.size(); ++i) {
             // Rounded to f32 before the 8.5 is added, as a product in f64 that is exact: the same with and without FMA.
             const auto scaled = static_cast<float>(static_cast<double>(x[i]) * static_cast<double>(inverse));

@@ -51,34 +51,36 @@ public:
 
     class Loan {
     public:
-        Loan(ScratchPool& pool, std::size_t floats) : pool_(&pool), buffer_(pool.take(floats)) {}
+        /// Throws std::bad_alloc; the buffer goes back to the pool then, since the loan itself is complete.
+        Loan(ScratchPool& pool, std::size_t floats) : Loan(pool) {
+            if (buffer_.size() >= floats) return;
+            buffer_.clear();
+            buffer_.shrink_to_fit();
+            buffer_.resize(floats);
+        }
         Loan(const Loan&) = delete;
         Loan& operator=(const Loan&) = delete;
         ~Loan() { pool_->put(std::move(buffer_)); }
         [[nodiscard]] float* data() noexcept { return buffer_.data(); }
 
     private:
+        explicit Loan(ScratchPool& pool) : pool_(&pool), buffer_(pool.take()) {}
+
         ScratchPool* pool_;
         Buffer buffer_;
     };
 
 private:
-    Buffer take(std::size_t floats) {
+    Buffer take() {
+        const std::lock_guard lock(mutex_);
+        // Room to give every buffer back without allocating.
+        free_.reserve(lent_ + std::max<std::size_t>(1, free_.size()));
         Buffer buffer(LedgerAllocator<float, Purpose::workspace>{*ledger_});
-        {
-            const std::lock_guard lock(mutex_);
-            if (!free_.empty()) {
-                buffer = std::move(free_.back());
-                free_.pop_back();
-            }
-            // Room to give every buffer back without allocating.
-            free_.reserve(++lent_ + free_.size());
+        if (!free_.empty()) {
+            buffer = std::move(free_.back());
+            free_.pop_back();
         }
-        if (buffer.size() < floats) {
-            buffer.clear();
-            buffer.shrink_to_fit();
-            buffer.resize(floats);
-        }
+        ++lent_;
         return buffer;
     }
     void put(Buffer buffer) noexcept {

@@ -114,8 +114,10 @@ void dequantize(const QuantizedRows& rows, float* out) {
 template <class Backend = backend::best>
 void rematerialize(const QuantizedRows& rows, const HeadPlan& head, std::size_t head_dim, std::size_t token,
                    std::size_t tokens, float* out) {
-    detail::expects(tokens <= backend::tile_tokens && token + tokens <= rows.rows(), "rematerialize: no such tokens");
-    detail::expects(head.first + head.width <= rows.codec().format.width, "rematerialize: no such channels");
+    const std::size_t width = rows.codec().format.width;
+    detail::expects(tokens <= backend::tile_tokens && tokens <= rows.rows() && token <= rows.rows() - tokens,
+                    "rematerialize: no such tokens");
+    detail::expects(head.width <= width && head.first <= width - head.width, "rematerialize: no such channels");
     detail::expects(head.matrix.empty() ? head.width == head_dim : head.matrix.size() == head.width * head_dim,
                     "rematerialize: the matrix is [width, head_dim], or empty with width = head_dim");
     detail::expects(head.constant.empty() || head.constant.size() == head_dim,

@@ -1,0 +1,69 @@
+/// The ledger: what vectors and pages take is entered under its purpose, and only what was taken.
+#include <xquant/storage/page.hpp>
+
+#include <memory_resource>
+#include <new>
+
+#include "support/catch.hpp"
+#include "support/memory.hpp"
+
+using namespace xquant;
+using namespace xquant::detail;
+
+TEST_CASE("vectors are counted by purpose, at 64 bytes, and given back") {
+    test::CountingMemory memory;
+    Ledger ledger(&memory);
+    {
+        LedgerVector<float, Purpose::weights> weights{LedgerAllocator<float, Purpose::weights>(ledger)};
+        LedgerVector<char, Purpose::workspace> work{LedgerAllocator<char, Purpose::workspace>(ledger)};
+        weights.reserve(100);
+        work.resize(7);
+        CHECK(ledger.bytes().weights == 400);
+        CHECK(ledger.bytes().workspace == 7);
+        CHECK(ledger.bytes().total() == memory.bytes());
+        CHECK(ledger.bytes().stored() == 0);
+        CHECK(reinterpret_cast<std::uintptr_t>(work.data()) % 64 == 0);
+        auto moved = std::move(weights);
+        CHECK(ledger.bytes().weights == 400);
+        moved.resize(200);
+        CHECK(ledger.bytes().weights == 800);
+    }
+    CHECK(ledger.bytes() == Bytes{});
+    CHECK(memory.bytes() == 0);
+}
+
+TEST_CASE("what could not be taken is not counted") {
+    test::CountingMemory memory;
+    Ledger ledger(&memory);
+    LedgerVector<float, Purpose::tail> rows{LedgerAllocator<float, Purpose::tail>(ledger)};
+    rows.resize(10);
+    memory.fail_at(1);
+    CHECK_THROWS_AS(rows.resize(1000), std::bad_alloc);
+    CHECK(ledger.bytes().tail == 40);
+    CHECK(rows.size() == 10);
+    LedgerAllocator<double, Purpose::tail> allocator(ledger);
+    CHECK_THROWS_AS(static_cast<void>(allocator.allocate(static_cast<std::size_t>(-1) / 4)), std::bad_alloc);
+    memory.fail_at(1);
+    PageFormat format(ledger, Purpose::codes, 128, 1);
+    format.sizes.total = 1000;
+    CHECK_THROWS_AS(static_cast<void>(Page::create(ledger, format)), std::bad_alloc);
+    CHECK(ledger.bytes().total() == memory.bytes());
+    CHECK(ledger.bytes().total() == 40);
+}
+
+TEST_CASE("every purpose has its own line, and lines add up") {
+    Ledger ledger(nullptr);
+    const Purpose purposes[] = {Purpose::codes,       Purpose::scales, Purpose::tail,    Purpose::sinks,
+                                Purpose::accumulator, Purpose::index,  Purpose::weights, Purpose::workspace};
+    static_assert(std::size(purposes) == purpose_count);
+    std::size_t amount = 1;
+    for (const Purpose purpose : purposes) {
+        ledger.add(purpose, amount);
+        amount *= 2;
+    }
+    CHECK(ledger.bytes() == Bytes{1, 2, 4, 8, 16, 32, 64, 128});
+    CHECK(ledger.bytes().stored() == 63);
+    CHECK(ledger.bytes().total() == 255);
+    ledger.subtract(Purpose::index, 30);
+    CHECK(ledger.bytes().index == 2);
+}

@@ -32,9 +32,15 @@
 #define XQUANT_ABI_NAME "abi_base"
 #endif
 
-#if defined(__GNUC__) || defined(__clang__)
+// XQUANT_NOINLINE: one body in the whole program, whoever calls it. g++ would make copies for callers all the same (noclone,
+// and no propagation of what it knows about them), and the copies may round differently in the last bit.
+#if defined(__clang__)
 #define XQUANT_RESTRICT __restrict__
 #define XQUANT_NOINLINE __attribute__((noinline))
+#define XQUANT_INLINE inline __attribute__((always_inline))
+#elif defined(__GNUC__)
+#define XQUANT_RESTRICT __restrict__
+#define XQUANT_NOINLINE __attribute__((noipa))
 #define XQUANT_INLINE inline __attribute__((always_inline))
 #elif defined(_MSC_VER)
 #define XQUANT_RESTRICT __restrict

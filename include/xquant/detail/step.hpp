@@ -88,7 +88,8 @@ public:
           tasks_(std::move(other.tasks_)),
           partials_(std::move(other.partials_)),
           total_(other.total_),
-          next_(other.next_) {}
+          next_(other.next_),
+          lost_(other.lost_) {}
     Step& operator=(Step&&) = delete;
     ~Step() { end(); }
 
@@ -98,10 +99,11 @@ public:
     /// The attention input of a layer, after its norm. Shape x: [n, D], the rows of the sequences one after another.
     /// Layers come in order, each once. x is read before this returns and not kept.
     /// Throws value_error for values that are not finite or beyond f16, before anything is stored; shape_error,
-    /// state_error. Cost: the projection of n rows, and encoding those that leave the window.
+    /// state_error; the step goes on. std::bad_alloc (or what the executor throws): the step can only be destroyed, the
+    /// cache is as it was. Cost: the projection of n rows, and encoding those that leave the window.
     template <executor Executor = const Serial>
     void append(std::size_t layer, const MatrixView& x, Executor&& threads = Serial{}) {
-        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects_usable();
         expects<state_error>(layer == next_, "layers are appended in order, each once");
         expects<state_error>(layer < core_->layers().size(), "the step has all its layers");
         const PreparedLayer& prepared = core_->layers()[layer];
@@ -113,10 +115,13 @@ public:
         threads.parallel_for(blocks * streams, [&](std::size_t task) { project_rows(prepared, input, task); });
         check_values(layer);
 
+        // Rows and sums that are half done cannot be done again.
+        lost_ = true;
         std::size_t writes = 0;
         for (std::size_t i = 0; i < parts_.size(); ++i) writes += plan_of(i, prepared).writes.size();
         threads.parallel_for(writes * streams, [&](std::size_t task) { store(prepared, layer, task); });
         sums_.advance(Backend{}, *core_, layer, threads);
+        lost_ = false;
         ++next_;
     }
 
@@ -125,7 +130,7 @@ public:
     template <executor Executor = const Serial>
     void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
                 Executor&& threads = Serial{}) {
-        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects_usable();
         expects<state_error>(layer + 1 == next_, "attend follows append of the same layer");
         const PreparedLayer& prepared = core_->layers()[layer];
         const std::size_t width = prepared.shape.heads * prepared.shape.head_dim;
@@ -147,7 +152,7 @@ public:
     /// The sequences now have the step's tokens. All layers must have been appended, else state_error. Cannot fail
     /// otherwise.
     void commit() {
-        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects_usable();
         expects<state_error>(next_ == core_->layers().size(), "commit before every layer was appended");
         for (std::size_t i = 0; i < plans_.size(); ++i) {
             commit_plan(core_->slot(parts_[i / core_->stacks()].slot).states[i % core_->stacks()], plans_[i]);
@@ -169,6 +174,11 @@ private:
     static constexpr std::size_t block_rows = 512;   ///< query rows of a task: more, and its sums leave L2
     static constexpr std::size_t split_rows = 16;    ///< up to this many, tokens are split over tasks
     static constexpr std::size_t split_tiles = 16;   ///< tiles of such a split, 2048 tokens
+
+    void expects_usable() const {
+        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects<state_error>(!lost_, "append ran out of memory, or its executor threw: the step can only be destroyed");
+    }
 
     template <class T>
     auto allocator() {
@@ -354,6 +364,7 @@ private:
     Work<Task> tasks_;
     Work<float> partials_;
     std::size_t total_ = 0, next_ = 0;
+    bool lost_ = false;  ///< append was left by an exception when rows were partly stored
 };
 
 }  // namespace detail

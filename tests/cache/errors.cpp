@@ -1,0 +1,267 @@
+/// Wrong calls: the right error, a sentence that says what was wrong, and nothing changed.
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/feed.hpp"
+#include "support/model.hpp"
+
+using namespace xquant;
+using test::Feed;
+
+namespace {
+
+constexpr std::size_t d = 24, heads = 2 * 8, layer_count = 4;
+
+test::Setup small_model() {
+    return {{.width = d, .heads = 2, .kv_heads = 1, .head_dim = 8}, RopePairing::halves, layer_count};
+}
+
+/// What a call says when it throws Error, or "".
+template <class Error, class F>
+std::string complaint(F call) {
+    try {
+        call();
+    } catch (const Error& e) {
+        return e.what();
+    }
+    return "";
+}
+
+bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
+
+struct Buffers {
+    explicit Buffers(std::size_t n) : x(n * d, 0.5F), q(n * heads, 0.5F), out(n * heads) {}
+    std::vector<float> x, q, out;
+};
+
+}  // namespace
+
+TEST_CASE("begin: unknown, dropped, foreign, busy and repeated sequences, and no tokens") {
+    const test::Setup setup = small_model();
+    const auto cache = test::scheme("x 4").make(setup.model, {}), other = test::scheme("x 4").make(setup.model, {});
+    const Sequence a = cache->create(), b = cache->create();
+    static_cast<void>(other->create());
+    const Sequence gone = cache->create();
+    cache->drop(gone);
+    const Sequence again = cache->create();  // takes the place of `gone`
+    CHECK_FALSE(again == gone);
+
+    const Bytes before = cache->bytes();
+    const auto begin = [&](std::vector<StepPart> parts) {
+        return [&cache, parts] { static_cast<void>(cache->begin(parts)); };
+    };
+    CHECK(contains(complaint<sequence_error>(begin({{Sequence{}, 1}})), "no such sequence"));
+    CHECK(contains(complaint<sequence_error>(begin({{Sequence{12345}, 1}})), "no such sequence"));
+    CHECK(contains(complaint<sequence_error>(begin({{gone, 1}})), "no such sequence"));
+    CHECK(contains(complaint<sequence_error>(begin({{a, 1}, {gone, 1}})), "no such sequence"));
+    CHECK(contains(complaint<sequence_error>(begin({{a, 1}, {b, 2}, {a, 1}})), "twice"));
+    CHECK(contains(complaint<shape_error>(begin({})), "at least one sequence"));
+    CHECK(contains(complaint<shape_error>(begin({{a, 1}, {b, 0}})), "at least one token"));
+    CHECK(contains(complaint<shape_error>(begin({{a, std::size_t{1} << 31}})), "fewer than 2^31"));
+    CHECK(cache->bytes() == before);
+    {
+        const auto step = cache->begin({{a, 1}});
+        CHECK(step.size() == 1);
+        CHECK(contains(complaint<sequence_error>(begin({{a, 1}})), "already part of a step"));
+        CHECK(contains(complaint<sequence_error>(begin({{b, 1}, {a, 1}})), "already part of a step"));
+        CHECK(contains(complaint<sequence_error>([&] { cache->drop(a); }), "part of a step"));
+        CHECK(contains(complaint<sequence_error>([&] { cache->seal(a); }), "part of a step"));
+        CHECK(cache->size(a) == 0);
+        const auto second = cache->begin({{b, 3}});  // b was not left busy
+        CHECK(second.size() == 3);
+    }
+    CHECK_NOTHROW(begin({{a, 1}, {b, 1}, {again, 1}})());
+    CHECK_THROWS_AS(cache->drop(gone), sequence_error);
+    CHECK_THROWS_AS(cache->seal(gone), sequence_error);
+    CHECK_THROWS_AS(static_cast<void>(cache->size(gone)), sequence_error);
+    CHECK_THROWS_AS(cache->for_each_page(gone, [](const PageView&) {}), sequence_error);
+    CHECK_NOTHROW(cache->drop(a));
+    CHECK_THROWS_AS(cache->drop(a), sequence_error);
+}
+
+TEST_CASE("calls out of order are a state_error, and the step goes on") {
+    const test::Setup setup = small_model();
+    const auto cache = test::scheme("x 4").make(setup.model, {.sinks = 0, .recent = 0});
+    const auto alone = test::scheme("x 4").make(setup.model, {.sinks = 0, .recent = 0});
+    Feed feed{cache->create()};
+    test::feed(*cache, setup.model, {{&feed, 130}});
+    Buffers with(2);
+    const auto append = [&](auto& step, std::size_t layer) {
+        return complaint<state_error>([&] { step.append(layer, MatrixView(with.x.data(), 2, d)); });
+    };
+    const auto attend = [&](auto& step, std::size_t layer) {
+        return complaint<state_error>(
+            [&] { step.attend(layer, MatrixView(with.q.data(), 2, heads), with.out.data()); });
+    };
+    auto step = cache->begin({{feed.sequence, 2}});
+    CHECK(contains(attend(step, 0), "attend follows append"));
+    CHECK(contains(append(step, 1), "in order"));
+    CHECK(contains(complaint<state_error>([&] { step.commit(); }), "before every layer"));
+    test::Outputs out;
+    for (std::size_t layer = 0; layer < layer_count; ++layer) {
+        test::Rows rows = test::rows_of(setup.model.layers[layer], layer, 1, 130, 2);
+        CHECK(contains(complaint<state_error>([&] { step.commit(); }), "before every layer"));
+        step.append(layer, MatrixView(rows.x.data(), 2, d));
+        CHECK(contains(append(step, layer), layer + 1 == layer_count ? "in order" : "in order"));
+        CHECK(contains(attend(step, layer + 1), "attend follows append"));
+        if (layer > 0) CHECK(contains(attend(step, layer - 1), "attend follows append"));
+        out.emplace_back(2 * heads);
+        step.attend(layer, MatrixView(rows.q.data(), 2, heads), out.back().data());
+    }
+    CHECK(contains(append(step, layer_count), "has all its layers"));
+    step.commit();
+    CHECK(contains(append(step, 0), "has ended"));
+    CHECK(contains(attend(step, layer_count - 1), "has ended"));
+    CHECK(contains(complaint<state_error>([&] { step.commit(); }), "has ended"));
+    CHECK(cache->size(feed.sequence) == 132);
+
+    // Nothing of the wrong calls is left: the same as without them.
+    const test::Outputs expected = test::outputs_of(*alone, setup.model, {130, 2});
+    for (std::size_t layer = 0; layer < layer_count; ++layer) {
+        CHECK(test::difference({expected[layer].end() - 2 * heads, expected[layer].end()}, out[layer]) == "");
+    }
+    auto open = cache->begin({{feed.sequence, 1}});
+    auto taken = std::move(open);
+    CHECK(contains(append(open, 0), "has ended"));  // NOLINT: what is left of a moved step says so
+}
+
+TEST_CASE("wrong shapes are a shape_error, and the step goes on") {
+    const test::Setup setup = small_model();
+    const auto cache = test::scheme("head svd 4").make(setup.model, {});
+    const auto alone = test::scheme("head svd 4").make(setup.model, {});
+    Feed feed{cache->create()};
+    Buffers with(5);
+    auto step = cache->begin({{feed.sequence, 3}});
+    const auto refused = [&](const char* word, auto call) {
+        INFO(word);
+        CHECK(contains(complaint<shape_error>(call), word));
+    };
+    const float* x = with.x.data();
+    const float* q = with.q.data();
+    refused("[tokens of the step, width]", [&] { step.append(0, MatrixView(x, 2, d)); });
+    refused("[tokens of the step, width]", [&] { step.append(0, MatrixView(x, 4, d)); });
+    refused("[tokens of the step, width]", [&] { step.append(0, MatrixView(x, 3, d - 1)); });
+    refused("[tokens of the step, width]", [&] { step.append(0, MatrixView()); });
+    refused("stride", [&] { step.append(0, MatrixView(x, 3, d, d - 1)); });
+    refused("no data", [&] { step.append(0, MatrixView(static_cast<const float*>(nullptr), 3, d)); });
+    const test::Rows rows = test::rows_of(setup.model.layers[0], 0, 1, 0, 3);
+    step.append(0, MatrixView(rows.x.data(), 3, d));
+    float* out = with.out.data();
+    refused("[tokens of the step, heads * head_dim]", [&] { step.attend(0, MatrixView(q, 2, heads), out); });
+    refused("[tokens of the step, heads * head_dim]", [&] { step.attend(0, MatrixView(q, 3, heads + 1), out); });
+    refused("stride", [&] { step.attend(0, MatrixView(q, 3, heads, heads - 1), out); });
+    refused("stride", [&] { step.attend(0, MatrixView(q, 3, heads), out, heads - 1); });
+    refused("no data", [&] { step.attend(0, MatrixView(q, 3, heads), nullptr); });
+    std::vector<float> found(3 * heads);
+    step.attend(0, MatrixView(rows.q.data(), 3, heads), found.data());
+    const test::Outputs expected = test::outputs_of(*alone, setup.model, {3});
+    CHECK(test::difference(expected[0], found) == "");
+}
+
+TEST_CASE("rows that cannot be stored are a value_error that names layer and row, and the step goes on") {
+    const test::Setup setup = small_model();
+    const float infinity = std::numeric_limits<float>::infinity();
+    for (const test::Scheme& scheme : test::schemes()) {
+        INFO(scheme.name);
+        const Options options{.sinks = 1, .recent = 2};
+        const auto cache = scheme.make(setup.model, options), alone = scheme.make(setup.model, options);
+        Feed feed{cache->create()};
+        test::feed(*cache, setup.model, {{&feed, 140}});
+        const auto stored = [&] { return test::stored_pages(*cache, feed.sequence, scheme, setup.model, options); };
+        const auto before = stored();
+        auto step = cache->begin({{feed.sequence, 5}});
+        for (std::size_t layer = 0; layer < layer_count; ++layer) {
+            test::Rows rows = test::rows_of(setup.model.layers[layer], layer, 1, 140, 5);
+            const MatrixView view(rows.x.data(), 5, d);
+            const float good = rows.x[3 * d + 7];
+            for (const float bad : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity, 1e30F, -1e9F}) {
+                rows.x[3 * d + 7] = bad;
+                const std::string said = complaint<value_error>([&] { step.append(layer, view); });
+                CHECK(contains(said, ("layer " + std::to_string(layer) + ", row 3").c_str()));
+            }
+            rows.x[3 * d + 7] = good;
+            step.append(layer, view);
+        }
+        step.commit();
+        feed.tokens += 5;
+        // As if nothing had happened.
+        const auto steps = std::vector<std::size_t>{140, 5, 1};
+        const test::Outputs expected = test::outputs_of(*alone, setup.model, steps);
+        const auto kept = stored();
+        CHECK(kept.size() >= before.size());
+        feed.out.clear();
+        test::feed(*cache, setup.model, {{&feed, 1}});
+        for (std::size_t layer = 0; layer < layer_count; ++layer) {
+            const std::vector<float> last(expected[layer].end() - heads, expected[layer].end());
+            CHECK(test::difference(last, feed.out[layer]) == "");
+        }
+    }
+}
+
+TEST_CASE("the largest f16 can be stored, the next f32 cannot") {
+    const test::Setup setup = small_model();
+    const auto cache = test::scheme("x 4").make(setup.model, {});
+    const Sequence sequence = cache->create();
+    std::vector<float> x(d, 1.0F);
+    for (const float sign : {1.0F, -1.0F}) {
+        auto step = cache->begin({{sequence, 1}});
+        x[5] = sign * std::nextafter(f16_max, 1e9F);
+        CHECK_THROWS_AS(step.append(0, MatrixView(x.data(), 1, d)), value_error);
+        x[5] = sign * f16_max;
+        CHECK_NOTHROW(step.append(0, MatrixView(x.data(), 1, d)));
+    }
+}
+
+TEST_CASE("models and options that cannot be served are refused when a cache is made") {
+    test::Setup setup = small_model();
+    const test::Scheme& scheme = test::scheme("x 4");
+    CHECK_THROWS_AS(scheme.make(Model{}, {}), shape_error);
+    CHECK_THROWS_AS(scheme.make(setup.model, {.sinks = 4097}), shape_error);
+    CHECK_THROWS_AS(scheme.make(setup.model, {.recent = (std::size_t{1} << 20) + 1}), shape_error);
+    CHECK_NOTHROW(scheme.make(setup.model, {.sinks = 4096}));
+    for (const char* name : {"cross-layer x 3", "cross-layer svd 3"}) {
+        CHECK_THROWS_AS(test::scheme(name).make(setup.model, {.base_layer = 4}), shape_error);
+        CHECK_THROWS_AS(test::scheme(name).make(setup.model, {.base_layer = 2, .last_layers = 2}), shape_error);
+        CHECK_NOTHROW(test::scheme(name).make(setup.model, {.base_layer = 2, .last_layers = 1}));
+    }
+    const test::Setup wide({.width = 16, .heads = 2, .kv_heads = 2, .head_dim = 16}, RopePairing::halves, 3);
+    CHECK_THROWS_AS(test::scheme("joint svd 4").make(wide.model, {}), shape_error);
+    CHECK_THROWS_AS(test::scheme("split svd 4").make(wide.model, {}), shape_error);
+    CHECK_NOTHROW(test::scheme("head svd 4").make(wide.model, {}));
+    std::vector<float> weights(8 * d, 1.0F);
+    weights[33] = std::numeric_limits<float>::quiet_NaN();
+    setup.model.layers[1].w_k = MatrixView(weights.data(), 8, d);
+    for (const test::Scheme& one : test::schemes()) CHECK_THROWS_AS(one.make(setup.model, {}), value_error);
+}
+
+TEST_CASE("x and q may be of any type and stride") {
+    const test::Setup setup = small_model();
+    const auto cache = test::scheme("f32 x").make(setup.model, {}), other = test::scheme("f32 x").make(setup.model, {});
+    const Sequence a = cache->create(), b = other->create();
+    auto one = cache->begin({{a, 3}}), two = other->begin({{b, 3}});
+    for (std::size_t layer = 0; layer < layer_count; ++layer) {
+        const test::Rows rows = test::rows_of(setup.model.layers[layer], layer, 1, 0, 3);
+        // Exact in f16, and every second row padded.
+        std::vector<f16> x(3 * (d + 5), to_f16(99.0F)), q(3 * (heads + 1), to_f16(99.0F));
+        std::vector<float> x32(3 * d), q32(3 * heads), narrow(3 * heads), wide(3 * (heads + 7), -1.0F);
+        for (std::size_t i = 0; i < 3 * d; ++i) {
+            x[i / d * (d + 5) + i % d] = to_f16(rows.x[i]);
+            x32[i] = round_to_f16(rows.x[i]);
+        }
+        for (std::size_t i = 0; i < 3 * heads; ++i) {
+            q[i / heads * (heads + 1) + i % heads] = to_f16(rows.q[i]);
+            q32[i] = round_to_f16(rows.q[i]);
+        }
+        one.append(layer, MatrixView(x.data(), 3, d, d + 5));
+        two.append(layer, MatrixView(x32.data(), 3, d));
+        one.attend(layer, MatrixView(q.data(), 3, heads, heads + 1), wide.data(), heads + 7);
+        two.attend(layer, MatrixView(q32.data(), 3, heads), narrow.data());
+        for (std::size_t i = 0; i < 3; ++i) {
+            for (std::size_t c = 0; c < heads; ++c) CHECK(wide[i * (heads + 7) + c] == narrow[i * heads + c]);
+            for (std::size_t c = heads; c < heads + 7; ++c) CHECK(wide[i * (heads + 7) + c] == -1.0F);
+        }
+    }
+}

@@ -1,0 +1,141 @@
+/// The answer and the stored bytes do not depend on who runs the tasks, nor in which order.
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/feed.hpp"
+#include "support/model.hpp"
+
+using namespace xquant;
+using test::Feed;
+using test::Scheme;
+
+namespace {
+
+/// Starts its threads anew for every loop.
+struct Threads {
+    std::size_t count;
+
+    template <class F>
+    void parallel_for(std::size_t n, F&& f) const {
+        std::atomic<std::size_t> next{0};
+        const auto work = [&] {
+            for (std::size_t i = next++; i < n; i = next++) f(i);
+        };
+        std::vector<std::thread> others;
+        for (std::size_t i = 1; i < count && i < n; ++i) others.emplace_back(work);
+        work();
+        for (std::thread& one : others) one.join();
+    }
+};
+
+struct Backwards {
+    template <class F>
+    void parallel_for(std::size_t n, F&& f) const {
+        while (n > 0) f(--n);
+    }
+};
+
+test::Setup small_model() { return {{.width = 24, .heads = 4, .kv_heads = 2, .head_dim = 6}, RopePairing::halves, 4}; }
+
+struct Result {
+    test::Outputs a, b;
+    std::vector<test::StoredPage> pages;
+};
+
+template <class Executor>
+Result run(const Scheme& scheme, const Model& model, const Options& options, const Executor& threads) {
+    const auto cache = scheme.make(model, options);
+    Feed a{cache->create(), 1}, b{cache->create(), 2};
+    for (const auto& [of_a, of_b] : {std::pair{40, 3}, {100, 1}, {1, 130}, {1, 1}}) {
+        test::feed_on(threads, *cache, model,
+                      {{&a, static_cast<std::size_t>(of_a)}, {&b, static_cast<std::size_t>(of_b)}});
+    }
+    return {a.out, b.out, test::stored_pages(*cache, a.sequence, scheme, model, options)};
+}
+
+}  // namespace
+
+TEST_CASE("serial, backwards, 2, 3 and 8 threads: the same bits, for every scheme") {
+    const test::Setup setup = small_model();
+    for (const Scheme& scheme : test::schemes()) {
+        for (const Options& options :
+             {Options{.sinks = 4, .recent = 20}, Options{.sinks = 0, .recent = 0, .strict = true}}) {
+            INFO(scheme.name << ", strict " << options.strict);
+            const Result serial = run(scheme, setup.model, options, Serial{});
+            const auto same = [&](const char* name, const Result& other) {
+                INFO(name);
+                CHECK(test::difference(serial.a, other.a) == "");
+                CHECK(test::difference(serial.b, other.b) == "");
+                CHECK(serial.pages == other.pages);
+            };
+            same("backwards", run(scheme, setup.model, options, Backwards{}));
+            same("2 threads", run(scheme, setup.model, options, Threads{2}));
+            same("3 threads", run(scheme, setup.model, options, Threads{3}));
+            if (&scheme == &test::schemes().front() || scheme.cross_layer) {
+                same("8 threads", run(scheme, setup.model, options, Threads{8}));
+            }
+        }
+    }
+}
+
+TEST_CASE("a long sequence is split over tokens, the same way for any number of threads") {
+    const test::Setup setup({.width = 16, .heads = 2, .kv_heads = 1, .head_dim = 4}, RopePairing::halves, 1);
+    for (const char* name : {"x 4", "head svd 4"}) {
+        INFO(name);
+        const auto cache = test::scheme(name).make(setup.model, {.sinks = 4, .recent = 32});
+        Feed a{cache->create()};
+        {
+            auto step = cache->begin({{a.sequence, 5000}});
+            const test::Rows rows = test::rows_of(setup.model.layers[0], 0, 1, 0, 5000);
+            step.append(0, MatrixView(rows.x.data(), 5000, 16), Threads{3});
+            step.commit();
+            a.tokens = 5000;
+        }
+        const auto next = [&](const auto& threads) {
+            auto step = cache->begin({{a.sequence, 2}});
+            return test::run_layers(step, setup.model, {{&a, 2}}, threads);
+        };
+        const test::Outputs serial = next(Serial{});
+        CHECK(test::difference(serial, next(Backwards{})) == "");
+        CHECK(test::difference(serial, next(Threads{2})) == "");
+        CHECK(test::difference(serial, next(Threads{8})) == "");
+    }
+}
+
+namespace {
+
+struct Stopped {};
+
+/// Gives up in the middle of a loop.
+struct Breaks {
+    mutable std::size_t left;
+
+    template <class F>
+    void parallel_for(std::size_t n, F&& f) const {
+        for (std::size_t i = 0; i < n; ++i) {
+            if (left-- == 0) throw Stopped{};
+            f(i);
+        }
+    }
+};
+
+}  // namespace
+
+TEST_CASE("an executor that throws loses its step and nothing else") {
+    const test::Setup setup = small_model();
+    const Options options{.sinks = 2, .recent = 3};
+    for (const char* name : {"kivi 2", "cross-layer x 3"}) {
+        INFO(name);
+        const auto cache = test::scheme(name).make(setup.model, options),
+                   alone = test::scheme(name).make(setup.model, options);
+        Feed a{cache->create()};
+        test::feed(*cache, setup.model, {{&a, 130}});
+        for (std::size_t after = 0; after < 40; after += 3) {
+            CHECK_THROWS_AS(test::feed_on(Breaks{after}, *cache, setup.model, {{&a, 60}}), Stopped);
+        }
+        test::feed(*cache, setup.model, {{&a, 60}});
+        CHECK(test::difference(test::outputs_of(*alone, setup.model, {130, 60}), a.out) == "");
+    }
+}

@@ -180,8 +180,8 @@ TensorHead read_tensor_head(Reader& in) {
     head.offset = in.get<std::uint64_t>(what);
     const GgmlType* type = ggml_type(head.type);
     if (!type)
-        in.fail(fmt::format("{} has type {}, which this reader doesn't know; it reads F32, F16, Q8_0, Q4_0 and Q4_1",
-                            what, ggml_type_name(head.type)));
+        in.fail(fmt::format("{} has type {}, which this reader doesn't know; it reads {}", what,
+                            ggml_type_name(head.type), readable_ggml_types()));
     if (head.shape[0] % type->block_values != 0)
         in.fail(fmt::format("{} has rows of {} values, but {} comes in blocks of {}", what, head.shape[0], type->name,
                             type->block_values));

@@ -32,39 +32,49 @@ public:
 
     void append(std::size_t layer, const float* x) override {
         const Config& c = model_.config();
+        const Layer& l = model_.layer(layer);
         const std::size_t R = c.kv_width();
         keys_[layer].resize((size_ + step_) * R);
         values_[layer].resize((size_ + step_) * R);
-        multiply(x, step_, model_.layer(layer).W_k, keys_[layer].data() + size_ * R, pool_);
-        multiply(x, step_, model_.layer(layer).W_v, values_[layer].data() + size_ * R, pool_);
-        rope(keys_[layer].data() + size_ * R, step_, c.kv_heads, c.head_dim, c.rope_dims, c.rope_base, size_, pool_);
+        float* keys = keys_[layer].data() + size_ * R;
+        multiply(x, step_, l.W_k, l.b_k, keys, pool_);
+        norm_heads(l.k_norm, c.norm_epsilon, keys, step_, c.kv_heads, pool_);
+        apply_rope(l.rope, keys, step_, c.kv_heads, c.head_dim, size_, pool_);
+        multiply(x, step_, l.W_v, l.b_v, values_[layer].data() + size_ * R, pool_);
     }
 
     void attend(std::size_t layer, const float* q, float* out) override {
         const Config& c = model_.config();
         const std::size_t queries = 64, blocks = (step_ + queries - 1) / queries;
-        const float factor = 1 / std::sqrt(static_cast<float>(c.head_dim));
+        const std::size_t window = model_.layer(layer).window;
         pool_.parallel_for(blocks * c.heads, [&](std::size_t task) {
             const std::size_t h = task % c.heads, g = h * c.kv_heads / c.heads, first = task / c.heads * queries;
-            const std::size_t n = std::min(queries, step_ - first),
-                              seen = size_ + first + n;  // keys that some query sees
+            const std::size_t n = std::min(queries, step_ - first);
+            // Keys that some query of the block sees: [begin, end).
+            const auto oldest = [&](std::size_t t) {  // that query t sees
+                const std::size_t seen = size_ + t + 1;
+                return window == 0 || seen <= window ? 0 : seen - window;
+            };
+            const std::size_t begin = oldest(first), end = size_ + first + n;
+            const auto rows = [&](const std::vector<float>& all) {
+                return ConstRows(all.data() + begin * c.kv_width() + g * c.head_dim, index(end - begin),
+                                 index(c.head_dim), Stride(index(c.kv_width())));
+            };
             const ConstRows Q(q + first * c.q_width() + h * c.head_dim, index(n), index(c.head_dim),
                               Stride(index(c.q_width())));
-            const ConstRows K(keys_[layer].data() + g * c.head_dim, index(seen), index(c.head_dim),
-                              Stride(index(c.kv_width())));
-            const ConstRows V(values_[layer].data() + g * c.head_dim, index(seen), index(c.head_dim),
-                              Stride(index(c.kv_width())));
-            RowMajor P(index(n), index(seen));
-            P.noalias() = Q * K.transpose();
+            RowMajor P(index(n), index(end - begin));
+            P.noalias() = Q * rows(keys_[layer]).transpose();
             for (std::size_t t = 0; t < n; ++t) {
                 auto row = P.row(index(t)).array();
-                auto past = row.head(index(size_ + first + t + 1));
-                past = ((past - past.maxCoeff()) * factor).exp().eval();
-                past /= past.sum();
-                row.tail(index(n - t - 1)).setZero();
+                const std::size_t before = oldest(first + t) - begin, after = n - t - 1;
+                auto seen = row.segment(index(before), index(end - begin - before - after));
+                seen = ((seen - seen.maxCoeff()) * c.softmax_scale).exp().eval();
+                seen /= seen.sum();
+                row.head(index(before)).setZero();
+                row.tail(index(after)).setZero();
             }
             Rows(out + first * c.q_width() + h * c.head_dim, index(n), index(c.head_dim), Stride(index(c.q_width())))
-                .noalias() = P * V;
+                .noalias() = P * rows(values_[layer]);
         });
     }
 

@@ -80,8 +80,7 @@ void generate(const GenerateOptions& o) {
         gguf->text("tokenizer.chat_template").find("<|im_start|>") == std::string::npos)
         throw Error("--chat: the model's chat template is not ChatML");
     std::vector<Token> ids = o.chat ? chat_prompt(tokenizer, o.system, o.prompt) : tokenizer.encode(o.prompt, true);
-    if (!o.chat && gguf->has("tokenizer.ggml.add_bos_token") && gguf->boolean("tokenizer.ggml.add_bos_token"))
-        ids.insert(ids.begin(), static_cast<Token>(gguf->integer("tokenizer.ggml.bos_token_id")));
+    if (!o.chat && tokenizer.adds_bos()) ids.insert(ids.begin(), tokenizer.bos());
     if (ids.empty()) throw Error("--prompt is empty");
     const std::vector<Token> ends = end_tokens(*gguf, tokenizer);
     ThreadPool pool(o.threads);

@@ -325,6 +325,11 @@ std::vector<std::int64_t> Gguf::integers(std::string_view key) const {
     wrong_kind(name_, key, "a list of integers");
 }
 
+const std::vector<double>& Gguf::numbers(std::string_view key) const {
+    if (const auto* found = std::get_if<std::vector<double>>(&value(key))) return *found;
+    wrong_kind(name_, key, "a list of floats");
+}
+
 const TensorHead& Gguf::tensor(std::string_view tensor) const {
     const auto found = tensors_.find(tensor);
     if (found == tensors_.end()) throw Error(fmt::format("{}: tensor '{}' is missing", name_, tensor));

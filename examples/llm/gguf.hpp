@@ -57,6 +57,7 @@ public:
     const std::string& text(std::string_view key) const;
     const std::vector<std::string>& texts(std::string_view key) const;
     std::vector<std::int64_t> integers(std::string_view key) const;
+    const std::vector<double>& numbers(std::string_view key) const;  // of an array of floats
 
     const TensorHead& tensor(std::string_view tensor) const;
 

@@ -5,7 +5,8 @@
 
 namespace llm {
 
-void multiply(const float* x, std::size_t n, const Matrix& weights, float* y, ThreadPool& pool) {
+void multiply(const float* x, std::size_t n, const Matrix& weights, const std::vector<float>& bias, float* y,
+              ThreadPool& pool) {
     using ColumnMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic>;
     using Index = Eigen::Index;
     const std::size_t in = weights.columns, out = weights.rows;
@@ -22,13 +23,16 @@ void multiply(const float* x, std::size_t n, const Matrix& weights, float* y, Th
         const Eigen::Map<const ColumnMajor> W(weights.values.data() + first * in, static_cast<Index>(in), outs);
         if (rows == 1) {
             const Eigen::Map<const Eigen::VectorXf> X(x + row * in, static_cast<Index>(in));
-            Eigen::Map<Eigen::VectorXf>(y + row * out + first, outs).noalias() = W.transpose() * X;
+            Eigen::Map<Eigen::VectorXf> Y(y + row * out + first, outs);
+            Y.noalias() = W.transpose() * X;
+            if (!bias.empty()) Y += Eigen::Map<const Eigen::VectorXf>(bias.data() + first, outs);
             return;
         }
         const Eigen::Map<const ColumnMajor> X(x + row * in, static_cast<Index>(in), rows);
         Eigen::Map<ColumnMajor, 0, Eigen::OuterStride<>> Y(y + row * out + first, outs, rows,
                                                            Eigen::OuterStride<>(static_cast<Index>(out)));
         Y.noalias() = W.transpose() * X;
+        if (!bias.empty()) Y.colwise() += Eigen::Map<const Eigen::VectorXf>(bias.data() + first, outs);
     });
 }
 

@@ -1,6 +1,6 @@
 /// Dense products with the weights of a model, shared out over threads.
 ///
-/// Formula  y = x W'      x [n, in], W [out, in] as GGUF stores it, y [n, out], all row-major f32
+/// Formula  y = x W' + b      x [n, in], W [out, in] as GGUF stores it, b [out] or empty, y [n, out], all row-major f32
 /// Threads  The work is cut into tiles whose sizes depend on the shapes alone, so y doesn't depend on their number.
 /// Limits   n = 1 reads every weight once (memory); many rows are bound by Eigen's GEMM (arithmetic).
 #pragma once
@@ -17,6 +17,7 @@ struct Matrix {
     std::vector<float> values;          // [rows, columns]
 };
 
-void multiply(const float* x, std::size_t n, const Matrix& weights, float* y, ThreadPool& pool);
+void multiply(const float* x, std::size_t n, const Matrix& weights, const std::vector<float>& bias, float* y,
+              ThreadPool& pool);
 
 }  // namespace llm

@@ -1,4 +1,4 @@
-/// xquant-llm: a small Llama engine that shows what quantized attention caches cost, in bytes and in quality.
+/// xquant-llm: a small engine that shows what quantized attention caches cost, in bytes and in quality.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>

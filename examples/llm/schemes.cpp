@@ -20,18 +20,32 @@ namespace {
 
 namespace xq = xquant;
 
+xq::Rope describe(const Rope& rope) {
+    return xq::Rope::standard(rope.dims, rope.base,
+                              rope.pairs == Pairs::halves ? xq::RopePairing::halves : xq::RopePairing::interleaved);
+}
+
 xq::Model describe(const Model& model, const SchemeOptions& options) {
     const Config& config = model.config();
-    xq::Rope rope = xq::Rope::standard(config.rope_dims, config.rope_base);
-    xq::Model out =
-        xq::Model::uniform(config.layers, {config.width, config.heads, config.kv_heads, config.head_dim}, rope);
+    const auto view = [](const Matrix& matrix) {
+        return xq::MatrixView(matrix.values.data(), matrix.rows, matrix.columns);
+    };
+    const auto or_null = [](const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
+    xq::Model out;
     for (std::size_t i = 0; i < config.layers; ++i) {
-        const auto view = [](const Matrix& matrix) {
-            return xq::MatrixView(matrix.values.data(), matrix.rows, matrix.columns);
-        };
-        out.layers[i].w_k = view(model.layer(i).W_k);
-        out.layers[i].w_v = view(model.layer(i).W_v);
-        if (options.mean != nullptr) out.layers[i].mean = (*options.mean)[i].data();
+        const Layer& from = model.layer(i);
+        xq::Layer& to = out.layers.emplace_back();
+        to.shape = {config.width, config.heads, config.kv_heads, config.head_dim};
+        to.w_k = view(from.W_k);
+        to.w_v = view(from.W_v);
+        to.b_k = or_null(from.b_k);
+        to.b_v = or_null(from.b_v);
+        to.k_norm = or_null(from.k_norm);
+        to.k_norm_epsilon = static_cast<double>(config.norm_epsilon);
+        to.rope = describe(from.rope);
+        to.window = from.window;
+        to.softmax_scale = static_cast<double>(config.softmax_scale);
+        if (options.mean != nullptr) to.mean = (*options.mean)[i].data();
     }
     return out;
 }

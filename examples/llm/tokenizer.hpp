@@ -1,9 +1,5 @@
-/// Byte-level BPE, as GGUF describes it (tokenizer.ggml.model = "gpt2"; .pre = "smollm" or "gpt-2").
-///
-///   text -> words (a pattern) -> bytes, each written as one printable character -> merges by rank -> ids
-///
-/// "smollm" splits like GPT-2, but takes every digit alone and lets no word reach over a digit.
-/// Source  Radford et al. 2019; tokenizers' ByteLevel and Digits pre-tokenizers
+/// Text to token ids and back, by the vocabulary of a GGUF file: byte-level BPE (tokenizer.ggml.model = "gpt2";
+/// byte_pair.cpp) or SentencePiece's BPE with scores and byte fallback ("llama"; sentence_piece.cpp).
 #pragma once
 
 #include <cstdint>
@@ -26,7 +22,8 @@ public:
     Tokenizer& operator=(Tokenizer&&) noexcept;
 
     /// Ids of a UTF-8 text, without BOS. Bytes that are no UTF-8 are an error that names the first of them.
-    /// special: also read "<|im_start|>" and the like as their tokens; leave it off for text that a user wrote.
+    /// Tokens that the file calls user-defined ("<table>", a run of newlines) are read wherever their name stands, the
+    /// longest name first. special: control tokens like "<|im_start|>" too; leave it off for text that a user wrote.
     std::vector<Token> encode(std::string_view text, bool special = false) const;
 
     /// The bytes of a token, which may be a part of a UTF-8 character (see Utf8Stream); of a special token, its name.
@@ -34,8 +31,10 @@ public:
     std::string decode(const std::vector<Token>& tokens) const;
 
     std::size_t size() const;                    // tokens in the vocabulary
-    Token find(std::string_view special) const;  // id of a special token, -1 if there is none of that name
-    bool is_special(Token token) const;
+    Token find(std::string_view special) const;  // id of a control or user-defined token, -1 if none has that name
+    bool is_special(Token token) const;          // control or user-defined
+    Token bos() const;                           // the token that begins a text, -1 if the file names none
+    bool adds_bos() const;                       // whether the file asks for it
 
 private:
     struct Data;

@@ -13,7 +13,7 @@ using namespace llm::test;
 
 TEST_CASE("predictions are scored as defined", "[compare]") {
     ThreadPool pool(2);
-    const TinyModel tiny = tiny_model(true);
+    const TinyModel tiny = tiny_model("llama", true);
     const Model model(Gguf::parse(to_gguf(tiny).bytes(), "tiny.gguf"));
     const std::size_t T = 140, D = tiny.width, V = tiny.vocabulary;  // more than one block of 128
     std::vector<Token> ids(T);

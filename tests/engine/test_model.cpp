@@ -1,7 +1,6 @@
 /// The model with its exact cache against a naive forward pass in float64, and the files it refuses.
 #include <cmath>
 #include <functional>
-#include <numeric>
 #include <random>
 
 #include "calibrate.hpp"
@@ -10,6 +9,7 @@
 #include "exact_cache.hpp"
 #include "gguf.hpp"
 #include "model.hpp"
+#include "naive_model.hpp"
 #include "schemes.hpp"
 #include "tiny_model.hpp"
 
@@ -17,95 +17,6 @@ using namespace llm;
 using namespace llm::test;
 
 namespace {
-
-using Rows = std::vector<std::vector<double>>;
-
-std::vector<double> times(const std::vector<float>& W, const std::vector<double>& x) {  // W [out][in]
-    std::vector<double> y(W.size() / x.size());
-    for (std::size_t o = 0; o < y.size(); ++o)
-        for (std::size_t i = 0; i < x.size(); ++i) y[o] += static_cast<double>(W[o * x.size() + i]) * x[i];
-    return y;
-}
-
-std::vector<double> normed(const std::vector<double>& x, const std::vector<float>& gain, double epsilon) {
-    double square = 0;
-    for (const double value : x) square += value * value / static_cast<double>(x.size());
-    std::vector<double> y(x.size());
-    for (std::size_t i = 0; i < x.size(); ++i) y[i] = x[i] / std::sqrt(square + epsilon) * static_cast<double>(gain[i]);
-    return y;
-}
-
-void turn(std::vector<double>& x, std::size_t dim, std::size_t position, double base) {
-    for (std::size_t i = 0; i < x.size(); i += 2) {
-        const double angle =
-            static_cast<double>(position) * std::pow(base, -static_cast<double>(i % dim) / static_cast<double>(dim));
-        const double even = x[i], odd = x[i + 1];
-        x[i] = even * std::cos(angle) - odd * std::sin(angle);
-        x[i + 1] = even * std::sin(angle) + odd * std::cos(angle);
-    }
-}
-
-/// ids -> logits [T][vocabulary]; inputs, if given, gets each layer's mean of x over the tokens from `skip` on
-Rows naive_logits(const TinyModel& m, const std::vector<Token>& ids, Rows* inputs = nullptr, std::size_t skip = 0) {
-    const auto& tensor = m.tensors;
-    const std::size_t T = ids.size(), Dh = m.head_dim;
-    Rows x(T);
-    const auto& embedding = tensor.at("token_embd.weight");
-    for (std::size_t t = 0; t < T; ++t) {
-        const auto row = embedding.begin() + static_cast<std::ptrdiff_t>(static_cast<std::size_t>(ids[t]) * m.width);
-        x[t].assign(row, row + static_cast<std::ptrdiff_t>(m.width));
-    }
-    for (std::size_t layer = 0; layer < m.layers; ++layer) {
-        const auto weight = [&](const char* name) -> const std::vector<float>& {
-            return tensor.at("blk." + std::to_string(layer) + "." + name + ".weight");
-        };
-        Rows q(T), k(T), v(T);
-        std::vector<double> sum(m.width);
-        for (std::size_t t = 0; t < T; ++t) {
-            const auto a = normed(x[t], weight("attn_norm"), static_cast<double>(m.epsilon));
-            if (t >= skip)
-                for (std::size_t i = 0; i < a.size(); ++i) sum[i] += a[i] / static_cast<double>(T - skip);
-            q[t] = times(weight("attn_q"), a), k[t] = times(weight("attn_k"), a), v[t] = times(weight("attn_v"), a);
-            turn(q[t], Dh, t, m.rope_base), turn(k[t], Dh, t, m.rope_base);
-        }
-        if (inputs) inputs->push_back(sum);
-        for (std::size_t t = 0; t < T; ++t) {
-            std::vector<double> out(m.heads * Dh);
-            for (std::size_t h = 0; h < m.heads; ++h) {
-                const std::size_t g = h / (m.heads / m.kv_heads);
-                std::vector<double> p(t + 1);
-                for (std::size_t s = 0; s <= t; ++s) {
-                    for (std::size_t i = 0; i < Dh; ++i) p[s] += q[t][h * Dh + i] * k[s][g * Dh + i];
-                    p[s] = std::exp(p[s] / std::sqrt(static_cast<double>(Dh)));
-                }
-                const double total = std::accumulate(p.begin(), p.end(), 0.0);
-                for (std::size_t s = 0; s <= t; ++s)
-                    for (std::size_t i = 0; i < Dh; ++i) out[h * Dh + i] += p[s] / total * v[s][g * Dh + i];
-            }
-            const auto more = times(weight("attn_output"), out);
-            for (std::size_t i = 0; i < m.width; ++i) x[t][i] += more[i];
-        }
-        for (std::size_t t = 0; t < T; ++t) {
-            const auto b = normed(x[t], weight("ffn_norm"), static_cast<double>(m.epsilon));
-            auto gate = times(weight("ffn_gate"), b);
-            const auto up = times(weight("ffn_up"), b);
-            for (std::size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
-            const auto more = times(weight("ffn_down"), gate);
-            for (std::size_t i = 0; i < m.width; ++i) x[t][i] += more[i];
-        }
-    }
-    Rows logits;
-    for (const auto& row : x)
-        logits.push_back(times(tensor.at(m.own_output ? "output.weight" : "token_embd.weight"),
-                               normed(row, tensor.at("output_norm.weight"), static_cast<double>(m.epsilon))));
-    return logits;
-}
-
-std::vector<Token> some_ids(std::size_t n) {
-    std::vector<Token> ids(n);
-    for (std::size_t t = 0; t < n; ++t) ids[t] = static_cast<Token>((t * 37 + t * t * 11 + 5) % 259);
-    return ids;
-}
 
 Model load(const GgufWriter& file) { return Model(Gguf::parse(file.bytes(), "tiny.gguf")); }
 
@@ -120,12 +31,12 @@ std::string refusal(const TinyModel& m, const std::function<void(GgufWriter&)>& 
 TEST_CASE("the forward pass equals a naive one in float64", "[engine]") {
     const bool own_output = GENERATE(false, true);
     const std::size_t threads = GENERATE(1u, 3u), step = GENERATE(1u, 7u, 150u);
-    const TinyModel tiny = tiny_model(own_output);
+    const TinyModel tiny = tiny_model("llama", own_output);
     ThreadPool pool(threads);
     const Model model = load(to_gguf(tiny));
     const auto cache = make_exact_cache(model, pool);
     const std::vector<Token> ids = some_ids(150);
-    const Rows expected = naive_logits(tiny, ids);
+    const Rows expected = NaiveModel(tiny).logits(ids);
 
     for (int round = 0; round < 2; ++round) {  // the second one after reset()
         cache->reset();
@@ -149,7 +60,7 @@ TEST_CASE("the forward pass equals a naive one in float64", "[engine]") {
 }
 
 TEST_CASE("the number of threads changes no bit", "[engine]") {
-    const Model model = load(to_gguf(tiny_model(false)));
+    const Model model = load(to_gguf(tiny_model()));
     const std::vector<Token> ids = some_ids(300);
     std::vector<std::vector<float>> results;
     for (const std::size_t threads : {1u, 2u, 5u}) {
@@ -162,7 +73,7 @@ TEST_CASE("the number of threads changes no bit", "[engine]") {
 
 TEST_CASE("no tokens, no step", "[engine]") {
     ThreadPool pool(1);
-    const Model model = load(to_gguf(tiny_model(false)));
+    const Model model = load(to_gguf(tiny_model()));
     const auto cache = make_exact_cache(model, pool);
     CHECK(model.forward({}, *cache, pool).empty());
     CHECK(cache->size() == 0);
@@ -171,13 +82,13 @@ TEST_CASE("no tokens, no step", "[engine]") {
 }
 
 TEST_CASE("calibration gives the mean of x behind the first tokens", "[engine]") {
-    const TinyModel tiny = tiny_model(false);
+    const TinyModel tiny = tiny_model();
     ThreadPool pool(2);
     const Model model = load(to_gguf(tiny));
     const std::vector<Token> ids = some_ids(60);
     Rows first, second;
-    naive_logits(tiny, {ids.begin(), ids.begin() + 30}, &first, 4);
-    naive_logits(tiny, {ids.begin() + 30, ids.end()}, &second, 4);
+    NaiveModel(tiny).logits({ids.begin(), ids.begin() + 30}, &first, 4);
+    NaiveModel(tiny).logits({ids.begin() + 30, ids.end()}, &second, 4);
     const auto mean = calibrate(model, ids, 30, pool);
     REQUIRE(mean.size() == 2);
     for (std::size_t layer = 0; layer < 2; ++layer)
@@ -186,11 +97,11 @@ TEST_CASE("calibration gives the mean of x behind the first tokens", "[engine]")
 }
 
 TEST_CASE("models that it can't run are refused", "[engine]") {
-    const TinyModel tiny = tiny_model(false);
+    const TinyModel tiny = tiny_model();
     REQUIRE(refusal(tiny).empty());
     TinyModel wrong = tiny;
     wrong.tensors["blk.0.attn_q.bias"] = std::vector<float>(24);
-    CHECK(contains(refusal(wrong), "tensor 'blk.0.attn_q.bias' is no part"));
+    CHECK(contains(refusal(wrong), "tensor 'blk.0.attn_q.bias' is no part of a llama model"));
     wrong = tiny;
     wrong.tensors.erase("blk.1.ffn_up.weight");
     CHECK(contains(refusal(wrong), "tensor 'blk.1.ffn_up.weight' is missing"));
@@ -209,12 +120,22 @@ TEST_CASE("models that it can't run are refused", "[engine]") {
     CHECK(contains(refusal(tiny, [](GgufWriter& f) { f.text("llama.rope.scaling.type", "yarn"); }),
                    "llama.rope.scaling.type"));
     GgufWriter other;
-    other.text("general.architecture", "gpt2");
-    CHECK(contains(message<Error>([&] { load(other); }), "'gpt2'; this engine knows 'llama'"));
+    other.text("general.architecture", "mamba");
+    CHECK(contains(message<Error>([&] { load(other); }), "'mamba'; this engine knows 'llama', 'qwen2', "));
+    // What a key or a tensor of another architecture asks for is not done silently.
+    CHECK(contains(refusal(tiny, [](GgufWriter& f) { f.f32("llama.attn_logit_softcapping", 50); }),
+                   "metadata 'llama.attn_logit_softcapping' asks for something"));
+    CHECK(refusal(tiny, [](GgufWriter& f) { f.u32("llama.expert_count", 0).u32("qwen2.block_count", 3); }).empty());
+    wrong = tiny_model("qwen2");
+    wrong.tensors.erase("blk.1.attn_k.bias");
+    CHECK(contains(refusal(wrong), "tensor 'blk.1.attn_k.bias' is missing"));
+    wrong = tiny_model("gemma3");
+    wrong.window = 0;
+    CHECK(contains(refusal(wrong), "'gemma3.attention.sliding_window' is missing"));
 }
 
 TEST_CASE("a damaged model is refused or runs, and never crashes", "[engine]") {
-    const Bytes original = to_gguf(tiny_model(false)).bytes();
+    const Bytes original = to_gguf(tiny_model()).bytes();
     std::mt19937 random(3);
     ThreadPool pool(1);
     const std::vector<Token> ids = some_ids(3);
@@ -231,7 +152,7 @@ TEST_CASE("a damaged model is refused or runs, and never crashes", "[engine]") {
 
 TEST_CASE("unknown schemes are refused with the known ones", "[engine]") {
     ThreadPool pool(1);
-    const Model model = load(to_gguf(tiny_model(false)));
+    const Model model = load(to_gguf(tiny_model()));
     SchemeOptions options;
     options.pool = &pool;
     const std::string refused = message<Error>([&] { make_cache("nope", model, options); });

@@ -90,6 +90,19 @@ TEST_CASE("words are split like SmolLM's", "[tokenizer]") {
     CHECK(pieces(gpt2, " 1") == Pieces{" 1"});
 }
 
+TEST_CASE("words are split like Qwen's", "[tokenizer]") {
+    const Tokenizer tokenizer = make({"1 2", "\u0120 1", "\u0120 \u0120", "' S", "\u0120 a", "( a", "! !", "! \u010a",
+                                      "!! \u010a", "\u0120 \u010a", "\u010a a"},
+                                     "qwen2");
+    CHECK(pieces(tokenizer, "12") == Pieces{"1", "2"});
+    CHECK(pieces(tokenizer, "  1") == Pieces{" ", " ", "1"});
+    CHECK(pieces(tokenizer, "  a") == Pieces{" ", " a"});
+    CHECK(pieces(tokenizer, "a'S") == Pieces{"a", "'S"});
+    CHECK(pieces(tokenizer, "(a") == Pieces{"(a"});
+    CHECK(pieces(tokenizer, "a!!\n") == Pieces{"a", "!!\n"});
+    CHECK(pieces(tokenizer, " \na") == Pieces{" \n", "a"});
+}
+
 TEST_CASE("decoding gives the text back", "[tokenizer]") {
     const Tokenizer tokenizer = make({"\u0120 t", "h e", "\u0120t he"});
     std::string control;

@@ -1,5 +1,6 @@
 #include "calibrate.hpp"
 
+#include <algorithm>
 #include <memory>
 
 #include "exact_cache.hpp"
@@ -42,15 +43,16 @@ private:
 
 }  // namespace
 
-std::vector<std::vector<float>> calibrate(const Model& model, std::span<const Token> ids, std::size_t context,
+std::vector<std::vector<float>> calibrate(const Model& model, const std::vector<std::vector<Token>>& chunks,
                                           ThreadPool& pool, std::size_t skip) {
     Listener listener(model, pool, skip);
-    const std::size_t chunks = ids.size() / context;
-    for (std::size_t chunk = 0; chunk < chunks; ++chunk) {
+    std::size_t tokens = 0;
+    for (const std::vector<Token>& ids : chunks) {
         listener.reset();
-        model.forward(ids.subspan(chunk * context, context), listener, pool);
+        model.forward(ids, listener, pool);
+        tokens += ids.size() - std::min(skip, ids.size());
     }
-    const double counted = static_cast<double>(chunks * (context - skip));
+    const auto counted = static_cast<double>(tokens);
     std::vector<std::vector<float>> mean;
     for (const auto& sum : listener.sums()) {
         auto& of_layer = mean.emplace_back();

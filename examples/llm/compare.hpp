@@ -1,9 +1,15 @@
 /// Compares next-token predictions with the exact ones.
 ///
-/// For each position with a next token in its context, from the logits l (this) and e (exact):
+/// For each scored position, from the logits l (this) and e (exact) and p = softmax(e):
 ///   nll  = -log softmax(l)[next]
-///   kld  = sum_i softmax(e)_i (log softmax(e)_i - log softmax(l)_i)
+///   kld  = sum_i p_i (log p_i - log softmax(l)_i)
+///        = (h - h') m - log sum exp(e) + log sum exp(l)        m = sum_i p_i W_i
 ///   same = argmax e == argmax l
+///
+/// Logits are linear in the hidden states h and h', so all that a comparison needs of the exact side is m [D], the mean
+/// row of the output matrix under p: schemes after the first cost one pass over the vocabulary, not two, and logits are
+/// made and used up tile by tile.
+/// Error  logits are products in f32: log sums are good to about 1e-6 a position.
 #pragma once
 
 #include <cstddef>
@@ -15,18 +21,37 @@
 namespace llm {
 
 struct Predictions {
-    std::vector<double> nll, kld;  // of each scored position
-    std::size_t same = 0;          // positions with the same top-1
+    std::vector<double> nll, exact_nll, kld;  // of each scored position
+    std::size_t same = 0;                     // positions with the same top-1
 
-    double perplexity() const;  // exp(mean nll)
+    double perplexity() const;     // exp(mean nll)
+    double delta_percent() const;  // change of the perplexity against the exact one
     double kld_mean() const;
     double kld_quantile(double q) const;  // linear between the neighbouring ranks
     double top1() const;                  // share of positions with the same top-1
+
+    // Standard errors of the two means over positions, as if those were independent.
+    double kld_error() const;
+    double delta_percent_error() const;  // of the paired differences of nll, as percent of the perplexity
 };
 
-/// Adds the n - 1 positions of one context. ids [n]; hidden, exact: hidden states [n, D]. Logits are made block by
-/// block, so that only 2 * 128 * vocabulary of them are in memory.
-void compare(const Model& model, std::span<const Token> ids, const float* hidden, const float* exact, ThreadPool& pool,
-             Predictions& into);
+/// What the exact cache predicts for one context, from position `first` on.
+struct Reference {
+    std::size_t first = 0;
+    std::vector<float> hidden, mean_row;  // h, m [n, D]
+    std::vector<double> log_sum, nll;     // [n]
+    std::vector<Token> top;               // [n]
+};
+
+/// ids: one context; hidden: its exact hidden states [ids, D]. Scores the positions first .. ids - 2.
+Reference make_reference(const Model& model, std::span<const Token> ids, const float* hidden, std::size_t first,
+                         ThreadPool& pool);
+
+/// Adds the positions of the reference. hidden: hidden states of the same ids [ids, D].
+void compare(const Model& model, std::span<const Token> ids, const float* hidden, const Reference& reference,
+             ThreadPool& pool, Predictions& into);
+
+/// Adds the reference itself.
+void compare(const Reference& reference, Predictions& into);
 
 }  // namespace llm

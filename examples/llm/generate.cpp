@@ -1,7 +1,6 @@
 #include "generate.hpp"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <chrono>
@@ -68,10 +67,8 @@ std::vector<Token> chat_prompt(const Tokenizer& tokenizer, const std::string& sy
 }
 
 void generate(const GenerateOptions& o) {
-    const std::vector<std::string> known = scheme_names();
-    if (o.scheme != "f32" && std::find(known.begin(), known.end(), o.scheme) == known.end())
-        throw Error(fmt::format("unknown scheme '{}'; known are {}", o.scheme, fmt::join(known, ", ")));
-    if (scheme_needs_mean(o.scheme))
+    const Scheme scheme = parse_scheme(o.scheme);
+    if (scheme.needs_mean)
         throw Error(fmt::format(
             "scheme '{}' needs a calibration text, which `generate` doesn't have; `perplexity` does", o.scheme));
     std::optional<Gguf> gguf = Gguf::open(o.model);
@@ -96,7 +93,7 @@ void generate(const GenerateOptions& o) {
     options.sinks = o.sinks;
     options.tail = o.tail;
     options.pool = &pool;
-    const std::unique_ptr<AttentionCache> cache = make_cache(o.scheme, model, options);
+    const std::unique_ptr<AttentionCache> cache = make_cache(scheme, model, options);
 
     constexpr std::size_t step = 512;
     auto start = std::chrono::steady_clock::now();

@@ -131,7 +131,7 @@ std::vector<float> Model::forward(std::span<const Token> ids, AttentionCache& ca
 }
 
 void Model::logits(const float* hidden, std::size_t n, float* out, ThreadPool& pool) const {
-    multiply(hidden, n, output_.values.empty() ? embedding_ : output_, {}, out, pool);
+    multiply(hidden, n, output(), {}, out, pool);
 }
 
 void norm_heads(const std::vector<float>& gain, float epsilon, float* x, std::size_t n, std::size_t heads,

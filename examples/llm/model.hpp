@@ -84,6 +84,9 @@ public:
     /// One step: the tokens follow those that the cache holds. Returns their hidden states after the last norm, [n, D].
     std::vector<float> forward(std::span<const Token> ids, AttentionCache& cache, ThreadPool& pool) const;
 
+    /// [vocabulary, D]
+    const Matrix& output() const { return output_.values.empty() ? embedding_ : output_; }
+
     /// hidden [n, D] -> logits [n, vocabulary]
     void logits(const float* hidden, std::size_t n, float* out, ThreadPool& pool) const;
 

@@ -1,8 +1,12 @@
-/// Makes caches by the names of the schemes: "f32" (exact), "f16", "q8_0", "svd_head4" ...
+/// Makes caches by the names of the schemes: "f32" (exact), "f16", "svd_head4", "x3_rot:group=32:tail=128" ...
+///
+/// Every scheme but the exact one is a cache of the library; f32 is the engine's own (exact_cache.hpp), so that the
+/// yardstick owes nothing to the library.
 #pragma once
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,11 +26,21 @@ struct SchemeOptions {
         nullptr;  // [L][D], mean of x in each layer, for the x*_rot_mean schemes
 };
 
-std::vector<std::string> scheme_names();          // in table order
-bool scheme_needs_mean(const std::string& name);  // x*_rot_mean
+struct Scheme {
+    std::string text, name;                  // "svd_head4:tail=128", "svd_head4"
+    std::optional<std::size_t> tail, sinks;  // instead of the options'
+    std::optional<std::size_t> group;        // 32, 64 or 128 (the default): values that share a scale
+    bool needs_mean = false;                 // SchemeOptions::mean
+};
 
-/// An empty cache for one sequence; model must outlive it. Throws llm::Error for an unknown name, listing the known
-/// ones.
-std::unique_ptr<AttentionCache> make_cache(const std::string& name, const Model& model, const SchemeOptions& options);
+/// NAME[:tail=N][:sinks=N][:group=N]. Throws llm::Error for names that aren't known, listing those that are, and for
+/// suffixes that the scheme doesn't take.
+Scheme parse_scheme(const std::string& text);
+
+std::vector<std::string> scheme_names();  // without suffixes, in table order
+
+/// An empty cache for one sequence; model must outlive it.
+std::unique_ptr<AttentionCache> make_cache(const Scheme& scheme, const Model& model, const SchemeOptions& options);
+std::unique_ptr<AttentionCache> make_cache(const std::string& scheme, const Model& model, const SchemeOptions& options);
 
 }  // namespace llm

@@ -11,47 +11,50 @@ namespace xquant::preset {
 inline namespace XQUANT_ABI_NS {
 
 /// X itself per token. The paper's form for MHA.
-template <unsigned Bits>
-using plain_x = XCache<Quantizer<Bits>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
+template <unsigned Bits, unsigned Group = 128>
+using plain_x = XCache<Quantizer<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
 
 /// X rotated per token; less its mean where Layer::mean is given.
-template <unsigned Bits>
-using rotated_x = XCache<Quantizer<Bits>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>>;
+template <unsigned Bits, unsigned Group = 128>
+using rotated_x = XCache<Quantizer<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>>;
 
 /// Latents of W_k per channel and of W_v per token. The paper's form for GQA. Needs <xquant/projection/svd.hpp>.
-template <unsigned Bits>
-using split_svd = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<SplitSvd>>;
+template <unsigned Bits, unsigned Group = 128>
+using split_svd = XCache<Quantizer<Bits, Group>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<SplitSvd>>;
 
 /// A latent for each key head per channel, rotated V per token. Needs <xquant/projection/svd.hpp>.
-template <unsigned Bits>
-using head_svd = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>;
+template <unsigned Bits, unsigned Group = 128>
+using head_svd = XCache<Quantizer<Bits, Group>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>;
 
 /// XQuant-CL on X: layers store what they add to the layers below. The paper's form for MHA.
-template <unsigned Bits>
-using cross_layer_x = XCache<Quantizer<Bits>, Layout<PerToken>, CrossLayer<Delta>, Projection<Plain>>;
+template <unsigned Bits, unsigned Group = 128>
+using cross_layer_x =
+    XCache<Quantizer<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Quantizer<4, Group>>, Projection<Plain>>;
 
 /// The same with X rotated; differences of 3 and 2 bits with the scale of least squared error.
-template <unsigned Bits>
-using cross_layer_rotated_x = XCache<Quantizer<Bits, 128, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
-                                     Layout<PerToken>, CrossLayer<Delta>, Projection<Rotated>>;
+template <unsigned Bits, unsigned Group = 128>
+using cross_layer_rotated_x = XCache<Quantizer<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
+                                     Layout<PerToken>, CrossLayer<Delta, Quantizer<4, Group>>, Projection<Rotated>>;
 
 /// XQuant-CL on latents of [W_k W_v]. The paper's form for GQA. Needs <xquant/projection/joint_svd.hpp>.
-template <unsigned Bits>
-using cross_layer_svd =
-    XCache<Quantizer<Bits>, Layout<PerToken>, CrossLayer<Delta>, Projection<JointSvd<NoMix, FullRank>>>;
+template <unsigned Bits, unsigned Group = 128>
+using cross_layer_svd = XCache<Quantizer<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Quantizer<4, Group>>,
+                               Projection<JointSvd<NoMix, FullRank>>>;
 
 /// The same with base and latents rotated; differences of 3 and 2 bits with the scale of least squared error.
-template <unsigned Bits>
-using cross_layer_rotated_svd = XCache<Quantizer<Bits, 128, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
-                                       Layout<PerToken>, CrossLayer<Delta>, Projection<JointSvd<Hadamard, FullRank>>>;
+template <unsigned Bits, unsigned Group = 128>
+using cross_layer_rotated_svd =
+    XCache<Quantizer<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>, Layout<PerToken>,
+           CrossLayer<Delta, Quantizer<4, Group>>, Projection<JointSvd<Hadamard, FullRank>>>;
 
 /// Multi-head latent attention: the model's latent per token, and the shared rotary part of the keys in f16.
 template <unsigned Bits>
 using mla = XCache<PerStream<Quantizer<Bits>, Unquantized<f16>>, Layout<PerToken>, CrossLayer<Off>, Projection<Latent>>;
 
 /// K before RoPE per channel and V per token: KIVI* of the paper.
-template <unsigned Bits>
-using kivi = XCache<Quantizer<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope>>>;
+template <unsigned Bits, unsigned Group = 128>
+using kivi =
+    XCache<Quantizer<Bits, Group>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope>>>;
 
 /// K before RoPE per channel and V per token, with levels learnt from Layer::calibration and 1 of 128 values kept in f16: like
 /// KVQuant (arXiv 2401.18079) with 1 % outliers, in groups of 128 and scaled online, as kivi.

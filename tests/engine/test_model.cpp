@@ -89,7 +89,7 @@ TEST_CASE("calibration gives the mean of x behind the first tokens", "[engine]")
     Rows first, second;
     NaiveModel(tiny).logits({ids.begin(), ids.begin() + 30}, &first, 4);
     NaiveModel(tiny).logits({ids.begin() + 30, ids.end()}, &second, 4);
-    const auto mean = calibrate(model, ids, 30, pool);
+    const auto mean = calibrate(model, {{ids.begin(), ids.begin() + 30}, {ids.begin() + 30, ids.end()}}, pool);
     REQUIRE(mean.size() == 2);
     for (std::size_t layer = 0; layer < 2; ++layer)
         for (std::size_t i = 0; i < tiny.width; ++i)
@@ -158,6 +158,6 @@ TEST_CASE("unknown schemes are refused with the known ones", "[engine]") {
     const std::string refused = message<Error>([&] { make_cache("nope", model, options); });
     CHECK(contains(refused, "'nope'"));
     for (const std::string& name : scheme_names()) CHECK(contains(refused, name));
-    CHECK(scheme_needs_mean("x4_rot_mean"));
-    CHECK_FALSE(scheme_needs_mean("x4_rot"));
+    CHECK(parse_scheme("x4_rot_mean:tail=3").needs_mean);
+    CHECK_FALSE(parse_scheme("x4_rot").needs_mean);
 }

@@ -31,7 +31,7 @@ double exact_perplexity(const Model& model, std::span<const Token> ids, std::siz
         cache->reset();
         const auto chunk = ids.subspan(at, context);
         const std::vector<float> hidden = model.forward(chunk, *cache, pool);
-        compare(model, chunk, hidden.data(), hidden.data(), pool, predictions);
+        compare(make_reference(model, chunk, hidden.data(), 0, pool), predictions);
     }
     return predictions.perplexity();
 }

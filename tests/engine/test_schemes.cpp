@@ -24,7 +24,7 @@ struct Result {
 
 constexpr std::size_t context = 512, sinks = 4;
 
-Result run(const std::string& scheme, const Model& model, std::span<const Token> ids, const std::vector<float>& exact,
+Result run(const std::string& scheme, const Model& model, std::span<const Token> ids, const Reference& exact,
            ThreadPool& pool) {
     SchemeOptions options;
     options.sinks = sinks;
@@ -34,7 +34,7 @@ Result run(const std::string& scheme, const Model& model, std::span<const Token>
     const std::vector<float> hidden = model.forward(ids, *cache, pool);
     cache->seal();
     Predictions predictions;
-    compare(model, ids, hidden.data(), exact.data(), pool, predictions);
+    compare(model, ids, hidden.data(), exact, pool, predictions);
     return {predictions.kld_mean(), cache->bits_per_token_layer(),
             static_cast<double>(cache->bytes().stored()) / static_cast<double>(ids.size())};
 }
@@ -60,7 +60,7 @@ TEST_CASE("on the real model the schemes cost and lose what they should", "[mode
 
     ThreadPool pool;
     const auto exact_cache = make_exact_cache(model, pool);
-    const std::vector<float> exact = model.forward(ids, *exact_cache, pool);
+    const Reference exact = make_reference(model, ids, model.forward(ids, *exact_cache, pool).data(), 0, pool);
 
     std::map<std::string, Result> results;
     for (const std::string scheme : {"f16", "q8_0", "q4_0_hadamard", "kivi4", "x4", "x4_rot", "x3_rot", "svd_joint4",

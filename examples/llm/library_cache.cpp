@@ -1,0 +1,106 @@
+#include "library_cache.hpp"
+
+#include <algorithm>
+#include <optional>
+
+#include "error.hpp"
+#include "library_schemes.hpp"
+#include "model.hpp"
+
+template class xquant::detail::CacheBase<xquant::backend::best>;
+
+namespace llm {
+namespace {
+
+namespace xq = xquant;
+
+xq::Rope describe(const Rope& rope) {
+    return xq::Rope::standard(rope.dims, rope.base,
+                              rope.pairs == Pairs::halves ? xq::RopePairing::halves : xq::RopePairing::interleaved);
+}
+
+/// mean [L][D], or nullptr
+xq::Model describe(const Model& model, const std::vector<std::vector<float>>* mean) {
+    const Config& config = model.config();
+    const auto view = [](const Matrix& matrix) {
+        return xq::MatrixView(matrix.values.data(), matrix.rows, matrix.columns);
+    };
+    const auto or_null = [](const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); };
+    xq::Model out;
+    for (std::size_t i = 0; i < config.layers; ++i) {
+        const Layer& from = model.layer(i);
+        xq::Layer& to = out.layers.emplace_back();
+        to.shape = {config.width, config.heads, config.kv_heads, config.head_dim};
+        to.w_k = view(from.W_k);
+        to.w_v = view(from.W_v);
+        to.b_k = or_null(from.b_k);
+        to.b_v = or_null(from.b_v);
+        to.k_norm = or_null(from.k_norm);
+        to.k_norm_epsilon = static_cast<double>(config.norm_epsilon);
+        to.rope = describe(from.rope);
+        to.window = from.window;
+        to.softmax_scale = static_cast<double>(config.softmax_scale);
+        if (mean != nullptr) to.mean = (*mean)[i].data();
+    }
+    return out;
+}
+
+class LibraryCache final : public AttentionCache {
+public:
+    LibraryCache(const LibraryScheme& scheme, const Model& model, const SchemeOptions& options)
+        : shape_(model.config()),
+          pool_(options.pool),
+          cache_(scheme.make(describe(model, scheme.takes_mean ? options.mean : nullptr), library_options(options))),
+          sequence_(cache_->create()) {}
+
+    void reset() override {
+        step_.reset();
+        cache_->drop(sequence_);
+        sequence_ = cache_->create();
+    }
+    void begin(std::size_t n) override { step_.emplace(cache_->begin({{sequence_, n}})); }
+    void append(std::size_t layer, const float* x) override {
+        step_->append(layer, xq::MatrixView(x, step_->size(), shape_.width), *pool_);
+    }
+    void attend(std::size_t layer, const float* q, float* out) override {
+        step_->attend(layer, xq::MatrixView(q, step_->size(), shape_.q_width()), out, 0, *pool_);
+    }
+    void commit() override {
+        step_->commit();
+        step_.reset();
+    }
+    void seal() override { cache_->seal(sequence_); }
+    [[nodiscard]] std::size_t size() const override { return cache_->size(sequence_); }
+    [[nodiscard]] double bits_per_token_layer() const override {
+        return cache_->bits_per_token_layer(size() - std::min(size(), cache_->options().sinks));
+    }
+    [[nodiscard]] CacheBytes bytes() const override {
+        const xq::Bytes b = cache_->bytes();
+        return {b.codes, b.scales, b.tail, b.sinks, b.index, b.weights, b.workspace};
+    }
+
+private:
+    static xq::Options library_options(const SchemeOptions& options) {
+        xq::Options out;
+        out.sinks = options.sinks;
+        out.recent = options.tail;
+        out.strict = options.strict;
+        return out;
+    }
+
+    Config shape_;
+    ThreadPool* pool_;
+    std::shared_ptr<LibraryBase> cache_;
+    xq::Sequence sequence_;
+    std::optional<LibraryBase::Step> step_;
+};
+
+}  // namespace
+
+std::unique_ptr<AttentionCache> make_library_sequence(const LibraryScheme& scheme, const Model& model,
+                                                      const SchemeOptions& options) {
+    if (scheme.takes_mean && options.mean == nullptr) throw Error("the *_rot_mean schemes need a calibrated mean of x");
+    return std::make_unique<LibraryCache>(scheme, model, options);
+}
+
+}  // namespace llm

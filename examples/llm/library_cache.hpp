@@ -1,0 +1,17 @@
+/// One sequence of a library cache behind the engine's interface.
+#pragma once
+
+#include <memory>
+
+#include "attention_cache.hpp"
+#include "schemes.hpp"
+
+namespace llm {
+
+class Model;
+struct LibraryScheme;
+
+std::unique_ptr<AttentionCache> make_library_sequence(const LibraryScheme& scheme, const Model& model,
+                                                      const SchemeOptions& options);
+
+}  // namespace llm

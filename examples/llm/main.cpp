@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
+#include <optional>
 #include <string>
 
 #include "generate.hpp"
@@ -15,7 +16,7 @@
 namespace {
 
 void add_model(CLI::App& command, std::string& model) {
-    command.add_option("--model", model, "GGUF file, architecture llama")
+    command.add_option("--model", model, "GGUF file: llama, qwen2, qwen3, gemma3 or gpt2")
         ->envname("XQUANT_MODEL")
         ->required()
         ->type_name("FILE");
@@ -29,12 +30,6 @@ CLI::Option* number(CLI::App& command, const char* name, T& value, const char* h
     return command.add_option(name, value, help)->capture_default_str()->type_name("N")->check(not_negative, "");
 }
 
-std::string schemes_help() {
-    std::string help;
-    for (const std::string& name : llm::scheme_names()) help += (help.empty() ? "" : " ") + name;
-    return help;
-}
-
 void tokenize(const std::string& model, const std::string& text) {
     const std::string content = llm::read_text(text);
     std::string out;
@@ -46,24 +41,32 @@ void tokenize(const std::string& model, const std::string& text) {
 }  // namespace
 
 int main(int argc, char** argv) {
-    CLI::App app{"Runs a Llama model with quantized attention caches.\nSchemes: " + schemes_help()};
+    CLI::App app{"Runs a language model with quantized attention caches, and measures what they cost."};
     app.require_subcommand(1);
+    app.footer("xquant-llm COMMAND --help says more.");
 
     llm::PerplexityOptions p;
     std::size_t calibrate_offset = 0;
     CLI::App* perplexity = app.add_subcommand("perplexity", "Compare schemes with the exact f32 cache on a text");
     add_model(*perplexity, p.model);
+    perplexity->footer("\n" + llm::schemes_help());
     perplexity->add_option("--text", p.text, "UTF-8 text")->required()->type_name("FILE");
     number(*perplexity, "--offset", p.offset, "first token of the text to use");
     number(*perplexity, "--context", p.context, "tokens in a chunk; each chunk is a context of its own");
     number(*perplexity, "--chunks", p.chunks, "chunks, one after the other");
-    perplexity->add_option("--schemes", p.schemes, "names, separated by commas")
+    perplexity->add_option("--schemes", p.schemes, "schemes, separated by commas; see below")
         ->delimiter(',')
         ->capture_default_str()
-        ->type_name("A,B,C");
+        ->type_name("A,B:tail=N,...");
     number(*perplexity, "--sinks", p.sinks, "first tokens of a chunk that stay exact");
     number(*perplexity, "--tail", p.tail, "newest tokens that stay exact");
     number(*perplexity, "--step", p.step, "tokens fed at once; 0: the whole context, or 32 if there is a tail");
+    std::optional<bool> bos;
+    perplexity->add_flag(
+        "--bos,!--no-bos", bos,
+        "begin every context with BOS, in place of its first token (default: as the model's file asks)");
+    perplexity->add_flag("--score-second-half", p.second_half,
+                         "score only the second half of each context, as llama-perplexity does");
     CLI::Option* calibrate =
         perplexity
             ->add_option("--calibrate-offset", calibrate_offset,
@@ -77,12 +80,13 @@ int main(int argc, char** argv) {
     llm::GenerateOptions g;
     CLI::App* generate = app.add_subcommand("generate", "Continue a prompt");
     add_model(*generate, g.model);
+    generate->footer("\n" + llm::schemes_help());
     generate
         ->add_option("--prompt", g.prompt,
                      "text to continue (<|im_start|> and the like count as special tokens), or with --chat a question")
         ->required()
         ->type_name("TEXT");
-    generate->add_option("--scheme", g.scheme, "cache to use")->capture_default_str()->type_name("NAME");
+    generate->add_option("--scheme", g.scheme, "cache to use; see below")->capture_default_str()->type_name("SCHEME");
     number(*generate, "--tokens", g.tokens, "most tokens to generate");
     number(*generate, "--temperature", g.temperature, "0: always the most likely token")->type_name("X");
     number(*generate, "--seed", g.seed, "of the random draws, if the temperature isn't 0");
@@ -99,6 +103,7 @@ int main(int argc, char** argv) {
 
     CLI11_PARSE(app, argc, argv);
     try {
+        p.bos = bos;
         if (*calibrate) p.calibrate_offset = calibrate_offset;
         if (*perplexity) llm::perplexity(p);
         if (*generate) llm::generate(g);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <utility>
 
 #include "error.hpp"
 #include "exact_cache.hpp"
@@ -25,6 +26,25 @@ const std::vector<LibraryScheme>& library_schemes() {
     }();
     return all;
 }
+
+/// What --help says, a line for each family; {4,3,2} are bits.
+constexpr std::pair<std::string_view, std::string_view> families[] = {
+    {"f32", "K and V in f32: the exact cache that the others are compared with"},
+    {"f16", "K and V in f16"},
+    {"q8_0", "K and V in ggml's 8 bits"},
+    {"q4_0", "K and V in ggml's 4 bits"},
+    {"q4_0_hadamard", "the same with every head rotated"},
+    {"kivi{4,3,2}", "K before RoPE per channel, V per token"},
+    {"x{4,3,2}", "X, the input of attention, per token"},
+    {"x{4,3,2}_rot", "X rotated"},
+    {"x{4,3,2}_rot_mean", "X less its mean over a calibration text, rotated (perplexity only)"},
+    {"svd_joint{4,3,2}", "latents of W_k per channel and of W_v per token"},
+    {"svd_head{4,3,2}", "a latent of each key head per channel, V rotated per token"},
+    {"cl_x{4,3,2}", "differences of X from layer to layer"},
+    {"cl_x_rot{4,3,2}", "the same with X rotated"},
+    {"cl_svd{4,3,2}", "differences of latents of [W_k W_v] from layer to layer"},
+    {"cl_svd_rot{4,3,2}", "the same with the latents rotated"},
+};
 
 std::size_t number(std::string_view digits, const std::string& scheme) {
     std::size_t value = 0;
@@ -56,6 +76,17 @@ std::vector<std::string> scheme_names() {
     for (const LibraryScheme& scheme : library_schemes())
         if (std::find(names.begin(), names.end(), scheme.name) == names.end()) names.emplace_back(scheme.name);
     return names;
+}
+
+std::string schemes_help() {
+    std::string help = "Schemes:\n";
+    for (const auto& [names, what] : families) help += fmt::format("  {:<20}{}\n", names, what);
+    return help +
+           "\nA scheme may have suffixes:\n"
+           "  :tail=N             newest tokens that stay exact\n"
+           "  :sinks=N            first tokens that stay exact\n"
+           "  :group=N            32, 64 or 128 values share a scale (f16 and ggml's have no choice)\n"
+           "like svd_head4:group=64:tail=128\n";
 }
 
 Scheme parse_scheme(const std::string& text) {

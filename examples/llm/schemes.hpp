@@ -39,6 +39,9 @@ Scheme parse_scheme(const std::string& text);
 
 std::vector<std::string> scheme_names();  // without suffixes, in table order
 
+/// The families of schemes, a line for each, and the suffixes.
+std::string schemes_help();
+
 /// An empty cache for one sequence; model must outlive it.
 std::unique_ptr<AttentionCache> make_cache(const Scheme& scheme, const Model& model, const SchemeOptions& options);
 std::unique_ptr<AttentionCache> make_cache(const std::string& scheme, const Model& model, const SchemeOptions& options);

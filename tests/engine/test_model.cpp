@@ -150,14 +150,61 @@ TEST_CASE("a damaged model is refused or runs, and never crashes", "[engine]") {
     }
 }
 
-TEST_CASE("unknown schemes are refused with the known ones", "[engine]") {
+TEST_CASE("unknown schemes are refused with the known ones", "[schemes]") {
+    const std::string refused = message<Error>([&] { parse_scheme("nope"); });
+    CHECK(contains(refused, "'nope'"));
+    for (const std::string& name : scheme_names()) CHECK(contains(refused, name));
+}
+
+TEST_CASE("a scheme's suffixes are read, and wrong ones refused", "[schemes]") {
+    const Scheme scheme = parse_scheme("svd_head4:group=32:tail=128:sinks=0");
+    CHECK(scheme.text == "svd_head4:group=32:tail=128:sinks=0");
+    CHECK(scheme.name == "svd_head4");
+    CHECK(scheme.group.value() == 32);
+    CHECK(scheme.tail.value() == 128);
+    CHECK(scheme.sinks.value() == 0);
+    CHECK(parse_scheme("x4_rot_mean:tail=3").needs_mean);
+    CHECK_FALSE(parse_scheme("x4_rot").needs_mean);
+    CHECK_FALSE(parse_scheme("x4_rot").tail.has_value());
+    const auto refusal = [](const char* text) { return message<Error>([&] { parse_scheme(text); }); };
+    CHECK(contains(refusal("x4:group=16"), "can have 128, 64, 32 values"));
+    CHECK(contains(refusal("q8_0:group=32"), "q8_0 has no groups to choose"));
+    CHECK(contains(refusal("x4:tail=-1"), "'-1' is no number"));
+    CHECK(contains(refusal("x4:tail"), "'tail' is not tail=N"));
+    CHECK(contains(refusal("x4:"), "'' is not tail=N"));
+    CHECK(contains(refusal("x4:bits=2"), "'bits=2' is not tail=N"));
+    CHECK(contains(refusal("x4:tail=1:tail=2"), "tail stands there twice"));
+    CHECK(contains(refusal("f32:tail=1"), "exact and takes no suffixes"));
+}
+
+TEST_CASE("the help names every scheme", "[schemes]") {
+    const std::string help = schemes_help();
+    for (const std::string& name : scheme_names()) {
+        std::string family = name;  // svd_head4 stands there as svd_head{4,3,2}
+        const std::size_t digit = name.find_first_of("432");
+        if (name[0] != 'f' && name[0] != 'q') family.replace(digit, 1, "{4,3,2}");
+        INFO(name);
+        CHECK(contains(help, "  " + family + " "));
+    }
+}
+
+TEST_CASE("suffixes reach the cache", "[schemes]") {
     ThreadPool pool(1);
     const Model model = load(to_gguf(tiny_model()));
     SchemeOptions options;
+    options.sinks = 2;
+    options.strict = true;
     options.pool = &pool;
-    const std::string refused = message<Error>([&] { make_cache("nope", model, options); });
-    CHECK(contains(refused, "'nope'"));
-    for (const std::string& name : scheme_names()) CHECK(contains(refused, name));
-    CHECK(parse_scheme("x4_rot_mean:tail=3").needs_mean);
-    CHECK_FALSE(parse_scheme("x4_rot").needs_mean);
+    const auto bytes = [&](const char* scheme) {
+        const auto cache = make_cache(scheme, model, options);
+        model.forward(some_ids(200), *cache, pool);
+        cache->seal();
+        return cache->bytes();
+    };
+    const CacheBytes plain = bytes("x4");
+    CHECK(plain.tail == 0);
+    CHECK(bytes("x4:tail=64").tail > 0);
+    CHECK(bytes("x4:sinks=9").sinks > plain.sinks);
+    CHECK(bytes("kivi4:group=32").scales > bytes("kivi4:group=64").scales);
+    CHECK(bytes("kivi4:group=64").scales > bytes("kivi4").scales);
 }

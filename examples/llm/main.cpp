@@ -7,6 +7,7 @@
 #include <optional>
 #include <string>
 
+#include "bench.hpp"
 #include "generate.hpp"
 #include "gguf.hpp"
 #include "perplexity.hpp"
@@ -96,6 +97,25 @@ int main(int argc, char** argv) {
     number(*generate, "--tail", g.tail, "newest tokens kept in f16");
     number(*generate, "--threads", g.threads, "threads; 0: as many as the machine has");
 
+    llm::BenchOptions b;
+    CLI::App* bench = app.add_subcommand("bench", "Time a token at several depths of the cache");
+    add_model(*bench, b.model);
+    bench->add_option("--schemes", b.schemes, "names, separated by commas")
+        ->delimiter(',')
+        ->capture_default_str()
+        ->type_name("A,B,C");
+    bench->add_option("--depths", b.depths, "tokens cached before, rising, separated by commas")
+        ->delimiter(',')
+        ->capture_default_str()
+        ->type_name("N,N,N")
+        ->check(not_negative, "");
+    number(*bench, "--tokens", b.tokens, "tokens of a sample, one after the other");
+    number(*bench, "--repetitions", b.repetitions, "samples of a scheme and depth");
+    number(*bench, "--sinks", b.sinks, "first tokens kept in f16");
+    number(*bench, "--tail", b.tail, "newest tokens kept in f16");
+    number(*bench, "--threads", b.threads, "threads; 0: as many as the machine has");
+    bench->add_option("--json", b.json, "also write the samples to this file")->type_name("FILE");
+
     std::string model, text;
     CLI::App* tokens = app.add_subcommand("tokenize", "Print the token ids of a text, one a line");
     add_model(*tokens, model);
@@ -107,6 +127,7 @@ int main(int argc, char** argv) {
         if (*calibrate) p.calibrate_offset = calibrate_offset;
         if (*perplexity) llm::perplexity(p);
         if (*generate) llm::generate(g);
+        if (*bench) llm::bench(b);
         if (*tokens) tokenize(model, text);
     } catch (const std::exception& error) {
         std::fflush(stdout);

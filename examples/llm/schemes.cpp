@@ -34,6 +34,7 @@ constexpr std::pair<std::string_view, std::string_view> families[] = {
     {"q8_0", "K and V in ggml's 8 bits"},
     {"q4_0", "K and V in ggml's 4 bits"},
     {"q4_0_hadamard", "the same with every head rotated"},
+    {"kv{8,4}", "K after RoPE and V, every head rotated, in groups of 64 along a token"},
     {"kivi{4,3,2}", "K before RoPE per channel, V per token"},
     {"x{4,3,2}", "X, the input of attention, per token"},
     {"x{4,3,2}_rot", "X rotated"},

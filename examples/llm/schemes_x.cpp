@@ -33,6 +33,8 @@ constexpr LibraryScheme own_blocks[] = {
     {"q8_0", 0, make_library_cache<preset::q8_0>},
     {"q4_0", 0, make_library_cache<preset::q4_0>},
     {"q4_0_hadamard", 0, make_library_cache<preset::q4_0_hadamard>},
+    {"kv8", 0, make_library_cache<preset::kv<8>>},
+    {"kv4", 0, make_library_cache<preset::kv<4>>},
 };
 
 }  // namespace

@@ -68,6 +68,11 @@ using nf4 = XCache<Nf4<>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue
 /// K after RoPE and V, unquantized: the ordinary cache.
 using f16_kv = XCache<Unquantized<f16>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
 
+/// K after RoPE and V, each head rotated, in groups of 64 along a token: a head's codes lie together and nothing is rebuilt
+/// when they are read. Bits + 0.5 bits a value. KLD 0.0002 with 8 bits, 0.045 with 4 (and 2.5 times that without the rotation).
+template <unsigned Bits>
+using kv = XCache<Quantizer<Bits, 64>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
+
 /// ggml's 8-bit and 4-bit caches, the latter also with each head rotated by a Hadamard matrix.
 using q8_0 = XCache<GgmlQ8_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
 using q4_0 = XCache<GgmlQ4_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;

@@ -1,0 +1,50 @@
+// How fast are rows of a stream encoded? Names: encode/scheme/shape/T/backend. Bytes are those of the f32 rows. T 512 comes
+// out of a cache of the processor, T 4096 partly out of memory.
+#include <cstring>
+
+#include "formats.hpp"
+
+namespace bench {
+namespace {
+
+template <class Quantizer, class Axis, class Tag>
+void encode(benchmark::State& state, std::size_t tokens, std::size_t width) {
+    const Stream<Quantizer, Axis> stream(tokens, width);
+    xq::QuantizedRows out(stream.quantized.codec(), tokens);
+    const auto run = [&] {
+        encode_rows(Tag{}, out.codec(), stream.rows.data(), width, 0, tokens, out.view());
+        benchmark::ClobberMemory();
+    };
+    run();
+    const xq::StreamView expected = stream.quantized.view(), got = xq::read_only(out.view());
+    const xq::StreamFormat& format = expected.format;
+    std::vector<float> decoded(stream.rows.size());
+    xq::dequantize<xq::backend::scalar>(out, decoded.data());
+    if (std::memcmp(expected.codes, got.codes, format.code_bytes(tokens)) != 0 ||
+        (format.quantized() && std::memcmp(expected.scales, got.scales, format.scale_bytes(tokens)) != 0) ||
+        !stream.near(decoded)) {
+        return state.SkipWithError("the bytes differ from the scalar backend's, or are wrong");
+    }
+    const double start = thread_seconds();
+    for (auto _ : state) run();
+    count(state, {4.0 * static_cast<double>(stream.rows.size()), 0}, thread_seconds() - start);
+}
+
+[[maybe_unused]] const bool registered = [] {
+    for_each_backend([]<class Tag>(Tag) {
+        for (const Shape& shape : shapes) {
+            for (const std::size_t tokens : {512U, 4096U}) {
+                for_each_format(shape.layer, [&]<class Quantizer, class Axis>(const char* scheme, std::size_t width) {
+                    benchmark::RegisterBenchmark(name_of("encode", scheme, shape, tokens, Tag::name).c_str(),
+                                                 encode<Quantizer, Axis, Tag>, tokens, width)
+                        ->Unit(benchmark::kMicrosecond)
+                        ->MinTime(0.05);
+                });
+            }
+        }
+    });
+    return true;
+}();
+
+}  // namespace
+}  // namespace bench

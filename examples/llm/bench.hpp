@@ -1,0 +1,25 @@
+/// `xquant-llm bench`: how much longer a token takes the more tokens are cached.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+namespace llm {
+
+struct BenchOptions {
+    std::string model;
+    std::vector<std::string> schemes{"f16", "kv8", "kv4", "svd_head4", "x4_rot"};
+    std::vector<std::size_t> depths{0, 2048, 7600};  // tokens cached before the ones that are timed, rising
+    std::size_t tokens = 16;                         // a sample: this many tokens, one after the other
+    std::size_t repetitions = 3;                     // samples of a scheme and depth
+    std::size_t sinks = 4, tail = 128;               // tokens kept in f16
+    std::size_t threads = 0;                         // 0: as many as the machine has
+    std::string json;                                // samples go to this file, too
+};
+
+/// A table on stdout: medians, and the slope of the time over depth. Schemes take turns, so that a slow minute of the machine
+/// hits all of them. Throws llm::Error.
+void bench(const BenchOptions& options);
+
+}  // namespace llm

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -62,13 +63,6 @@ private:
     std::unique_ptr<AttentionCache> cache_;
 };
 
-struct Sample {
-    std::string scheme;
-    std::size_t depth = 0;  // tokens cached before the first timed one
-    double token = 0;       // seconds a token, all of it
-    double cache = 0;       // of these, inside the cache
-};
-
 struct Subject {
     std::string scheme;
     TimedCache cache;
@@ -103,10 +97,10 @@ void fill(AttentionCache& cache, const Config& config, std::size_t depth) {
     }
 }
 
-Sample measure(Subject& subject, const Model& model, std::size_t tokens, ThreadPool& pool) {
+BenchSample measure(Subject& subject, const Model& model, std::size_t tokens, ThreadPool& pool) {
     const std::size_t vocabulary = model.config().vocabulary;
     std::vector<float> logits(vocabulary);
-    Sample sample;
+    BenchSample sample;
     sample.scheme = subject.scheme;
     sample.depth = subject.cache.size();
     subject.cache.seconds = 0;
@@ -128,10 +122,10 @@ double median(std::vector<double> values) {
 }
 
 /// Medians of the samples of a scheme at one of the depths asked for: {depth, token, cache}.
-Sample medians(const std::vector<Sample>& samples, const std::string& scheme, std::size_t depth_index,
-               const BenchOptions& o) {
+BenchSample medians(const std::vector<BenchSample>& samples, const std::string& scheme, std::size_t depth_index,
+                    const BenchOptions& o) {
     std::vector<double> depth, token, cache;
-    for (const Sample& sample : samples) {
+    for (const BenchSample& sample : samples) {
         const bool beyond = depth_index + 1 < o.depths.size() && sample.depth >= o.depths[depth_index + 1];
         if (sample.scheme != scheme || sample.depth < o.depths[depth_index] || beyond) continue;
         depth.push_back(static_cast<double>(sample.depth));
@@ -141,13 +135,13 @@ Sample medians(const std::vector<Sample>& samples, const std::string& scheme, st
     return {scheme, static_cast<std::size_t>(median(depth)), median(token), median(cache)};
 }
 
-void print(const std::vector<Sample>& samples, const BenchOptions& o) {
+void print(const std::vector<BenchSample>& samples, const BenchOptions& o) {
     fmt::print("{:<15}{:>9}{:>13}{:>13}{:>12}{:>24}\n", "scheme", "depth", "tokens/s", "ms/token", "in cache",
                "us/token for 1000 more");
     for (const std::string& scheme : o.schemes) {
-        const Sample first = medians(samples, scheme, 0, o);
+        const BenchSample first = medians(samples, scheme, 0, o);
         for (std::size_t i = 0; i < o.depths.size(); ++i) {
-            const Sample s = medians(samples, scheme, i, o);
+            const BenchSample s = medians(samples, scheme, i, o);
             fmt::print("{:<15}{:>9}{:>13.1f}{:>13.2f}{:>12.2f}", scheme, s.depth, 1 / s.token, 1e3 * s.token,
                        1e3 * s.cache);
             if (i > 0)
@@ -157,11 +151,11 @@ void print(const std::vector<Sample>& samples, const BenchOptions& o) {
     }
 }
 
-std::string to_json(const std::vector<Sample>& samples, const BenchOptions& o, std::size_t threads) {
+std::string to_json(const std::vector<BenchSample>& samples, const BenchOptions& o, std::size_t threads) {
     nlohmann::ordered_json json{
         {"threads", threads}, {"tokens", o.tokens}, {"sinks", o.sinks}, {"tail", o.tail}, {"depths", o.depths}};
     json["samples"] = nlohmann::ordered_json::array();
-    for (const Sample& s : samples)
+    for (const BenchSample& s : samples)
         json["samples"].push_back(
             {{"scheme", s.scheme}, {"depth", s.depth}, {"token_seconds", s.token}, {"cache_seconds", s.cache}});
     return json.dump(2) + "\n";
@@ -169,12 +163,8 @@ std::string to_json(const std::vector<Sample>& samples, const BenchOptions& o, s
 
 }  // namespace
 
-void bench(const BenchOptions& o) {
+std::vector<BenchSample> bench_samples(const Model& model, const BenchOptions& o, ThreadPool& pool) {
     check(o);
-    std::optional<Gguf> gguf = Gguf::open(o.model);
-    ThreadPool pool(o.threads);
-    const Model model(*gguf);
-    gguf.reset();  // its bytes are no longer needed
     // Samples make the cache longer; the next depth must still be ahead.
     const std::size_t grown = o.tokens * o.repetitions;
     for (std::size_t i = 0; i < o.depths.size(); ++i) {
@@ -182,11 +172,6 @@ void bench(const BenchOptions& o) {
         if (o.depths[i] > limit || grown > limit - o.depths[i])
             throw Error(
                 fmt::format("depth {} and {} x {} tokens go beyond {}", o.depths[i], o.repetitions, o.tokens, limit));
-    }
-    std::ofstream json;
-    if (!o.json.empty()) {
-        json.open(o.json);
-        if (!json) throw Error(fmt::format("{}: can't be written", o.json));
     }
     SchemeOptions options;
     options.sinks = o.sinks;
@@ -196,25 +181,38 @@ void bench(const BenchOptions& o) {
     for (const std::string& scheme : o.schemes)
         subjects.push_back(std::make_unique<Subject>(Subject{scheme, TimedCache(make_cache(scheme, model, options))}));
 
-    std::vector<Sample> samples;
-    {
-        Progress progress(subjects.size() * (o.depths.back() + grown * o.depths.size()));
-        for (const std::size_t depth : o.depths) {
+    std::vector<BenchSample> samples;
+    Progress progress(subjects.size() * (o.depths.back() + grown * o.depths.size()));
+    for (const std::size_t depth : o.depths) {
+        for (const auto& subject : subjects) {
+            progress.label(fmt::format("filling {}", subject->scheme));
+            const std::size_t before = subject->cache.size();
+            fill(subject->cache, model.config(), depth);
+            progress.advance(subject->cache.size() - before);
+        }
+        for (std::size_t i = 0; i < o.repetitions; ++i) {
             for (const auto& subject : subjects) {
-                progress.label(fmt::format("filling {}", subject->scheme));
-                const std::size_t before = subject->cache.size();
-                fill(subject->cache, model.config(), depth);
-                progress.advance(depth - before);
-            }
-            for (std::size_t i = 0; i < o.repetitions; ++i) {
-                for (const auto& subject : subjects) {
-                    progress.label(fmt::format("{} at {}", subject->scheme, depth));
-                    samples.push_back(measure(*subject, model, o.tokens, pool));
-                    progress.advance(o.tokens);
-                }
+                progress.label(fmt::format("{} at {}", subject->scheme, depth));
+                samples.push_back(measure(*subject, model, o.tokens, pool));
+                progress.advance(o.tokens);
             }
         }
     }
+    return samples;
+}
+
+void bench(const BenchOptions& o) {
+    check(o);
+    std::optional<Gguf> gguf = Gguf::open(o.model);
+    std::ofstream json;
+    if (!o.json.empty()) {
+        json.open(o.json);
+        if (!json) throw Error(fmt::format("{}: can't be written", o.json));
+    }
+    ThreadPool pool(o.threads);
+    const Model model(*gguf);
+    gguf.reset();  // its bytes are no longer needed
+    const std::vector<BenchSample> samples = bench_samples(model, o, pool);
     print(samples, o);
     if (json.is_open() && !(json << to_json(samples, o, pool.threads()) << std::flush))
         throw Error(fmt::format("{}: can't be written", o.json));

@@ -7,6 +7,9 @@
 
 namespace llm {
 
+class Model;
+class ThreadPool;
+
 struct BenchOptions {
     std::string model;
     std::vector<std::string> schemes{"f16", "kv8", "kv4", "svd_head4", "x4_rot"};
@@ -17,6 +20,16 @@ struct BenchOptions {
     std::size_t threads = 0;                         // 0: as many as the machine has
     std::string json;                                // samples go to this file, too
 };
+
+struct BenchSample {
+    std::string scheme;
+    std::size_t depth = 0;  // tokens cached before the first timed one
+    double token = 0;       // seconds a token, all of it
+    double cache = 0;       // of these, inside the cache
+};
+
+/// The samples in the order they were taken. `model` and `json` of the options are not looked at. Throws llm::Error.
+std::vector<BenchSample> bench_samples(const Model& model, const BenchOptions& options, ThreadPool& pool);
 
 /// A table on stdout: medians, and the slope of the time over depth. Schemes take turns, so that a slow minute of the machine
 /// hits all of them. Throws llm::Error.

@@ -1,4 +1,5 @@
-// xquant_bench: Google Benchmark's options, and the machine's limits in the context of every report.
+// xquant_bench: Google Benchmark's options, and the machine's limits in the context of every report. Exit status 1 if an
+// answer was wrong.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -10,14 +11,20 @@
 
 namespace {
 
-/// Google Benchmark ends names with how they were measured; what a benchmark is called shall not depend on that.
+bool failed = false;
+
+/// Google Benchmark ends names with how they were measured; what a benchmark is called shall not depend on that. And it
+/// forgets that there were errors.
 template <class Reporter>
 class PlainNames : public Reporter {
 public:
     using Reporter::Reporter;
     void ReportRuns(const std::vector<benchmark::BenchmarkReporter::Run>& runs) override {
         std::vector<benchmark::BenchmarkReporter::Run> plain = runs;
-        for (auto& run : plain) run.run_name.iterations = run.run_name.time_type = run.run_name.min_time = "";
+        for (auto& run : plain) {
+            run.run_name.iterations = run.run_name.time_type = run.run_name.min_time = "";
+            failed |= run.error_occurred;
+        }
         Reporter::ReportRuns(plain);
     }
 };
@@ -51,5 +58,5 @@ int main(int argc, char** argv) {
     PlainNames<benchmark::JSONReporter> file;
     benchmark::RunSpecifiedBenchmarks(&display, writes ? &file : nullptr);
     benchmark::Shutdown();
-    return 0;
+    return failed ? 1 : 0;
 }

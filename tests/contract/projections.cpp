@@ -1,5 +1,5 @@
 // Every shipped projection gives K and V back, whatever the shape; one that does not is told what is wrong.
-#include <xquant/projection/svd.hpp>
+#include <xquant/projection/joint_svd.hpp>
 #include <xquant/testing/contract.hpp>
 #include <xquant/xquant.hpp>
 
@@ -9,6 +9,7 @@
 #include "support/model.hpp"
 
 using namespace xquant;
+using testing::check_difference;
 using testing::check_projection;
 
 namespace {
@@ -61,6 +62,48 @@ struct OneStreamTooFew {
     static LayerPlan prepare(const Layer& layer) { return Plain::prepare(layer); }
 };
 
+template <class P>
+std::string difference_complaint(const Layer& layer) {
+    try {
+        check_difference<P>(layer);
+    } catch (const testing::contract_violation& e) {
+        return e.what();
+    }
+    return "";
+}
+
+using Joint = JointSvd<Hadamard, FullRank>;
+struct NotOrthonormal : Joint {
+    static LayerPlan prepare_difference(const Layer& layer) {
+        LayerPlan plan = Joint::prepare_difference(layer);
+        plan.streams[0].latent[0] += 0.1F;
+        return plan;
+    }
+};
+struct OtherSubspace : Joint {
+    static LayerPlan prepare_difference(const Layer& layer) {
+        LayerPlan plan = Joint::prepare_difference(layer);
+        std::vector<float>& u = plan.streams[0].latent;
+        const std::size_t coded = plan.streams[0].coded_width();
+        std::rotate(u.begin(), u.begin() + static_cast<std::ptrdiff_t>(coded), u.end());
+        return plan;
+    }
+};
+struct ForgetsTheLatent : Joint {
+    static LayerFootprint<1> difference_footprint(const Layer& layer) { return Joint::base::footprint(layer); }
+};
+
+/// Everything that adds to K and V beside the weights.
+struct Extras {
+    explicit Extras(Layer& layer)
+        : bias(test::Random(3).rows(layer.shape.kv_width(), 2)), norm(test::Random(4).rows(layer.shape.head_dim)) {
+        layer.b_k = layer.b_v = bias.data();
+        layer.k_norm = norm.data();
+        layer.rope.factor = 1.25;
+    }
+    std::vector<float> bias, norm;
+};
+
 }  // namespace
 
 TEST_CASE("projections give K and V back") {
@@ -78,15 +121,58 @@ TEST_CASE("projections give K and V back") {
     for (const test::Setup* setup : {&with_mean, setups, setups + 1, setups + 2, setups + 3}) {
         const Layer& layer = setup->model.layers[0];
         INFO("width " << layer.shape.width << ", head_dim " << layer.shape.head_dim);
-        CHECK_NOTHROW(check_projection<Plain>(layer));
-        CHECK_NOTHROW(check_projection<Rotated>(layer));
-        CHECK_NOTHROW(check_projection<KeyValue<BeforeRope>>(layer));
-        CHECK_NOTHROW(check_projection<KeyValue<AfterRope>>(layer));
-        CHECK_NOTHROW((check_projection<KeyValue<BeforeRope, Hadamard>>(layer)));
-        CHECK_NOTHROW((check_projection<KeyValue<AfterRope, Hadamard>>(layer)));
-        CHECK_NOTHROW(check_projection<SplitSvd>(layer));
-        CHECK_NOTHROW(check_projection<HeadSvd>(layer));
+        const auto check = [](const Layer& of) {
+            CHECK_NOTHROW(check_projection<Plain>(of));
+            CHECK_NOTHROW(check_projection<Rotated>(of));
+            CHECK_NOTHROW(check_projection<KeyValue<BeforeRope>>(of));
+            CHECK_NOTHROW(check_projection<KeyValue<AfterRope>>(of));
+            CHECK_NOTHROW((check_projection<KeyValue<BeforeRope, Hadamard>>(of)));
+            CHECK_NOTHROW((check_projection<KeyValue<AfterRope, Hadamard>>(of)));
+            CHECK_NOTHROW(check_projection<SplitSvd>(of));
+            CHECK_NOTHROW(check_projection<HeadSvd>(of));
+            CHECK_NOTHROW(check_projection<SplitSvdOf<Rank<10000>>>(of));
+            CHECK_NOTHROW(check_projection<HeadSvdOf<EnergyShare<1000>>>(of));
+            CHECK_NOTHROW(check_difference<Plain>(of));
+            CHECK_NOTHROW(check_difference<Rotated>(of));
+            if (2 * of.shape.kv_width() > of.shape.width) return;
+            CHECK_NOTHROW((check_projection<JointSvd<NoMix, FullRank>>(of)));
+            CHECK_NOTHROW(check_projection<Joint>(of));
+            CHECK_NOTHROW((check_difference<JointSvd<NoMix, FullRank>>(of)));
+            CHECK_NOTHROW(check_difference<Joint>(of));
+        };
+        check(layer);
+        Layer more = layer;
+        const Extras extras(more);
+        check(more);
     }
+}
+
+TEST_CASE("the latent of a model of its own gives K and V back") {
+    test::Random random(2);
+    constexpr std::size_t d = 96, r = 48, heads = 2, shared = 16, dh = 40;
+    const std::vector<float> down = random.rows(r * d, 0.2F), down_shared = random.rows(shared * d, 0.2F);
+    const std::vector<float> w_k = random.rows(heads * (dh - shared) * r, 0.2F),
+                             w_v = random.rows(heads * 32 * r, 0.2F);
+    const std::vector<float> gain = random.rows(r, 1);
+    Layer layer;
+    layer.shape = {d, heads, heads, dh};
+    layer.rope = Rope::standard(shared);
+    layer.w_k = MatrixView(w_k.data(), heads * (dh - shared), r);
+    layer.w_v = MatrixView(w_v.data(), heads * 32, r);
+    layer.latent.w_down = MatrixView(down.data(), r, d);
+    layer.latent.w_shared = MatrixView(down_shared.data(), shared, d);
+    CHECK_NOTHROW(check_projection<Latent>(layer));
+    layer.latent.norm = gain.data();
+    CHECK_NOTHROW(check_projection<Latent>(layer));
+}
+
+TEST_CASE("a rank cuts K off, and is not taken for exact") {
+    const test::Setup setup({.width = 96, .heads = 2, .kv_heads = 1, .head_dim = 32}, RopePairing::halves);
+    const Layer& layer = setup.model.layers[0];
+    CHECK(contains(complaint<SplitSvdOf<Rank<31>>>(layer), "K of head 0 does not come back"));
+    CHECK(contains(complaint<HeadSvdOf<EnergyShare<990>>>(layer), "K of head 0 does not come back"));
+    CHECK(contains(complaint<JointSvd<NoMix, Rank<40>>>(layer), "does not come back"));
+    CHECK(contains(difference_complaint<JointSvd<NoMix, Rank<40>>>(layer), "does not come back"));
 }
 
 TEST_CASE("a projection that breaks a rule is told which") {
@@ -97,4 +183,13 @@ TEST_CASE("a projection that breaks a rule is told which") {
     CHECK(contains(complaint<SwapsKAndV>(layer), "K of head 0 does not come back"));
     CHECK(contains(complaint<ForgetsAHead>(layer), "plan does not fit the layer"));
     CHECK(contains(complaint<OneStreamTooFew>(layer), "the plan has 1 streams"));
+}
+
+TEST_CASE("a difference that breaks a rule is told which") {
+    const test::Setup setup({.width = 96, .heads = 2, .kv_heads = 1, .head_dim = 32}, RopePairing::halves);
+    const Layer& layer = setup.model.layers[0];
+    CHECK(difference_complaint<Joint>(layer).empty());
+    CHECK(contains(difference_complaint<NotOrthonormal>(layer), "not orthonormal"));
+    CHECK(contains(difference_complaint<OtherSubspace>(layer), "does not come back"));
+    CHECK(contains(difference_complaint<ForgetsTheLatent>(layer), "width of stream 0"));
 }

@@ -150,9 +150,18 @@ struct InfiniteLevel : Ternary {
 }  // namespace
 
 TEST_CASE("uniform quantizers keep the contract, with an error of half a step") {
-    check_uniform<2, 128>();
-    check_uniform<3, 64>();
-    check_uniform<4, 128>();
+    // Every width, and groups of every kind: the usual ones, the smallest, one that is no multiple of 8, the largest.
+    const auto groups = []<unsigned Bits>(std::integral_constant<unsigned, Bits>) {
+        check_uniform<Bits, 32>();
+        check_uniform<Bits, 64>();
+        check_uniform<Bits, 128>();
+    };
+    groups(std::integral_constant<unsigned, 2>{});
+    groups(std::integral_constant<unsigned, 3>{});
+    groups(std::integral_constant<unsigned, 4>{});
+    groups(std::integral_constant<unsigned, 5>{});
+    groups(std::integral_constant<unsigned, 6>{});
+    groups(std::integral_constant<unsigned, 8>{});
     check_uniform<5, 8>();
     check_uniform<6, 9>();
     check_uniform<8, 4096>();

@@ -29,12 +29,9 @@ constexpr LibraryScheme grouped[] = {
 };
 
 constexpr LibraryScheme own_blocks[] = {
-    {"f16", 0, make_library_cache<preset::f16_kv>},
-    {"q8_0", 0, make_library_cache<preset::q8_0>},
-    {"q4_0", 0, make_library_cache<preset::q4_0>},
-    {"q4_0_hadamard", 0, make_library_cache<preset::q4_0_hadamard>},
-    {"kv8", 0, make_library_cache<preset::kv<8>>},
-    {"kv4", 0, make_library_cache<preset::kv<4>>},
+    {"f16", 0, make_library_cache<preset::f16_kv>}, {"q8_0", 0, make_library_cache<preset::q8_0>},
+    {"q4_0", 0, make_library_cache<preset::q4_0>},  {"q4_0_hadamard", 0, make_library_cache<preset::q4_0_hadamard>},
+    {"kv8", 0, make_library_cache<preset::kv<8>>},  {"kv4", 0, make_library_cache<preset::kv<4>>},
 };
 
 }  // namespace

@@ -44,6 +44,8 @@ concept outlier_policy = requires(std::span<const float> x, std::span<std::uint8
 ///     stores_zero            whether each group has a zero beside its scale
 ///     zero_code              if not: the code that stands for 0 (zero = -zero_code * scale)
 ///     encode(x, codes)       x [n] -> codes [n] below 2^bits; returns scale and zero, both exact in f16; n <= group
+///     scale_of (optional)    Range -> GroupScale: says that encode is encode_affine(x, scale_of(range_of(x)), 2^bits - 1), which
+///                            backends have vector code for
 ///     levels (optional)      array of 2^bits floats: what a code stands for; without it a code stands for itself
 /// or is a learning_policy; it may be an outlier_policy.
 /// Decoding is always zero + scale * level(code), so a policy of your own runs on every backend's kernels.
@@ -140,6 +142,7 @@ StreamCodec make_codec(std::size_t width) {
         }
         StreamCodec codec{format, &encode_group<Q>};
         if constexpr (learning_policy<Q>) codec.learn = &Q::learn;
+        if constexpr (requires(Range range) { Q::scale_of(range); }) codec.scale_of = &Q::scale_of;
         if constexpr (outlier_policy<Q>) {
             codec.choose = &Q::choose;
             codec.format.outliers = static_cast<std::uint8_t>(Q::outliers);

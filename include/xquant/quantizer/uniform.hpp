@@ -40,28 +40,28 @@ struct Quantizer {
     static constexpr bool stores_zero = !std::is_same_v<Scale, Symmetric>;
     static constexpr float zero_code = static_cast<float>(1U << (Bits - 1));  // read only where no zero is stored
 
+    /// The scale and zero of a group whose smallest and largest value are these.
+    static GroupScale scale_of(Range range) noexcept requires(!std::is_same_v<Scale, MinMse>) {
+        if constexpr (std::is_same_v<Scale, MinMax>) return min_max(range);
+        const float scale = round_to_f16(std::max(-range.low, range.high) / (zero_code - 1)) + 0.0F;
+        return {scale, -zero_code * scale};
+    }
+
     /// x [n] -> codes [n], and the scale and zero they go with; n is Group or less, x finite and within f16.
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
-        if constexpr (std::is_same_v<Scale, MinMax>) {
-            const GroupScale found = scale_for(range_of(x));
-            encode_affine(x, found, top, codes);
-            return found;
-        } else if constexpr (std::is_same_v<Scale, Symmetric>) {
-            const float extreme = extreme_of(x);
-            const float magnitude = extreme < 0 ? -extreme : extreme;
-            const float scale = round_to_f16(magnitude / (zero_code - 1));
-            const GroupScale found{scale, -zero_code * scale};
-            encode_affine(x, found, top, codes);
-            return found;
-        } else {
+        if constexpr (std::is_same_v<Scale, MinMse>) {
             return search(x, codes);
+        } else {
+            const GroupScale found = scale_of(range_of(x));
+            encode_affine(x, found, top, codes);
+            return found;
         }
     }
 
 private:
     static constexpr float top = static_cast<float>((1U << Bits) - 1);
 
-    static GroupScale scale_for(Range range) noexcept {
+    static GroupScale min_max(Range range) noexcept {
         // Neither is ever -0: which of 0 and -0 is found as the smallest value depends on the machine. -0 + 0 = 0.
         const float zero = round_to_f16(range.low) + 0.0F;
         return {std::max(0.0F, round_to_f16((range.high - zero) / top)), zero};
@@ -73,7 +73,7 @@ private:
         double least = -1;
         for (int percent = 100; percent >= 50; percent -= 5) {
             const Range range = percent == 100 ? full : narrowed(full, static_cast<float>(percent) / 100.0F);
-            const GroupScale trial = scale_for(range);
+            const GroupScale trial = min_max(range);
             encode_affine(x, trial, top, codes);
             const double error = squared_error(x, codes, trial);
             if (least < 0 || error < least) {

@@ -15,6 +15,9 @@ namespace xquant {
 using EncodeGroup = GroupScale (*)(std::span<const float> x, std::span<std::uint8_t> codes,
                                    const float* levels) noexcept;
 
+/// The scale and zero of a group whose smallest and largest value are these.
+using ScaleOfRange = GroupScale (*)(Range) noexcept;
+
 /// Finds the levels [2^bits] of a stream from groups of calibration rows, each as encode will see it.
 using LearnLevels = void (*)(std::span<const std::span<const float>> groups, std::span<float> levels);
 
@@ -27,6 +30,8 @@ struct StreamCodec {
     EncodeGroup encode = nullptr;     ///< null where rows are stored as they are
     LearnLevels learn = nullptr;      ///< null where levels are fixed, or a code stands for itself
     ChooseOutliers choose = nullptr;  ///< null where the format has no outliers
+    ScaleOfRange scale_of =
+        nullptr;  ///< not null: encode is encode_affine with this scale, so backends may do it themselves
 
     /// Floats of levels that have to be learnt.
     [[nodiscard]] constexpr std::size_t learnt_levels() const noexcept {

@@ -266,5 +266,84 @@ void decode_tile(simd<R> tag, const StreamView& in, std::size_t token, std::size
     }
 }
 
+namespace detail {
+
+/// codes [n] -> planes, eight bytes at a time; n is a multiple of 64.
+inline void pack_words(const std::uint8_t* codes, std::size_t n, unsigned bits, std::byte* out) noexcept {
+    for_each_plane(bits, [&](unsigned plane, unsigned shift) {
+        const std::size_t stride = n * plane / 8;
+        const std::uint64_t mask = ((1U << plane) - 1U) * 0x0101010101010101U;
+        for (std::size_t j = 0; j < stride; j += 8) {
+            std::uint64_t word = 0;
+            for (std::size_t k = 0; k < 8 / plane; ++k) {
+                std::uint64_t some;
+                std::memcpy(&some, codes + j + k * stride, 8);
+                word |= ((some >> shift) & mask) << (k * plane);
+            }
+            std::memcpy(out + j, &word, 8);
+        }
+        out += stride;
+    });
+}
+
+/// A whole group x [n], n a multiple of 64, by a rule that needs its range alone.
+template <class R>
+void encode_range(const StreamCodec& codec, const float* x, std::size_t n, std::size_t token_block,
+                  std::size_t channel_block, MutableStreamView out) noexcept {
+    const StreamFormat& format = codec.format;
+    auto low = R::load(x), high = low;
+    for (std::size_t i = R::lanes; i < n; i += R::lanes) {
+        const auto value = R::load(x + i);
+        low = R::min(low, value);
+        high = R::max(high, value);
+    }
+    const GroupScale scale = codec.scale_of({R::reduce_min(low), R::reduce_max(high)});
+    const auto zero = R::splat(scale.zero), inverse = R::splat(scale.scale > 0 ? 1.0F / scale.scale : 0.0F);
+    const auto bottom = R::zero(), top = R::splat(static_cast<float>((1U << format.bits) - 1U));
+    alignas(64) std::array<std::uint8_t, max_group> codes;
+    for (std::size_t i = 0; i < n; i += R::lanes) {
+        const auto scaled = R::mul(R::sub(R::load(x + i), zero), inverse);
+        R::store_u8(codes.data() + i, R::round(R::min(R::max(scaled, bottom), top)));
+    }
+    pack_words(codes.data(), n, format.bits, out.codes + format.code_offset(token_block, channel_block));
+    const std::size_t index = format.group_index(token_block, channel_block);
+    out.scales[index] = to_f16(scale.scale);
+    if (format.stores_zero) out.zeros[index] = to_f16(scale.zero);
+}
+
+}  // namespace detail
+
+template <class R>
+void encode_rows(simd<R>, const StreamCodec& codec, const float* rows, std::size_t stride, std::size_t first,
+                 std::size_t count, MutableStreamView out) noexcept {
+    const StreamFormat& format = codec.format;
+    const std::size_t group = std::size_t{format.group_tokens} * format.group_channels;
+    const bool by_range = format.quantized() && codec.scale_of != nullptr && format.outliers == 0 && group % 64 == 0;
+    const bool last_whole = format.channels_of(format.channel_blocks() - 1) % 64 == 0;
+    if (by_range && format.group_tokens == 1 && last_whole) {
+        for (std::size_t t = 0; t < count; ++t) {
+            for (std::size_t b = 0; b < format.channel_blocks(); ++b) {
+                detail::encode_range<R>(codec, rows + t * stride + b * format.group_channels, format.channels_of(b),
+                                        first + t, b, out);
+            }
+        }
+        return;
+    }
+    if (by_range && format.group_channels == 1 && group <= detail::strip_values && count % group == 0) {
+        std::array<float, R::lanes * detail::strip_values> strip;
+        for (std::size_t t = 0; t < count; t += group) {
+            for (std::size_t c = 0; c < format.width; c += R::lanes) {
+                const std::size_t some = std::min<std::size_t>(R::lanes, format.width - c);
+                detail::transpose_floats<R>(rows + t * stride + c, stride, group, some, strip.data(), group);
+                for (std::size_t i = 0; i < some; ++i) {
+                    detail::encode_range<R>(codec, strip.data() + i * group, group, (first + t) / group, c + i, out);
+                }
+            }
+        }
+        return;
+    }
+    encode_rows(scalar{}, codec, rows, stride, first, count, out);
+}
+
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant::backend

@@ -1,0 +1,85 @@
+/// Attention on every backend against the scalar one of the same arithmetic, and what 8-bit products change.
+#include "parity/attention.hpp"
+
+#include <cmath>
+#include <iostream>
+
+#include "parity/machines.hpp"
+#include "support/catch.hpp"
+
+using namespace parity;
+
+namespace {
+
+const std::vector<Case>& cases() {
+    static const std::vector<Case> all{
+        {"GQA, one query", {192, 6, 2, 64}, 700, 1},
+        {"GQA, halves", {192, 6, 2, 64}, 389, 1, false},
+        {"MHA, verification of 3", {256, 4, 4, 64}, 300, 3},
+        {"MQA, 8 heads, head_dim 256", {512, 8, 1, 256}, 200, 1},
+        {"GQA, head_dim 128", {512, 4, 1, 128}, 260, 2},
+        {"head_dim 80", {240, 3, 1, 80}, 270, 1},
+        {"head_dim 96", {192, 2, 1, 96}, 270, 1},
+        {"odd head_dim 7", {40, 4, 2, 7}, 200, 1},
+        {"many queries", {192, 6, 2, 64}, 200, 70},
+        {"a norm of K", {192, 6, 2, 64}, 300, 1, true, true},
+        {"a norm of K, many queries", {192, 4, 1, 64}, 200, 40, true, true},
+        {"a window", {192, 6, 2, 64}, 500, 2, true, false, 150},
+        {"everything at once", {192, 6, 2, 64}, 300, 1, true, true, 200, true},
+        {"nothing in the cache", {192, 6, 2, 64}, 0, 5},
+    };
+    return all;
+}
+
+double distance(const std::vector<float>& found, const std::vector<float>& expected) {
+    double difference = 0, size = 0;
+    REQUIRE(found.size() == expected.size());
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        if (!std::isfinite(found[i])) return HUGE_VAL;
+        difference += std::pow(static_cast<double>(found[i]) - static_cast<double>(expected[i]), 2);
+        size += std::pow(static_cast<double>(expected[i]), 2);
+    }
+    return std::sqrt(difference / size);
+}
+
+void check(const char* name, Run run, Run run_int8) {
+    for (const Case& c : cases()) {
+        for (int form = 0; form < static_cast<int>(Form::count); ++form) {
+            INFO(name << ", " << c.name << ", form " << form);
+            const Form which = static_cast<Form>(form);
+            CHECK(distance(run(which, c), run_scalar(which, c)) < 2e-6);
+            CHECK(distance(run_int8(which, c), run_scalar_int8(which, c)) < 2e-6);
+        }
+    }
+}
+
+}  // namespace
+
+TEST_CASE("attention on emulated registers equals scalar attention") {
+    check("emulated", run_emulated, run_emulated_int8);
+}
+
+#if defined(XQUANT_HAS_AVX2)
+TEST_CASE("attention on AVX2 equals scalar attention") { check("avx2", run_avx2, run_avx2_int8); }
+#endif
+
+#if defined(XQUANT_HAS_AVX512)
+TEST_CASE("attention on AVX-512 equals scalar attention") { check("avx512", run_avx512, run_avx512_int8); }
+#endif
+
+TEST_CASE("8-bit products change little, and only where codes have 5 bits or fewer and a matrix behind them") {
+    std::cerr << missing_machines() << "\n";
+    const Case c{"", {192, 6, 2, 64}, 700, 1};
+    for (const Form form : {Form::f16, Form::kv4, Form::kv8, Form::q8_0, Form::kivi4, Form::head8, Form::nf4}) {
+        CHECK(distance(run_scalar_int8(form, c), run_scalar(form, c)) == 0);
+    }
+    const std::vector<float> exact = run_scalar(Form::exact, c);
+    for (const Form form : {Form::head3, Form::head4, Form::head4_group32, Form::head5, Form::split4, Form::x4}) {
+        const std::vector<float> in_f32 = run_scalar(form, c);
+        const double change = distance(run_scalar_int8(form, c), in_f32);
+        INFO("form " << static_cast<int>(form));
+        CHECK(change > 1e-4);
+        CHECK(change < 0.03);
+        CHECK(change < 0.6 * distance(in_f32, exact));
+    }
+}

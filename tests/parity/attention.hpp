@@ -1,0 +1,56 @@
+/// One set of attention cases, run by every backend. Each backend is compiled in a file of its own.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <xquant/model.hpp>
+
+namespace parity {
+
+/// The schemes that kernels tell apart: by axis, bits, group, with or without A, f16.
+enum class Form {
+    exact,
+    f16,
+    bf16,
+    kv4,
+    kv8,
+    q8_0,
+    q4_0_hadamard,
+    kivi2,
+    kivi4,
+    head3,
+    head4,
+    head4_group32,
+    head5,
+    head8,
+    split4,
+    x4,
+    x4_group64,
+    nf4,
+    count
+};
+
+struct Case {
+    std::string name;
+    xquant::LayerShape shape;
+    std::size_t tokens, queries;  ///< in the cache before the step, and of the step
+    bool interleaved = true;
+    bool normed = false;       ///< a norm of K, as in Gemma 3
+    std::size_t window = 0;    ///< sliding
+    bool many_things = false;  ///< soft cap, ALiBi, sink logits, biases
+};
+
+/// Attention of the last step, [queries, H * Dh].
+using Run = std::vector<float> (*)(Form, const Case&);
+
+std::vector<float> run_scalar(Form, const Case&);
+std::vector<float> run_scalar_int8(Form, const Case&);
+std::vector<float> run_emulated(Form, const Case&);
+std::vector<float> run_emulated_int8(Form, const Case&);
+std::vector<float> run_avx2(Form, const Case&);
+std::vector<float> run_avx2_int8(Form, const Case&);
+std::vector<float> run_avx512(Form, const Case&);
+std::vector<float> run_avx512_int8(Form, const Case&);
+
+}  // namespace parity

@@ -1,0 +1,11 @@
+#include <xquant/cache.hpp>
+
+using namespace xquant;
+
+#ifdef GOOD
+using Rule = Off;
+#else
+struct Rule {};
+#endif
+
+int main() { return XCache<Quantizer<4>, Layout<PerToken>, CrossLayer<Rule>>::streams == 1 ? 0 : 1; }

@@ -1,0 +1,14 @@
+#include <xquant/cache.hpp>
+
+using namespace xquant;
+
+/// Groups that lose values are no axis.
+struct Mine {
+#ifdef GOOD
+    static constexpr GroupShape group_shape(unsigned group) noexcept { return {2, group / 2}; }
+#else
+    static constexpr GroupShape group_shape(unsigned group) noexcept { return {2, group / 4}; }
+#endif
+};
+
+int main() { return Scheme<Quantizer<4>, Layout<Mine>>::recipe().streams == 1 ? 0 : 1; }

@@ -1,0 +1,17 @@
+#include <xquant/cache.hpp>
+
+using namespace xquant;
+
+struct ThreeStreams {
+    static constexpr std::size_t streams = 3;
+    static LayerFootprint<3> footprint(const Layer&) { return {}; }
+    static LayerPlan prepare(const Layer&) { return {}; }
+};
+
+#ifdef GOOD
+using Quantizers = PerStream<Quantizer<4>, Quantizer<4>, Quantizer<3>>;
+#else
+using Quantizers = PerStream<Quantizer<4>, Quantizer<3>>;
+#endif
+
+int main() { return Scheme<Quantizers, Layout<PerToken>, Projection<ThreeStreams>>::recipe().streams == 3 ? 0 : 1; }

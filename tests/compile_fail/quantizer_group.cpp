@@ -1,0 +1,9 @@
+#include <xquant/quantizer/uniform.hpp>
+
+#ifdef GOOD
+constexpr unsigned group = 4096;
+#else
+constexpr unsigned group = 4;
+#endif
+
+int main() { return xquant::Quantizer<4, group>::group == group ? 0 : 1; }

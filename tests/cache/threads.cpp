@@ -139,3 +139,42 @@ TEST_CASE("an executor that throws loses its step and nothing else") {
         CHECK(test::difference(test::outputs_of(*alone, setup.model, {130, 60}), a.out) == "");
     }
 }
+
+TEST_CASE("an append that is repeated after its executor threw answers rightly, or says that the step is lost") {
+    const test::Setup setup = small_model();
+    const Options options{.sinks = 0, .recent = 0, .strict = true};
+    for (const char* name : {"x 4", "cross-layer x 3"}) {
+        INFO(name);
+        const auto cache = test::scheme(name).make(setup.model, options),
+                   alone = test::scheme(name).make(setup.model, options);
+        const test::Outputs expected = test::outputs_of(*alone, setup.model, {200});
+        std::size_t lost = 0, repeated = 0;
+        for (std::size_t after = 0; after < 60; ++after) {
+            Feed a{cache->create()};
+            auto step = cache->begin({{a.sequence, 200}});
+            const Breaks breaks{after};
+            bool usable = true;
+            for (std::size_t layer = 0; layer < setup.model.layers.size() && usable; ++layer) {
+                const test::Rows rows = test::rows_of(setup.model.layers[layer], layer, 1, 0, 200);
+                const MatrixView x(rows.x.data(), 200, 24);
+                try {
+                    step.append(layer, x, breaks);
+                } catch (const Stopped&) {
+                    try {
+                        step.append(layer, x);
+                        ++repeated;
+                    } catch (const state_error&) {
+                        usable = false;
+                        ++lost;
+                        continue;
+                    }
+                }
+                std::vector<float> out(200 * 24);
+                step.attend(layer, MatrixView(rows.q.data(), 200, 24), out.data());
+                REQUIRE(test::difference(expected[layer], out) == "");
+            }
+        }
+        CHECK(lost > 0);
+        CHECK(repeated > 0);
+    }
+}

@@ -16,21 +16,17 @@ def load(path):
 
 
 def decode_samples(folder):
-    """(threads, who) -> depth -> list of (seconds a token, seconds in the cache or None)."""
+    """(threads, clock, who) -> depth -> list of (seconds a token, seconds in the cache or None)."""
     samples = {}
-    for path in sorted(folder.glob("llama-*-*.json")):
-        for test in load(path):
-            key = (test["n_threads"], "llama.cpp " + test["type_k"])
-            into = samples.setdefault(key, {}).setdefault(test["n_depth"], [])
-            into += [(ns * 1e-9 / test["n_gen"], None) for ns in test["samples_ns"]]
-    for path in sorted(folder.glob("xquant-*-*.json")):
-        data = load(path)
-        for sample in data["samples"]:
-            # Samples make the cache longer; each is near the depth that was asked for.
-            depth = max(d for d in data["depths"] if d <= sample["depth"])
-            key = (data["threads"], "xquant " + sample["scheme"])
-            into = samples.setdefault(key, {}).setdefault(depth, [])
-            into.append((sample["token_seconds"], sample["cache_seconds"]))
+    for program, name in (("llama", "llama.cpp"), ("xquant", "xquant")):
+        for path in sorted(folder.glob(f"{program}-*-*.json")):
+            data = load(path)
+            for sample in data["samples"]:
+                # Samples make the cache longer; each is near the depth that was asked for.
+                depth = max(d for d in data["depths"] if d <= sample["depth"])
+                key = (data["threads"], data["clock"], f"{name} {sample['scheme']}")
+                into = samples.setdefault(key, {}).setdefault(depth, [])
+                into.append((sample["token_seconds"], sample.get("cache_seconds")))
     return samples
 
 
@@ -47,14 +43,14 @@ def slope(by_depth, which):
 
 
 def print_decode(samples):
-    for threads in sorted({key[0] for key in samples}):
-        mine = {who: by_depth for (count, who), by_depth in samples.items() if count == threads}
+    for threads, clock in sorted({key[:2] for key in samples}):
+        mine = {key[2]: by_depth for key, by_depth in samples.items() if key[:2] == (threads, clock)}
         slopes = {who: slope(by_depth, 0) for who, by_depth in mine.items()}
         cache = {who: slope(by_depth, 1) for who, by_depth in mine.items()}
         best = {who: cache[who] if cache[who] is not None else slopes[who] for who in mine}
         yardstick, own = best.get("llama.cpp f16"), best.get("xquant f16")
         depths = sorted({depth for by_depth in mine.values() for depth in by_depth})
-        print(f"\n### Decode on SmolLM2-135M, {threads} thread{'s' if threads > 1 else ''}\n")
+        print(f"\n### Decode on SmolLM2-135M, {threads} thread{'s' if threads > 1 else ''}, {clock} time\n")
         print("| cache | " + " | ".join(f"ms/token at {depth}" for depth in depths) +
               " | slope, ns | of it in the cache | x llama.cpp f16 | x xquant f16 | samples |")
         print("|---|" + "---:|" * (len(depths) + 5))

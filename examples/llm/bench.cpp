@@ -2,9 +2,9 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <time.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <fstream>
@@ -23,14 +23,26 @@
 namespace llm {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+/// Processor time if there is one thread, so that other programs on the machine do not count; else wall time.
+class Clock {
+public:
+    explicit Clock(std::size_t threads) : id_(threads == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC) {}
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+    double seconds() const {
+        timespec now{};
+        clock_gettime(id_, &now);
+        return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+    }
+    const char* name() const { return id_ == CLOCK_MONOTONIC ? "wall" : "processor"; }
+
+private:
+    clockid_t id_;
+};
 
 /// A cache that counts the time spent in it: what the rest of a step takes does not depend on the depth.
 class TimedCache final : public AttentionCache {
 public:
-    explicit TimedCache(std::unique_ptr<AttentionCache> cache) : cache_(std::move(cache)) {}
+    TimedCache(std::unique_ptr<AttentionCache> cache, Clock clock) : cache_(std::move(cache)), clock_(clock) {}
 
     double seconds = 0;
 
@@ -55,12 +67,13 @@ public:
 private:
     template <class F>
     void timed(F&& f) {
-        const auto start = Clock::now();
+        const double start = clock_.seconds();
         f();
-        seconds += seconds_since(start);
+        seconds += clock_.seconds() - start;
     }
 
     std::unique_ptr<AttentionCache> cache_;
+    Clock clock_;
 };
 
 struct Subject {
@@ -104,13 +117,14 @@ BenchSample measure(Subject& subject, const Model& model, std::size_t tokens, Th
     sample.scheme = subject.scheme;
     sample.depth = subject.cache.size();
     subject.cache.seconds = 0;
-    const auto start = Clock::now();
+    const Clock clock(pool.threads());
+    const double start = clock.seconds();
     for (std::size_t i = 0; i < tokens; ++i) {
         const auto id = static_cast<Token>((sample.depth + 17 * i) % vocabulary);
         const std::vector<float> hidden = model.forward({&id, 1}, subject.cache, pool);
         model.logits(hidden.data(), 1, logits.data(), pool);
     }
-    sample.token = seconds_since(start) / static_cast<double>(tokens);
+    sample.token = (clock.seconds() - start) / static_cast<double>(tokens);
     sample.cache = subject.cache.seconds / static_cast<double>(tokens);
     return sample;
 }
@@ -152,8 +166,9 @@ void print(const std::vector<BenchSample>& samples, const BenchOptions& o) {
 }
 
 std::string to_json(const std::vector<BenchSample>& samples, const BenchOptions& o, std::size_t threads) {
-    nlohmann::ordered_json json{
-        {"threads", threads}, {"tokens", o.tokens}, {"sinks", o.sinks}, {"tail", o.tail}, {"depths", o.depths}};
+    nlohmann::ordered_json json{{"threads", threads}, {"clock", Clock(threads).name()},
+                                {"tokens", o.tokens}, {"sinks", o.sinks},
+                                {"tail", o.tail},     {"depths", o.depths}};
     json["samples"] = nlohmann::ordered_json::array();
     for (const BenchSample& s : samples)
         json["samples"].push_back(
@@ -179,7 +194,8 @@ std::vector<BenchSample> bench_samples(const Model& model, const BenchOptions& o
     options.pool = &pool;
     std::vector<std::unique_ptr<Subject>> subjects;
     for (const std::string& scheme : o.schemes)
-        subjects.push_back(std::make_unique<Subject>(Subject{scheme, TimedCache(make_cache(scheme, model, options))}));
+        subjects.push_back(std::make_unique<Subject>(
+            Subject{scheme, TimedCache(make_cache(scheme, model, options), Clock(pool.threads()))}));
 
     std::vector<BenchSample> samples;
     Progress progress(subjects.size() * (o.depths.back() + grown * o.depths.size()));
@@ -213,6 +229,7 @@ void bench(const BenchOptions& o) {
     const Model model(*gguf);
     gguf.reset();  // its bytes are no longer needed
     const std::vector<BenchSample> samples = bench_samples(model, o, pool);
+    fmt::print("{} time, {} thread{}\n", Clock(pool.threads()).name(), pool.threads(), pool.threads() > 1 ? "s" : "");
     print(samples, o);
     if (json.is_open() && !(json << to_json(samples, o, pool.threads()) << std::flush))
         throw Error(fmt::format("{}: can't be written", o.json));

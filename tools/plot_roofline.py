@@ -44,7 +44,7 @@ def best_backend(rows):
 
 
 def longest(rows):
-    """Of each verb and scheme the greatest length."""
+    """Of each verb and scheme the greatest length that was measured."""
     out = {}
     for row in rows:
         key = (row["verb"], row["scheme"])
@@ -88,8 +88,8 @@ def draw_roofline(axes, rows, machine, shape):
     axes.set_ylabel("GOP/s")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    tokens = {row["verb"]: row["tokens"] for row in points}
-    lengths = ", ".join(f"{verb} T {tokens[verb]:,}" for verb in VERBS if verb in tokens)
+    tokens = {verb: max((row["tokens"] for row in points if row["verb"] == verb), default=None) for verb in VERBS}
+    lengths = ", ".join(f"{verb} T {tokens[verb]:,}" for verb in VERBS if tokens[verb])
     axes.set_title(f"{shape}\n{lengths}", loc="left", fontsize=9.5)
     axes.grid(True, which="major", color="#ececec", linewidth=0.7)
     axes.set_axisbelow(True)

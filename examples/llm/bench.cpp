@@ -82,12 +82,9 @@ struct Subject {
 };
 
 void check(const BenchOptions& o) {
-    const std::vector<std::string> known = scheme_names();
     if (o.schemes.empty() || o.depths.empty()) throw Error("--schemes and --depths must name at least one each");
     for (const std::string& scheme : o.schemes) {
-        if (std::find(known.begin(), known.end(), scheme) == known.end())
-            throw Error(fmt::format("unknown scheme '{}'; known are {}", scheme, fmt::join(known, ", ")));
-        if (scheme_needs_mean(scheme))
+        if (parse_scheme(scheme).needs != Needs::nothing)
             throw Error(fmt::format("scheme '{}' needs a calibration text, which `bench` doesn't have", scheme));
     }
     if (o.tokens == 0 || o.repetitions == 0) throw Error("--tokens and --repetitions must be 1 or more");

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "exact_cache.hpp"
 
@@ -14,18 +15,24 @@ public:
     Listener(const Model& model, ThreadPool& pool, std::size_t skip)
         : skip_(skip),
           cache_(make_exact_cache(model, pool)),
-          sums_(model.config().layers, std::vector<double>(model.config().width)) {}
+          sums_(model.config().layers, std::vector<double>(model.config().width)),
+          rows_(model.config().layers) {}
 
     const std::vector<std::vector<double>>& sums() const { return sums_; }
+    std::vector<std::vector<float>> take_rows() { return std::move(rows_); }
 
     void reset() override { cache_->reset(); }
     void begin(std::size_t n) override { cache_->begin(step_ = n); }
     void append(std::size_t layer, const float* x) override {
         std::vector<double>& sum = sums_[layer];
         const std::size_t first = cache_->size();
-        for (std::size_t t = 0; t < step_; ++t)
-            if (first + t >= skip_)
-                for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(x[t * sum.size() + i]);
+        for (std::size_t t = 0; t < step_; ++t) {
+            if (first + t < skip_) continue;
+            const float* row = x + t * sum.size();
+            for (std::size_t i = 0; i < sum.size(); ++i) sum[i] += static_cast<double>(row[i]);
+            if (rows_[layer].size() < most_rows * sum.size())
+                rows_[layer].insert(rows_[layer].end(), row, row + sum.size());
+        }
         cache_->append(layer, x);
     }
     void attend(std::size_t layer, const float* q, float* out) override { cache_->attend(layer, q, out); }
@@ -36,15 +43,18 @@ public:
     CacheBytes bytes() const override { return cache_->bytes(); }
 
 private:
+    static constexpr std::size_t most_rows = 512;
+
     std::size_t skip_, step_ = 0;
     std::unique_ptr<AttentionCache> cache_;
     std::vector<std::vector<double>> sums_;  // [L][D]
+    std::vector<std::vector<float>> rows_;   // [L][n, D]
 };
 
 }  // namespace
 
-std::vector<std::vector<float>> calibrate(const Model& model, const std::vector<std::vector<Token>>& chunks,
-                                          ThreadPool& pool, std::size_t skip) {
+Calibration calibrate(const Model& model, const std::vector<std::vector<Token>>& chunks, ThreadPool& pool,
+                      std::size_t skip) {
     Listener listener(model, pool, skip);
     std::size_t tokens = 0;
     for (const std::vector<Token>& ids : chunks) {
@@ -53,12 +63,13 @@ std::vector<std::vector<float>> calibrate(const Model& model, const std::vector<
         tokens += ids.size() - std::min(skip, ids.size());
     }
     const auto counted = static_cast<double>(tokens);
-    std::vector<std::vector<float>> mean;
+    Calibration out;
+    out.rows = listener.take_rows();
     for (const auto& sum : listener.sums()) {
-        auto& of_layer = mean.emplace_back();
+        auto& of_layer = out.mean.emplace_back();
         for (const double value : sum) of_layer.push_back(static_cast<float>(value / counted));
     }
-    return mean;
+    return out;
 }
 
 }  // namespace llm

@@ -1,8 +1,11 @@
 #include "library_cache.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <optional>
 
+#include "calibrate.hpp"
 #include "error.hpp"
 #include "library_schemes.hpp"
 #include "model.hpp"
@@ -19,8 +22,7 @@ xq::Rope describe(const Rope& rope) {
                               rope.pairs == Pairs::halves ? xq::RopePairing::halves : xq::RopePairing::interleaved);
 }
 
-/// mean [L][D], or nullptr
-xq::Model describe(const Model& model, const std::vector<std::vector<float>>* mean) {
+xq::Model describe(const Model& model, Needs needs, const Calibration* calibration) {
     const Config& config = model.config();
     const auto view = [](const Matrix& matrix) {
         return xq::MatrixView(matrix.values.data(), matrix.rows, matrix.columns);
@@ -40,7 +42,11 @@ xq::Model describe(const Model& model, const std::vector<std::vector<float>>* me
         to.rope = describe(from.rope);
         to.window = from.window;
         to.softmax_scale = static_cast<double>(config.softmax_scale);
-        if (mean != nullptr) to.mean = (*mean)[i].data();
+        if (needs == Needs::mean) to.mean = calibration->mean[i].data();
+        if (needs == Needs::rows) {
+            const std::vector<float>& rows = calibration->rows[i];
+            to.calibration = xq::MatrixView(rows.data(), rows.size() / config.width, config.width);
+        }
     }
     return out;
 }
@@ -50,7 +56,7 @@ public:
     LibraryCache(const LibraryScheme& scheme, const Model& model, const SchemeOptions& options)
         : shape_(model.config()),
           pool_(options.pool),
-          cache_(scheme.make(describe(model, scheme.takes_mean ? options.mean : nullptr), library_options(options))),
+          cache_(scheme.make(describe(model, scheme.needs, options.calibration), library_options(options))),
           sequence_(cache_->create()) {}
 
     void reset() override {
@@ -99,7 +105,8 @@ private:
 
 std::unique_ptr<AttentionCache> make_library_sequence(const LibraryScheme& scheme, const Model& model,
                                                       const SchemeOptions& options) {
-    if (scheme.takes_mean && options.mean == nullptr) throw Error("the *_rot_mean schemes need a calibrated mean of x");
+    if (scheme.needs != Needs::nothing && options.calibration == nullptr)
+        throw Error(fmt::format("{} needs a calibration, which only perplexity has", scheme.name));
     return std::make_unique<LibraryCache>(scheme, model, options);
 }
 

@@ -8,6 +8,8 @@
 #include <vector>
 #include <xquant/xquant.hpp>
 
+#include "schemes.hpp"
+
 // Not here: its members are library_cache.cpp's.
 extern template class xquant::detail::CacheBase<xquant::backend::best>;
 
@@ -19,11 +21,12 @@ struct LibraryScheme {
     std::string_view name;
     std::size_t group;  // values that share a scale; 0: the format's own, or none
     std::shared_ptr<LibraryBase> (*make)(const xquant::Model&, const xquant::Options&);
-    bool takes_mean = false;  // wants Layer::mean
+    Needs needs = Needs::nothing;
 };
 
 void add_key_value_and_x_schemes(std::vector<LibraryScheme>& all);
 void add_svd_schemes(std::vector<LibraryScheme>& all);
+void add_rank_schemes(std::vector<LibraryScheme>& all);
 
 /// A shared_ptr, since it remembers how to destroy the whole cache.
 template <class Cache>

@@ -71,7 +71,7 @@ int main(int argc, char** argv) {
     CLI::Option* calibrate =
         perplexity
             ->add_option("--calibrate-offset", calibrate_offset,
-                         "first of the 2 x context tokens that x*_rot_mean schemes take their mean from "
+                         "first of the 2 x context tokens that x*_rot_mean and kvquant schemes learn from "
                          "(default: 100000, in a shorter text 0)")
             ->type_name("N")
             ->check(not_negative, "");

@@ -73,7 +73,7 @@ void check_numbers(const PerplexityOptions& o, const std::vector<Scheme>& scheme
 /// Where the two calibration chunks start.
 std::size_t calibration_start(const PerplexityOptions& o, std::size_t tokens) {
     constexpr std::size_t default_start = 100000, skip = 4;
-    if (o.context <= skip) throw Error("the x*_rot_mean schemes need a --context of more than 4 tokens");
+    if (o.context <= skip) throw Error("the x*_rot_mean and kvquant schemes need a --context of more than 4 tokens");
     const std::size_t length = checked(o.context, 2, 0);
     const std::size_t start =
         o.calibrate_offset.value_or(checked(1, default_start, length) <= tokens ? default_start : 0);
@@ -82,8 +82,8 @@ std::size_t calibration_start(const PerplexityOptions& o, std::size_t tokens) {
             fmt::format("calibration needs tokens {} to {}, but the text has {}", start, start + length, tokens));
     if (start < o.offset + o.context * o.chunks && o.offset < start + length)
         fmt::print(stderr,
-                   "warning: the calibration text (tokens {} to {}) overlaps with the evaluated one; x*_rot_mean will "
-                   "look too good\n",
+                   "warning: the calibration text (tokens {} to {}) overlaps with the evaluated one; x*_rot_mean and "
+                   "kvquant will look too good\n",
                    start, start + length);
     return start;
 }
@@ -238,7 +238,8 @@ void perplexity(const PerplexityOptions& o) {
     if (checked(1, o.offset, evaluated) > tokens.size())
         throw Error(fmt::format("{}: the text has {} tokens, but --offset {} with {} x {} tokens asks for {}", o.text,
                                 tokens.size(), o.offset, o.chunks, o.context, o.offset + evaluated));
-    const bool calibrates = std::any_of(schemes.begin(), schemes.end(), [](const Scheme& s) { return s.needs_mean; });
+    const bool calibrates =
+        std::any_of(schemes.begin(), schemes.end(), [](const Scheme& s) { return s.needs != Needs::nothing; });
     const std::size_t calibration = calibrates ? calibration_start(o, tokens.size()) : 0;
     std::ofstream json;
     if (!o.json.empty()) {
@@ -267,10 +268,10 @@ void perplexity(const PerplexityOptions& o) {
                    model.config().context);
 
     Progress progress(2 * (schemes.size() + 1) * evaluated + (calibrates ? 2 * o.context : 0));
-    std::vector<std::vector<float>> mean;
+    Calibration learnt;
     if (calibrates) {
         progress.label("calibration");
-        mean = calibrate(model, cut(calibration, 2), pool);
+        learnt = calibrate(model, cut(calibration, 2), pool);
         progress.advance(2 * o.context);
     }
     SchemeOptions options;
@@ -278,7 +279,7 @@ void perplexity(const PerplexityOptions& o) {
     options.tail = o.tail;
     options.strict = true;
     options.pool = &pool;
-    options.mean = calibrates ? &mean : nullptr;
+    options.calibration = calibrates ? &learnt : nullptr;
 
     Evaluation evaluation(model, chunks, first_scored(o), pool, progress);
     std::size_t width = 15;

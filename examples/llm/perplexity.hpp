@@ -22,7 +22,7 @@ struct PerplexityOptions {
     std::size_t step = 0;                         // tokens fed at once; 0: the context, or 32 with a tail
     bool second_half = false;                     // score only the positions from context / 2 on
     std::optional<bool> bos;                      // as the model's file asks if not set
-    std::optional<std::size_t> calibrate_offset;  // for x*_rot_mean
+    std::optional<std::size_t> calibrate_offset;  // for x*_rot_mean and kvquant
     std::size_t threads = 0;                      // 0: as many as the machine has
 };
 

@@ -22,6 +22,7 @@ const std::vector<LibraryScheme>& library_schemes() {
         std::vector<LibraryScheme> list;
         add_key_value_and_x_schemes(list);
         add_svd_schemes(list);
+        add_rank_schemes(list);
         return list;
     }();
     return all;
@@ -36,11 +37,15 @@ constexpr std::pair<std::string_view, std::string_view> families[] = {
     {"q4_0_hadamard", "the same with every head rotated"},
     {"kv{8,4}", "K after RoPE and V, every head rotated, in groups of 64 along a token"},
     {"kivi{4,3,2}", "K before RoPE per channel, V per token"},
+    {"kvquant{4,3,2}", "the same with learnt levels, 1 of 128 values kept in f16, as KVQuant (perplexity only)"},
+    {"nf4", "K after RoPE and V in the NF4 levels of QLoRA, groups of 64"},
     {"x{4,3,2}", "X, the input of attention, per token"},
     {"x{4,3,2}_rot", "X rotated"},
     {"x{4,3,2}_rot_mean", "X less its mean over a calibration text, rotated (perplexity only)"},
     {"svd_joint{4,3,2}", "latents of W_k per channel and of W_v per token"},
     {"svd_head{4,3,2}", "a latent of each key head per channel, V rotated per token"},
+    {"svd_joint4_e{999..900}", "the same, cut to the rank that holds this share of W's energy, in thousandths"},
+    {"svd_head4_e{999..900}", "the same for svd_head4: 999, 995, 990, 950 or 900"},
     {"cl_x{4,3,2}", "differences of X from layer to layer"},
     {"cl_x_rot{4,3,2}", "the same with X rotated"},
     {"cl_svd{4,3,2}", "differences of latents of [W_k W_v] from layer to layer"},
@@ -115,7 +120,7 @@ Scheme parse_scheme(const std::string& text) {
         *value = number(suffix.substr(equals + 1), text);
     }
     if (scheme.name != exact_name)
-        scheme.needs_mean = find(scheme).takes_mean;
+        scheme.needs = find(scheme).needs;
     else if (scheme.name != text)
         throw Error(fmt::format("scheme '{}': {} is exact and takes no suffixes", text, exact_name));
     return scheme;

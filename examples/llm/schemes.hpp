@@ -16,21 +16,24 @@
 namespace llm {
 
 class Model;
+struct Calibration;
 
 struct SchemeOptions {
     std::size_t sinks = 4;  // first tokens kept exact
     std::size_t tail = 0;   // newest tokens kept exact
     bool strict = false;    // quantize before the layer attends, unfinished groups included
     ThreadPool* pool = nullptr;
-    const std::vector<std::vector<float>>* mean =
-        nullptr;  // [L][D], mean of x in each layer, for the x*_rot_mean schemes
+    const Calibration* calibration = nullptr;  // for schemes that need one
 };
+
+/// What a scheme takes of a calibration.
+enum class Needs : unsigned char { nothing, mean, rows };
 
 struct Scheme {
     std::string text, name;                  // "svd_head4:tail=128", "svd_head4"
     std::optional<std::size_t> tail, sinks;  // instead of the options'
     std::optional<std::size_t> group;        // 32, 64 or 128 (the default): values that share a scale
-    bool needs_mean = false;                 // SchemeOptions::mean
+    Needs needs = Needs::nothing;            // of SchemeOptions::calibration
 };
 
 /// NAME[:tail=N][:sinks=N][:group=N]. Throws llm::Error for names that aren't known, listing those that are, and for

@@ -17,9 +17,9 @@ constexpr LibraryScheme grouped[] = {
     {"x4_rot", Group, make_library_cache<preset::rotated_x<4, Group>>},
     {"x3_rot", Group, make_library_cache<preset::rotated_x<3, Group>>},
     {"x2_rot", Group, make_library_cache<preset::rotated_x<2, Group>>},
-    {"x4_rot_mean", Group, make_library_cache<preset::rotated_x<4, Group>>, true},
-    {"x3_rot_mean", Group, make_library_cache<preset::rotated_x<3, Group>>, true},
-    {"x2_rot_mean", Group, make_library_cache<preset::rotated_x<2, Group>>, true},
+    {"x4_rot_mean", Group, make_library_cache<preset::rotated_x<4, Group>>, Needs::mean},
+    {"x3_rot_mean", Group, make_library_cache<preset::rotated_x<3, Group>>, Needs::mean},
+    {"x2_rot_mean", Group, make_library_cache<preset::rotated_x<2, Group>>, Needs::mean},
     {"cl_x4", Group, make_library_cache<preset::cross_layer_x<4, Group>>},
     {"cl_x3", Group, make_library_cache<preset::cross_layer_x<3, Group>>},
     {"cl_x2", Group, make_library_cache<preset::cross_layer_x<2, Group>>},
@@ -29,9 +29,16 @@ constexpr LibraryScheme grouped[] = {
 };
 
 constexpr LibraryScheme own_blocks[] = {
-    {"f16", 0, make_library_cache<preset::f16_kv>}, {"q8_0", 0, make_library_cache<preset::q8_0>},
-    {"q4_0", 0, make_library_cache<preset::q4_0>},  {"q4_0_hadamard", 0, make_library_cache<preset::q4_0_hadamard>},
-    {"kv8", 0, make_library_cache<preset::kv<8>>},  {"kv4", 0, make_library_cache<preset::kv<4>>},
+    {"f16", 0, make_library_cache<preset::f16_kv>},
+    {"q8_0", 0, make_library_cache<preset::q8_0>},
+    {"q4_0", 0, make_library_cache<preset::q4_0>},
+    {"q4_0_hadamard", 0, make_library_cache<preset::q4_0_hadamard>},
+    {"kvquant4", 0, make_library_cache<preset::kvquant<4>>, Needs::rows},
+    {"kvquant3", 0, make_library_cache<preset::kvquant<3>>, Needs::rows},
+    {"kvquant2", 0, make_library_cache<preset::kvquant<2>>, Needs::rows},
+    {"nf4", 0, make_library_cache<preset::nf4>},
+    {"kv8", 0, make_library_cache<preset::kv<8>>},
+    {"kv4", 0, make_library_cache<preset::kv<4>>},
 };
 
 }  // namespace

@@ -163,8 +163,8 @@ TEST_CASE("a scheme's suffixes are read, and wrong ones refused", "[schemes]") {
     CHECK(scheme.group.value() == 32);
     CHECK(scheme.tail.value() == 128);
     CHECK(scheme.sinks.value() == 0);
-    CHECK(parse_scheme("x4_rot_mean:tail=3").needs_mean);
-    CHECK_FALSE(parse_scheme("x4_rot").needs_mean);
+    CHECK(parse_scheme("x4_rot_mean:tail=3").needs == Needs::mean);
+    CHECK(parse_scheme("x4_rot").needs == Needs::nothing);
     CHECK_FALSE(parse_scheme("x4_rot").tail.has_value());
     const auto refusal = [](const char* text) { return message<Error>([&] { parse_scheme(text); }); };
     CHECK(contains(refusal("x4:group=16"), "can have 128, 64, 32 values"));

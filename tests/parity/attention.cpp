@@ -47,8 +47,10 @@ void check(const char* name, Run run, Run run_int8) {
         for (int form = 0; form < static_cast<int>(Form::count); ++form) {
             INFO(name << ", " << c.name << ", form " << form);
             const Form which = static_cast<Form>(form);
-            CHECK(distance(run(which, c), run_scalar(which, c)) < 2e-6);
-            CHECK(distance(run_int8(which, c), run_scalar_int8(which, c)) < 2e-6);
+            // Rows are projected with or without fused products, so a stored value may round to its neighbour.
+            const double bound = which == Form::exact ? 5e-6 : 2e-4;
+            CHECK(distance(run(which, c), run_scalar(which, c)) < bound);
+            CHECK(distance(run_int8(which, c), run_scalar_int8(which, c)) < bound);
         }
     }
 }

@@ -76,14 +76,14 @@ void check_floats() {
     for (const float value : a) sum += static_cast<double>(value);
     CHECK(std::abs(static_cast<double>(R::reduce_add(x)) - sum) < 1e-3);
 
-    std::vector<typename R::f32> rows(R::lanes);
+    typename R::f32 rows[R::lanes];
     std::vector<double> sums(R::lanes);
     for (std::size_t r = 0; r < R::lanes; ++r) {
         const auto row = source.floats<R>();
         rows[r] = R::load(row.data());
         for (const float value : row) sums[r] += static_cast<double>(value);
     }
-    const auto summed = floats_of<R>(R::sum_rows(rows.data()));
+    const auto summed = floats_of<R>(R::sum_rows(rows));
     for (std::size_t r = 0; r < R::lanes; ++r) CHECK(std::abs(static_cast<double>(summed[r]) - sums[r]) < 1e-3);
 
     for (std::size_t n = 0; n <= R::lanes; ++n) {
@@ -164,13 +164,13 @@ void check_words() {
                        static_cast<std::uint32_t>(byte_of(d, t)) << 24U));
     }
 
-    std::vector<typename R::i32> rows(R::lanes);
+    typename R::i32 rows[R::lanes];
     std::vector<std::vector<std::uint32_t>> matrix;
     for (std::size_t i = 0; i < R::lanes; ++i) {
         matrix.push_back(source.words<R>());
         rows[i] = R::load_i32(matrix[i].data());
     }
-    R::transpose(rows.data());
+    R::transpose(rows);
     for (std::size_t i = 0; i < R::lanes; ++i) {
         for (std::size_t j = 0; j < R::lanes; ++j) CHECK(words_of<R>(rows[i])[j] == matrix[j][i]);
     }

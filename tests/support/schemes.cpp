@@ -153,7 +153,7 @@ std::vector<Scheme> make_schemes() {
         Entry<Alone<Quantizer<2, 128, MinMse>, Tokens, Rotated>>("x clipped 2", x_per_token<2>),
         Entry<Alone<Quantizer<5, 8, Symmetric>, Tokens, KeyValue<BeforeRope>>>("k and v symmetric 5",
                                                                                kv_symmetric<5, 8>),
-        Entry<Alone<Nf4, Tokens, KeyValue<BeforeRope>>>("k and v in levels", kv_symmetric<4, 64>),
+        Entry<Alone<Nf4<>, Tokens, KeyValue<BeforeRope>>>("k and v in levels", kv_symmetric<4, 64>),
         Entry<Alone<Quantizer<4, 64>, Layout<FourTokens>, Plain>>(
             "x in blocks of 4 tokens",
             [](const Model& model) {

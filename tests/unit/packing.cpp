@@ -152,7 +152,8 @@ TEST_CASE("rows of odd widths and counts, in groups along tokens, channels and b
         for (const std::size_t rows : {std::size_t{1}, std::size_t{31}, std::size_t{32}, std::size_t{33}}) {
             INFO(width << " channels, " << rows << " rows");
             const auto check = [&]<class Q>(Q, std::uint32_t tokens, std::uint32_t channels) {
-                check_stream({{width, tokens, channels, CodeKind::planes, Q::bits}, &Q::encode}, rows, seed++);
+                check_stream({{width, tokens, channels, CodeKind::planes, Q::bits}, &xquant::detail::encode_group<Q>},
+                             rows, seed++);
             };
             check(Quantizer<2, g>{}, 1, g);
             check(Quantizer<3, g>{}, g, 1);

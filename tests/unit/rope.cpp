@@ -77,7 +77,8 @@ TEST_CASE("heads are turned as the formula says, at any position; pairs are wher
     }
 }
 
-TEST_CASE("a tile that is turned by its own table, against a query turned back by its start, gives the same scores") {
+TEST_CASE(
+    "a tile turned by its own table, against a query turned back by its start, or turned by both: the same scores") {
     test::Random random(2);
     constexpr std::size_t dh = 32, tokens = 128;
     for (const RopePairing pairing : {RopePairing::halves, RopePairing::interleaved}) {
@@ -92,16 +93,42 @@ TEST_CASE("a tile that is turned by its own table, against a query turned back b
             test::oracle_rope(rope, start + t, key.data());
             for (std::size_t c = 0; c < dh; ++c) exact[t] += key[c] * static_cast<double>(query[c]);
         }
-        backend::turn_tile(backend::scalar{}, table.view, keys.data(), tokens, tokens);
+        const auto check = [&](const std::vector<float>& turned, const std::vector<float>& q) {
+            for (std::size_t t = 0; t < tokens; ++t) {
+                double score = 0;
+                for (std::size_t c = 0; c < dh; ++c) {
+                    score += static_cast<double>(turned[c * tokens + t]) * static_cast<double>(q[c]);
+                }
+                REQUIRE(std::abs(score - exact[t]) < 3e-6);
+            }
+        };
         std::vector<float> cosines(dh / 2), sines(dh / 2);
         rope_angles(table.view, start, cosines.data(), sines.data());
-        backend::turn_head(backend::scalar{}, table.view, cosines.data(), sines.data(), -1.0F, query.data());
-        for (std::size_t t = 0; t < tokens; ++t) {
-            double score = 0;
-            for (std::size_t c = 0; c < dh; ++c) {
-                score += static_cast<double>(keys[c * tokens + t]) * static_cast<double>(query[c]);
-            }
-            REQUIRE(std::abs(score - exact[t]) < 3e-6);
+        std::vector<float> by_start = keys;
+        backend::turn_tile(backend::scalar{}, table.view, cosines.data(), sines.data(), by_start.data(), tokens,
+                           tokens);
+        check(by_start, query);
+        backend::turn_tile(backend::scalar{}, table.view, nullptr, nullptr, keys.data(), tokens, tokens);
+        std::vector<float> turned_back = query;
+        backend::turn_head(backend::scalar{}, table.view, cosines.data(), sines.data(), -1.0F, turned_back.data());
+        check(keys, turned_back);
+    }
+}
+
+TEST_CASE("the angles of tile after tile are those of their positions") {
+    const Rope rope = Rope::standard(64);
+    const Table table(rope);
+    backend::TileAngles angles;
+    std::vector<float> cosines(32), sines(32);
+    std::int64_t start = 4;
+    for (int i = 0; i < 1000; ++i) {
+        angles.move_to(table.view, start);
+        REQUIRE(angles.start() == start);
+        rope_angles(table.view, start, cosines.data(), sines.data());
+        for (std::size_t j = 0; j < 32; ++j) {
+            REQUIRE(std::abs(angles.cosines[j] - cosines[j]) <= 0x1p-23F);
+            REQUIRE(std::abs(angles.sines[j] - sines[j]) <= 0x1p-23F);
         }
+        start += i % 100 == 99 ? 32 : 128;  // now and then a tile that does not follow
     }
 }

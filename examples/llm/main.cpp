@@ -4,7 +4,6 @@
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <exception>
-#include <optional>
 #include <string>
 
 #include "bench.hpp"
@@ -62,8 +61,8 @@ int main(int argc, char** argv) {
     number(*perplexity, "--sinks", p.sinks, "first tokens of a chunk that stay exact");
     number(*perplexity, "--tail", p.tail, "newest tokens that stay exact");
     number(*perplexity, "--step", p.step, "tokens fed at once; 0: the whole context, or 32 if there is a tail");
-    std::optional<bool> bos;
-    perplexity->add_flag(
+    bool bos = false;
+    CLI::Option* bos_flag = perplexity->add_flag(
         "--bos,!--no-bos", bos,
         "begin every context with BOS, in place of its first token (default: as the model's file asks)");
     perplexity->add_flag("--score-second-half", p.second_half,
@@ -123,7 +122,7 @@ int main(int argc, char** argv) {
 
     CLI11_PARSE(app, argc, argv);
     try {
-        p.bos = bos;
+        if (*bos_flag) p.bos = bos;
         if (*calibrate) p.calibrate_offset = calibrate_offset;
         if (*perplexity) llm::perplexity(p);
         if (*generate) llm::generate(g);

@@ -1,5 +1,6 @@
 /// Codes to bytes and back: planes of every width against a writer that sets bit after bit, and rows in every format.
 #include <xquant/backend/scalar/codec.hpp>
+#include <xquant/concepts.hpp>
 #include <xquant/quantizer/uniform.hpp>
 
 #include <algorithm>

@@ -90,7 +90,7 @@ std::size_t calibration_start(const PerplexityOptions& o, std::size_t tokens) {
 
 /// The table, for names of up to `width` characters. The columns headed +- are standard errors.
 void print_head(std::size_t width) {
-    constexpr const char* line = "{:<{}}{:>11}{:>11}{:>9}{:>12}{:>9}{:>7}{:>10}{:>9}{:>9}{:>8}{:>9}\n";
+    constexpr const char* line = "{:<{}}{:>11}{:>11}{:>9}{:>12}{:>9}{:>8}{:>10}{:>9}{:>9}{:>8}{:>9}\n";
     fmt::print(fmt::runtime(line), "", width, "bits/token", "bytes", "compres-", "", "change", "", "mean", "", "99.9 %",
                "", "");
     fmt::print(fmt::runtime(line), "scheme", width, "/layer", "/token", "sion", "perplexity", "%", "+-", "KLD", "+-",
@@ -98,10 +98,17 @@ void print_head(std::size_t width) {
     std::fflush(stdout);
 }
 
+/// A number that fits its column: models that a cache has ruined have perplexities of any size.
+std::string fitting(double value, int decimals, bool sign, std::size_t room) {
+    const std::string plain = sign ? fmt::format("{:+.{}f}", value, decimals) : fmt::format("{:.{}f}", value, decimals);
+    if (plain.size() < room) return plain;
+    return sign ? fmt::format("{:+.1e}", value) : fmt::format("{:.1e}", value);
+}
+
 void print_row(const Result& r, std::size_t width) {
-    fmt::print("{:<{}}{:>11.1f}{:>11.1f}{:>8.2f}x{:>12.3f}{:>+9.2f}{:>7.2f}{:>10.5f}{:>9.5f}{:>9.4f}{:>8.4f}{:>9.1f}\n",
-               r.name, width, r.bits, r.bytes, r.compression, r.perplexity, r.delta, r.delta_error, r.kld, r.kld_error,
-               r.kld_p999, r.top1, r.seconds);
+    fmt::print("{:<{}}{:>11.1f}{:>11.1f}{:>8.2f}x{:>12}{:>9}{:>8}{:>10.5f}{:>9.5f}{:>9.4f}{:>8.4f}{:>9.1f}\n", r.name,
+               width, r.bits, r.bytes, r.compression, fitting(r.perplexity, 3, false, 12), fitting(r.delta, 2, true, 9),
+               fitting(r.delta_error, 2, false, 8), r.kld, r.kld_error, r.kld_p999, r.top1, r.seconds);
     std::fflush(stdout);
 }
 

@@ -6,7 +6,7 @@
 //
 // Shapes  code quads [channels / 4][128 tokens], a word holds 4 channels of one token; weight quads [channels / 4][Dh].
 // Limit   multiply: FMA. rematerialize_int8: the dot instruction (vpdpbusd, or vpmaddubsw + vpaddw on AVX2), Dh / 4 for each
-//         channel block and register of tokens; folding scales into A takes a fifth of that for 128 tokens and Dh = 64.
+//         channel block and register of tokens. By count, folding scales into A adds a fifth for 128 tokens and Dh = 64.
 #pragma once
 
 #include <xquant/backend/scalar/remat.hpp>

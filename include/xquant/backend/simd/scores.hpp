@@ -1,0 +1,256 @@
+// Vector attention, the scores: for few query rows straight from what is stored.
+//
+//     rows       f16 or bf16: dot products, reduced `lanes` tokens at a time
+//     codes      per token, without A (kv4, q8_0): words of 4 channels, lanes are tokens; scales are applied to the sums
+//     products   per channel, with A, int8: products, A's step, RoPE and q in one pass over 4 columns of K; K itself is never
+//                stored
+//     tile       everything else: a tile of K in f32, and `multiply`
+//
+// Limit   rows: memory, then FMA. codes: FMA and conversion. products: the dot instruction is half of some 120 operations a
+//         token (AVX-512, Dh = 64, 3 heads), the rest is conversion, RoPE and P z.
+#pragma once
+
+#include <xquant/backend/scalar/attention.hpp>
+#include <xquant/backend/simd/remat.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Query heads that take the direct way at most; more share a tile of K.
+inline constexpr std::size_t direct_queries = 8;
+
+/// Calls f(first, number) for 1 to 4 query heads at a time, with their number as a compile-time constant.
+template <class F>
+void for_heads(std::size_t count, F&& f) {
+    std::size_t i = 0;
+    for (; i + 4 <= count; i += 4) f(i, std::integral_constant<std::size_t, 4>{});
+    if (count - i == 3) f(i, std::integral_constant<std::size_t, 3>{});
+    if (count - i == 2) f(i, std::integral_constant<std::size_t, 2>{});
+    if (count - i == 1) f(i, std::integral_constant<std::size_t, 1>{});
+}
+
+/// How scores are taken from a stream.
+enum class ScoreForm : unsigned char { tile, rows, codes, products };
+
+template <class Backend>
+constexpr ScoreForm score_form(const AttendTask& task, const StreamView& in) noexcept {
+    const StreamFormat& format = in.format;
+    const HeadDecoder& head = task.key;
+    const std::size_t dh = task.head_dim;
+    if (task.rows * task.group > direct_queries || task.shared_channels > 0 || format.outliers > 0)
+        return ScoreForm::tile;
+    if (head.matrix == nullptr && head.constant == nullptr && task.rope.pairs == 0 && task.rules.key_norm == nullptr) {
+        const bool half = format.kind == CodeKind::f16 || format.kind == CodeKind::bf16;
+        if (half && dh % Backend::registers::lanes == 0) return ScoreForm::rows;
+        const bool words = head.first % 4 == 0 && dh % 4 == 0 && format.group_channels % 4 == 0;
+        if (format.quantized() && format.group_tokens == 1 && format.levels == nullptr && words)
+            return ScoreForm::codes;
+    }
+    if constexpr (Backend::int8_products) {
+        const bool one_block = format.group_channels == 1 && head.width <= int8_channels;
+        if (one_block && fits_int8(format, head) && dh % 2 == 0 && !absorbs_keys(task)) {
+            return ScoreForm::products;
+        }
+    }
+    return ScoreForm::tile;
+}
+
+/// q [count, Dh] of the step, times the scale of scores.
+inline void scale_queries(const AttendTask& task, std::size_t row, std::size_t count, float* out) noexcept {
+    const std::size_t dh = task.head_dim;
+    for (std::size_t i = 0; i < count; ++i) {
+        const float* q = task.q + (row + i / task.group) * task.q_stride + i % task.group * dh;
+        for (std::size_t c = 0; c < dh; ++c) out[i * dh + c] = q[c] * task.rules.scale;
+    }
+}
+
+/// scores [count, 128] from rows of f16 or bf16; load(t, c) gives `lanes` channels of one.
+template <class R, class Load>
+void score_rows_direct(const AttendTask& task, Load&& load, std::size_t tokens, std::size_t count, const float* queries,
+                       float* scores) noexcept {
+    const std::size_t dh = task.head_dim;
+    for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
+        for (std::size_t t = 0; t < tokens; t += R::lanes) {
+            typename R::f32 sums[Heads][R::lanes];
+            XQUANT_UNROLL
+            for (std::size_t k = 0; k < R::lanes; ++k) {
+                const std::size_t row = std::min(t + k, tokens - 1);
+                typename R::f32 sum[Heads];
+                XQUANT_UNROLL
+                for (std::size_t h = 0; h < Heads; ++h) sum[h] = R::zero();
+                for (std::size_t c = 0; c < dh; c += R::lanes) {
+                    const auto key = load(row, c);
+                    XQUANT_UNROLL
+                    for (std::size_t h = 0; h < Heads; ++h) {
+                        sum[h] = R::fma(key, R::load(queries + (i + h) * dh + c), sum[h]);
+                    }
+                }
+                XQUANT_UNROLL
+                for (std::size_t h = 0; h < Heads; ++h) sums[h][k] = sum[h];
+            }
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                R::store(scores + (i + h) * tile_tokens + t, R::sum_rows(sums[h]));
+            }
+        }
+    });
+}
+
+/// Calls f(load), where load(t, c) gives `lanes` channels of row first + t of a stream of f16 or bf16, from channel
+/// `channel` + c on.
+template <class R, class F>
+void with_half_rows(const StreamView& in, std::size_t first, std::size_t channel, F&& f) {
+    const std::size_t step = in.format.block_bytes() / sizeof(f16);
+    const std::byte* base = in.codes + in.format.code_offset(first, 0) + channel * sizeof(f16);
+    if (in.format.kind == CodeKind::f16) {
+        const auto* rows = reinterpret_cast<const f16*>(base);
+        f([rows, step](std::size_t t, std::size_t c) { return R::load_f16(rows + t * step + c); });
+    } else {
+        const auto* rows = reinterpret_cast<const bf16*>(base);
+        f([rows, step](std::size_t t, std::size_t c) { return R::load_bf16(rows + t * step + c); });
+    }
+}
+
+/// sums[h][v] = sum over channels of code * q, for tokens t + v * lanes .. of the quads.
+template <class R, std::size_t Heads, std::size_t Vectors>
+void dot_codes(const std::uint32_t* quads, std::size_t channels, std::size_t t, const float* queries, std::size_t dh,
+               typename R::f32 (&sums)[Heads][Vectors]) noexcept {
+    const auto byte = R::splat_i32(0xFF);
+    XQUANT_UNROLL
+    for (auto& row : sums) {
+        XQUANT_UNROLL
+        for (auto& sum : row) sum = R::zero();
+    }
+    for (std::size_t q = 0; q < channels / 4; ++q) {
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) {
+            const auto words = R::load_i32(quads + q * quad_tokens + t + v * R::lanes);
+            const typename R::f32 codes[4] = {
+                R::to_f32(R::bits_and(words, byte)), R::to_f32(R::bits_and(R::shift_right(words, 8), byte)),
+                R::to_f32(R::bits_and(R::shift_right(words, 16), byte)), R::to_f32(R::shift_right(words, 24))};
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                XQUANT_UNROLL
+                for (std::size_t k = 0; k < 4; ++k) {
+                    sums[h][v] = R::fma(codes[k], R::splat(queries[h * dh + 4 * q + k]), sums[h][v]);
+                }
+            }
+        }
+    }
+}
+
+/// scores [count, 128] from codes per token, without A: scale * (code . q) + zero * sum of q, group by group.
+template <class R>
+void score_codes_direct(simd<R> tag, const AttendTask& task, const StreamView& in, std::size_t first,
+                        std::size_t tokens, std::size_t count, const float* queries, float* scores,
+                        std::uint32_t* quads) noexcept {
+    constexpr std::size_t vectors = 2, wide = vectors * R::lanes;
+    const std::size_t dh = task.head_dim, group = in.format.group_channels;
+    alignas(64) std::array<float, quad_tokens + R::lanes> scales, zeros;
+    for (std::size_t c = 0; c < dh;) {
+        const std::size_t channel = task.key.first + c;
+        const std::size_t channels = std::min(std::min(group - channel % group, dh - c), int8_channels);
+        load_quads(tag, in, first, tokens, channel, channels, quads);
+        load_token_scales<R>(in, first, tokens, channel / group, scales.data(), zeros.data());
+        for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
+            float totals[Heads];
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                totals[h] = 0;
+                for (std::size_t k = 0; k < channels; ++k) totals[h] += queries[(i + h) * dh + c + k];
+            }
+            for (std::size_t t = 0; t < tokens; t += wide) {
+                typename R::f32 sums[Heads][vectors];
+                dot_codes<R, Heads, vectors>(quads, channels, t, queries + i * dh + c, dh, sums);
+                XQUANT_UNROLL
+                for (std::size_t h = 0; h < Heads; ++h) {
+                    for (std::size_t v = 0; v < vectors && t + v * R::lanes < tokens; ++v) {
+                        const std::size_t at = t + v * R::lanes;
+                        float* to = scores + (i + h) * tile_tokens + at;
+                        auto value = R::mul(R::load(zeros.data() + at), R::splat(totals[h]));
+                        value = R::fma(R::load(scales.data() + at), sums[h][v], value);
+                        R::store(to, c == 0 ? value : R::add(value, R::load(to)));
+                    }
+                }
+            }
+        });
+        c += channels;
+    }
+}
+
+/// scores [count, 128] from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. Places are tokens of one
+/// token block, from its first.
+template <class R, bool Norm>
+void score_products(const AttendTask& task, const std::uint32_t* quads, std::size_t tokens, const Int8Block& block,
+                    const float* queries, std::size_t count, unsigned bits, float* scores) noexcept {
+    constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes, lanes = R::lanes;
+    const std::size_t dh = task.head_dim, pairs = task.rope.pairs, all = dh / 2, run = R::dot_run(bits);
+    const auto columns = [&](std::size_t p, std::size_t& a, std::size_t& b) {
+        a = p < pairs ? task.rope.first(p) : 2 * p;
+        b = p < pairs ? task.rope.second(p) : 2 * p + 1;
+    };
+    for (std::size_t t = 0; t < tokens; t += wide) {
+        typename R::f32 squares[vectors];
+        for (auto& square : squares) square = R::zero();
+        for (std::size_t p = 0; p < all; p += 2) {
+            std::size_t at[dot_columns];
+            columns(p, at[0], at[1]);
+            columns(std::min(p + 1, all - 1), at[2], at[3]);
+            const auto sums = dot_quads<R, vectors>(quads, task.key.width, t, block, at, run);
+            // An odd pair out stands twice: its second copy counts for nothing.
+            const float last = p + 1 < all ? 1.0F : 0.0F;
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) {
+                typename R::f32 key[dot_columns];
+                XQUANT_UNROLL
+                for (std::size_t k = 0; k < dot_columns; ++k) {
+                    const float here = k < 2 ? 1.0F : last;
+                    key[k] = R::fma(R::to_f32(sums.at[k][v]), R::splat(block.scales[at[k]] * here),
+                                    R::splat(block.offsets[at[k]] * here));
+                    if constexpr (Norm) {
+                        squares[v] = R::fma(key[k], key[k], squares[v]);
+                        key[k] = R::mul(key[k], R::splat(task.rules.key_norm[at[k]]));
+                    }
+                }
+                XQUANT_UNROLL
+                for (std::size_t k = 0; k < 2; ++k) {
+                    const std::size_t pair = std::min(p + k, all - 1);
+                    if (pair >= pairs) continue;
+                    const std::size_t place =
+                        pair * task.rope.tokens + std::min(t + v * lanes, task.rope.tokens - lanes);
+                    const auto cosine = R::load(task.rope.cosines + place), sine = R::load(task.rope.sines + place);
+                    const auto x = key[2 * k], y = key[2 * k + 1];
+                    key[2 * k] = R::sub(R::mul(x, cosine), R::mul(y, sine));
+                    key[2 * k + 1] = R::fma(x, sine, R::mul(y, cosine));
+                }
+                for (std::size_t i = 0; i < count; ++i) {
+                    const float* q = queries + i * dh;
+                    float* to = scores + i * tile_tokens + t + v * lanes;
+                    auto score = p == 0 ? R::zero() : R::load(to);
+                    XQUANT_UNROLL
+                    for (std::size_t k = 0; k < dot_columns; ++k) score = R::fma(key[k], R::splat(q[at[k]]), score);
+                    R::store(to, score);
+                }
+            }
+        }
+        if constexpr (Norm) {
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) {
+                alignas(64) float factor[lanes];
+                R::store(factor, squares[v]);
+                for (float& value : factor) {
+                    value = 1.0F / std::sqrt(value / static_cast<float>(dh) + task.rules.key_norm_epsilon);
+                }
+                for (std::size_t i = 0; i < count; ++i) {
+                    float* to = scores + i * tile_tokens + t + v * lanes;
+                    R::store(to, R::mul(R::load(to), R::load(factor)));
+                }
+            }
+        }
+    }
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

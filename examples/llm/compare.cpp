@@ -41,7 +41,7 @@ struct Sums {
 
 // The work is cut into tasks whose sizes depend on the shapes alone, so results don't depend on the number of threads:
 // `rows` positions times `segment` tokens of the vocabulary, in tiles of logits that stay in a core's cache.
-constexpr std::size_t rows = 128, segment = 32768, tile = 1024;
+constexpr std::size_t rows = 256, segment = 32768, tile = 512;
 
 /// hidden [n, D] -> sums [n], and mean_row [n, D] if that is not null. next [n]: the tokens that follow.
 void pass(const Model& model, const float* hidden, std::size_t n, const Token* next, Sums* sums, float* mean_row,

@@ -12,9 +12,9 @@ void multiply(const float* x, std::size_t n, const Matrix& weights, const std::v
     const std::size_t in = weights.columns, out = weights.rows;
     if (n == 0 || out == 0) return;
     // A row-major [n, in] is a column-major [in, n]: Y = W X with W' as stored.
-    const std::size_t tile_rows = n <= 192 ? n : 128;
-    const std::size_t tile_out =
-        n <= 192 ? std::clamp<std::size_t>(out / 16, 32, 1024) : std::min<std::size_t>(out, 2048);
+    // Eigen packs the weights of a tile anew for each block of rows, so the blocks of long inputs are tall.
+    const std::size_t tile_rows = n <= 192 ? n : 512;
+    const std::size_t tile_out = n <= 192 ? std::clamp<std::size_t>(out / 16, 32, 1024) : 512;
     const std::size_t tiles_out = (out + tile_out - 1) / tile_out, tiles_rows = (n + tile_rows - 1) / tile_rows;
     pool.parallel_for(tiles_out * tiles_rows, [&](std::size_t tile) {
         const std::size_t row = tile / tiles_out * tile_rows, first = tile % tiles_out * tile_out;

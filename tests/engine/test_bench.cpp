@@ -11,7 +11,7 @@ using namespace llm;
 using namespace llm::test;
 
 TEST_CASE("samples come by depth, schemes taking turns", "[bench]") {
-    const Model model(Gguf::parse(to_gguf(tiny_model(false)).bytes(), "test.gguf"));
+    const Model model(Gguf::parse(to_gguf(tiny_model()).bytes(), "test.gguf"));
     ThreadPool pool(1);
     BenchOptions options;
     options.schemes = {"f16", "kv4"};
@@ -31,7 +31,7 @@ TEST_CASE("samples come by depth, schemes taking turns", "[bench]") {
 }
 
 TEST_CASE("depths that can't be measured are refused", "[bench]") {
-    const Model model(Gguf::parse(to_gguf(tiny_model(false)).bytes(), "test.gguf"));
+    const Model model(Gguf::parse(to_gguf(tiny_model()).bytes(), "test.gguf"));
     ThreadPool pool(1);
     BenchOptions options;
     options.schemes = {"f16"};

@@ -89,11 +89,18 @@ TEST_CASE("calibration gives the mean of x behind the first tokens", "[engine]")
     Rows first, second;
     NaiveModel(tiny).logits({ids.begin(), ids.begin() + 30}, &first, 4);
     NaiveModel(tiny).logits({ids.begin() + 30, ids.end()}, &second, 4);
-    const auto mean = calibrate(model, {{ids.begin(), ids.begin() + 30}, {ids.begin() + 30, ids.end()}}, pool);
-    REQUIRE(mean.size() == 2);
-    for (std::size_t layer = 0; layer < 2; ++layer)
-        for (std::size_t i = 0; i < tiny.width; ++i)
-            REQUIRE(std::abs(static_cast<double>(mean[layer][i]) - (first[layer][i] + second[layer][i]) / 2) < 1e-5);
+    const Calibration learnt = calibrate(model, {{ids.begin(), ids.begin() + 30}, {ids.begin() + 30, ids.end()}}, pool);
+    REQUIRE(learnt.mean.size() == 2);
+    REQUIRE(learnt.rows.size() == 2);
+    for (std::size_t layer = 0; layer < 2; ++layer) {
+        REQUIRE(learnt.rows[layer].size() == 2 * 26 * tiny.width);  // without the first 4 of each context
+        for (std::size_t i = 0; i < tiny.width; ++i) {
+            REQUIRE(std::abs(static_cast<double>(learnt.mean[layer][i]) - (first[layer][i] + second[layer][i]) / 2) < 1e-5);
+            double sum = 0;
+            for (std::size_t t = 0; t < 52; ++t) sum += static_cast<double>(learnt.rows[layer][t * tiny.width + i]);
+            REQUIRE(std::abs(sum / 52 - static_cast<double>(learnt.mean[layer][i])) < 1e-5);
+        }
+    }
 }
 
 TEST_CASE("models that it can't run are refused", "[engine]") {

@@ -44,8 +44,9 @@ constexpr std::pair<std::string_view, std::string_view> families[] = {
     {"x{4,3,2}_rot_mean", "X less its mean over a calibration text, rotated (perplexity only)"},
     {"svd_joint{4,3,2}", "latents of W_k per channel and of W_v per token"},
     {"svd_head{4,3,2}", "a latent of each key head per channel, V rotated per token"},
-    {"svd_joint4_e{999..900}", "the same, cut to the rank that holds this share of W's energy, in thousandths"},
-    {"svd_head4_e{999..900}", "the same for svd_head4: 999, 995, 990, 950 or 900"},
+    {"svd_joint4_e{999,995,990,950,900}",
+     "the same, cut to the rank that holds this share of W's energy, in thousandths"},
+    {"svd_head4_e{999,995,990,950,900}", "the same for svd_head4"},
     {"cl_x{4,3,2}", "differences of X from layer to layer"},
     {"cl_x_rot{4,3,2}", "the same with X rotated"},
     {"cl_svd{4,3,2}", "differences of latents of [W_k W_v] from layer to layer"},
@@ -86,7 +87,7 @@ std::vector<std::string> scheme_names() {
 
 std::string schemes_help() {
     std::string help = "Schemes:\n";
-    for (const auto& [names, what] : families) help += fmt::format("  {:<20}{}\n", names, what);
+    for (const auto& [names, what] : families) help += fmt::format("  {:<35}{}\n", names, what);
     return help +
            "\nA scheme may have suffixes:\n"
            "  :tail=N             newest tokens that stay exact\n"

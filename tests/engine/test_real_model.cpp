@@ -1,40 +1,19 @@
 /// The engine on SmolLM2-135M-Instruct. XQUANT_MODEL names the GGUF file; XQUANT_TEXT may name a text. Without a model
 /// the test says that it was skipped, and fails where CI=true.
 #include <cmath>
-#include <cstdlib>
-#include <iostream>
 #include <optional>
 #include <string>
 
 #include "catch.hpp"
-#include "compare.hpp"
-#include "exact_cache.hpp"
 #include "gguf.hpp"
 #include "model.hpp"
+#include "real_model.hpp"
 #include "tokenizer.hpp"
 
 using namespace llm;
+using namespace llm::test;
 
 namespace {
-
-std::optional<std::string> environment(const char* name) {
-    const char* value = std::getenv(name);
-    return value && *value ? std::optional<std::string>(value) : std::nullopt;
-}
-
-void skipped(const std::string& what) { std::cerr << "\n*** SKIPPED: " << what << "\n\n"; }
-
-double exact_perplexity(const Model& model, std::span<const Token> ids, std::size_t context, ThreadPool& pool) {
-    const auto cache = make_exact_cache(model, pool);
-    Predictions predictions;
-    for (std::size_t at = 0; at + context <= ids.size(); at += context) {
-        cache->reset();
-        const auto chunk = ids.subspan(at, context);
-        const std::vector<float> hidden = model.forward(chunk, *cache, pool);
-        compare(make_reference(model, chunk, hidden.data(), 0, pool), predictions);
-    }
-    return predictions.perplexity();
-}
 
 const std::string paragraph =
     "The lighthouse stood at the end of a long stone pier, and every evening the keeper walked out to light the lamp. "
@@ -45,11 +24,8 @@ const std::string paragraph =
 }  // namespace
 
 TEST_CASE("SmolLM2 gives the known tokens and perplexity", "[model]") {
-    const auto path = environment("XQUANT_MODEL");
-    if (!path) {
-        if (environment("CI") == "true") FAIL("XQUANT_MODEL is not set, and CI=true");
-        return skipped("the test on the real model, since XQUANT_MODEL is not set");
-    }
+    const auto path = model_file("XQUANT_MODEL");
+    if (!path) return;
     std::optional<Gguf> gguf = Gguf::open(*path);
     const Tokenizer tokenizer(*gguf);
 
@@ -69,7 +45,7 @@ TEST_CASE("SmolLM2 gives the known tokens and perplexity", "[model]") {
     gguf.reset();
     REQUIRE(model.config().layers == 30);
     const std::vector<Token> ids = tokenizer.encode(paragraph);
-    const double of_paragraph = exact_perplexity(model, ids, ids.size(), pool);
+    const double of_paragraph = exact_perplexity(model, ids, ids.size(), 0, pool);
     INFO("perplexity of the paragraph " << of_paragraph);
     CHECK(of_paragraph > 5);
     CHECK(of_paragraph < 40);
@@ -83,7 +59,7 @@ TEST_CASE("SmolLM2 gives the known tokens and perplexity", "[model]") {
         CHECK(std::vector<Token>(tokens.begin(), tokens.begin() + 7) ==
               std::vector<Token>{446, 6356, 389, 9226, 352, 446, 3717});
 #ifdef NDEBUG
-        const double perplexity = exact_perplexity(model, std::span(tokens).subspan(20000, 2048), 1024, pool);
+        const double perplexity = exact_perplexity(model, std::span(tokens).subspan(20000, 2048), 1024, 0, pool);
         INFO("perplexity " << perplexity);
         CHECK(std::abs(perplexity / 26.753 - 1) < 0.001);
 #else

@@ -90,9 +90,9 @@ std::string schemes_help() {
     for (const auto& [names, what] : families) help += fmt::format("  {:<35}{}\n", names, what);
     return help +
            "\nA scheme may have suffixes:\n"
-           "  :tail=N             newest tokens that stay exact\n"
-           "  :sinks=N            first tokens that stay exact\n"
-           "  :group=N            32, 64 or 128 values share a scale (f16 and ggml's have no choice)\n"
+           "  :tail=N                            newest tokens that stay exact\n"
+           "  :sinks=N                           first tokens that stay exact\n"
+           "  :group=N                           32, 64 or 128 values share a scale (f16 and ggml's have no choice)\n"
            "like svd_head4:group=64:tail=128\n";
 }
 

@@ -12,15 +12,6 @@ using namespace parity;
 namespace {
 
 const std::vector<Case>& cases() {
-#if defined(XQUANT_FEW_CASES)
-    static const std::vector<Case> all{
-        {"GQA, one query", {192, 6, 2, 64}, 200, 1},
-        {"GQA, head_dim 128", {256, 2, 1, 128}, 150, 2},
-        {"odd head_dim 7", {40, 4, 2, 7}, 150, 1},
-        {"many queries", {192, 4, 1, 64}, 150, 20},
-        {"everything at once", {192, 6, 2, 64}, 200, 1, true, true, 150, true},
-    };
-#else
     static const std::vector<Case> all{
         {"GQA, one query", {192, 6, 2, 64}, 700, 1},
         {"GQA, halves", {192, 6, 2, 64}, 389, 1, false},
@@ -37,7 +28,6 @@ const std::vector<Case>& cases() {
         {"everything at once", {192, 6, 2, 64}, 300, 1, true, true, 200, true},
         {"nothing in the cache", {192, 6, 2, 64}, 0, 5},
     };
-#endif
     return all;
 }
 

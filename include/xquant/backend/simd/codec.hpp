@@ -72,7 +72,7 @@ typename R::i32 code_bytes(const std::byte* group, std::size_t r) noexcept {
         return R::bits_or(plane_bytes<R, 4, 2, N>(in, r), plane_bytes<R, 2, 0, N>(in + N / 2, r));
     } else {
         static_assert(Bits == 8);
-        return R::load_i32(in + r * 4 * R::lanes);
+        return plane_bytes<R, 8, 0, N>(in, r);
     }
 }
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/backend/simd/machines.hpp>
 #include <xquant/concepts.hpp>
 #include <xquant/detail/prepared.hpp>
 #include <xquant/testing/violation.hpp>

@@ -5,8 +5,8 @@ add_library(xquant_build_flags INTERFACE)
 if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
   target_compile_options(xquant_build_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    # g++ 12 says maybe-uninitialized about its own AVX-512 intrinsics, wherever Eigen uses them.
-    target_compile_options(xquant_build_flags INTERFACE -Wno-maybe-uninitialized)
+    # g++ 12 says so about its own AVX-512 intrinsics, which leave registers undefined on purpose.
+    target_compile_options(xquant_build_flags INTERFACE -Wno-maybe-uninitialized -Wno-uninitialized)
   else()
     # clang counts it to -Wconversion, g++ does not.
     target_compile_options(xquant_build_flags INTERFACE -Wno-sign-conversion)

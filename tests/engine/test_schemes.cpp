@@ -24,8 +24,8 @@ struct Result {
 
 constexpr std::size_t context = 512, sinks = 4;
 
-Result run(const std::string& scheme, const Model& model, std::span<const Token> ids, const Reference& exact,
-           ThreadPool& pool) {
+[[maybe_unused]] Result run(const std::string& scheme, const Model& model, std::span<const Token> ids,
+                            const Reference& exact, ThreadPool& pool) {
     SchemeOptions options;
     options.sinks = sinks;
     options.strict = true;

@@ -2,10 +2,10 @@
 """tools/plot_accuracy.py: draws what `xquant-llm perplexity --json` measured: bytes per token against divergence.
 
     plot_accuracy.py IN.json OUT.png                   one panel
-    plot_accuracy.py A.json B.json ... OUT.png         one panel for each file, side by side
+    plot_accuracy.py A.json B.json ... OUT.png         one panel for each file, two to a row
 
 Both axes are logarithmic, down and left is better, and the line joins the schemes that no other one beats in both (the Pareto front).
-Schemes without a divergence to draw (the exact cache) are left out, and the panel says so. Needs matplotlib.
+Schemes whose divergence is rounding alone (below 2e-6: f16) are left out, and the panel says so. Needs matplotlib.
 """
 
 import argparse
@@ -30,6 +30,9 @@ FAMILIES = [
     ("kivi", "KIVI", "#b8860b", "^"),
     ("", "ggml, f16", "#555555", "v"),
 ]
+
+
+LEAST = 2e-6
 
 
 def family_of(name):
@@ -93,8 +96,8 @@ def place_labels(figure, axes, points):
 
 
 def draw(figure, axes, data):
-    points = [(s["bytes_per_token"], s["kld_mean"], s["name"]) for s in data["schemes"] if s["kld_mean"] > 1e-9]
-    left_out = [s["name"] for s in data["schemes"] if s["kld_mean"] <= 1e-9]
+    points = [(s["bytes_per_token"], s["kld_mean"], s["name"]) for s in data["schemes"] if s["kld_mean"] > LEAST]
+    left_out = [s["name"] for s in data["schemes"] if s["kld_mean"] <= LEAST]
     if not points:
         sys.exit("plot_accuracy.py: no scheme has a divergence to draw")
     axes.set_xscale("log")
@@ -122,7 +125,7 @@ def draw(figure, axes, data):
     title = f"{Path(data['model']).stem}\ncontext {data['context']:,}, {data['sinks']} sinks, {data['tail']} recent tokens exact"
     axes.set_title(title, loc="left", fontsize=10)
     if left_out:
-        axes.text(0.99, 0.01, "not drawn (no divergence): " + ", ".join(left_out), transform=axes.transAxes, ha="right",
+        axes.text(0.99, 0.01, "not drawn (rounding alone): " + ", ".join(left_out), transform=axes.transAxes, ha="right",
                   va="bottom", fontsize=7, color="#777777")
     figure.canvas.draw()
     place_labels(figure, axes, points)
@@ -137,10 +140,13 @@ def main():
     if arguments.output.endswith(".json"):
         parser.error("the last argument is the picture to write; it ends in .json")
     all_data = [load(path) for path in arguments.inputs]
-    figure, panels = plt.subplots(1, len(all_data), figsize=(9.5 * len(all_data), 6.6), dpi=130, squeeze=False,
-                                  layout="constrained")
-    for axes, data in zip(panels[0], all_data):
+    columns = min(2, len(all_data))
+    rows = -(-len(all_data) // columns)
+    figure, panels = plt.subplots(rows, columns, figsize=(9.5 * columns, 6.6 * rows), dpi=110, squeeze=False, layout="constrained")
+    for axes, data in zip(panels.flat, all_data):
         draw(figure, axes, data)
+    for axes in panels.flat[len(all_data):]:
+        axes.set_axis_off()
     figure.savefig(arguments.output)
 
 

@@ -34,6 +34,7 @@ public:
     [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
     [[nodiscard]] StreamCodec codec() const noexcept {
         StreamCodec codec = codec_;
+        codec.format.tokens = static_cast<std::uint32_t>(rows_);
         if (!levels_.empty()) codec.format.levels = levels_.data();
         return codec;
     }

@@ -120,12 +120,11 @@ TEST_CASE("every token's codes are read: a flip in the first and in the last") {
     for (const char* name : {"x 4", "x rotated 3", "q8_0", "f16 k and v", "joint svd 4", "cross-layer x 3"}) {
         INFO(name);
         Poisoned poisoned(test::scheme(name), {.sinks = 0, .recent = 0});
-        const auto sections = test::page_sections(poisoned.scheme.stored(poisoned.setup.model), 128);
+        const auto layers = poisoned.scheme.stored(poisoned.setup.model);
+        const auto sections = test::page_sections(layers, 128);
         for (const std::size_t token : {0, 1, 64, 127}) {
             INFO("token " << token);
-            const test::Range all = sections[3][0].codes;
-            const std::size_t row = all.size() / 128;
-            const test::Range one{all.begin + token * row, all.begin + (token + 1) * row};
+            const test::Range one = test::parts_of(layers[3][0], sections[3][0], 128, token, token + 1).front();
             CHECK(poisoned.flip(Purpose::codes, one, 0x11) == poisoned.readers(3));
         }
     }

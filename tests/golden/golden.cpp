@@ -98,8 +98,8 @@ std::vector<std::uint8_t> codes_of(const QuantizedRows& stored) {
     const StreamFormat& format = view.format;
     std::vector<std::uint8_t> out(stored.rows() * format.width);
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(view.codes);
-    for (std::size_t t = 0; t < stored.rows(); t += format.group_tokens) {
-        for (std::size_t c = 0; c < format.width; c += format.group_channels) {
+    for (std::size_t c = 0; c < format.width; c += format.group_channels) {
+        for (std::size_t t = 0; t < stored.rows(); t += format.group_tokens) {
             const std::size_t channels = std::min<std::size_t>(format.group_channels, format.width - c);
             const std::size_t n = format.group_tokens * channels;
             const std::vector<std::uint8_t> group = test::unpack_bit_by_bit(bytes, n, format.bits);

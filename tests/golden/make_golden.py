@@ -84,15 +84,17 @@ def ggml_q4_0(x, bits=4):
 
 
 def per_token(x, group, quantizer, bits):
-    """x [T, n] in groups along each row, the last one of what is left -> codes [T, n], scales and zeros [T, groups]."""
+    """x [T, n] in groups along each row, the last one of what is left -> codes [T, n], scales and zeros [groups, T]."""
     parts = [quantizer(x[:, c : c + group], bits) for c in range(0, x.shape[1], group)]
-    return [np.concatenate(part, axis=1) for part in zip(*parts)]
+    codes, scales, zeros = (np.concatenate(part, axis=1) for part in zip(*parts))
+    return codes, scales.T, zeros.T
 
 
 def per_channel(x, group, quantizer, bits):
-    """x [T, n] in groups of tokens of one channel -> codes [T, n], scales and zeros [groups, n]."""
+    """x [T, n] in groups of tokens of one channel -> codes [T, n], scales and zeros [n, groups]."""
     parts = [quantizer(x[t : t + group].T, bits) for t in range(0, len(x), group)]
-    return [np.concatenate([array.T for array in part]) for part in zip(*parts)]
+    codes, scales, zeros = (np.concatenate(part, axis=1) for part in zip(*parts))
+    return codes.T, scales, zeros
 
 
 # ------------ transforms, in float64
@@ -214,7 +216,7 @@ def page_file(layers):
         codes, scales, zeros = per_channel(x[:, :PAGE_WIDTH], PAGE_TOKENS, minmax, 3)
         content += section(codes.T, scales, zeros, 3)
         codes, scales, zeros = per_token(x[:, PAGE_WIDTH : 2 * PAGE_WIDTH], 64, minmax, 4)
-        content += section([part for row in codes for part in (row[:64], row[64:])], scales, zeros, 4)
+        content += section([row for block in (codes[:, :64], codes[:, 64:]) for row in block], scales, zeros, 4)
     return struct.pack("<4s7I", b"XQG1", PAGE, PAGE_TOKENS, PAGE_WIDTH, 0, 0, 0, len(content)) + content
 
 

@@ -45,21 +45,16 @@ std::vector<StoredPage> stored_pages(const Cache& cache, xquant::Sequence sequen
         const bool is_coded = page.purpose == xquant::Purpose::codes;
         const std::size_t tokens = is_coded ? 128 : page.purpose == xquant::Purpose::tail ? 32 : options.sinks;
         StoredPage stored{page.purpose, page.begin, page.end, page.first_position, {}};
-        const auto add = [&](const Range& range, std::size_t blocks, std::size_t first, std::size_t last) {
-            const std::size_t each = blocks == 0 ? 0 : range.size() / blocks;
-            for (std::size_t i = range.begin + first * each; i < range.begin + last * each; ++i) {
-                stored.bytes.push_back(page.bytes[i]);
-            }
-        };
         const StoredLayers& layers = is_coded ? coded : rows;
         const auto sections = page_sections(layers, tokens);
         for (std::size_t layer = 0; layer < sections.size(); ++layer) {
             for (std::size_t i = 0; i < sections[layer].size(); ++i) {
-                const std::size_t group = layers[layer][i].group_tokens, blocks = next_multiple(tokens, group) / group;
+                const StoredStream& stream = layers[layer][i];
+                const std::size_t group = stream.group_tokens;
                 const std::size_t first = page.begin / group, last = next_multiple(page.end, group) / group;
-                for (const Range& range :
-                     {sections[layer][i].codes, sections[layer][i].scales, sections[layer][i].zeros}) {
-                    add(range, blocks, first, last);
+                for (const Range& range : parts_of(stream, sections[layer][i], tokens, first, last)) {
+                    const auto bytes = page.bytes.subspan(range.begin, range.size());
+                    stored.bytes.insert(stored.bytes.end(), bytes.begin(), bytes.end());
                 }
             }
         }

@@ -100,6 +100,26 @@ inline std::size_t next_multiple(std::size_t n, std::size_t step) {
     return n;
 }
 
+/// The parts of a section that hold token blocks first .. last: codes, scales and zeros of one channel block after another.
+inline std::vector<Range> parts_of(const StoredStream& s, const Section& at, std::size_t tokens, std::size_t first,
+                                   std::size_t last) {
+    const std::size_t token_blocks = next_multiple(tokens, s.group_tokens) / s.group_tokens;
+    std::vector<Range> out;
+    std::size_t begin = at.codes.begin;
+    for (std::size_t c = 0; c < s.width; c += s.group_channels) {
+        const std::size_t channels = s.width - c < s.group_channels ? s.width - c : s.group_channels;
+        const std::size_t size = s.quantized ? group_size(s.group_tokens * channels, s.bits) : channels * s.bits / 8;
+        out.push_back({begin + first * size, begin + last * size});
+        begin += token_blocks * size;
+    }
+    for (const Range& halves : {at.scales, at.zeros}) {
+        for (std::size_t i = halves.begin; i < halves.end; i += 2 * token_blocks) {
+            out.push_back({i + 2 * first, i + 2 * last});
+        }
+    }
+    return out;
+}
+
 /// The codes of the groups of one token block.
 inline std::size_t block_size(const StoredStream& s) {
     std::size_t bytes = 0;

@@ -72,8 +72,15 @@ StoredLayers stacked(const Model& model, F alone, G base, H difference) {
 StoredLayers x_f32(const Model& model) {
     return each(model, [](std::size_t d, std::size_t) { return Streams{as_is(d, 32)}; });
 }
-StoredLayers kv_f32(const Model& model) {
-    return each(model, [](std::size_t, std::size_t r) { return Streams{as_is(r, 32), as_is(r, 32)}; });
+/// K and V as they are, a head's channels together.
+template <unsigned Bits>
+StoredLayers kv_as_is(const Model& model) {
+    StoredLayers out;
+    for (const xquant::Layer& layer : model.layers) {
+        const std::size_t dh = layer.shape.head_dim;
+        out.emplace_back(2, StoredStream{layer.shape.kv_width(), 1, dh, Bits, false, false});
+    }
+    return out;
 }
 StoredLayers joint_f32(const Model& model) {
     return each(model, [](std::size_t, std::size_t r) { return Streams{as_is(2 * r, 32)}; });
@@ -139,10 +146,10 @@ std::vector<Scheme> make_schemes() {
     std::vector<Scheme> all{
         Entry<Exact<Plain>>("f32 x", x_f32),
         Entry<Exact<Rotated>>("f32 x, rotated", x_f32),
-        Entry<Exact<KeyValue<BeforeRope>>>("f32 k and v", kv_f32),
-        Entry<Exact<KeyValue<AfterRope, Hadamard>>>("f32 k and v after RoPE, Hadamard", kv_f32),
-        Entry<Exact<SplitSvd>>("f32 split svd", kv_f32),
-        Entry<Exact<HeadSvd>>("f32 head svd", kv_f32),
+        Entry<Exact<KeyValue<BeforeRope>>>("f32 k and v", kv_as_is<32>),
+        Entry<Exact<KeyValue<AfterRope, Hadamard>>>("f32 k and v after RoPE, Hadamard", kv_as_is<32>),
+        Entry<Exact<SplitSvd>>("f32 split svd", kv_as_is<32>),
+        Entry<Exact<HeadSvd>>("f32 head svd", kv_as_is<32>),
         Entry<Exact<JointSvd<Hadamard, FullRank>>>("f32 joint svd", joint_f32),
         Entry<ExactDifferences<Plain>>("f32 cross-layer x", x_f32),
         Entry<ExactDifferences<Rotated>>("f32 cross-layer x, rotated", x_f32),
@@ -164,11 +171,7 @@ std::vector<Scheme> make_schemes() {
         Entry<Alone<PerStream<Quantizer<5>, Quantizer<3>>, Both, HeadSvd>>("head svd 5 and 3", kv_by_both<5, 3>),
         Entry<Alone<Quantizer<4>, Tokens, JointSvd<NoMix, FullRank>>>("joint svd 4", joint_per_token<4>),
         Entry<preset::kivi<2>>("kivi 2", kv_by_both<2, 2>),
-        Entry<preset::f16_kv>("f16 k and v",
-                              [](const Model& model) {
-                                  return each(model,
-                                              [](std::size_t, std::size_t r) { return Streams(2, as_is(r, 16)); });
-                              }),
+        Entry<preset::f16_kv>("f16 k and v", kv_as_is<16>),
         Entry<preset::q8_0>("q8_0", kv_symmetric<8, 32>),
         Entry<preset::q4_0>("q4_0", kv_symmetric<4, 32>),
         Entry<preset::q4_0_hadamard>("q4_0, Hadamard", kv_symmetric<4, 32>),

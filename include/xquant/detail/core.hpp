@@ -101,6 +101,20 @@ constexpr StreamFormat exact_rows(std::uint32_t width, DType type) noexcept {
     return {width, 1, width, kind, static_cast<std::uint8_t>(8 * size_of(type)), false, 0, nullptr};
 }
 
+/// Channels of a stream that each of its heads reads, where they are parts of equal width side by side; else all of them.
+inline std::uint32_t head_channels(const PreparedLayer& layer, std::size_t stream, std::size_t width) noexcept {
+    std::size_t each = 0;
+    bool equal = true;
+    for (const auto* heads : {&layer.keys, &layer.values}) {
+        for (const HeadDecoder& head : *heads) {
+            if (head.stream != stream) continue;
+            if (each == 0) each = head.width;
+            equal &= head.width == each && head.first % each == 0;
+        }
+    }
+    return static_cast<std::uint32_t>(equal && each > 0 && width % each == 0 ? each : width);
+}
+
 struct Slot {
     LedgerVector<SequenceState, Purpose::index> states;  ///< one for each stack
     std::uint32_t generation = 0;
@@ -243,6 +257,10 @@ public:
                     "a codec's width is not that of its stream's coded rows");
             if (codec.learn != nullptr) {
                 codec.format.levels = prepared.keep_levels(learn(prepared, layer, stream, rope(prepared), codec));
+            }
+            // Rows that are not quantized have no groups: what each head reads is one.
+            if (!codec.format.quantized()) {
+                codec.format.group_channels = head_channels(prepared, stream, codec.format.width);
             }
             codecs_.push_back(codec);
             const StreamFormat exact = exact_rows(static_cast<std::uint32_t>(encoder.width), options_.rows);

@@ -1,13 +1,14 @@
 // How a stream's rows lie in memory. Bytes mean the same on every machine and backend; docs/format.md draws them.
 //
 // A stream of a page holds `tokens` rows of `width` channels, cut into groups of group_tokens x group_channels values
-// (one of the two is 1 in the shipped layouts). Groups follow each other by token block, then by channel block:
+// (one of the two is 1 in the shipped layouts). Groups follow each other by channel block, then by token block, so that what
+// an attention head reads lies in one piece:
 //
-//     codes   [token blocks][channel blocks][bytes of a group]          scales, zeros   [token blocks][channel blocks] f16
+//     codes   [channel blocks][token blocks][bytes of a group]          scales, zeros   [channel blocks][token blocks] f16
 //
 // A format with outliers keeps some values of each group in f16, with their place in the group:
 //
-//     outliers   [token blocks][channel blocks][outliers] f16           places   the same, one byte each
+//     outliers   [channel blocks][token blocks][outliers] f16           places   the same, one byte each
 //
 // The codes of a group of n values, n rounded up to N = 8 ceil(n / 8), are cut into planes of 4, 2 and 1 bits (5 bits =
 // 4 + 1, 3 = 2 + 1; 8 bits are one plane). A plane of p bits takes N p / 8 bytes; its byte j holds, from the lowest bits
@@ -37,6 +38,7 @@ struct StreamFormat {
     float zero_code = 0;            ///< the code that stands for zero, where no zero is stored
     const float* levels = nullptr;  ///< [2^bits] values of the codes, or null: the code itself
     std::uint8_t outliers = 0;      ///< values of each group that are kept in f16, with their place
+    std::uint32_t tokens = 0;       ///< room of the page, or 0 where there is none yet; places of groups depend on it
 
     friend bool operator==(const StreamFormat&, const StreamFormat&) = default;
 
@@ -44,8 +46,8 @@ struct StreamFormat {
     [[nodiscard]] constexpr std::size_t channel_blocks() const noexcept {
         return (width + group_channels - 1) / group_channels;
     }
-    [[nodiscard]] constexpr std::size_t token_blocks(std::size_t tokens) const noexcept {
-        return (tokens + group_tokens - 1) / group_tokens;
+    [[nodiscard]] constexpr std::size_t token_blocks(std::size_t n) const noexcept {
+        return (n + group_tokens - 1) / group_tokens;
     }
     /// Channels of channel block b.
     [[nodiscard]] constexpr std::size_t channels_of(std::size_t b) const noexcept {
@@ -57,39 +59,44 @@ struct StreamFormat {
         const std::size_t values = group_tokens * channels;
         return quantized() ? (values + 7) / 8 * bits : values * bits / 8;
     }
-    /// Bytes of one token block's codes.
-    [[nodiscard]] constexpr std::size_t block_bytes() const noexcept {
-        const std::size_t last = channel_blocks() - 1;
-        return last * group_bytes(group_channels) + group_bytes(channels_of(last));
-    }
+    /// Where the codes of a group begin.
     [[nodiscard]] constexpr std::size_t code_offset(std::size_t token_block, std::size_t channel_block) const noexcept {
-        return token_block * block_bytes() + channel_block * group_bytes(group_channels);
+        return channel_block * token_blocks(tokens) * group_bytes(group_channels) +
+               token_block * group_bytes(channels_of(channel_block));
     }
+    /// The number of a group's scale.
     [[nodiscard]] constexpr std::size_t group_index(std::size_t token_block, std::size_t channel_block) const noexcept {
-        return token_block * channel_blocks() + channel_block;
+        return channel_block * token_blocks(tokens) + token_block;
     }
 
-    /// Bytes of the codes of a page of this many tokens.
-    [[nodiscard]] constexpr std::size_t code_bytes(std::size_t tokens) const noexcept {
-        return token_blocks(tokens) * block_bytes();
+    /// The same format with room for n tokens.
+    [[nodiscard]] constexpr StreamFormat with_room(std::size_t n) const noexcept {
+        StreamFormat out = *this;
+        out.tokens = static_cast<std::uint32_t>(n);
+        return out;
+    }
+
+    /// Bytes of the codes of a page of n tokens.
+    [[nodiscard]] constexpr std::size_t code_bytes(std::size_t n) const noexcept {
+        const std::size_t last = channel_blocks() - 1;
+        return token_blocks(n) * (last * group_bytes(group_channels) + group_bytes(channels_of(last)));
     }
     /// f16 numbers stored for each group.
     [[nodiscard]] constexpr std::size_t scales_per_group() const noexcept {
         return quantized() ? (stores_zero ? 2 : 1) : 0;
     }
-    /// Bytes of the scales and zeros of a page of this many tokens.
-    [[nodiscard]] constexpr std::size_t scale_bytes(std::size_t tokens) const noexcept {
-        return token_blocks(tokens) * channel_blocks() * scales_per_group() * 2;
+    /// Bytes of the scales and zeros of a page of n tokens.
+    [[nodiscard]] constexpr std::size_t scale_bytes(std::size_t n) const noexcept {
+        return token_blocks(n) * channel_blocks() * scales_per_group() * 2;
     }
-    /// Outliers of a page of this many tokens. Each takes 3 bytes: an f16 and a place.
-    [[nodiscard]] constexpr std::size_t outlier_count(std::size_t tokens) const noexcept {
-        return token_blocks(tokens) * channel_blocks() * outliers;
+    /// Outliers of a page of n tokens. Each takes 3 bytes: an f16 and a place.
+    [[nodiscard]] constexpr std::size_t outlier_count(std::size_t n) const noexcept {
+        return token_blocks(n) * channel_blocks() * outliers;
     }
     /// The formula of the literature: bits of the codes, scales, zeros and outliers of n tokens, groups starting at the
     /// first.
-    [[nodiscard]] constexpr std::size_t ideal_bits(std::size_t tokens) const noexcept {
-        return tokens * width * bits + token_blocks(tokens) * channel_blocks() * scales_per_group() * 16 +
-               outlier_count(tokens) * 24;
+    [[nodiscard]] constexpr std::size_t ideal_bits(std::size_t n) const noexcept {
+        return n * width * bits + token_blocks(n) * channel_blocks() * scales_per_group() * 16 + outlier_count(n) * 24;
     }
 };
 

@@ -53,7 +53,7 @@ struct PageSizes {
     PageSection place(const StreamFormat& format, std::size_t tokens) noexcept {
         const std::size_t code_bytes = format.code_bytes(tokens), scale_bytes = format.scale_bytes(tokens);
         const std::size_t outliers = format.outlier_count(tokens), outlier_bytes = outliers * (sizeof(f16) + 1);
-        PageSection section{format, total};
+        PageSection section{format.with_room(tokens), total};
         total = round_up(total + code_bytes, 64);
         if (format.quantized()) {
             section.scales = total;

@@ -43,10 +43,10 @@ struct StreamCodec {
 template <class Byte, class Half>
 struct BasicStreamView {
     StreamFormat format;
-    Byte* codes = nullptr;     ///< [token blocks][channel blocks][bytes of a group]
-    Half* scales = nullptr;    ///< [token blocks][channel blocks], or null
+    Byte* codes = nullptr;     ///< [channel blocks][token blocks][bytes of a group]
+    Half* scales = nullptr;    ///< [channel blocks][token blocks], or null
     Half* zeros = nullptr;     ///< the same, or null
-    Half* outliers = nullptr;  ///< [token blocks][channel blocks][outliers], or null
+    Half* outliers = nullptr;  ///< [channel blocks][token blocks][outliers], or null
     Byte* places = nullptr;    ///< the same, in bytes
 };
 

@@ -42,6 +42,28 @@ inline constexpr std::size_t turned_rows = 4;
 /// Query rows handled together: their scores stay in L2.
 inline constexpr std::size_t row_step = 32;
 
+/// Up to this many query heads (of all rows), vector backends take scores from the codes; more share a tile of K.
+inline constexpr std::size_t direct_queries = 8;
+
+/// Whether scores are products with what is stored: with K itself, or with a latent whose A was taken into the queries.
+constexpr bool reads_latent(const AttendTask& task) noexcept {
+    if (task.rope.pairs > 0 || task.rules.key_norm != nullptr || task.shared_channels > 0) return false;
+    return task.key.matrix == nullptr ? task.key.constant == nullptr : absorbs_keys(task);
+}
+
+/// Whether a stream's codes are words of 4 channels of a token that stand for themselves.
+constexpr bool has_code_words(const StreamFormat& format, const HeadDecoder& head) noexcept {
+    return format.quantized() && format.group_tokens == 1 && format.levels == nullptr && format.outliers == 0 &&
+           head.first % 4 == 0 && head.width % 4 == 0 && format.group_channels % 4 == 0;
+}
+
+/// Whether a backend with 8-bit products rounds the queries to 8 bits: a few of them that meet codes of at most 5 bits.
+template <class Backend>
+constexpr bool rounds_queries(const AttendTask& task, const StreamView& in) noexcept {
+    return Backend::int8_products && task.rows * task.group <= direct_queries && reads_latent(task) &&
+           has_code_words(in.format, task.key) && in.format.bits <= int8_most_bits && task.key.width <= task.head_dim;
+}
+
 /// Floats of scratch that attend_task needs.
 constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t dh = task.head_dim, queries = row_step * task.group;
@@ -112,12 +134,40 @@ void absorb_queries(Backend tag, const AttendTask& task, const AttendScratch& at
         const float* q = task.q + i / task.group * task.q_stride + i % task.group * dh;
         std::array<float, 2 * max_pairs> scaled;
         for (std::size_t c = rotary; c < dh; ++c) scaled[c] = q[c] * task.rules.scale;
-        // [width, 1] = A [width, Dh - rotary] q^T
-        multiply(tag, width, 1, dh - rotary, {task.key.matrix + rotary, dh, 1}, scaled.data() + rotary, 1,
-                 at.absorbed + i * width, 1, false);
+        multiply_vector(tag, task.key.matrix + rotary, dh, width, dh - rotary, scaled.data() + rotary,
+                        at.absorbed + i * width);
         constants[i] = 0;
         for (std::size_t c = rotary; c < dh && task.key.constant != nullptr; ++c) {
             constants[i] += scaled[c] * task.key.constant[c];
+        }
+    }
+}
+
+/// Adds q c_k where keys are absorbed, for `count` queries from query row `row` on.
+inline void add_constants(const AttendTask& task, std::size_t row, std::size_t count, std::size_t tokens,
+                          const AttendScratch& at) noexcept {
+    if (task.key.constant == nullptr) return;
+    const float* constants = at.absorbed + task.rows * task.group * task.key.width + row * task.group;
+    for (std::size_t i = 0; i < count; ++i) {
+        for (std::size_t t = 0; t < tokens; ++t) at.scores[i * tile_tokens + t] += constants[i];
+    }
+}
+
+/// Channels of a head from channel c on whose queries are rounded together.
+inline std::size_t rounded_channels(const StreamFormat& format, const HeadDecoder& head, std::size_t c) noexcept {
+    return std::min({format.group_channels - (head.first + c) % format.group_channels, head.width - c, int8_channels});
+}
+
+/// queries [count, width] -> out, as 8 bits have them: a step for each group of channels.
+inline void round_queries(const StreamFormat& format, const HeadDecoder& head, const float* queries, std::size_t count,
+                          float* out) noexcept {
+    std::array<std::int8_t, int8_channels> weights;
+    for (std::size_t i = 0; i < count; ++i) {
+        for (std::size_t c = 0; c < head.width;) {
+            const std::size_t at = i * head.width + c, channels = rounded_channels(format, head, c);
+            const float step = quantize_weights(queries + at, 1, channels, nullptr, int8_top, weights.data());
+            for (std::size_t k = 0; k < channels; ++k) out[at + k] = step * static_cast<float>(weights[k]);
+            c += channels;
         }
     }
 }
@@ -136,6 +186,8 @@ void score_rows(Backend tag, const AttendTask& task, const StreamView& in, std::
             turn_head(tag, task.rope, turn_back->cosines.data(), turn_back->sines.data(), -1.0F, query);
         }
     }
+    const bool rounds = rounds_queries<Backend>(task, in);
+    if (rounds && channels > 0) round_queries(in.format, task.key, at.queries, count, at.queries);
     if (channels > 0) {
         multiply(tag, count, tokens, channels, {at.queries, dh, 1}, at.keys, tile_tokens, at.scores, tile_tokens,
                  false);
@@ -143,16 +195,17 @@ void score_rows(Backend tag, const AttendTask& task, const StreamView& in, std::
     if (channels == dh) return;
     const std::size_t width = task.key.width;
     const float* absorbed = at.absorbed + row * group * width;
-    const float* constants = at.absorbed + task.rows * group * width + row * group;
+    if (rounds) {
+        round_queries(in.format, task.key, absorbed, count, at.queries);
+        absorbed = at.queries;
+    }
     for (std::size_t c = 0; c < width; c += width_step) {
         const std::size_t some = std::min(width_step, width - c);
         decode_tile(tag, in, first, tokens, task.key.first + c, some, at.keys, tile_tokens, TileOrder::channel_major);
         multiply(tag, count, tokens, some, {absorbed + c, width, 1}, at.keys, tile_tokens, at.scores, tile_tokens,
                  c > 0 || channels > 0);
     }
-    for (std::size_t i = 0; i < count; ++i) {
-        for (std::size_t t = 0; t < tokens; ++t) at.scores[i * tile_tokens + t] += constants[i];
-    }
+    add_constants(task, row, count, tokens, at);
 }
 
 }  // namespace detail
@@ -165,6 +218,9 @@ inline void score_codes(scalar, const AttendTask&, const StreamView&, std::size_
                         std::size_t, std::size_t, const detail::AttendScratch&) noexcept {}
 inline void add_codes(scalar, const AttendTask&, const StreamView&, std::size_t, std::size_t, std::size_t, float*,
                       const detail::AttendScratch&) noexcept {}
+
+/// Asks for what the next tile reads first.
+inline void prefetch_span(scalar, const AttendTask&, const TokenSpan&) noexcept {}
 
 namespace detail {
 
@@ -289,6 +345,7 @@ void attend_task(Backend tag, const AttendTask& task, Partial partial, float* sc
     for (const TokenSpan& span : task.spans) {
         for (std::size_t first = span.begin; first < span.end; first += tile_tokens, ++tile) {
             if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
+            if (&span != &task.spans.back()) prefetch_span(tag, task, *(&span + 1));
             detail::attend_tile(tag, task, span, first, std::min(tile_tokens, span.end - first), partial, angles, at);
         }
     }

@@ -65,20 +65,15 @@ inline void unpack_group(scalar, const std::byte* in, std::size_t n, unsigned bi
 
 namespace detail {
 
-inline void store_rows(const StreamFormat& format, const float* rows, std::size_t stride, std::size_t count,
-                       std::byte* out) noexcept {
-    for (std::size_t t = 0; t < count; ++t) {
-        const float* XQUANT_RESTRICT row = rows + t * stride;
-        std::byte* target = out + t * format.block_bytes();
-        if (format.kind == CodeKind::f32) std::memcpy(target, row, format.width * sizeof(float));
-        if (format.kind == CodeKind::f16) {
-            auto* XQUANT_RESTRICT half = reinterpret_cast<f16*>(target);
-            for (std::size_t c = 0; c < format.width; ++c) half[c] = to_f16(row[c]);
-        }
-        if (format.kind == CodeKind::bf16) {
-            auto* XQUANT_RESTRICT half = reinterpret_cast<bf16*>(target);
-            for (std::size_t c = 0; c < format.width; ++c) half[c] = to_bf16(row[c]);
-        }
+inline void store_row(CodeKind kind, const float* XQUANT_RESTRICT row, std::size_t n, std::byte* out) noexcept {
+    if (kind == CodeKind::f32) std::memcpy(out, row, n * sizeof(float));
+    if (kind == CodeKind::f16) {
+        auto* XQUANT_RESTRICT half = reinterpret_cast<f16*>(out);
+        for (std::size_t c = 0; c < n; ++c) half[c] = to_f16(row[c]);
+    }
+    if (kind == CodeKind::bf16) {
+        auto* XQUANT_RESTRICT half = reinterpret_cast<bf16*>(out);
+        for (std::size_t c = 0; c < n; ++c) half[c] = to_bf16(row[c]);
     }
 }
 
@@ -90,9 +85,14 @@ inline void store_rows(const StreamFormat& format, const float* rows, std::size_
 /// counts as absent (codes 0) and may not be added later.
 inline void encode_rows(scalar tag, const StreamCodec& codec, const float* rows, std::size_t stride, std::size_t first,
                         std::size_t count, MutableStreamView out) noexcept {
-    const StreamFormat& format = codec.format;
+    const StreamFormat& format = out.format;
     if (!format.quantized()) {
-        detail::store_rows(format, rows, stride, count, out.codes + format.code_offset(first, 0));
+        for (std::size_t t = 0; t < count; ++t) {
+            for (std::size_t b = 0; b < format.channel_blocks(); ++b) {
+                detail::store_row(format.kind, rows + t * stride + b * format.group_channels, format.channels_of(b),
+                                  out.codes + format.code_offset(first + t, b));
+            }
+        }
         return;
     }
     std::array<float, max_group> values;
@@ -152,19 +152,31 @@ inline void decode_group(scalar tag, const StreamView& in, std::size_t token_blo
     }
 }
 
+/// One token's channels of a stream that is not quantized.
+inline void load_channels(const StreamView& in, std::size_t token, std::size_t channel, std::size_t channels,
+                          float* out) noexcept {
+    const StreamFormat& format = in.format;
+    const DType type = format.kind == CodeKind::f32   ? DType::f32
+                       : format.kind == CodeKind::f16 ? DType::f16
+                                                      : DType::bf16;
+    for (std::size_t c = channel; c < channel + channels;) {
+        const std::size_t b = c / format.group_channels, in_group = c % format.group_channels;
+        const std::size_t columns = std::min(format.channels_of(b) - in_group, channel + channels - c);
+        load_row(in.codes + format.code_offset(token, b) + in_group * size_of(type), type, columns,
+                 out + (c - channel));
+        c += columns;
+    }
+}
+
 inline void load_rows(const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
                       std::size_t channels, float* out, std::size_t stride, TileOrder order) noexcept {
-    const DType type = in.format.kind == CodeKind::f32   ? DType::f32
-                       : in.format.kind == CodeKind::f16 ? DType::f16
-                                                         : DType::bf16;
     std::array<float, max_group> row;
     for (std::size_t t = 0; t < tokens; ++t) {
-        const std::byte* source = in.codes + in.format.code_offset(token + t, 0) + channel * size_of(type);
         if (order == TileOrder::token_major) {
-            load_row(source, type, channels, out + t * stride);
+            load_channels(in, token + t, channel, channels, out + t * stride);
             continue;
         }
-        load_row(source, type, channels, row.data());
+        load_channels(in, token + t, channel, channels, row.data());
         for (std::size_t c = 0; c < channels; ++c) out[c * stride + t] = row[c];
     }
 }

@@ -80,6 +80,15 @@ inline void multiply(scalar, std::size_t rows, std::size_t columns, std::size_t 
     for (; j < columns; ++j) detail::multiply_rows<1>(rows, depth, a, b + j, b_stride, c + j, c_stride, add);
 }
 
+/// out [rows] = A [rows, depth] x; rows of A are `stride` floats apart.
+inline void multiply_vector(scalar, const float* a, std::size_t stride, std::size_t rows, std::size_t depth,
+                            const float* x, float* out) noexcept {
+    for (std::size_t i = 0; i < rows; ++i) {
+        out[i] = 0;
+        for (std::size_t c = 0; c < depth; ++c) out[i] += a[i * stride + c] * x[c];
+    }
+}
+
 /// in [rows, columns] -> out [columns, rows], strides in floats from row to row.
 inline void transpose_tile(scalar, const float* XQUANT_RESTRICT in, std::size_t in_stride, std::size_t rows,
                            std::size_t columns, float* XQUANT_RESTRICT out, std::size_t out_stride) noexcept {

@@ -131,15 +131,26 @@ void score_codes(Backend tag, const AttendTask& task, const StreamView& in, std:
                  TileAngles& angles, std::size_t row, std::size_t rows, const detail::AttendScratch& at) noexcept {
     using R = typename Backend::registers;
     const std::size_t count = rows * task.group, dh = task.head_dim;
-    detail::scale_queries(task, row, count, at.queries);
+    const bool absorbed = absorbs_keys(task);
+    const float* queries = absorbed ? at.absorbed + row * task.group * task.key.width : at.queries;
+    if (!absorbed) detail::scale_queries(task, row, count, at.queries);
     const detail::ScoreForm form = detail::score_form<Backend>(task, in);
     auto* quads = reinterpret_cast<std::uint32_t*>(at.inner);
     if (form == detail::ScoreForm::rows) {
         detail::with_half_rows<R>(in, first, task.key.first, [&](auto load) {
-            detail::score_rows_direct<R>(task, load, tokens, count, at.queries, at.scores);
+            detail::score_rows_direct<R>(task.key.width, load, tokens, count, queries, at.scores);
         });
+        if (absorbed) detail::add_constants(task, row, count, tokens, at);
     } else if (form == detail::ScoreForm::codes) {
-        detail::score_codes_direct(tag, task, in, first, tokens, count, at.queries, at.scores, quads);
+        bool rounded = false;
+        if constexpr (Backend::int8_products) {
+            rounded = rounds_queries<Backend>(task, in);
+            if (rounded)
+                detail::score_codes_direct<true>(tag, task.key, in, first, tokens, count, queries, at.scores, quads);
+        }
+        if (!rounded)
+            detail::score_codes_direct<false>(tag, task.key, in, first, tokens, count, queries, at.scores, quads);
+        if (absorbed) detail::add_constants(task, row, count, tokens, at);
     } else if constexpr (Backend::int8_products) {
         const HeadDecoder& head = task.key;
         const StreamFormat& format = in.format;
@@ -159,8 +170,8 @@ void score_codes(Backend tag, const AttendTask& task, const StreamView& in, std:
             }
             const std::size_t some = std::min<std::size_t>(format.group_tokens, first + tokens - t);
             detail::load_quads(tag, in, t, some, head.first, head.width, quads);
-            detail::load_channel_scales<R>(in, t / format.group_tokens, head.first, head.width, scales.data(),
-                                           zeros.data());
+            detail::load_channel_scales(in, t / format.group_tokens, head.first, head.width, scales.data(),
+                                        zeros.data());
             const detail::Int8Block block =
                 detail::fold_weights(tag, head.matrix, dh, head.width, scales.data(), zeros.data(), memory);
             for (std::size_t j = 0; j < dh && head.constant != nullptr; ++j) block.offsets[j] += head.constant[j];
@@ -181,6 +192,12 @@ void score_codes(Backend tag, const AttendTask& task, const StreamView& in, std:
     }
 }
 
+template <class R>
+void prefetch_span(simd<R>, const AttendTask& task, const TokenSpan& span) noexcept {
+    detail::prefetch_codes(span.keys, task.key);
+    detail::prefetch_codes(span.values, task.value);
+}
+
 /// Whether P z can be added up straight from a stream's rows.
 template <class Backend>
     requires requires { typename Backend::registers; }
@@ -188,8 +205,10 @@ constexpr bool adds_from_codes(Backend, const AttendTask& task, const StreamView
     constexpr std::size_t lanes = Backend::registers::lanes;
     const StreamFormat& format = in.format;
     const std::size_t queries = task.rows * task.group;
-    if (queries > detail::direct_queries || !absorbs_values(task.value, queries, task.head_dim)) return false;
-    if (format.kind == CodeKind::f16 || format.kind == CodeKind::bf16) return task.value.width % lanes == 0;
+    if (queries > direct_queries || !absorbs_values(task.value, queries, task.head_dim)) return false;
+    if (format.kind == CodeKind::f16 || format.kind == CodeKind::bf16) {
+        return task.value.width % lanes == 0 && detail::in_one_block(format, task.value.first, task.value.width);
+    }
     return format.quantized() && format.levels == nullptr && format.outliers == 0 && format.group_tokens == 1 &&
            format.group_channels % lanes == 0 && task.value.first % lanes == 0 && task.value.width % lanes == 0;
 }
@@ -215,20 +234,26 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, std::size_
         const std::size_t in_group = channel % format.group_channels;
         const std::size_t channels = std::min({format.channels_of(block) - in_group, width - c, std::size_t{128}});
         // Rows of codes have room for what unpacking writes beyond their end, which the next row overwrites.
-        const bool vector = in_group % (4 * R::lanes) == 0 &&
-                            detail::with_group(format.bits, format.channels_of(block), [&](auto bits, auto n) {
-                                constexpr std::size_t bytes = 4 * R::lanes;
-                                for (std::size_t t = 0; t < tokens; ++t) {
-                                    const std::byte* group = in.codes + format.code_offset(first + t, block);
-                                    for (std::size_t k = 0; k < channels; k += bytes) {
-                                        R::store_i32(codes + t * channels + k,
-                                                     detail::code_bytes<R, bits(), n()>(group, (in_group + k) / bytes));
-                                    }
-                                }
-                            });
+        const std::byte* group = in.codes + format.code_offset(first, block);
+        const std::size_t step = format.group_bytes(format.channels_of(block));
+        const bool vector =
+            in_group % (4 * R::lanes) == 0 &&
+            detail::with_group(format.bits, format.channels_of(block), [&](auto bits, auto n) {
+                // Copies: stored bytes might change what is captured, for all the compiler knows.
+                constexpr std::size_t bytes = 4 * R::lanes;
+                const std::size_t count_t = tokens, each = channels, skip = in_group / bytes, by = step;
+                const std::byte* from = group;
+                std::uint8_t* to = codes;
+                for (std::size_t t = 0; t < count_t; ++t, from += by, to += each) {
+                    detail::prefetch(from + detail::prefetch_rows * by);
+                    for (std::size_t k = 0; k < each; k += bytes) {
+                        R::store_i32(to + k, detail::code_bytes<R, bits(), n()>(from, skip + k / bytes));
+                    }
+                }
+            });
         for (std::size_t t = 0; t < tokens && !vector; ++t) {
-            unpack_group(scalar{}, in.codes + format.code_offset(first + t, block), format.channels_of(block),
-                         format.bits, in_group, channels, codes + t * channels);
+            unpack_group(scalar{}, group + t * step, format.channels_of(block), format.bits, in_group, channels,
+                         codes + t * channels);
         }
         detail::load_token_scales<R>(in, first, tokens, block, scales.data(), zeros.data());
         for (std::size_t i = 0; i < count; ++i) {

@@ -171,33 +171,40 @@ void decode_run(simd<R> tag, const StreamView& in, std::size_t token_block, std:
     scale_codes<R>(codes.data(), count, stored_scale(in, format.group_index(token_block, channel_block)), out);
 }
 
+/// Into L2.
+inline void prefetch(const void* at) noexcept { __builtin_prefetch(at, 0, 2); }
+
+/// Rows that are asked for ahead of the one that is read: processors follow a stream to the end of 4 KB only. Past the last row
+/// that is another page of the cache, or nothing.
+inline constexpr std::size_t prefetch_rows = 32;
+
+/// in [n] of f16 or bf16 -> f32.
+template <class R>
+void load_halves(CodeKind kind, const std::byte* in, std::size_t n, float* out) noexcept {
+    std::size_t c = 0;
+    for (; c + R::lanes <= n; c += R::lanes) {
+        const std::byte* from = in + c * sizeof(f16);
+        R::store(out + c, kind == CodeKind::f16 ? R::load_f16(reinterpret_cast<const f16*>(from))
+                                                : R::load_bf16(reinterpret_cast<const bf16*>(from)));
+    }
+    if (c < n) load_row(in + c * sizeof(f16), kind == CodeKind::f16 ? DType::f16 : DType::bf16, n - c, out + c);
+}
+
 /// One token's channels, of a stream whose groups run along tokens or that is not quantized.
 template <class R>
 void decode_token(simd<R> tag, const StreamView& in, std::size_t token, std::size_t channel, std::size_t channels,
                   float* out) noexcept {
     const StreamFormat& format = in.format;
-    if (format.kind == CodeKind::f16 || format.kind == CodeKind::bf16) {
-        const std::byte* source = in.codes + format.code_offset(token, 0) + channel * sizeof(f16);
-        std::size_t c = 0;
-        for (; c + R::lanes <= channels; c += R::lanes) {
-            const std::byte* from = source + c * sizeof(f16);
-            R::store(out + c, format.kind == CodeKind::f16 ? R::load_f16(reinterpret_cast<const f16*>(from))
-                                                           : R::load_bf16(reinterpret_cast<const bf16*>(from)));
-        }
-        if (c < channels) {
-            load_row(source + c * sizeof(f16), format.kind == CodeKind::f16 ? DType::f16 : DType::bf16, channels - c,
-                     out + c);
-        }
-        return;
-    }
-    if (!format.quantized()) {
-        load_row(in.codes + format.code_offset(token, 0) + channel * sizeof(float), DType::f32, channels, out);
-        return;
-    }
+    if (format.kind == CodeKind::f32) return load_channels(in, token, channel, channels, out);
     for (std::size_t c = channel; c < channel + channels;) {
         const std::size_t b = c / format.group_channels, in_group = c % format.group_channels;
         const std::size_t columns = std::min(format.channels_of(b) - in_group, channel + channels - c);
-        decode_run(tag, in, token, b, in_group, columns, out + (c - channel));
+        if (format.quantized()) {
+            decode_run(tag, in, token, b, in_group, columns, out + (c - channel));
+        } else {
+            load_halves<R>(format.kind, in.codes + format.code_offset(token, b) + in_group * sizeof(f16), columns,
+                           out + (c - channel));
+        }
         c += columns;
     }
 }
@@ -290,7 +297,7 @@ inline void pack_words(const std::uint8_t* codes, std::size_t n, unsigned bits, 
 template <class R>
 void encode_range(const StreamCodec& codec, const float* x, std::size_t n, std::size_t token_block,
                   std::size_t channel_block, MutableStreamView out) noexcept {
-    const StreamFormat& format = codec.format;
+    const StreamFormat& format = out.format;
     auto low = R::load(x), high = low;
     for (std::size_t i = R::lanes; i < n; i += R::lanes) {
         const auto value = R::load(x + i);
@@ -316,7 +323,7 @@ void encode_range(const StreamCodec& codec, const float* x, std::size_t n, std::
 template <class R>
 void encode_rows(simd<R>, const StreamCodec& codec, const float* rows, std::size_t stride, std::size_t first,
                  std::size_t count, MutableStreamView out) noexcept {
-    const StreamFormat& format = codec.format;
+    const StreamFormat& format = out.format;
     const std::size_t group = std::size_t{format.group_tokens} * format.group_channels;
     const bool by_range = format.quantized() && codec.scale_of != nullptr && format.outliers == 0 && group % 64 == 0;
     const bool last_whole = format.channels_of(format.channel_blocks() - 1) % 64 == 0;

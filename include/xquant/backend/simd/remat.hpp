@@ -10,7 +10,7 @@
 #pragma once
 
 #include <xquant/backend/scalar/remat.hpp>
-#include <xquant/backend/simd/codec.hpp>
+#include <xquant/backend/simd/quads.hpp>
 #include <xquant/backend/simd/rope.hpp>
 
 namespace xquant::backend {
@@ -89,6 +89,24 @@ void multiply(simd<R>, std::size_t rows, std::size_t columns, std::size_t depth,
     }
 }
 
+/// As the scalar one, but each entry is summed in `lanes` parts.
+template <class R>
+void multiply_vector(simd<R>, const float* a, std::size_t stride, std::size_t rows, std::size_t depth, const float* x,
+                     float* out) noexcept {
+    for (std::size_t i = 0; i < rows; i += R::lanes) {
+        typename R::f32 sums[R::lanes];
+        for (std::size_t k = 0; k < R::lanes; ++k) {
+            const float* row = a + std::min(i + k, rows - 1) * stride;
+            sums[k] = R::zero();
+            for (std::size_t c = 0; c < depth; c += R::lanes) {
+                const std::size_t n = std::min(R::lanes, depth - c);
+                sums[k] = R::fma(R::load_first(row + c, n), R::load_first(x + c, n), sums[k]);
+            }
+        }
+        R::store_first(out + i, R::sum_rows(sums), std::min(R::lanes, rows - i));
+    }
+}
+
 template <class R>
 void transpose_tile(simd<R>, const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
                     std::size_t out_stride) noexcept {
@@ -96,77 +114,6 @@ void transpose_tile(simd<R>, const float* in, std::size_t in_stride, std::size_t
 }
 
 namespace detail {
-
-/// Places of a code quad's tokens: a page.
-inline constexpr std::size_t quad_tokens = tile_tokens;
-
-/// Codes of channels channel .. + channels (of one token block, in one channel block) -> quads [channels / 4][128]. Words
-/// 0 .. are tokens token .. of the stream; those from `tokens` on, up to the next multiple of `lanes`, mean nothing.
-template <class R>
-void load_quads(simd<R> tag, const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
-                std::size_t channels, std::uint32_t* quads) noexcept {
-    constexpr std::size_t lanes = R::lanes, bytes = 4 * lanes;
-    const StreamFormat& format = in.format;
-    bool done = false;
-    if (format.group_channels == 1) {
-        // A channel's tokens lie side by side: four channels are interleaved.
-        const std::size_t block = token / format.group_tokens;
-        done = token % format.group_tokens == 0 && with_group(format.bits, format.group_tokens, [&](auto bits, auto n) {
-                   const std::size_t size = format.group_bytes(1);
-                   const std::byte* from = in.codes + format.code_offset(block, channel);
-                   for (std::size_t q = 0; q < channels / 4; ++q, from += 4 * size) {
-                       for (std::size_t r = 0; r * bytes < std::min(tokens, n()); ++r) {
-                           typename R::i32 words[4];
-                           R::interleave_bytes(code_bytes<R, bits(), n()>(from, r),
-                                               code_bytes<R, bits(), n()>(from + size, r),
-                                               code_bytes<R, bits(), n()>(from + 2 * size, r),
-                                               code_bytes<R, bits(), n()>(from + 3 * size, r), words);
-                           for (std::size_t i = 0; i < std::min<std::size_t>(4, n() / lanes); ++i) {
-                               R::store_i32(quads + q * quad_tokens + r * bytes + i * lanes, words[i]);
-                           }
-                       }
-                   }
-               });
-    } else if (format.group_tokens == 1) {
-        // A token's channels lie side by side: words of 4 channels are transposed.
-        const std::size_t block = channel / format.group_channels, first = channel % format.group_channels;
-        done = first % bytes == 0 && with_group(format.bits, format.channels_of(block), [&](auto bits, auto n) {
-                   for (std::size_t t = 0; t < tokens; t += lanes) {
-                       for (std::size_t c = 0; c < channels; c += bytes) {
-                           typename R::i32 words[lanes];
-                           for (std::size_t i = 0; i < lanes; ++i) {
-                               const std::size_t row = token + std::min(t + i, tokens - 1);
-                               words[i] = code_bytes<R, bits(), n()>(in.codes + format.code_offset(row, block),
-                                                                     (first + c) / bytes);
-                           }
-                           R::transpose(words);
-                           for (std::size_t i = 0; i < std::min(lanes, (channels - c) / 4); ++i) {
-                               R::store_i32(quads + (c / 4 + i) * quad_tokens + t, words[i]);
-                           }
-                       }
-                   }
-               });
-    }
-    if (done) return;
-    std::array<std::uint8_t, max_group + 64> codes;
-    auto* to = reinterpret_cast<std::uint8_t*>(quads);
-    const auto put = [&](std::size_t c, std::size_t t, std::uint8_t code) {
-        to[(c / 4 * quad_tokens + t) * 4 + c % 4] = code;
-    };
-    for (std::size_t i = 0; i < (format.group_channels == 1 ? channels : tokens); ++i) {
-        if (format.group_channels == 1) {
-            const std::size_t first = token % format.group_tokens;
-            unpack_group(tag, in.codes + format.code_offset(token / format.group_tokens, channel + i),
-                         format.group_tokens, format.bits, first, tokens, codes.data());
-            for (std::size_t t = 0; t < tokens; ++t) put(i, t, codes[t]);
-        } else {
-            const std::size_t block = channel / format.group_channels;
-            unpack_group(tag, in.codes + format.code_offset(token + i, block), format.channels_of(block), format.bits,
-                         channel % format.group_channels, channels, codes.data());
-            for (std::size_t c = 0; c < channels; ++c) put(c, i, codes[c]);
-        }
-    }
-}
 
 /// A block of A [channels, Dh] in 8 bits: factor_c A[c][j] ~ scale[j] weight[c][j]. columns: Dh, rounded up to whole
 /// registers.
@@ -281,35 +228,6 @@ XQUANT_INLINE DotSums<R, Vectors> dot_quads(const std::uint32_t* quads, std::siz
     return sums;
 }
 
-/// Scales and zeros of one channel block for tokens token .. + tokens -> scales [128], zeros [128].
-template <class R>
-void load_token_scales(const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel_block,
-                       float* scales, float* zeros) noexcept {
-    const std::size_t step = in.format.channel_blocks();
-    const std::size_t first = in.format.group_index(token, channel_block);
-    alignas(64) f16 half[quad_tokens];
-    const auto load = [&](const f16* from, float* to) {
-        for (std::size_t t = 0; t < tokens; ++t) half[t] = from[first + t * step];
-        for (std::size_t t = tokens; t % R::lanes != 0; ++t) half[t] = f16{};
-        for (std::size_t t = 0; t < tokens; t += R::lanes) R::store(to + t, R::load_f16(half + t));
-    };
-    load(in.scales, scales);
-    if (in.format.stores_zero) return load(in.zeros, zeros);
-    for (std::size_t t = 0; t < tokens; ++t) zeros[t] = -in.format.zero_code * scales[t];
-}
-
-/// Scales and zeros of channels channel .. + channels (at most 128) in one token block.
-template <class R>
-void load_channel_scales(const StreamView& in, std::size_t token_block, std::size_t channel, std::size_t channels,
-                         float* scales, float* zeros) noexcept {
-    const std::size_t first = in.format.group_index(token_block, channel);
-    for (std::size_t c = 0; c < channels; ++c) {
-        const GroupScale scale = stored_scale(in, first + c);
-        scales[c] = scale.scale;
-        zeros[c] = scale.zero;
-    }
-}
-
 /// Adds one channel block to K [Dh, tokens] (channel-major); sets it where `set` is true.
 template <class R>
 void add_int8_block(const StreamView& in, const std::uint32_t* quads, std::size_t channels, const Int8Block& block,
@@ -365,8 +283,8 @@ void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& he
             const float* a = head.matrix + c * dh;
             detail::Int8Block block;
             if (by_channel) {
-                detail::load_channel_scales<R>(in, (token + t) / format.group_tokens, channel, channels, scales.data(),
-                                               zeros.data());
+                detail::load_channel_scales(in, (token + t) / format.group_tokens, channel, channels, scales.data(),
+                                            zeros.data());
                 block = detail::fold_weights(tag, a, dh, channels, scales.data(), zeros.data(), memory);
             } else {
                 detail::load_token_scales<R>(in, token + t, some, channel / format.group_channels, scales.data(),

@@ -1,7 +1,8 @@
 // Vector attention, the scores: for few query rows straight from what is stored.
 //
 //     rows       f16 or bf16: dot products, reduced `lanes` tokens at a time
-//     codes      per token, without A (kv4, q8_0): words of 4 channels, lanes are tokens; scales are applied to the sums
+//     codes      per token, without A or with A taken into q (kv4, q8_0): words of 4 channels, lanes are tokens; scales are
+//                applied to the sums. Codes of at most 5 bits meet queries in 8 bits, one dot instruction for 4 channels
 //     products   per channel, with A, int8: products, A's step, RoPE and q in one pass over 4 columns of K; K itself is never
 //                stored
 //     tile       everything else: a tile of K in f32, and `multiply`
@@ -17,9 +18,6 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Query heads that take the direct way at most; more share a tile of K.
-inline constexpr std::size_t direct_queries = 8;
-
 /// Calls f(first, number) for 1 to 4 query heads at a time, with their number as a compile-time constant.
 template <class F>
 void for_heads(std::size_t count, F&& f) {
@@ -28,6 +26,10 @@ void for_heads(std::size_t count, F&& f) {
     if (count - i == 3) f(i, std::integral_constant<std::size_t, 3>{});
     if (count - i == 2) f(i, std::integral_constant<std::size_t, 2>{});
     if (count - i == 1) f(i, std::integral_constant<std::size_t, 1>{});
+}
+
+constexpr bool in_one_block(const StreamFormat& format, std::size_t first, std::size_t channels) noexcept {
+    return first / format.group_channels == (first + channels - 1) / format.group_channels;
 }
 
 /// How scores are taken from a stream.
@@ -40,12 +42,11 @@ constexpr ScoreForm score_form(const AttendTask& task, const StreamView& in) noe
     const std::size_t dh = task.head_dim;
     if (task.rows * task.group > direct_queries || task.shared_channels > 0 || format.outliers > 0)
         return ScoreForm::tile;
-    if (head.matrix == nullptr && head.constant == nullptr && task.rope.pairs == 0 && task.rules.key_norm == nullptr) {
+    if (reads_latent(task)) {
         const bool half = format.kind == CodeKind::f16 || format.kind == CodeKind::bf16;
-        if (half && dh % Backend::registers::lanes == 0) return ScoreForm::rows;
-        const bool words = head.first % 4 == 0 && dh % 4 == 0 && format.group_channels % 4 == 0;
-        if (format.quantized() && format.group_tokens == 1 && format.levels == nullptr && words)
-            return ScoreForm::codes;
+        const bool whole = head.width % Backend::registers::lanes == 0 && in_one_block(format, head.first, head.width);
+        if (half && whole) return ScoreForm::rows;
+        if (has_code_words(format, head)) return ScoreForm::codes;
     }
     if constexpr (Backend::int8_products) {
         const bool one_block = format.group_channels == 1 && head.width <= int8_channels;
@@ -65,11 +66,10 @@ inline void scale_queries(const AttendTask& task, std::size_t row, std::size_t c
     }
 }
 
-/// scores [count, 128] from rows of f16 or bf16; load(t, c) gives `lanes` channels of one.
+/// scores [count, 128] of queries [count, width] from rows of f16 or bf16; load(t, c) gives `lanes` channels of one.
 template <class R, class Load>
-void score_rows_direct(const AttendTask& task, Load&& load, std::size_t tokens, std::size_t count, const float* queries,
+void score_rows_direct(std::size_t width, Load&& load, std::size_t tokens, std::size_t count, const float* queries,
                        float* scores) noexcept {
-    const std::size_t dh = task.head_dim;
     for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
         for (std::size_t t = 0; t < tokens; t += R::lanes) {
             typename R::f32 sums[Heads][R::lanes];
@@ -79,11 +79,11 @@ void score_rows_direct(const AttendTask& task, Load&& load, std::size_t tokens, 
                 typename R::f32 sum[Heads];
                 XQUANT_UNROLL
                 for (std::size_t h = 0; h < Heads; ++h) sum[h] = R::zero();
-                for (std::size_t c = 0; c < dh; c += R::lanes) {
+                for (std::size_t c = 0; c < width; c += R::lanes) {
                     const auto key = load(row, c);
                     XQUANT_UNROLL
                     for (std::size_t h = 0; h < Heads; ++h) {
-                        sum[h] = R::fma(key, R::load(queries + (i + h) * dh + c), sum[h]);
+                        sum[h] = R::fma(key, R::load(queries + (i + h) * width + c), sum[h]);
                     }
                 }
                 XQUANT_UNROLL
@@ -97,18 +97,42 @@ void score_rows_direct(const AttendTask& task, Load&& load, std::size_t tokens, 
     });
 }
 
+/// The first 4 KB of the codes of one head in a page, and their scales.
+inline void prefetch_codes(const StreamView& in, const HeadDecoder& head) noexcept {
+    const StreamFormat& format = in.format;
+    if (!format.quantized()) return;
+    const std::size_t first = head.first / format.group_channels;
+    const std::size_t last = (head.first + head.width - 1) / format.group_channels;
+    const std::byte* codes = in.codes + format.code_offset(0, first);
+    const std::byte* end = in.codes + format.code_offset(0, last + 1);
+    for (std::size_t i = 0; i < 4096 && codes + i < end; i += 64) prefetch(codes + i);
+    for (const f16* halves : {in.scales, in.zeros}) {
+        if (halves == nullptr) continue;
+        const f16* halves_end = halves + format.group_index(0, last + 1);
+        halves += format.group_index(0, first);
+        for (std::size_t i = 0; i < 1024 && halves + i < halves_end; i += 32) prefetch(halves + i);
+    }
+}
+
 /// Calls f(load), where load(t, c) gives `lanes` channels of row first + t of a stream of f16 or bf16, from channel
-/// `channel` + c on.
+/// `channel` + c on, all of one block.
 template <class R, class F>
 void with_half_rows(const StreamView& in, std::size_t first, std::size_t channel, F&& f) {
-    const std::size_t step = in.format.block_bytes() / sizeof(f16);
-    const std::byte* base = in.codes + in.format.code_offset(first, 0) + channel * sizeof(f16);
+    const StreamFormat& format = in.format;
+    const std::size_t block = channel / format.group_channels, step = format.channels_of(block);
+    const std::byte* base = in.codes + format.code_offset(first, block) + channel % format.group_channels * sizeof(f16);
     if (in.format.kind == CodeKind::f16) {
         const auto* rows = reinterpret_cast<const f16*>(base);
-        f([rows, step](std::size_t t, std::size_t c) { return R::load_f16(rows + t * step + c); });
+        f([rows, step](std::size_t t, std::size_t c) {
+            prefetch(rows + (t + prefetch_rows) * step + c);
+            return R::load_f16(rows + t * step + c);
+        });
     } else {
         const auto* rows = reinterpret_cast<const bf16*>(base);
-        f([rows, step](std::size_t t, std::size_t c) { return R::load_bf16(rows + t * step + c); });
+        f([rows, step](std::size_t t, std::size_t c) {
+            prefetch(rows + (t + prefetch_rows) * step + c);
+            return R::load_bf16(rows + t * step + c);
+        });
     }
 }
 
@@ -140,36 +164,97 @@ void dot_codes(const std::uint32_t* quads, std::size_t channels, std::size_t t, 
     }
 }
 
-/// scores [count, 128] from codes per token, without A: scale * (code . q) + zero * sum of q, group by group.
-template <class R>
-void score_codes_direct(simd<R> tag, const AttendTask& task, const StreamView& in, std::size_t first,
-                        std::size_t tokens, std::size_t count, const float* queries, float* scores,
-                        std::uint32_t* quads) noexcept {
-    constexpr std::size_t vectors = 2, wide = vectors * R::lanes;
-    const std::size_t dh = task.head_dim, group = in.format.group_channels;
-    alignas(64) std::array<float, quad_tokens + R::lanes> scales, zeros;
-    for (std::size_t c = 0; c < dh;) {
-        const std::size_t channel = task.key.first + c;
-        const std::size_t channels = std::min(std::min(group - channel % group, dh - c), int8_channels);
-        load_quads(tag, in, first, tokens, channel, channels, quads);
-        load_token_scales<R>(in, first, tokens, channel / group, scales.data(), zeros.data());
-        for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
-            float totals[Heads];
+/// The same with queries in 8 bits: weights [Heads][int8_channels / 4], 4 channels a word.
+template <class R, std::size_t Heads, std::size_t Vectors>
+void dot_codes(const std::uint32_t* quads, std::size_t channels, std::size_t t, const std::uint32_t* weights,
+               std::size_t run, typename R::f32 (&sums)[Heads][Vectors]) noexcept {
+    typename R::i32 total[Heads][Vectors], part[Heads][Vectors];
+    XQUANT_UNROLL
+    for (auto& row : total) {
+        XQUANT_UNROLL
+        for (auto& sum : row) sum = R::zero_i32();
+    }
+    for (std::size_t q = 0; q < channels / 4;) {
+        const std::size_t end = channels / 4 - q > run ? q + run : channels / 4;
+        XQUANT_UNROLL
+        for (auto& row : part) {
+            XQUANT_UNROLL
+            for (auto& sum : row) sum = R::zero_i32();
+        }
+        for (; q < end; ++q) {
+            typename R::i32 codes[Vectors];
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < Vectors; ++v)
+                codes[v] = R::load_i32(quads + q * quad_tokens + t + v * R::lanes);
             XQUANT_UNROLL
             for (std::size_t h = 0; h < Heads; ++h) {
+                const auto weight = R::template repeat<4>(weights + h * (int8_channels / 4) + q);
+                XQUANT_UNROLL
+                for (std::size_t v = 0; v < Vectors; ++v) part[h][v] = R::dot(part[h][v], codes[v], weight);
+            }
+        }
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < Vectors; ++v) total[h][v] = R::add_i32(total[h][v], R::dot_end(part[h][v]));
+        }
+    }
+    XQUANT_UNROLL
+    for (std::size_t h = 0; h < Heads; ++h) {
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) sums[h][v] = R::to_f32(total[h][v]);
+    }
+}
+
+/// scores [count, 128] of queries [count, width] from codes per token: scale * (code . q) + zero * sum of q, group by group.
+/// Rounded: the queries become 8 bits, and products are integers.
+template <bool Rounded, class R>
+void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& in, std::size_t first,
+                        std::size_t tokens, std::size_t count, const float* queries, float* scores,
+                        std::uint32_t* quads) noexcept {
+    constexpr std::size_t vectors = R::count >= 32 ? 4 : 2, wide = vectors * R::lanes;
+    [[maybe_unused]] const std::size_t run = R::dot_run(in.format.bits);
+    const std::size_t width = head.width;
+    alignas(64) std::array<float, quad_tokens + R::lanes> scales, zeros;
+    for (std::size_t c = 0; c < width;) {
+        const std::size_t channel = head.first + c;
+        const std::size_t channels = rounded_channels(in.format, head, c);
+        load_quads(tag, in, first, tokens, channel, channels, quads);
+        load_token_scales<R>(in, first, tokens, channel / in.format.group_channels, scales.data(), zeros.data());
+        for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
+            float totals[Heads], steps[Heads];
+            [[maybe_unused]] std::array<std::int8_t, Heads * int8_channels> weights;
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                const float* query = queries + (i + h) * width + c;
                 totals[h] = 0;
-                for (std::size_t k = 0; k < channels; ++k) totals[h] += queries[(i + h) * dh + c + k];
+                steps[h] = 1;
+                if constexpr (Rounded) {
+                    std::int8_t* to = weights.data() + h * int8_channels;
+                    steps[h] = quantize_weights(query, 1, channels, nullptr, int8_top, to);
+                    std::int32_t sum = 0;
+                    for (std::size_t k = 0; k < channels; ++k) sum += to[k];
+                    totals[h] = steps[h] * static_cast<float>(sum);
+                } else {
+                    for (std::size_t k = 0; k < channels; ++k) totals[h] += query[k];
+                }
             }
             for (std::size_t t = 0; t < tokens; t += wide) {
                 typename R::f32 sums[Heads][vectors];
-                dot_codes<R, Heads, vectors>(quads, channels, t, queries + i * dh + c, dh, sums);
+                if constexpr (Rounded) {
+                    std::array<std::uint32_t, Heads * int8_channels / 4> words;
+                    std::memcpy(words.data(), weights.data(), sizeof words);
+                    dot_codes<R, Heads, vectors>(quads, channels, t, words.data(), run, sums);
+                } else {
+                    dot_codes<R, Heads, vectors>(quads, channels, t, queries + i * width + c, width, sums);
+                }
                 XQUANT_UNROLL
                 for (std::size_t h = 0; h < Heads; ++h) {
                     for (std::size_t v = 0; v < vectors && t + v * R::lanes < tokens; ++v) {
                         const std::size_t at = t + v * R::lanes;
                         float* to = scores + (i + h) * tile_tokens + at;
                         auto value = R::mul(R::load(zeros.data() + at), R::splat(totals[h]));
-                        value = R::fma(R::load(scales.data() + at), sums[h][v], value);
+                        value = R::fma(R::mul(R::load(scales.data() + at), R::splat(steps[h])), sums[h][v], value);
                         R::store(to, c == 0 ? value : R::add(value, R::load(to)));
                     }
                 }

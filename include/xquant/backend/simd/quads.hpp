@@ -1,0 +1,122 @@
+// What integer products read: codes as words of 4 channels of one token, and the scales beside them.
+//
+// Shapes  code quads [channels / 4][128 tokens]; scales and zeros [tokens] or [channels].
+// Limit   shuffles: 64 for 16 tokens of 64 channels (AVX-512) where the codes lie token by token, 8 for 64 tokens of 4 channels
+//         where they lie channel by channel.
+#pragma once
+
+#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/backend/simd/codec.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Places of a code quad's tokens: a page.
+inline constexpr std::size_t quad_tokens = tile_tokens;
+
+/// Codes of channels channel .. + channels (of one token block, in one channel block) -> quads [channels / 4][128]. Words
+/// 0 .. are tokens token .. of the stream; those from `tokens` on, up to the next multiple of `lanes`, mean nothing.
+template <class R>
+void load_quads(simd<R> tag, const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
+                std::size_t channels, std::uint32_t* quads) noexcept {
+    constexpr std::size_t lanes = R::lanes, bytes = 4 * lanes;
+    const StreamFormat& format = in.format;
+    bool done = false;
+    if (format.group_channels == 1) {
+        // A channel's tokens lie side by side: four channels are interleaved.
+        const std::size_t block = token / format.group_tokens;
+        done = token % format.group_tokens == 0 && with_group(format.bits, format.group_tokens, [&](auto bits, auto n) {
+                   const std::size_t size = format.code_offset(0, 1);  // from a channel to the next
+                   const std::byte* from = in.codes + format.code_offset(block, channel);
+                   std::uint32_t* to = quads;
+                   const std::size_t count_q = channels / 4, runs = (std::min(tokens, n()) + bytes - 1) / bytes;
+                   for (std::size_t q = 0; q < count_q; ++q, from += 4 * size, to += quad_tokens) {
+                       for (std::size_t r = 0; r < runs; ++r) {
+                           typename R::i32 words[4];
+                           R::interleave_bytes(code_bytes<R, bits(), n()>(from, r),
+                                               code_bytes<R, bits(), n()>(from + size, r),
+                                               code_bytes<R, bits(), n()>(from + 2 * size, r),
+                                               code_bytes<R, bits(), n()>(from + 3 * size, r), words);
+                           for (std::size_t i = 0; i < std::min<std::size_t>(4, n() / lanes); ++i) {
+                               R::store_i32(to + r * bytes + i * lanes, words[i]);
+                           }
+                       }
+                   }
+               });
+    } else if (format.group_tokens == 1) {
+        // A token's channels lie side by side: words of 4 channels are transposed.
+        const std::size_t block = channel / format.group_channels, first = channel % format.group_channels;
+        const std::size_t group_size = format.group_bytes(format.channels_of(block));
+        const std::byte* group = in.codes + format.code_offset(token, block);
+        done = first % bytes == 0 && with_group(format.bits, format.channels_of(block), [&](auto bits, auto n) {
+                   const std::size_t size = group_size, last = tokens - 1, wide = channels, skip = first / bytes;
+                   const std::byte* from = group;
+                   std::uint32_t* to = quads;
+                   for (std::size_t t = 0; t <= last; t += lanes) {
+                       for (std::size_t c = 0; c < wide; c += bytes) {
+                           typename R::i32 words[lanes];
+                           for (std::size_t i = 0; i < lanes; ++i) {
+                               prefetch(from + (t + i + prefetch_rows) * size);
+                               words[i] =
+                                   code_bytes<R, bits(), n()>(from + std::min(t + i, last) * size, skip + c / bytes);
+                           }
+                           R::transpose(words);
+                           const std::size_t rows = std::min(lanes, (wide - c) / 4);
+                           for (std::size_t i = 0; i < rows; ++i) {
+                               R::store_i32(to + (c / 4 + i) * quad_tokens + t, words[i]);
+                           }
+                       }
+                   }
+               });
+    }
+    if (done) return;
+    std::array<std::uint8_t, max_group + 64> codes;
+    auto* to = reinterpret_cast<std::uint8_t*>(quads);
+    const auto put = [&](std::size_t c, std::size_t t, std::uint8_t code) {
+        to[(c / 4 * quad_tokens + t) * 4 + c % 4] = code;
+    };
+    for (std::size_t i = 0; i < (format.group_channels == 1 ? channels : tokens); ++i) {
+        if (format.group_channels == 1) {
+            const std::size_t first = token % format.group_tokens;
+            unpack_group(tag, in.codes + format.code_offset(token / format.group_tokens, channel + i),
+                         format.group_tokens, format.bits, first, tokens, codes.data());
+            for (std::size_t t = 0; t < tokens; ++t) put(i, t, codes[t]);
+        } else {
+            const std::size_t block = channel / format.group_channels;
+            unpack_group(tag, in.codes + format.code_offset(token + i, block), format.channels_of(block), format.bits,
+                         channel % format.group_channels, channels, codes.data());
+            for (std::size_t c = 0; c < channels; ++c) put(c, i, codes[c]);
+        }
+    }
+}
+
+/// Scales and zeros of one channel block for tokens token .. + tokens -> scales [128], zeros [128].
+template <class R>
+void load_token_scales(const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel_block,
+                       float* scales, float* zeros) noexcept {
+    const std::size_t first = in.format.group_index(token, channel_block);
+    const auto load = [&](const f16* from, float* to) {
+        load_halves<R>(CodeKind::f16, reinterpret_cast<const std::byte*>(from + first), tokens, to);
+        for (std::size_t t = tokens; t % R::lanes != 0; ++t) to[t] = 0;
+    };
+    load(in.scales, scales);
+    if (in.format.stores_zero) return load(in.zeros, zeros);
+    for (std::size_t t = 0; t < tokens; ++t) zeros[t] = -in.format.zero_code * scales[t];
+    for (std::size_t t = tokens; t % R::lanes != 0; ++t) zeros[t] = 0;
+}
+
+/// Scales and zeros of channels channel .. + channels (at most 128) in one token block.
+inline void load_channel_scales(const StreamView& in, std::size_t token_block, std::size_t channel,
+                                std::size_t channels, float* scales, float* zeros) noexcept {
+    const std::size_t first = in.format.group_index(token_block, channel), step = in.format.group_index(0, 1);
+    for (std::size_t c = 0; c < channels; ++c) {
+        const GroupScale scale = stored_scale(in, first + c * step);
+        scales[c] = scale.scale;
+        zeros[c] = scale.zero;
+    }
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

@@ -30,21 +30,8 @@ void encode(benchmark::State& state, std::size_t tokens, std::size_t width) {
     count(state, {4.0 * static_cast<double>(stream.rows.size()), 0}, thread_seconds() - start);
 }
 
-[[maybe_unused]] const bool registered = [] {
-    for_each_backend([]<class Tag>(Tag) {
-        for (const Shape& shape : shapes) {
-            for (const std::size_t tokens : {512U, 4096U}) {
-                for_each_format(shape.layer, [&]<class Quantizer, class Axis>(const char* scheme, std::size_t width) {
-                    benchmark::RegisterBenchmark(name_of("encode", scheme, shape, tokens, Tag::name).c_str(),
-                                                 encode<Quantizer, Axis, Tag>, tokens, width)
-                        ->Unit(benchmark::kMicrosecond)
-                        ->MinTime(0.05);
-                });
-            }
-        }
-    });
-    return true;
-}();
+[[maybe_unused]] const bool registered =
+    register_formats("encode", []<class Quantizer, class Axis, class Tag>() { return encode<Quantizer, Axis, Tag>; });
 
 }  // namespace
 }  // namespace bench

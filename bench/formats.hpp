@@ -58,4 +58,23 @@ struct Stream {
     xq::QuantizedRows quantized;
 };
 
+/// Registers verb/format/shape/T/backend for all of them. `of.template operator()<Quantizer, Axis, Tag>()` gives the benchmark, a
+/// function of (state, tokens, width).
+template <class Of>
+bool register_formats(const char* verb, Of&& of) {
+    for_each_backend([&]<class Tag>(Tag) {
+        for (const Shape& shape : shapes) {
+            for (const std::size_t tokens : {512U, 4096U}) {
+                for_each_format(shape.layer, [&]<class Quantizer, class Axis>(const char* scheme, std::size_t width) {
+                    benchmark::RegisterBenchmark(name_of(verb, scheme, shape, tokens, Tag::name).c_str(),
+                                                 of.template operator()<Quantizer, Axis, Tag>(), tokens, width)
+                        ->Unit(benchmark::kMicrosecond)
+                        ->MinTime(0.05);
+                });
+            }
+        }
+    });
+    return true;
+}
+
 }  // namespace bench

@@ -7,6 +7,7 @@
 #include <span>
 
 #include <xquant/detail/learn.hpp>
+#include <xquant/detail/operations.hpp>
 #include <xquant/detail/predict.hpp>
 #include <xquant/detail/step.hpp>
 
@@ -26,6 +27,17 @@ public:
     /// Forgets a sequence and frees what no other one shares. Throws sequence_error if it is part of a step.
     void drop(Sequence sequence) { core_->drop(sequence); }
 
+    /// A second sequence with the same tokens. Pages are shared and counted once; either sequence goes on in pages of its own,
+    /// and nothing is ever copied.
+    /// Throws sequence_error if it is part of a step, std::bad_alloc; nothing has changed then. Cost: a reference for each page.
+    [[nodiscard]] Sequence fork(Sequence sequence) { return fork_sequence(*core_, sequence); }
+
+    /// Keeps the first `tokens` tokens and forgets the rest, rows that were encoded among them: what is left stays as it is
+    /// stored. Pages that nothing else shares are freed or filled again.
+    /// Throws sequence_error if it is part of a step, shape_error if it has fewer tokens, or if layers with a sliding window
+    /// have freed rows that the next token would see; std::bad_alloc. Nothing has changed then. Cost: a reference for each page.
+    void truncate(Sequence sequence, std::size_t tokens) { truncate_sequence(*core_, sequence, tokens); }
+
     /// Tokens of a sequence.
     [[nodiscard]] std::size_t size(Sequence sequence) const { return core_->find(sequence).states.front().tokens; }
 
@@ -39,11 +51,7 @@ public:
     /// Encodes every row outside the window now, unfinished groups included, and frees their f16 copies: for a sequence
     /// that rests. A group that was cut short stays short; later tokens start a new page.
     /// Cost: encoding at most 127 rows of each layer.
-    void seal(Sequence sequence) {
-        Slot& slot = core_->find(sequence);
-        expects<sequence_error>(!slot.busy, "the sequence is part of a step; commit or destroy the step first");
-        seal_sequence(Backend{}, *core_, slot);
-    }
+    void seal(Sequence sequence) { seal_sequence(Backend{}, *core_, core_->find_idle(sequence)); }
 
     /// What is allocated, by purpose; adds up to what the memory resource was asked for.
     [[nodiscard]] Bytes bytes() const noexcept { return core_->ledger().bytes(); }

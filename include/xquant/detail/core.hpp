@@ -297,14 +297,20 @@ public:
     }
 
     void drop(Sequence sequence) {
-        Slot& slot = find(sequence);
-        expects<sequence_error>(!slot.busy, "the sequence is part of a step; commit or destroy the step first");
+        Slot& slot = find_idle(sequence);
         for (SequenceState& state : slot.states) {
             Segments(state.segments.get_allocator()).swap(state.segments);
             state.tokens = 0;
             state.next_position = 0;
         }
         slot.used = false;
+    }
+
+    /// A sequence that is not part of a step.
+    [[nodiscard]] Slot& find_idle(Sequence sequence) {
+        Slot& slot = find(sequence);
+        expects<sequence_error>(!slot.busy, "the sequence is part of a step; commit or destroy the step first");
+        return slot;
     }
 
     [[nodiscard]] Slot& find(Sequence sequence) {
@@ -318,6 +324,8 @@ public:
     [[nodiscard]] const Slot& find(Sequence sequence) const { return const_cast<Core*>(this)->find(sequence); }
 
     [[nodiscard]] std::size_t stacks() const noexcept { return stacks_.size(); }
+    /// The window of a stack's layers, 0 where some layer sees everything.
+    [[nodiscard]] std::size_t window(std::size_t stack) const noexcept { return stacks_[stack].window; }
     /// What n new tokens (or sealing) do to a sequence in one stack.
     [[nodiscard]] StepPlan plan(const Slot& slot, std::size_t stack, std::size_t n, bool everything = false) {
         const Stack& in = stacks_[stack];

@@ -1,0 +1,236 @@
+/// Forking and truncating: what is left is what a sequence that was never touched would hold, and nothing is copied.
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/feed.hpp"
+#include "support/memory.hpp"
+#include "support/model.hpp"
+
+using namespace xquant;
+using test::Feed;
+using test::Scheme;
+
+namespace {
+
+test::Setup small_model() {
+    return {{.width = 24, .heads = 4, .kv_heads = 1, .head_dim = 8}, RopePairing::interleaved, 4};
+}
+
+/// The largest difference of the last `rows` rows of two sequences. Tiles may be cut differently, so softmax rounds differently.
+double distance(const Feed& a, const Feed& b, std::size_t rows) {
+    double worst = 0;
+    REQUIRE(a.out.size() == b.out.size());
+    for (std::size_t layer = 0; layer < a.out.size(); ++layer) {
+        const std::size_t n = rows * 4 * 8;
+        REQUIRE(std::min(a.out[layer].size(), b.out[layer].size()) >= n);
+        for (std::size_t i = 1; i <= n; ++i) {
+            const float x = a.out[layer][a.out[layer].size() - i], y = b.out[layer][b.out[layer].size() - i];
+            worst = std::max(worst, std::isfinite(x) && std::isfinite(y) ? std::abs(double{x} - double{y}) : 1e9);
+        }
+    }
+    return worst;
+}
+
+constexpr double rounding = 2e-5;
+
+Bytes without_index(Bytes bytes) {
+    bytes.index = bytes.workspace = 0;
+    return bytes;
+}
+
+/// What is freed with a sequence is freed with the last one that shares it.
+void check_empty(test::Cache& cache, const Bytes& empty) {
+    CHECK(without_index(cache.bytes()) == without_index(empty));
+}
+
+}  // namespace
+
+TEST_CASE("a fork and its origin share every page, and go on as two sequences that were fed alone") {
+    const test::Setup setup = small_model();
+    for (const Scheme& scheme : test::schemes()) {
+        for (const Options& options : {Options{.sinks = 4, .recent = 40},
+                                       {.sinks = 0, .recent = 0},
+                                       {.sinks = 4, .recent = 10, .strict = true}}) {
+            INFO(scheme.name << ", recent " << options.recent << ", strict " << options.strict);
+            const auto cache = scheme.make(setup.model, options), alone = scheme.make(setup.model, options);
+            const Bytes empty = cache->bytes();
+            Feed a{cache->create(), 1};
+            test::feed(*cache, setup.model, {{&a, 131}});
+            test::feed(*cache, setup.model, {{&a, 7}});
+            const Bytes before = cache->bytes();
+            Feed b = a, c = a;
+            b.sequence = cache->fork(a.sequence);
+            c.sequence = cache->fork(b.sequence);
+            b.seed = 2;
+            c.seed = 3;
+            CHECK(cache->size(b.sequence) == 138);
+            CHECK(without_index(cache->bytes()) == without_index(before));
+            CHECK(test::stored_pages(*cache, b.sequence, scheme, setup.model, options) ==
+                  test::stored_pages(*cache, a.sequence, scheme, setup.model, options));
+
+            // Together in one step, and one after the other.
+            test::feed(*cache, setup.model, {{&a, 3}, {&b, 5}});
+            test::feed(*cache, setup.model, {{&b, 140}});
+            test::feed(*cache, setup.model, {{&a, 140}});
+            Feed x{alone->create(), 1}, y{alone->create(), 1};
+            for (Feed* feed : {&x, &y}) {
+                test::feed(*alone, setup.model, {{feed, 131}});
+                test::feed(*alone, setup.model, {{feed, 7}});
+            }
+            y.seed = 2;
+            test::feed(*alone, setup.model, {{&x, 3}});
+            test::feed(*alone, setup.model, {{&y, 5}});
+            test::feed(*alone, setup.model, {{&y, 140}});
+            test::feed(*alone, setup.model, {{&x, 140}});
+            CHECK(distance(a, x, 143) < rounding);
+            CHECK(distance(b, y, 145) < rounding);
+
+            // The third one outlives both.
+            cache->drop(a.sequence);
+            cache->drop(b.sequence);
+            Feed z{alone->create(), 1};
+            test::feed(*alone, setup.model, {{&z, 131}});
+            test::feed(*alone, setup.model, {{&z, 7}});
+            z.seed = 3;
+            test::feed(*cache, setup.model, {{&c, 9}});
+            test::feed(*alone, setup.model, {{&z, 9}});
+            CHECK(distance(c, z, 9) < rounding);
+            cache->drop(c.sequence);
+            check_empty(*cache, empty);
+        }
+    }
+}
+
+TEST_CASE("a truncated sequence goes on like one that never had the rest") {
+    const test::Setup setup = small_model();
+    for (const Scheme& scheme : test::schemes()) {
+        for (const Options& options : {Options{.sinks = 4, .recent = 0}, {.sinks = 3, .recent = 20}}) {
+            INFO(scheme.name << ", recent " << options.recent);
+            // Rows that were encoded stay so, where the other sequence has them in f16 still.
+            const double bound = options.recent == 0 && !scheme.per_channel ? rounding : scheme.exact ? 1e-3 : 1.5;
+            for (const std::size_t kept : {0, 1, 3, 5, 100, 131, 132, 133, 159, 160}) {
+                INFO("kept " << kept);
+                const auto cache = scheme.make(setup.model, options), alone = scheme.make(setup.model, options);
+                Feed a{cache->create(), 1}, x{alone->create(), 1};
+                test::feed(*cache, setup.model, {{&a, 160}});
+                cache->truncate(a.sequence, kept);
+                CHECK(cache->size(a.sequence) == kept);
+                a.tokens = kept;
+                if (kept > 0) test::feed(*alone, setup.model, {{&x, kept}});
+                a.seed = x.seed = 2;
+                for (const std::size_t n : {1, 6, 150}) {
+                    test::feed(*cache, setup.model, {{&a, n}});
+                    test::feed(*alone, setup.model, {{&x, n}});
+                    CHECK(cache->size(a.sequence) == alone->size(x.sequence));
+                    CHECK(distance(a, x, n) < bound);
+                }
+            }
+        }
+    }
+}
+
+TEST_CASE("drafts that are taken back again and again take no room") {
+    const test::Setup setup = small_model();
+    for (const Scheme& scheme : test::schemes()) {
+        INFO(scheme.name);
+        const auto cache = scheme.make(setup.model, {.sinks = 4, .recent = 8});
+        Feed a{cache->create(), 1};
+        test::feed(*cache, setup.model, {{&a, 200}});
+        Bytes first{};
+        for (int round = 0; round < 60; ++round) {
+            test::feed(*cache, setup.model, {{&a, 5}});
+            cache->truncate(a.sequence, 200);
+            a.tokens = 200;
+            Bytes bytes = cache->bytes();
+            bytes.workspace = 0;
+            if (round == 4) first = bytes;
+            if (round > 4) REQUIRE(bytes == first);
+        }
+    }
+}
+
+TEST_CASE("truncating a fork leaves its origin alone") {
+    const test::Setup setup = small_model();
+    const Options options{.sinks = 4, .recent = 8};
+    for (const Scheme& scheme : test::schemes()) {
+        INFO(scheme.name);
+        const auto cache = scheme.make(setup.model, options);
+        Feed a{cache->create(), 1};
+        test::feed(*cache, setup.model, {{&a, 150}});
+        const auto before = test::stored_pages(*cache, a.sequence, scheme, setup.model, options);
+        Feed b = a;
+        b.sequence = cache->fork(a.sequence);
+        b.seed = 2;
+        for (const std::size_t kept : {145, 130, 64, 2}) {
+            cache->truncate(b.sequence, kept);
+            b.tokens = kept;
+            test::feed(*cache, setup.model, {{&b, 11}});
+        }
+        CHECK(test::stored_pages(*cache, a.sequence, scheme, setup.model, options) == before);
+    }
+}
+
+TEST_CASE("operations refuse what they cannot do, and nothing has changed") {
+    test::Setup setup = small_model();
+    setup.model.layers[1].window = 30;
+    const auto cache = test::scheme("head svd 4").make(setup.model, {.sinks = 4, .recent = 8});
+    Feed a{cache->create(), 1};
+    test::feed(*cache, setup.model, {{&a, 299}});
+    test::feed(*cache, setup.model, {{&a, 1}});  // rows outside the window go when the next step comes
+    const auto refused = [&](std::size_t kept, const std::string& text) {
+        try {
+            cache->truncate(a.sequence, kept);
+            FAIL("truncate to " << kept << " was not refused");
+        } catch (const error& problem) {
+            INFO(problem.what());
+            CHECK(std::string(problem.what()).find(text) != std::string::npos);
+        }
+        CHECK(cache->size(a.sequence) == 300);
+    };
+    refused(301, "does not have so many tokens");
+    refused(20, "sliding window");
+    {
+        auto step = cache->begin({{a.sequence, 1}});
+        CHECK_THROWS_AS(cache->truncate(a.sequence, 299), sequence_error);
+        CHECK_THROWS_AS(static_cast<void>(cache->fork(a.sequence)), sequence_error);
+    }
+    cache->truncate(a.sequence, 299);
+    CHECK(cache->size(a.sequence) == 299);
+    cache->drop(a.sequence);
+    CHECK_THROWS_AS(cache->truncate(a.sequence, 0), sequence_error);
+    CHECK_THROWS_AS(static_cast<void>(cache->fork(a.sequence)), sequence_error);
+}
+
+TEST_CASE("a fork or a truncation that runs out of memory changes nothing") {
+    const test::Setup setup = small_model();
+    test::CountingMemory memory;
+    const auto cache = test::scheme("head svd 4").make(setup.model, {.sinks = 4, .recent = 8, .memory = &memory});
+    std::vector<Feed> feeds;
+    for (std::uint32_t i = 0; i < 16; ++i) feeds.push_back({cache->create(), i + 1});  // the next one needs room
+    test::feed(*cache, setup.model, {{&feeds[0], 300}});
+    const auto fails = [&](auto&& operation) {
+        std::size_t failures = 0;
+        for (std::size_t k = 1;; ++k) {
+            memory.fail_at(k);
+            try {
+                operation();
+                memory.fail_at(0);
+                break;
+            } catch (const std::bad_alloc&) {
+                memory.fail_at(0);
+                ++failures;
+                CHECK(cache->size(feeds[0].sequence) == 300);
+            }
+        }
+        CHECK(failures > 0);
+    };
+    Sequence made;
+    fails([&] { made = cache->fork(feeds[0].sequence); });
+    CHECK(cache->size(made) == 300);
+    cache->drop(made);
+    fails([&] { cache->truncate(feeds[0].sequence, 170); });
+    CHECK(cache->size(feeds[0].sequence) == 170);
+}

@@ -47,8 +47,14 @@ void check(const char* name, Run run, Run run_int8) {
         for (int form = 0; form < static_cast<int>(Form::count); ++form) {
             INFO(name << ", " << c.name << ", form " << form);
             const Form which = static_cast<Form>(form);
-            // Rows are projected with or without fused products, so a stored value may round to its neighbour.
-            const double bound = which == Form::exact ? 5e-6 : 2e-4;
+            // Emulated registers always fuse products and sums. Where scalar code cannot, rows are projected with other
+            // roundings, and some are stored as the neighbouring code.
+#if defined(__FMA__)
+            constexpr double rounded = 2e-4;
+#else
+            constexpr double rounded = 2e-3;
+#endif
+            const double bound = which == Form::exact ? 5e-6 : rounded;
             CHECK(distance(run(which, c), run_scalar(which, c)) < bound);
             CHECK(distance(run_int8(which, c), run_scalar_int8(which, c)) < bound);
         }

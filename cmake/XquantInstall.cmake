@@ -1,5 +1,5 @@
 # Headers and a config package. find_package(xquant) gives xquant::xquant; find_package(xquant COMPONENTS svd) looks for
-# Eigen too and gives xquant::svd.
+# Eigen too and gives xquant::svd, and COMPONENTS persistence looks for xxHash and gives xquant::persistence.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -8,6 +8,8 @@ set(xquant_package_dir "${CMAKE_INSTALL_DATADIR}/cmake/xquant")
 
 install(TARGETS xquant EXPORT xquantTargets FILE_SET HEADERS DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
 install(FILES ${xquant_svd_headers} DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant/projection")
+install(FILES "${PROJECT_SOURCE_DIR}/include/xquant/persistence.hpp" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant")
+install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/xquant/persistence" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant")
 install(EXPORT xquantTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}")
 
 configure_package_config_file(

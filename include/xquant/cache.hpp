@@ -25,6 +25,7 @@
 #include <xquant/quantizer/ggml.hpp>
 #include <xquant/quantizer/non_uniform.hpp>
 #include <xquant/quantizer/outliers.hpp>
+#include <xquant/quantizer/requantizable.hpp>
 #include <xquant/quantizer/uniform.hpp>
 
 namespace xquant {
@@ -67,20 +68,25 @@ struct Scheme {
         return with_codecs(Policy::prepare_difference(layer));
     }
 
-    static detail::LayerRecipe recipe() noexcept { return {sizes, prepare, streams, CrossRole::none}; }
-    static detail::LayerRecipe base_recipe() noexcept { return {sizes, prepare, streams, CrossRole::base}; }
+    static detail::LayerRecipe recipe() noexcept { return {sizes, prepare, streams, CrossRole::none, requantizes}; }
+    static detail::LayerRecipe base_recipe() noexcept {
+        return {sizes, prepare, streams, CrossRole::base, requantizes};
+    }
     static detail::LayerRecipe difference_recipe() noexcept {
         static_assert(!learns,
                       "xquant: a quantizer that learns its levels from rows of X has none of the differences that "
                       "CrossLayer<Delta> stores");
-        return {difference_sizes, prepare_difference, streams, CrossRole::difference};
+        return {difference_sizes, prepare_difference, streams, CrossRole::difference, requantizes};
     }
 
 private:
     template <std::size_t I>
     using quantizer = typename detail::quantizer_of<Quantizer, I>::type;
+    template <std::size_t I>
+    using old_quantizer = typename detail::old_quantizer_of<Quantizer, I>::type;
+    static constexpr bool requantizes = detail::is_requantizable<Quantizer>;
     static constexpr bool learns = []<std::size_t... I>(std::index_sequence<I...>) {
-        return (learning_policy<quantizer<I>> || ...);
+        return ((learning_policy<quantizer<I>> || learning_policy<old_quantizer<I>>) || ...);
     }
     (std::make_index_sequence<streams>{});
 
@@ -95,24 +101,26 @@ private:
         }
     }
 
-    template <std::size_t I>
-    static StreamCodec codec(std::size_t width) {
-        return detail::make_codec<quantizer<I>, typename Layout::template axis<I>>(width);
+    template <std::size_t I, class Codecs>
+    static void add_codecs(Codecs& out, std::size_t width) {
+        using Axis = typename Layout::template axis<I>;
+        out.codecs.push_back(detail::make_codec<quantizer<I>, Axis>(width));
+        if constexpr (requantizes) out.old_codecs.push_back(detail::make_codec<old_quantizer<I>, Axis>(width));
     }
     static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths) {
         LayerSizes out;
         if (row_widths.empty()) row_widths.assign(footprint.widths.begin(), footprint.widths.end());
         out.row_widths = std::move(row_widths);
         out.weight_floats = footprint.weight_floats;
-        [&]<std::size_t... I>(std::index_sequence<I...>) { (out.codecs.push_back(codec<I>(footprint.widths[I])), ...); }
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (add_codecs<I>(out, footprint.widths[I]), ...); }
         (std::make_index_sequence<streams>{});
         return out;
     }
     static LayerParts with_codecs(LayerPlan plan) {
         detail::expects(plan.streams.size() == streams, "a projection's plan has as many streams as it says");
-        LayerParts out{std::move(plan), {}};
+        LayerParts out{std::move(plan), {}, {}};
         [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (out.codecs.push_back(codec<I>(out.plan.streams[I].coded_width())), ...);
+            (add_codecs<I>(out, out.plan.streams[I].coded_width()), ...);
         }
         (std::make_index_sequence<streams>{});
         return out;
@@ -122,7 +130,7 @@ private:
 /// A cache for all layers of one model and any number of sequences.
 ///
 /// @tparam Quantizer   bits and group: Quantizer<4, 128>, Nf4<>, NonUniform<3>, WithOutliers<...>, GgmlQ4_0, Unquantized<f16>,
-///                     PerStream<A, B>, or your own
+///                     PerStream<A, B>, Requantizable<A, B>, or your own
 /// @tparam Layout      axis of the groups: Layout<PerToken>, Layout<PerChannel, PerToken> (one for each stream)
 /// @tparam CrossLayer  CrossLayer<Off>: every layer stands alone; CrossLayer<Delta>: layers store what they add
 /// @tparam Projection  what is stored of X: Projection<Rotated>, Plain, KeyValue<...>, SplitSvd, HeadSvd, or your own

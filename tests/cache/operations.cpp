@@ -15,25 +15,6 @@ using test::Scheme;
 
 namespace {
 
-test::Setup small_model() {
-    return {{.width = 24, .heads = 4, .kv_heads = 1, .head_dim = 8}, RopePairing::interleaved, 4};
-}
-
-/// The largest difference of the last `rows` rows of two sequences. Tiles may be cut differently, so softmax rounds differently.
-double distance(const Feed& a, const Feed& b, std::size_t rows) {
-    double worst = 0;
-    REQUIRE(a.out.size() == b.out.size());
-    for (std::size_t layer = 0; layer < a.out.size(); ++layer) {
-        const std::size_t n = rows * 4 * 8;
-        REQUIRE(std::min(a.out[layer].size(), b.out[layer].size()) >= n);
-        for (std::size_t i = 1; i <= n; ++i) {
-            const float x = a.out[layer][a.out[layer].size() - i], y = b.out[layer][b.out[layer].size() - i];
-            worst = std::max(worst, std::isfinite(x) && std::isfinite(y) ? std::abs(double{x} - double{y}) : 1e9);
-        }
-    }
-    return worst;
-}
-
 constexpr double rounding = 2e-5;
 
 Bytes without_index(Bytes bytes) {
@@ -49,7 +30,7 @@ void check_empty(test::Cache& cache, const Bytes& empty) {
 }  // namespace
 
 TEST_CASE("a fork and its origin share every page, and go on as two sequences that were fed alone") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     for (const Scheme& scheme : test::schemes()) {
         for (const Options& options : {Options{.sinks = 4, .recent = 40},
                                        {.sinks = 0, .recent = 0},
@@ -85,8 +66,8 @@ TEST_CASE("a fork and its origin share every page, and go on as two sequences th
             test::feed(*alone, setup.model, {{&y, 5}});
             test::feed(*alone, setup.model, {{&y, 140}});
             test::feed(*alone, setup.model, {{&x, 140}});
-            CHECK(distance(a, x, 143) < rounding);
-            CHECK(distance(b, y, 145) < rounding);
+            CHECK(test::distance(a, x, 143) < rounding);
+            CHECK(test::distance(b, y, 145) < rounding);
 
             // The third one outlives both.
             cache->drop(a.sequence);
@@ -97,7 +78,7 @@ TEST_CASE("a fork and its origin share every page, and go on as two sequences th
             z.seed = 3;
             test::feed(*cache, setup.model, {{&c, 9}});
             test::feed(*alone, setup.model, {{&z, 9}});
-            CHECK(distance(c, z, 9) < rounding);
+            CHECK(test::distance(c, z, 9) < rounding);
             cache->drop(c.sequence);
             check_empty(*cache, empty);
         }
@@ -105,7 +86,7 @@ TEST_CASE("a fork and its origin share every page, and go on as two sequences th
 }
 
 TEST_CASE("a truncated sequence goes on like one that never had the rest") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     for (const Scheme& scheme : test::schemes()) {
         for (const Options& options : {Options{.sinks = 4, .recent = 0}, {.sinks = 3, .recent = 20}}) {
             INFO(scheme.name << ", recent " << options.recent);
@@ -125,7 +106,7 @@ TEST_CASE("a truncated sequence goes on like one that never had the rest") {
                     test::feed(*cache, setup.model, {{&a, n}});
                     test::feed(*alone, setup.model, {{&x, n}});
                     CHECK(cache->size(a.sequence) == alone->size(x.sequence));
-                    CHECK(distance(a, x, n) < bound);
+                    CHECK(test::distance(a, x, n) < bound);
                 }
             }
         }
@@ -133,7 +114,7 @@ TEST_CASE("a truncated sequence goes on like one that never had the rest") {
 }
 
 TEST_CASE("drafts that are taken back again and again take no room") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     for (const Scheme& scheme : test::schemes()) {
         INFO(scheme.name);
         const auto cache = scheme.make(setup.model, {.sinks = 4, .recent = 8});
@@ -153,7 +134,7 @@ TEST_CASE("drafts that are taken back again and again take no room") {
 }
 
 TEST_CASE("truncating a fork leaves its origin alone") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     const Options options{.sinks = 4, .recent = 8};
     for (const Scheme& scheme : test::schemes()) {
         INFO(scheme.name);
@@ -174,7 +155,7 @@ TEST_CASE("truncating a fork leaves its origin alone") {
 }
 
 TEST_CASE("operations refuse what they cannot do, and nothing has changed") {
-    test::Setup setup = small_model();
+    test::Setup setup = test::small_model();
     setup.model.layers[1].window = 30;
     const auto cache = test::scheme("head svd 4").make(setup.model, {.sinks = 4, .recent = 8});
     Feed a{cache->create(), 1};
@@ -205,7 +186,7 @@ TEST_CASE("operations refuse what they cannot do, and nothing has changed") {
 }
 
 TEST_CASE("a fork or a truncation that runs out of memory changes nothing") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     test::CountingMemory memory;
     const auto cache = test::scheme("head svd 4").make(setup.model, {.sinks = 4, .recent = 8, .memory = &memory});
     std::vector<Feed> feeds;

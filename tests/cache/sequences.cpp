@@ -13,10 +13,6 @@ using test::Scheme;
 
 namespace {
 
-test::Setup small_model() {
-    return {{.width = 24, .heads = 4, .kv_heads = 1, .head_dim = 8}, RopePairing::interleaved, 4};
-}
-
 std::vector<Options> some_options() {
     return {{.sinks = 4, .recent = 40}, {.sinks = 0, .recent = 0}, {.sinks = 4, .recent = 10, .strict = true}};
 }
@@ -24,7 +20,7 @@ std::vector<Options> some_options() {
 }  // namespace
 
 TEST_CASE("sequences that share steps are each what they are alone") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     for (const Scheme& scheme : test::schemes()) {
         for (const Options& options : some_options()) {
             INFO(scheme.name << ", recent " << options.recent << ", strict " << options.strict);
@@ -45,7 +41,7 @@ TEST_CASE("sequences that share steps are each what they are alone") {
 }
 
 TEST_CASE("forty sequences that come and go are each what they are alone") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     const Options options{.sinks = 2, .recent = 5};
     for (const char* name : {"head svd 4", "x rotated 3", "cross-layer svd 3", "q4_0, Hadamard", "mixed"}) {
         INFO(name);
@@ -81,7 +77,7 @@ TEST_CASE("forty sequences that come and go are each what they are alone") {
 }
 
 TEST_CASE("a step that is not committed changes nothing, however far it came") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     for (const Scheme& scheme : test::schemes()) {
         for (const Options& options : some_options()) {
             INFO(scheme.name << ", recent " << options.recent << ", strict " << options.strict);
@@ -131,7 +127,7 @@ TEST_CASE("a step that is not committed changes nothing, however far it came") {
 }
 
 TEST_CASE("sequences may be created and dropped while a step of others is open") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     const Scheme& scheme = test::scheme("head svd 4");
     const Options options{.sinks = 1, .recent = 3};
     const auto cache = scheme.make(setup.model, options), alone = scheme.make(setup.model, options);
@@ -152,7 +148,7 @@ TEST_CASE("sequences may be created and dropped while a step of others is open")
 }
 
 TEST_CASE("two steps of different sequences may be open at once") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     for (const char* name : {"x 4", "cross-layer x 3", "kivi 2"}) {
         INFO(name);
         const Options options{.sinks = 0, .recent = 4};
@@ -171,7 +167,7 @@ TEST_CASE("two steps of different sequences may be open at once") {
 }
 
 TEST_CASE("a sealed sequence holds no rows outside its window, and goes on") {
-    const test::Setup setup = small_model();
+    const test::Setup setup = test::small_model();
     for (const Scheme& scheme : test::schemes()) {
         INFO(scheme.name);
         const Options options{.sinks = 4, .recent = 6};

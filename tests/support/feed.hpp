@@ -2,6 +2,8 @@
 /// beside which other sequences, it comes.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <vector>
@@ -49,7 +51,24 @@ struct Feed {
     std::uint32_t seed = 1;
     std::size_t tokens = 0;
     Outputs out{};
+    std::size_t answered = 0;  ///< rows of `out`
 };
+
+/// The largest difference of the answers to the last `rows` tokens of two sequences of the same model, 1e9 where one is not
+/// finite. Tiles may be cut differently, so the softmax rounds differently.
+inline double distance(const Feed& a, const Feed& b, std::size_t rows) {
+    double worst = a.out.size() == b.out.size() ? 0 : 1e9;
+    for (std::size_t layer = 0; layer < std::min(a.out.size(), b.out.size()); ++layer) {
+        const std::vector<float>&x = a.out[layer], &y = b.out[layer];
+        const std::size_t width = x.size() / a.answered;
+        if (std::min(x.size(), y.size()) < rows * width) return 1e9;
+        for (std::size_t i = 1; i <= rows * width; ++i) {
+            const float u = x[x.size() - i], v = y[y.size() - i];
+            worst = std::max(worst, std::isfinite(u) && std::isfinite(v) ? std::abs(double{u} - double{v}) : 1e9);
+        }
+    }
+    return worst;
+}
 
 /// New tokens of one of the sequences of a step.
 struct NewTokens {
@@ -102,7 +121,10 @@ void feed_on(Executor&& threads, Cache& cache, const xquant::Model& model, const
             at = end;
         }
     }
-    for (const NewTokens& part : parts) part.feed->tokens += part.count;
+    for (const NewTokens& part : parts) {
+        part.feed->tokens += part.count;
+        part.feed->answered += part.count;
+    }
 }
 
 /// The same on the calling thread.

@@ -68,4 +68,9 @@ private:
     std::vector<std::vector<float>> weights_;
 };
 
+/// Four layers, for every scheme: K and V together are narrower than X.
+inline Setup small_model() {
+    return {{.width = 24, .heads = 4, .kv_heads = 1, .head_dim = 8}, xquant::RopePairing::interleaved, 4};
+}
+
 }  // namespace test

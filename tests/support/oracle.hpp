@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <vector>
 
@@ -11,7 +12,7 @@
 namespace test {
 
 /// Turns a head [Dh] of a token by its position.
-inline void oracle_rope(const xquant::Rope& rope, std::size_t position, double* head) {
+inline void oracle_rope(const xquant::Rope& rope, std::int64_t position, double* head) {
     const std::size_t pairs = rope.inverse_frequencies.size();
     for (std::size_t j = 0; j < pairs; ++j) {
         const bool halves = rope.pairing == xquant::RopePairing::halves;
@@ -47,7 +48,7 @@ inline std::vector<double> oracle_rows(const xquant::Layer& layer, const std::ve
                 const double inverse = 1 / std::sqrt(square / static_cast<double>(dh) + layer.k_norm_epsilon);
                 for (std::size_t c = 0; c < dh; ++c) k[c] *= inverse * static_cast<double>(layer.k_norm[c]);
             }
-            oracle_rope(layer.rope, t, k);
+            oracle_rope(layer.rope, static_cast<std::int64_t>(t), k);
         }
     }
     return out;

@@ -156,6 +156,8 @@ std::vector<Scheme> make_schemes() {
         Entry<ExactDifferences<JointSvd<Hadamard, FullRank>>>("f32 cross-layer joint svd", joint_differences_f32),
         Entry<preset::plain_x<4>>("x 4", x_per_token<4>),
         Entry<preset::rotated_x<3>>("x rotated 3", x_per_token<3>),
+        Entry<Alone<Requantizable<Quantizer<4>, Quantizer<2>>, Tokens, Rotated>>("x rotated 4, requantizable to 2",
+                                                                                 x_per_token<4>),
         Entry<Alone<Quantizer<6>, Layout<PerChannel>, Rotated>>("x per channel 6", x_per_channel<6>),
         Entry<Alone<Quantizer<2, 128, MinMse>, Tokens, Rotated>>("x clipped 2", x_per_token<2>),
         Entry<Alone<Quantizer<5, 8, Symmetric>, Tokens, KeyValue<BeforeRope>>>("k and v symmetric 5",

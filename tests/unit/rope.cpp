@@ -60,7 +60,7 @@ TEST_CASE("heads are turned as the formula says, at any position; pairs are wher
                 INFO("position " << position << ", " << pairs << " pairs");
                 const std::vector<float> head = random.rows(64);
                 std::vector<double> exact(head.begin(), head.end());
-                test::oracle_rope(rope, static_cast<std::size_t>(position), exact.data());
+                test::oracle_rope(rope, position, exact.data());
                 std::vector<float> row = head;
                 backend::turn_row(backend::scalar{}, row.data(), 64, 64, position, table.view);
                 for (std::size_t c = 0; c < 64; ++c) {
@@ -90,7 +90,7 @@ TEST_CASE(
         for (std::size_t t = 0; t < tokens; ++t) {
             std::vector<double> key(dh);
             for (std::size_t c = 0; c < dh; ++c) key[c] = static_cast<double>(keys[c * tokens + t]);
-            test::oracle_rope(rope, start + t, key.data());
+            test::oracle_rope(rope, static_cast<std::int64_t>(start + t), key.data());
             for (std::size_t c = 0; c < dh; ++c) exact[t] += key[c] * static_cast<double>(query[c]);
         }
         const auto check = [&](const std::vector<float>& turned, const std::vector<float>& q) {

@@ -64,6 +64,14 @@ public:
         core.note_accumulators();
     }
 
+    /// Makes room for one coded page, all slots up to `end`. Throws std::bad_alloc.
+    void hold(Core& core, Page* page, std::size_t end) {
+        if (core.accumulators().sections.empty()) return;
+        entries_.reserve(1);
+        entries_.push_back({page, 0, end, PageRef(Page::create(core.ledger(), core.accumulators()))});
+        core.note_accumulators();
+    }
+
     /// The accumulator of a coded page.
     [[nodiscard]] MutableStreamView view(const Page* page) const noexcept {
         const auto at =

@@ -2,15 +2,15 @@
 // once for each backend, whatever the number of schemes.
 #pragma once
 
-#include <cstdint>
-#include <memory>
-#include <mutex>
+#include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include <xquant/backend/backend.hpp>
-#include <xquant/detail/prepared.hpp>
+#include <xquant/detail/recipe.hpp>
+#include <xquant/detail/scratch.hpp>
+#include <xquant/detail/slots.hpp>
 #include <xquant/error.hpp>
-#include <xquant/storage/step_plan.hpp>
 
 namespace xquant {
 
@@ -24,12 +24,9 @@ struct Options {
     std::size_t base_layer = 2;   ///< CrossLayer<Delta>: the layer whose rows become the accumulator
     std::size_t last_layers = 0;  ///< CrossLayer<Delta>: this many layers at the end keep the first quantizer's bits
     std::pmr::memory_resource* memory = nullptr;  ///< where everything is allocated; null: the default resource
-};
-
-/// A sequence of a cache. A plain handle; using it after drop() is an error that is caught.
-struct Sequence {
-    std::uint64_t id = 0;
-    friend bool operator==(Sequence, Sequence) = default;
+    /// Bytes that Bytes::stored() may reach, at no time more; 0: no limit. What would go beyond throws budget_error and changes
+    /// nothing; steps do so when they begin. Weights, and the workspace of steps, are not counted.
+    std::size_t budget = 0;
 };
 
 /// n new tokens of a sequence.
@@ -40,60 +37,6 @@ struct StepPart {
 
 inline namespace XQUANT_ABI_NS {
 namespace detail {
-
-/// Scratch memory for tasks that run side by side: taken for the length of a task, kept for the next one.
-class ScratchPool {
-public:
-    using Buffer = LedgerVector<float, Purpose::workspace>;
-
-    explicit ScratchPool(Ledger& ledger)
-        : free_(LedgerAllocator<Buffer, Purpose::workspace>(ledger)), ledger_(&ledger) {}
-
-    class Loan {
-    public:
-        /// Throws std::bad_alloc; the buffer goes back to the pool then, since the loan itself is complete.
-        Loan(ScratchPool& pool, std::size_t floats) : Loan(pool) {
-            if (buffer_.size() >= floats) return;
-            buffer_.clear();
-            buffer_.shrink_to_fit();
-            buffer_.resize(floats);
-        }
-        Loan(const Loan&) = delete;
-        Loan& operator=(const Loan&) = delete;
-        ~Loan() { pool_->put(std::move(buffer_)); }
-        [[nodiscard]] float* data() noexcept { return buffer_.data(); }
-
-    private:
-        explicit Loan(ScratchPool& pool) : pool_(&pool), buffer_(pool.take()) {}
-
-        ScratchPool* pool_;
-        Buffer buffer_;
-    };
-
-private:
-    Buffer take() {
-        const std::lock_guard lock(mutex_);
-        // Room to give every buffer back without allocating.
-        free_.reserve(lent_ + std::max<std::size_t>(1, free_.size()));
-        Buffer buffer(LedgerAllocator<float, Purpose::workspace>{*ledger_});
-        if (!free_.empty()) {
-            buffer = std::move(free_.back());
-            free_.pop_back();
-        }
-        ++lent_;
-        return buffer;
-    }
-    void put(Buffer buffer) noexcept {
-        const std::lock_guard lock(mutex_);
-        --lent_;
-        free_.push_back(std::move(buffer));
-    }
-
-    std::mutex mutex_;
-    LedgerVector<Buffer, Purpose::workspace> free_;
-    std::size_t lent_ = 0;
-    Ledger* ledger_;
-};
 
 /// How the tail and the sinks keep rows of a stream.
 constexpr StreamFormat exact_rows(std::uint32_t width, DType type) noexcept {
@@ -115,87 +58,32 @@ inline std::uint32_t head_channels(const PreparedLayer& layer, std::size_t strea
     return static_cast<std::uint32_t>(equal && each > 0 && width % each == 0 ? each : width);
 }
 
-struct Slot {
-    LedgerVector<SequenceState, Purpose::index> states;  ///< one for each stack
-    std::uint32_t generation = 0;
-    bool used = false, busy = false;
-};
-
-inline constexpr std::size_t slot_step = 16;
-
-/// What one layer is made of, after its policies had their say.
-struct LayerParts {
-    LayerPlan plan;
-    std::vector<StreamCodec> codecs;  ///< widths are those of coded rows
-};
-
-/// Finds the levels of a stream whose quantizer learns them.
-using LearnStream = std::vector<float> (*)(const PreparedLayer&, const Layer&, std::size_t stream, const RopeView&,
-                                           const StreamCodec&);
-
-/// The sizes of that, known without preparing anything.
-struct LayerSizes {
-    std::vector<StreamCodec> codecs;
-    std::vector<std::size_t> row_widths;  ///< channels of rows as the tail keeps them
-    std::size_t weight_floats = 0;
-};
-
-/// How one layer is to be stored: its policies as functions.
-struct LayerRecipe {
-    LayerSizes (*sizes)(const Layer&);
-    LayerParts (*prepare)(const Layer&);
-    std::size_t streams;
-    CrossRole role = CrossRole::none;
-};
-
 /// Layers whose rows live and die together, in pages of their own: those with the same window. Pages that lie outside the
 /// window are freed, whatever other layers still see.
 struct Stack {
     Stack(Ledger& ledger, const Options& options, std::size_t streams)
         : coded(ledger, Purpose::codes, coded_page_tokens, streams),
+          old(ledger, Purpose::codes, coded_page_tokens, streams),
           rows(ledger, Purpose::tail, row_page_tokens, streams),
           sinks(ledger, Purpose::sinks, options.sinks, streams) {}
 
-    PageFormat coded, rows, sinks;
+    PageFormat coded, old, rows, sinks;  ///< old: pages that were requantized
     std::size_t layers = 0, granularity = 1, window = 0;
-};
-
-/// The stack of each layer: 0 for all of them where a layer's rows depend on other layers'.
-inline std::vector<std::size_t> stacks_of(const Model& model, bool together) {
-    std::vector<std::size_t> out, windows;
-    for (const Layer& layer : model.layers) {
-        const std::size_t window = together ? 0 : layer.window;
-        const auto at = std::find(windows.begin(), windows.end(), window);
-        out.push_back(static_cast<std::size_t>(at - windows.begin()));
-        if (at == windows.end()) windows.push_back(window);
-    }
-    return out;
-}
-
-/// A cache's layers, and (cross-layer) what the accumulator is kept in.
-struct Recipe {
-    std::vector<LayerRecipe> layers;
-    StreamCodec (*accumulator)(std::size_t width) = nullptr;
-
-    [[nodiscard]] std::size_t streams() const noexcept {
-        std::size_t most = 1;
-        for (const LayerRecipe& layer : layers) most = std::max(most, layer.streams);
-        return most;
-    }
 };
 
 class Core {
 public:
     /// Streams are counted per layer; stream_count is the most that a layer has. stack_of [layers] from stacks_of.
-    Core(const Options& options, std::vector<std::size_t> stack_of, std::size_t stream_count)
+    Core(const Options& options, std::vector<std::size_t> stack_of, std::size_t stream_count, bool requantizes)
         : options_(options),
-          ledger_(options.memory),
+          ledger_(options.memory, options.budget),
           layers_(LedgerAllocator<PreparedLayer, Purpose::weights>(ledger_)),
           ropes_(LedgerAllocator<RopeTable, Purpose::weights>(ledger_)),
           codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
+          old_codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
           stacks_(LedgerAllocator<Stack, Purpose::index>(ledger_)),
           accumulators_(ledger_, Purpose::accumulator, coded_page_tokens, 1),
-          slots_(LedgerAllocator<Slot, Purpose::index>(ledger_)),
+          slots_(ledger_),
           scratch_(ledger_),
           stack_of_(std::move(stack_of)),
           streams_(stream_count) {
@@ -206,13 +94,14 @@ public:
         layers_.reserve(layer_count);
         ropes_.reserve(layer_count);
         codecs_.reserve(layer_count * stream_count);
+        if (requantizes) old_codecs_.reserve(layer_count * stream_count);
         const std::size_t stacks = *std::max_element(stack_of_.begin(), stack_of_.end()) + 1;
         stacks_.reserve(stacks);
         for (std::size_t i = 0; i < stacks; ++i) {
             const auto in_stack = static_cast<std::size_t>(std::count(stack_of_.begin(), stack_of_.end(), i));
             Stack& stack = stacks_.emplace_back(ledger_, options_, streams_);
-            for (PageFormat* format : {&stack.coded, &stack.rows, &stack.sinks}) {
-                format->sections.reserve(in_stack * streams_);
+            for (PageFormat* format : {&stack.coded, &stack.old, &stack.rows, &stack.sinks}) {
+                if (format != &stack.old || requantizes) format->sections.reserve(in_stack * streams_);
                 format->sizes.total = page_header_bytes;
             }
         }
@@ -235,8 +124,7 @@ public:
         }
         const std::size_t at = stack_of_[layers_.size()];
         Stack& stack = stacks_[at];
-        std::size_t levels = 0;
-        for (const StreamCodec& codec : parts.codecs) levels += codec.learnt_levels();
+        const std::size_t levels = learnt_levels(parts.codecs) + learnt_levels(parts.old_codecs);
         layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1, levels);
         PreparedLayer& prepared = layers_.back();
         prepared.stack = at;
@@ -245,65 +133,57 @@ public:
         expects(role == CrossRole::none ||
                     (prepared.encoders.size() == 1 && prepared.encoders[0].width == accumulator_.format.width),
                 "cross-layer: a layer's rows do not have the accumulator's width; all layers need the same");
+        const bool requantizes = old_codecs_.capacity() > 0;
         for (std::size_t stream = 0; stream < streams_; ++stream) {
             if (stream >= parts.codecs.size()) {
                 codecs_.emplace_back();
                 for (PageFormat* format : {&stack.coded, &stack.rows, &stack.sinks}) format->sections.emplace_back();
+                if (!requantizes) continue;
+                old_codecs_.emplace_back();
+                stack.old.sections.emplace_back();
                 continue;
             }
-            StreamCodec& codec = parts.codecs[stream];
-            const StreamEncoder& encoder = prepared.encoders[stream];
-            expects(codec.format.width == encoder.coded_width,
-                    "a codec's width is not that of its stream's coded rows");
-            if (codec.learn != nullptr) {
-                codec.format.levels = prepared.keep_levels(learn(prepared, layer, stream, rope(prepared), codec));
-            }
-            // Rows that are not quantized have no groups: what each head reads is one.
-            if (!codec.format.quantized()) {
-                codec.format.group_channels = head_channels(prepared, stream, codec.format.width);
-            }
-            codecs_.push_back(codec);
-            const StreamFormat exact = exact_rows(static_cast<std::uint32_t>(encoder.width), options_.rows);
             const auto place = [](PageFormat& format, const StreamFormat& section) {
                 format.sections.push_back(format.sizes.place(section, format.tokens));
             };
-            place(stack.coded, codec.format);
+            const auto complete = [&](StreamCodec codec) {
+                expects(codec.format.width == prepared.encoders[stream].coded_width,
+                        "a codec's width is not that of its stream's coded rows");
+                if (codec.learn != nullptr) {
+                    codec.format.levels = prepared.keep_levels(learn(prepared, layer, stream, rope(prepared), codec));
+                }
+                // Rows that are not quantized have no groups: what each head reads is one.
+                if (!codec.format.quantized()) {
+                    codec.format.group_channels = head_channels(prepared, stream, codec.format.width);
+                }
+                if (codec.format.group_tokens > 1) stack.granularity = coded_page_tokens;
+                return codec;
+            };
+            const std::size_t width = prepared.encoders[stream].width;
+            const StreamFormat exact = exact_rows(static_cast<std::uint32_t>(width), options_.rows);
+            codecs_.push_back(complete(parts.codecs[stream]));
+            place(stack.coded, codecs_.back().format);
             place(stack.rows, exact);
             place(stack.sinks, exact);
-            if (codec.format.group_tokens > 1) stack.granularity = coded_page_tokens;
+            if (!requantizes) continue;
+            old_codecs_.push_back(parts.old_codecs.empty() ? codecs_.back() : complete(parts.old_codecs[stream]));
+            place(stack.old, old_codecs_.back().format);
         }
         // Layers that share a stack in spite of different windows: nothing may be freed before the widest is past it.
         if (stack.layers == 1) stack.window = layer.window;
         stack.window = stack.window > 0 && layer.window > 0 ? std::max(stack.window, layer.window) : 0;
     }
 
-    [[nodiscard]] Sequence create() {
-        std::size_t at = 0;
-        while (at < slots_.size() && slots_[at].used) ++at;
-        if (at == slots_.size()) {
-            slots_.reserve(round_up(slots_.size() + 1, slot_step));
-            Slot slot{
-                LedgerVector<SequenceState, Purpose::index>(LedgerAllocator<SequenceState, Purpose::index>(ledger_))};
-            slot.states.reserve(stacks_.size());
-            for (std::size_t i = 0; i < stacks_.size(); ++i) {
-                slot.states.push_back({Segments(LedgerAllocator<Segment, Purpose::index>(ledger_)), 0, 0});
-            }
-            slots_.push_back(std::move(slot));
-        }
-        Slot& slot = slots_[at];
-        slot.used = true;
-        ++slot.generation;
-        return {static_cast<std::uint64_t>(slot.generation) << 32U | at};
-    }
+    [[nodiscard]] Sequence create() { return slots_.create(stacks_.size()); }
 
     void drop(Sequence sequence) {
         Slot& slot = find_idle(sequence);
         for (SequenceState& state : slot.states) {
             Segments(state.segments.get_allocator()).swap(state.segments);
             state.tokens = 0;
-            state.next_position = 0;
+            state.next_position = state.moved = 0;
         }
-        slot.used = false;
+        slots_.release(slot);
     }
 
     /// A sequence that is not part of a step.
@@ -313,14 +193,7 @@ public:
         return slot;
     }
 
-    [[nodiscard]] Slot& find(Sequence sequence) {
-        const std::size_t at = sequence.id & 0xFFFFFFFFU;
-        if (at >= slots_.size() || !slots_[at].used || slots_[at].generation != sequence.id >> 32U) {
-            raise<sequence_error>("there is no such sequence: it was never created here, or it was dropped");
-        }
-        return slots_[at];
-    }
-    [[nodiscard]] Slot& slot(std::size_t at) noexcept { return slots_[at]; }
+    [[nodiscard]] Slot& find(Sequence sequence) { return slots_.find(sequence); }
     [[nodiscard]] const Slot& find(Sequence sequence) const { return const_cast<Core*>(this)->find(sequence); }
 
     [[nodiscard]] std::size_t stacks() const noexcept { return stacks_.size(); }
@@ -336,12 +209,29 @@ public:
     [[nodiscard]] const StreamCodec& accumulator() const noexcept { return accumulator_; }
     /// Most bytes that accumulators took at one time.
     [[nodiscard]] std::size_t peak_accumulator() const noexcept { return peak_accumulator_; }
-    void note_accumulators() noexcept { peak_accumulator_ = std::max(peak_accumulator_, ledger_.bytes().accumulator); }
+    void note_accumulators() noexcept {
+        const std::size_t now = ledger_.bytes().accumulator;
+        std::size_t peak = peak_accumulator_;
+        while (now > peak && !peak_accumulator_.compare_exchange_weak(peak, now)) {
+        }
+    }
+    [[nodiscard]] SlotTable& slots() noexcept { return slots_; }
+    /// Whether some layer keeps keys as RoPE turned them, so that moving them is left to the reader.
+    [[nodiscard]] bool keys_turned() const noexcept {
+        return std::any_of(layers_.begin(), layers_.end(),
+                           [this](const PreparedLayer& layer) { return layer.keys_turned && rope(layer).pairs > 0; });
+    }
     /// The most streams that a layer has; [layers][streams] tables have that many for each.
     [[nodiscard]] std::size_t streams() const noexcept { return streams_; }
     [[nodiscard]] const StreamCodec& codec(std::size_t layer, std::size_t stream) const noexcept {
         return codecs_[layer * streams() + stream];
     }
+    /// Of pages that were requantized; only where requantizes() holds.
+    [[nodiscard]] const StreamCodec& old_codec(std::size_t layer, std::size_t stream) const noexcept {
+        return old_codecs_[layer * streams() + stream];
+    }
+    [[nodiscard]] bool requantizes() const noexcept { return !old_codecs_.empty(); }
+    [[nodiscard]] const Stack& stack(std::size_t at) const noexcept { return stacks_[at]; }
     [[nodiscard]] RopeView rope(const PreparedLayer& layer) const noexcept { return ropes_[layer.rope].view(); }
     [[nodiscard]] const auto& layers() const noexcept { return layers_; }
     [[nodiscard]] const Options& options() const noexcept { return options_; }
@@ -356,14 +246,15 @@ private:
     Ledger ledger_;
     LedgerVector<PreparedLayer, Purpose::weights> layers_;
     LedgerVector<RopeTable, Purpose::weights> ropes_;
-    LedgerVector<StreamCodec, Purpose::index> codecs_;  ///< [layers][streams]
+    LedgerVector<StreamCodec, Purpose::index> codecs_, old_codecs_;  ///< [layers][streams]; the latter may be empty
     LedgerVector<Stack, Purpose::index> stacks_;
     PageFormat accumulators_;
     StreamCodec accumulator_;
-    LedgerVector<Slot, Purpose::index> slots_;
+    SlotTable slots_;
     ScratchPool scratch_;
     std::vector<std::size_t> stack_of_;  ///< read at construction
-    std::size_t streams_, peak_accumulator_ = 0;
+    std::size_t streams_;
+    std::atomic<std::size_t> peak_accumulator_{0};
 };
 
 }  // namespace detail

@@ -21,8 +21,7 @@ inline Bytes predict_bytes(const Model& model, const Options& options, std::size
     for (std::size_t i = 0; i < layers; ++i) {
         const Layer& layer = model.layers[i];
         const LayerSizes sizes = recipe.layers[i].sizes(layer);
-        std::size_t floats = sizes.weight_floats;
-        for (const StreamCodec& codec : sizes.codecs) floats += codec.learnt_levels();
+        const std::size_t floats = sizes.weight_floats + learnt_levels(sizes.codecs) + learnt_levels(sizes.old_codecs);
         bytes.weights += PreparedLayer::bytes(layer, floats, sizes.codecs.size());
         if (previous == nullptr || !(*previous == layer.rope)) {
             bytes.weights += RopeTable::bytes(layer.rope.inverse_frequencies.size(), Core::tile_tokens);
@@ -39,9 +38,10 @@ inline Bytes predict_bytes(const Model& model, const Options& options, std::size
         }
     }
     if (recipe.accumulator != nullptr) bytes.index += sizeof(PageSection);
+    if (recipe.requantizes()) bytes.index += layers * streams * (sizeof(StreamCodec) + sizeof(PageSection));
     bytes.weights += layers * (sizeof(PreparedLayer) + sizeof(RopeTable));
-    bytes.index += layers * streams * (sizeof(StreamCodec) + 3 * sizeof(PageSection)) + slot_step * sizeof(Slot) +
-                   stacks.size() * (sizeof(Stack) + sizeof(SequenceState));
+    bytes.index += layers * streams * (sizeof(StreamCodec) + 3 * sizeof(PageSection)) + stacks.size() * sizeof(Stack) +
+                   SlotTable::first_bytes(stacks.size());
 
     const std::size_t body = tokens - std::min(tokens, options.sinks);
     const auto add = [&bytes](std::size_t pages, const PageSizes& sizes, std::size_t& purpose) {

@@ -5,9 +5,8 @@
 #include <string>
 #include <utility>
 
-#include <xquant/attention/task.hpp>
-#include <xquant/backend/simd/machines.hpp>
 #include <xquant/concepts.hpp>
+#include <xquant/detail/attend.hpp>
 #include <xquant/detail/write.hpp>
 
 namespace xquant {
@@ -20,11 +19,8 @@ class Step {
     template <class T>
     using Work = LedgerVector<T, Purpose::workspace>;
 
-    struct Part {
-        std::size_t slot;       ///< in the core
-        std::size_t first_row;  ///< of the step's rows
-        std::size_t rows;
-        std::int64_t first_position;
+    struct Part : QueryRows {
+        Slot* slot;
     };
 
 public:
@@ -36,13 +32,11 @@ public:
           positions_(allocator<std::int64_t>()),
           input_(allocator<float>()),
           sums_(core),
-          spans_(allocator<TokenSpan>()),
-          tasks_(allocator<Task>()),
-          partials_(allocator<float>()) {
+          attention_(core) {
         expects(!parts.empty(), "a step needs at least one sequence");
         parts_.reserve(parts.size());
         for (std::size_t i = 0; i < parts.size(); ++i) {
-            Slot& slot = core.find(parts[i].sequence);
+            const Slot& slot = core.find(parts[i].sequence);
             expects<sequence_error>(!slot.busy, "the sequence is already part of a step");
             expects(parts[i].tokens > 0, "a step adds at least one token to each of its sequences");
             expects(parts[i].tokens < (std::size_t{1} << 31U), "a step adds fewer than 2^31 tokens");
@@ -52,11 +46,11 @@ public:
         }
         plans_.reserve(parts.size() * core.stacks());
         for (const StepPart& part : parts) {
-            const Slot& slot = core.find(part.sequence);
+            Slot& slot = core.find(part.sequence);
             for (std::size_t stack = 0; stack < core.stacks(); ++stack) {
                 plans_.push_back(core.plan(slot, stack, part.tokens));
             }
-            parts_.push_back({part.sequence.id & 0xFFFFFFFFU, total_, part.tokens, slot.states.front().next_position});
+            parts_.push_back({{total_, part.tokens, slot.states.front().next_position}, &slot});
             total_ += part.tokens;
         }
         sums_.open(core, plans_);
@@ -69,11 +63,11 @@ public:
         rows_.resize(checked_product(total_, floats));
         positions_.reserve(total_);
         for (const Part& part : parts_) {
-            for (std::size_t i = 0; i < part.rows; ++i)
-                positions_.push_back(part.first_position + static_cast<std::int64_t>(i));
+            const std::int64_t first = part.first_position - part.slot->states.front().moved;
+            for (std::size_t i = 0; i < part.rows; ++i) positions_.push_back(first + static_cast<std::int64_t>(i));
         }
         // From here on nothing throws.
-        for (const StepPart& part : parts) core.find(part.sequence).busy = true;
+        for (const Part& part : parts_) part.slot->busy = true;
     }
 
     Step(Step&& other) noexcept
@@ -84,9 +78,7 @@ public:
           positions_(std::move(other.positions_)),
           input_(std::move(other.input_)),
           sums_(std::move(other.sums_)),
-          spans_(std::move(other.spans_)),
-          tasks_(std::move(other.tasks_)),
-          partials_(std::move(other.partials_)),
+          attention_(std::move(other.attention_)),
           total_(other.total_),
           next_(other.next_),
           lost_(other.lost_) {}
@@ -144,9 +136,15 @@ public:
             queries = load(q);
             q_stride = width;
         }
-        plan_tasks(prepared, queries, q_stride);
-        threads.parallel_for(tasks_.size(), [&](std::size_t i) { run(tasks_[i]); });
-        threads.parallel_for(tasks_.size(), [&](std::size_t i) { finish(i, out, out_stride); });
+        attention_.clear();
+        for (std::size_t i = 0; i < parts_.size(); ++i) attention_.reserve(prepared, parts_[i], plan_of(i, prepared));
+        for (std::size_t i = 0; i < parts_.size(); ++i) {
+            attention_.add(prepared, parts_[i], plan_of(i, prepared), queries, q_stride,
+                           [&](const Segment& segment) { return span_of(prepared, parts_[i], segment); });
+        }
+        attention_.place();
+        threads.parallel_for(attention_.size(), [&](std::size_t i) { attention_.run(i); });
+        threads.parallel_for(attention_.size(), [&](std::size_t i) { attention_.finish(i, out, out_stride); });
     }
 
     /// The sequences now have the step's tokens. All layers must have been appended, else state_error. Cannot fail
@@ -155,25 +153,13 @@ public:
         expects_usable();
         expects<state_error>(next_ == core_->layers().size(), "commit before every layer was appended");
         for (std::size_t i = 0; i < plans_.size(); ++i) {
-            commit_plan(core_->slot(parts_[i / core_->stacks()].slot).states[i % core_->stacks()], plans_[i]);
+            commit_plan(parts_[i / core_->stacks()].slot->states[i % core_->stacks()], plans_[i]);
         }
         end();
     }
 
 private:
-    struct Task {
-        AttendTask attend;
-        std::size_t first_row = 0;  ///< in the step
-        std::size_t head = 0;       ///< kv head
-        std::size_t splits = 0;     ///< tasks that share the rows, this one the first; 0: not the first
-        std::size_t width = 0;
-        Partial partial;
-    };
-
     static constexpr std::size_t project_step = 32;  ///< rows projected by one task
-    static constexpr std::size_t block_rows = 512;   ///< query rows of a task: more, and its sums leave L2
-    static constexpr std::size_t split_rows = 16;    ///< up to this many, tokens are split over tasks
-    static constexpr std::size_t split_tiles = 16;   ///< tiles of such a split, 2048 tokens
 
     void expects_usable() const {
         expects<state_error>(core_ != nullptr, "the step has ended");
@@ -247,67 +233,6 @@ private:
         }
     }
 
-    /// Cuts the layer's work into tasks: sequence x kv head x 512 rows x (for few rows) 2048 tokens.
-    void plan_tasks(const PreparedLayer& prepared, const float* queries, std::size_t q_stride) {
-        const std::size_t dh = prepared.shape.head_dim, group = prepared.shape.heads / prepared.shape.kv_heads;
-        std::size_t spans = 0;
-        for (std::size_t i = 0; i < parts_.size(); ++i) spans += plan_of(i, prepared).reads.size();
-        spans_.clear();
-        spans_.reserve(spans);
-        tasks_.clear();
-        std::size_t floats = 0;
-        for (std::size_t p = 0; p < parts_.size(); ++p) {
-            const Part& part = parts_[p];
-            const StepPlan& plan = plan_of(p, prepared);
-            const std::size_t first_span = spans_.size();
-            std::size_t tiles = 0;
-            for (const Segment& segment : plan.reads) {
-                spans_.push_back(span_of(prepared, part, segment));
-                tiles += (segment.size() + backend::tile_tokens - 1) / backend::tile_tokens;
-            }
-            const std::span<const TokenSpan> reads(spans_.data() + first_span, plan.reads.size());
-            const std::size_t tiles_each = part.rows <= split_rows ? split_tiles : tiles;
-            const std::size_t splits = (tiles + tiles_each - 1) / tiles_each;
-            for (std::size_t head = 0; head < prepared.shape.kv_heads; ++head) {
-                for (std::size_t row = 0; row < part.rows; row += block_rows) {
-                    Task task;
-                    AttendTask& attend = task.attend;
-                    attend.spans = reads;
-                    attend.key = prepared.keys[head];
-                    attend.value = prepared.values[head];
-                    if (!prepared.keys_turned) attend.rope = core_->rope(prepared);
-                    attend.shared_channels = prepared.shared.width;
-                    attend.head_dim = dh;
-                    attend.rows = std::min(block_rows, part.rows - row);
-                    attend.group = group;
-                    attend.first_position = part.first_position + static_cast<std::int64_t>(row);
-                    attend.q = queries + (part.first_row + row) * q_stride + head * group * dh;
-                    attend.q_stride = q_stride;
-                    attend.rules = prepared.rules;
-                    if (attend.rules.slopes != nullptr) attend.rules.slopes += head * group;
-                    if (attend.rules.sink_logits != nullptr) attend.rules.sink_logits += head * group;
-                    task.first_row = part.first_row + row;
-                    task.head = head;
-                    task.width = partial_width(attend.value, attend.rows * group, dh);
-                    for (std::size_t split = 0; split < splits; ++split) {
-                        attend.first_tile = split * tiles_each;
-                        attend.tiles = std::min(tiles_each, tiles - attend.first_tile);
-                        task.splits = split == 0 ? splits : 0;
-                        tasks_.push_back(task);
-                        floats += attend.rows * group * (task.width + 2);
-                    }
-                }
-            }
-        }
-        if (partials_.size() < floats) partials_.resize(floats);
-        float* at = partials_.data();
-        for (Task& task : tasks_) {
-            const std::size_t count = task.attend.rows * group;
-            task.partial = {at, at + count * task.width, at + count * (task.width + 1)};
-            at += count * (task.width + 2);
-        }
-    }
-
     TokenSpan span_of(const PreparedLayer& prepared, const Part& part, const Segment& segment) {
         const auto view = [&](std::size_t stream) {
             if (segment.page && prepared.role != CrossRole::none && segment.page->format().purpose == Purpose::codes) {
@@ -327,27 +252,9 @@ private:
         return span;
     }
 
-    XQUANT_NOINLINE void run(const Task& task) {
-        ScratchPool::Loan scratch(core_->scratch(), backend::attend_scratch(task.attend));
-        attend_task(Backend{}, task.attend, task.partial, scratch.data());
-    }
-
-    /// Merges the splits of a task in order and writes its rows.
-    XQUANT_NOINLINE void finish(std::size_t index, float* out, std::size_t out_stride) {
-        const Task& task = tasks_[index];
-        if (task.splits == 0) return;
-        const AttendTask& attend = task.attend;
-        const std::size_t count = attend.rows * attend.group;
-        for (std::size_t i = 1; i < task.splits; ++i) {
-            merge_partial(Backend{}, task.partial, tasks_[index + i].partial, count, task.width);
-        }
-        finish_partial(Backend{}, attend, task.partial,
-                       out + task.first_row * out_stride + task.head * attend.group * attend.head_dim, out_stride);
-    }
-
     void end() noexcept {
         if (core_ == nullptr) return;
-        for (const Part& part : parts_) core_->slot(part.slot).busy = false;
+        for (const Part& part : parts_) part.slot->busy = false;
         parts_.clear();
         plans_.clear();
         core_ = nullptr;
@@ -357,12 +264,10 @@ private:
     Work<Part> parts_;
     Work<StepPlan> plans_;          ///< [parts][stacks]
     Work<float> rows_;              ///< the layer's rows: stream after stream, [n, width]
-    Work<std::int64_t> positions_;  ///< [n]
+    Work<std::int64_t> positions_;  ///< [n] for which keys are turned where they are stored so
     Work<float> input_;             ///< x or q where they had to be copied
     Accumulators sums_;
-    Work<TokenSpan> spans_;
-    Work<Task> tasks_;
-    Work<float> partials_;
+    AttendTasks<Backend> attention_;
     std::size_t total_ = 0, next_ = 0;
     bool lost_ = false;  ///< append was left by an exception when rows were partly stored
 };

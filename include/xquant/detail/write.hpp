@@ -48,7 +48,10 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums
 
 /// The sequence becomes what the plan says. Only moves: cannot fail.
 inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
-    for (const Segment& segment : plan.after) segment.page->filled = std::max(segment.page->filled, segment.end);
+    for (const Segment& segment : plan.after) {
+        // Only of a page that nothing else shares: others may be read by other threads.
+        if (segment.page->filled < segment.end) segment.page->filled = segment.end;
+    }
     state.segments.swap(plan.after);
     state.tokens = plan.tokens;
     state.next_position = plan.next_position;

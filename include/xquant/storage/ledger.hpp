@@ -1,4 +1,5 @@
-// The ledger: every byte the cache allocates, by purpose. bytes() is read from here, so it cannot drift from the truth.
+// The ledger: every byte the cache allocates, by purpose. bytes() is read from here, so it cannot drift from the truth; and
+// it keeps to the budget, since nothing is allocated past it.
 #pragma once
 
 #include <array>
@@ -7,15 +8,15 @@
 #include <memory_resource>
 #include <new>
 
-#include <xquant/config.hpp>
+#include <xquant/error.hpp>
 
 namespace xquant {
 
 /// What an allocation is for.
-enum class Purpose : unsigned char { codes, scales, tail, sinks, accumulator, index, weights, workspace };
-inline constexpr std::size_t purpose_count = 8;
+enum class Purpose : unsigned char { codes, scales, tail, sinks, accumulator, index, weights, workspace, mapped };
+inline constexpr std::size_t purpose_count = 9;
 
-/// Bytes allocated, by purpose. All of them add up to what was asked of the memory resource.
+/// Bytes allocated, by purpose. All of them but `mapped` add up to what was asked of the memory resource.
 struct Bytes {
     std::size_t codes = 0;   ///< codes of encoded rows and the outliers kept beside them, free slots of pages included
     std::size_t scales = 0;  ///< their scales and zeros
@@ -25,8 +26,9 @@ struct Bytes {
     std::size_t index = 0;        ///< page headers, lists of pages, sequences
     std::size_t weights = 0;      ///< prepared projections
     std::size_t workspace = 0;    ///< buffers of steps and kernels
+    std::size_t mapped = 0;       ///< pages that are read where they lie in a saved file, whatever their kind
 
-    /// What the tokens take: all but weights and workspace.
+    /// What the tokens take of the memory resource: all but weights, workspace and what is mapped.
     [[nodiscard]] std::size_t stored() const noexcept { return codes + scales + tail + sinks + accumulator + index; }
     [[nodiscard]] std::size_t total() const noexcept { return stored() + weights + workspace; }
     friend bool operator==(const Bytes&, const Bytes&) = default;
@@ -35,16 +37,35 @@ struct Bytes {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
+/// Whether Options::budget counts it.
+constexpr bool is_stored(Purpose purpose) noexcept {
+    return purpose != Purpose::weights && purpose != Purpose::workspace && purpose != Purpose::mapped;
+}
+
 class Ledger {
 public:
-    explicit Ledger(std::pmr::memory_resource* resource) noexcept
-        : resource_(resource ? resource : std::pmr::get_default_resource()) {}
+    /// Budget 0: none.
+    explicit Ledger(std::pmr::memory_resource* resource, std::size_t budget = 0) noexcept
+        : resource_(resource ? resource : std::pmr::get_default_resource()), budget_(budget) {}
     Ledger(const Ledger&) = delete;
     Ledger& operator=(const Ledger&) = delete;
 
-    void* allocate(std::size_t bytes, std::size_t alignment) { return resource_->allocate(bytes, alignment); }
-    void release(void* pointer, std::size_t bytes, std::size_t alignment) noexcept {
+    /// Throws budget_error unless it is not to be `limited`, and what the resource throws; nothing is counted then.
+    void* allocate(Purpose purpose, std::size_t bytes, std::size_t alignment, bool limited = true) {
+        if (!is_stored(purpose)) return resource_->allocate(bytes, alignment);
+        const std::size_t used = stored_.fetch_add(bytes, std::memory_order_relaxed);
+        try {
+            if (limited && budget_ != 0 && (used > budget_ || bytes > budget_ - used))
+                throw budget_error(bytes, used, budget_);
+            return resource_->allocate(bytes, alignment);
+        } catch (...) {
+            stored_.fetch_sub(bytes, std::memory_order_relaxed);
+            throw;
+        }
+    }
+    void release(Purpose purpose, void* pointer, std::size_t bytes, std::size_t alignment) noexcept {
         resource_->deallocate(pointer, bytes, alignment);
+        if (is_stored(purpose)) stored_.fetch_sub(bytes, std::memory_order_relaxed);
     }
 
     void add(Purpose purpose, std::size_t bytes) noexcept { slot(purpose).fetch_add(bytes, std::memory_order_relaxed); }
@@ -56,14 +77,17 @@ public:
         const auto get = [this](Purpose purpose) {
             return bytes_[static_cast<std::size_t>(purpose)].load(std::memory_order_relaxed);
         };
-        return {get(Purpose::codes),       get(Purpose::scales), get(Purpose::tail),    get(Purpose::sinks),
-                get(Purpose::accumulator), get(Purpose::index),  get(Purpose::weights), get(Purpose::workspace)};
+        return {get(Purpose::codes),   get(Purpose::scales),      get(Purpose::tail),
+                get(Purpose::sinks),   get(Purpose::accumulator), get(Purpose::index),
+                get(Purpose::weights), get(Purpose::workspace),   get(Purpose::mapped)};
     }
 
 private:
     std::atomic<std::size_t>& slot(Purpose purpose) noexcept { return bytes_[static_cast<std::size_t>(purpose)]; }
 
     std::pmr::memory_resource* resource_;
+    std::size_t budget_;
+    std::atomic<std::size_t> stored_{0};
     std::array<std::atomic<std::size_t>, purpose_count> bytes_{};
 };
 
@@ -87,12 +111,12 @@ struct LedgerAllocator {
 
     T* allocate(std::size_t n) {
         if (n > static_cast<std::size_t>(-1) / sizeof(T)) throw std::bad_array_new_length();
-        void* pointer = ledger->allocate(n * sizeof(T), alignment);
+        void* pointer = ledger->allocate(For, n * sizeof(T), alignment);
         ledger->add(For, n * sizeof(T));
         return static_cast<T*>(pointer);
     }
     void deallocate(T* pointer, std::size_t n) noexcept {
-        ledger->release(pointer, n * sizeof(T), alignment);
+        ledger->release(For, pointer, n * sizeof(T), alignment);
         ledger->subtract(For, n * sizeof(T));
     }
 

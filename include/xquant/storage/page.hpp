@@ -4,12 +4,14 @@
 //     Page header | layer 0, stream 0: codes, scales, zeros, outliers | layer 0, stream 1: ... | layer 1 ...   sections at 64 bytes
 //
 // Three formats serve a cache: coded pages of 128 tokens, row pages of 32 tokens in f16 (the tail), a sink page in f16. A
-// fourth holds what a cross-layer cache has added up for a coded page, for the length of a step.
+// fourth has fewer bits, for coded pages that are requantized; a fifth holds what a cross-layer cache has added up for a
+// coded page, for the length of a step.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <span>
 #include <utility>
@@ -28,6 +30,7 @@ struct PageView {
     Purpose purpose = Purpose::codes;  ///< codes, tail or sinks
     std::size_t begin = 0, end = 0;    ///< slots
     std::int64_t first_position = 0;   ///< of slot `begin`
+    std::int64_t moved = 0;            ///< positions by which they were moved since they were stored
     std::span<const std::byte> bytes;  ///< all sections: codes, scales, zeros and outliers, layer by layer
 };
 
@@ -88,10 +91,18 @@ struct PageFormat {
 
 class Page {
 public:
-    static Page* create(Ledger& ledger, const PageFormat& format) {
-        void* memory = ledger.allocate(format.sizes.total, 64);
-        auto* page = ::new (memory) Page(ledger, format);
+    /// Throws std::bad_alloc, and budget_error if it is to be `limited`.
+    static Page* create(Ledger& ledger, const PageFormat& format, bool limited = true) {
+        void* memory = ledger.allocate(format.purpose, format.sizes.total, 64, limited);
+        auto* page = ::new (memory) Page(ledger, format, nullptr);
         std::memset(static_cast<std::byte*>(memory) + sizeof(Page), 0, format.sizes.total - sizeof(Page));
+        page->enter(&Ledger::add);
+        return page;
+    }
+
+    /// A page whose bytes lie in memory of someone else, which `owner` keeps. The first page_header_bytes are overwritten.
+    static Page* adopt(Ledger& ledger, const PageFormat& format, std::byte* memory, std::shared_ptr<void> owner) {
+        auto* page = ::new (static_cast<void*>(memory)) Page(ledger, format, std::move(owner));
         page->enter(&Ledger::add);
         return page;
     }
@@ -101,9 +112,11 @@ public:
         if (references_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
         Ledger& ledger = *ledger_;
         const std::size_t bytes = format_->sizes.total;
+        const Purpose purpose = format_->purpose;
         enter(&Ledger::subtract);
+        const std::shared_ptr<void> owner = std::move(owner_);  // the page lies in what it keeps
         this->~Page();
-        ledger.release(this, bytes, 64);
+        if (owner == nullptr) ledger.release(purpose, this, bytes, 64);
     }
     [[nodiscard]] std::size_t references() const noexcept { return references_.load(std::memory_order_acquire); }
     [[nodiscard]] const PageFormat& format() const noexcept { return *format_; }
@@ -120,17 +133,19 @@ public:
 
     /// Everything after the header.
     [[nodiscard]] std::span<const std::byte> data() const noexcept;
+    [[nodiscard]] std::span<std::byte> data() noexcept;
 
     std::size_t filled = 0;  ///< slots that belong to a committed sequence
 
 private:
-    Page(Ledger& ledger, const PageFormat& format) noexcept : ledger_(&ledger), format_(&format) {}
+    Page(Ledger& ledger, const PageFormat& format, std::shared_ptr<void> owner) noexcept
+        : ledger_(&ledger), format_(&format), owner_(std::move(owner)) {}
     ~Page() = default;
 
     void enter(void (Ledger::*change)(Purpose, std::size_t) noexcept) noexcept {
         const PageSizes& sizes = format_->sizes;
-        if (format_->purpose == Purpose::accumulator) {
-            (ledger_->*change)(Purpose::accumulator, sizes.total);
+        if (owner_ != nullptr || format_->purpose == Purpose::accumulator) {
+            (ledger_->*change)(owner_ != nullptr ? Purpose::mapped : Purpose::accumulator, sizes.total);
             return;
         }
         (ledger_->*change)(format_->purpose, sizes.codes);
@@ -140,6 +155,7 @@ private:
 
     Ledger* ledger_;
     const PageFormat* format_;
+    std::shared_ptr<void> owner_;
     std::atomic<std::size_t> references_{1};
 };
 
@@ -148,6 +164,9 @@ inline constexpr std::size_t page_header_bytes = round_up(sizeof(Page), 64);
 
 inline std::span<const std::byte> Page::data() const noexcept {
     return {reinterpret_cast<const std::byte*>(this) + page_header_bytes, format_->sizes.total - page_header_bytes};
+}
+inline std::span<std::byte> Page::data() noexcept {
+    return {reinterpret_cast<std::byte*>(this) + page_header_bytes, format_->sizes.total - page_header_bytes};
 }
 
 /// A counted reference to a page, or none.
@@ -180,11 +199,19 @@ struct Segment {
     PageRef page;
     std::size_t begin = 0, end = 0;
     std::int64_t first_position = 0;
+    std::int64_t moved = 0;  ///< positions by which rows moved since they were stored; keys turned before lag behind
 
     [[nodiscard]] std::size_t size() const noexcept { return end - begin; }
 };
 
 using Segments = LedgerVector<Segment, Purpose::index>;
+
+/// Segments of a list that lie in this page.
+inline std::size_t references_in(const Segments& list, const Page& page) noexcept {
+    std::size_t count = 0;
+    for (const Segment& segment : list) count += segment.page.get() == &page ? 1U : 0U;
+    return count;
+}
 
 /// Segment lists have room for a multiple of this many, so that what they take follows from their length.
 inline constexpr std::size_t segment_step = 16;

@@ -9,6 +9,9 @@
 // if one is grouped per channel; until then they wait in the tail, in f16. A query reads the rows of its own step as they
 // were given, the tail in f16, the rest from codes. In strict mode it reads everything outside the window from codes: the
 // rows that wait are encoded into a page that lasts for this step only.
+//
+// Rows that follow each other need not be neighbours: tokens between them may have been erased, or positions shifted. A
+// segment ends wherever positions jump, so one page may serve several segments of a sequence.
 #pragma once
 
 #include <algorithm>
@@ -56,6 +59,7 @@ struct SequenceState {
     Segments segments;
     std::size_t tokens = 0;
     std::int64_t next_position = 0;
+    std::int64_t moved = 0;  ///< of the rows to come: keys are turned for next_position - moved
 };
 
 class StepPlan {
@@ -78,35 +82,37 @@ public:
           formats_(formats),
           seen_from_(keep.window > 0 ? now.next_position - static_cast<std::int64_t>(keep.window) + 1
                                      : std::numeric_limits<std::int64_t>::min()) {
-        const std::size_t new_sinks = now.tokens < keep.sinks ? std::min(n, keep.sinks - now.tokens) : 0;
-        const std::size_t waiting = count(Purpose::tail), body = waiting + n - new_sinks;
+        const bool only_sinks = count(Purpose::codes) + count(Purpose::tail) == 0;
+        new_sinks_ = now.tokens < keep.sinks && only_sinks ? std::min(n, keep.sinks - now.tokens) : 0;
+        waiting_ = count(Purpose::tail);
+        const std::size_t body = waiting_ + n - new_sinks_;
         const std::size_t outside = body > keep.recent ? body - keep.recent : 0;
         const std::size_t coded = everything ? outside : keep.coded(body);
         const std::size_t before = now.tokens > keep.sinks ? now.tokens - keep.sinks : 0;  // body rows so far
         const bool extends = keep.granularity == 1;
 
         copy(Purpose::sinks, 0, after);
-        if (new_sinks > 0) add_sinks(new_sinks);
+        if (new_sinks_ > 0) add_sinks();
         copy(Purpose::codes, 0, after);
-        encode(coded, new_sinks, waiting, extends);
+        encode(coded, extends);
         copy(Purpose::tail, coded, after);
-        keep_rows(std::max(coded, waiting), body, waiting, before - waiting, new_sinks);
+        keep_rows(std::max(coded, waiting_), body, before > waiting_ ? before - waiting_ : 0);
 
         if (keep.strict) {
             copy(Purpose::sinks, 0, reads);
-            if (new_sinks > 0) reads.push_back({PageRef{}, 0, new_sinks, now.next_position});
+            if (new_sinks_ > 0) reads.push_back({PageRef{}, 0, new_sinks_, now.next_position, now.moved});
             for (const Segment& segment : after) {
                 if (segment.page->format().purpose == Purpose::codes) reads.push_back(segment);
             }
-            encode_for_now(coded, outside, new_sinks, waiting);
+            encode_for_now(coded, outside);
             copy(Purpose::tail, outside, reads);
-            const std::size_t exact = new_sinks + (outside > waiting ? outside - waiting : 0);
-            if (exact < n) reads.push_back({PageRef{}, exact, n, position(exact)});
+            const std::size_t exact = new_sinks_ + (outside > waiting_ ? outside - waiting_ : 0);
+            if (exact < n) reads.push_back({PageRef{}, exact, n, position(exact), now.moved});
         } else {
             for (const Segment& segment : now.segments) {
                 if (seen(segment)) reads.push_back(segment);
             }
-            if (n > 0) reads.push_back({PageRef{}, 0, n, now.next_position});
+            if (n > 0) reads.push_back({PageRef{}, 0, n, now.next_position, now.moved});
         }
         fit();
     }
@@ -149,94 +155,104 @@ private:
             skip -= gone;
             if (gone < segment.size()) {
                 out.push_back({segment.page, segment.begin + gone, segment.end,
-                               segment.first_position + static_cast<std::int64_t>(gone)});
+                               segment.first_position + static_cast<std::int64_t>(gone), segment.moved});
             }
         }
     }
 
     /// Slots of `after`'s last segment's page from `slot` on are free and ours to fill.
-    [[nodiscard]] bool can_extend(Purpose purpose, std::size_t slot) const noexcept {
+    [[nodiscard]] bool can_extend(const PageFormat& format, std::size_t slot) const noexcept {
         if (after.empty()) return false;
         const Segment& last = after.back();
-        const Segment* owner = nullptr;
-        for (const Segment& segment : now_->segments) {
-            if (segment.page.get() == last.page.get()) owner = &segment;
+        const Page& page = *last.page.get();
+        if (&page.format() != &format || last.end != slot || slot == format.tokens) return false;
+        const std::size_t owned = references_in(now_->segments, page);
+        // A page opened by this plan is ours. Others may be shared: with more than the sequence and `after`.
+        return owned == 0 || (page.references() == owned + references_in(after, page) && page.filled == slot);
+    }
+
+    /// Slots of the page have the next rows: they belong to the last segment if they go on from there.
+    template <class List>
+    static void add_rows(List& to, const PageRef& page, std::size_t slot, std::size_t rows, std::int64_t position,
+                         std::int64_t moved) {
+        if (!to.empty()) {
+            Segment& last = to.back();
+            if (last.page.get() == page.get() && last.end == slot && last.moved == moved &&
+                last.first_position + static_cast<std::int64_t>(last.size()) == position) {
+                last.end += rows;
+                return;
+            }
         }
-        // Pages opened by this plan are ours. Others may be shared: `after` holds one reference beside the sequence's own.
-        if (last.page->format().purpose != purpose || last.end != slot) return false;
-        if (slot == last.page->format().tokens) return false;
-        return owner == nullptr || (last.page->filled == last.end && last.page->references() == 2);
+        to.push_back({page, slot, slot + rows, position, moved});
     }
 
-    void open(const PageFormat& format, std::size_t slot, std::int64_t first_position) {
-        PageRef page(Page::create(*ledger_, format));
-        after.push_back({std::move(page), slot, slot, first_position});
-    }
-
-    void write(Page* page, std::size_t slot, std::size_t rows, std::size_t body_row, std::size_t new_sinks,
-               std::size_t waiting) {
-        Write out{page, slot, rows, pieces.size(), 0};
+    /// Body rows body_row .. + rows are written into a page and become segments of `to`.
+    template <class List>
+    void write(const PageRef& page, std::size_t slot, std::size_t rows, std::size_t body_row, List& to) {
+        Write out{page.get(), slot, rows, pieces.size(), 0};
         std::size_t left = rows, at = body_row;
         // The tail's rows come first, then the step's.
         std::size_t first = 0;
         for (const Segment& segment : now_->segments) {
             if (!is(Purpose::tail, segment)) continue;
             if (left > 0 && at >= first && at < first + segment.size()) {
-                const std::size_t take = std::min(left, first + segment.size() - at);
-                pieces.push_back({segment.page.get(), segment.begin + (at - first), take});
+                const std::size_t skip = at - first, take = std::min(left, segment.size() - skip);
+                pieces.push_back({segment.page.get(), segment.begin + skip, take});
+                add_rows(to, page, slot, take, segment.first_position + static_cast<std::int64_t>(skip), segment.moved);
                 at += take;
                 left -= take;
+                slot += take;
             }
             first += segment.size();
         }
-        if (left > 0) pieces.push_back({nullptr, new_sinks + (at - waiting), left});
+        if (left > 0) {
+            const std::size_t row = new_sinks_ + (at - waiting_);
+            pieces.push_back({nullptr, row, left});
+            add_rows(to, page, slot, left, position(row), now_->moved);
+        }
         out.pieces = pieces.size() - out.first_piece;
         writes.push_back(out);
     }
 
-    void add_sinks(std::size_t new_sinks) {
-        if (!can_extend(Purpose::sinks, now_->tokens)) open(*formats_.sinks, now_->tokens, now_->next_position);
-        Segment& sinks = after.back();
-        writes.push_back({sinks.page.get(), sinks.end, new_sinks, pieces.size(), 1});
-        pieces.push_back({nullptr, 0, new_sinks});
-        sinks.end += new_sinks;
+    /// The last page of `after`, or a new one, for rows from `slot` on.
+    PageRef page_for(const PageFormat& format, std::size_t slot) {
+        return can_extend(format, slot) ? after.back().page : PageRef(Page::create(*ledger_, format));
     }
 
-    /// Position of body row i of those that are not coded yet.
-    [[nodiscard]] std::int64_t body_position(std::size_t i, std::size_t new_sinks, std::size_t waiting) const noexcept {
-        return position(new_sinks) + static_cast<std::int64_t>(i) - static_cast<std::int64_t>(waiting);
+    void add_sinks() {
+        const PageRef page = page_for(*formats_.sinks, now_->tokens);
+        writes.push_back({page.get(), now_->tokens, new_sinks_, pieces.size(), 1});
+        pieces.push_back({nullptr, 0, new_sinks_});
+        add_rows(after, page, now_->tokens, new_sinks_, now_->next_position, now_->moved);
     }
 
-    void encode(std::size_t rows, std::size_t new_sinks, std::size_t waiting, bool extends) {
+    void encode(std::size_t rows, bool extends) {
         for (std::size_t done = 0; done < rows;) {
-            const bool more = extends && !after.empty() && can_extend(Purpose::codes, after.back().end);
-            if (!more) open(*formats_.coded, 0, body_position(done, new_sinks, waiting));
-            Segment& segment = after.back();
-            const std::size_t take = std::min(rows - done, coded_page_tokens - segment.end);
-            write(segment.page.get(), segment.end, take, done, new_sinks, waiting);
-            segment.end += take;
+            const std::size_t slot = extends && !after.empty() ? after.back().end : 0;
+            const bool more = extends && can_extend(*formats_.coded, slot);
+            const PageRef page = more ? after.back().page : PageRef(Page::create(*ledger_, *formats_.coded));
+            const std::size_t first = more ? slot : 0, take = std::min(rows - done, coded_page_tokens - first);
+            write(page, first, take, done, after);
             done += take;
         }
     }
 
     /// Strict mode: rows from .. to are read from codes in this step, but stay in the tail.
-    void encode_for_now(std::size_t from, std::size_t to, std::size_t new_sinks, std::size_t waiting) {
-        if (from == to) return;
-        const PageRef page(Page::create(*ledger_, *formats_.coded));
-        write(page.get(), 0, to - from, from, new_sinks, waiting);
-        reads.push_back({page, 0, to - from, body_position(from, new_sinks, waiting)});
+    void encode_for_now(std::size_t from, std::size_t to) {
+        for (std::size_t done = from; done < to;) {
+            const PageRef page(Page::create(*ledger_, *formats_.coded));
+            const std::size_t take = std::min(to - done, coded_page_tokens);
+            write(page, 0, take, done, reads);
+            done += take;
+        }
     }
 
     /// New rows from .. to stay in f16. Row i of the body lives in slot i % 32, wherever it came from.
-    void keep_rows(std::size_t from, std::size_t to, std::size_t waiting, std::size_t coded_before,
-                   std::size_t new_sinks) {
+    void keep_rows(std::size_t from, std::size_t to, std::size_t coded_before) {
         for (std::size_t done = from; done < to;) {
             const std::size_t slot = (coded_before + done) % row_page_tokens;
-            if (!can_extend(Purpose::tail, slot)) open(*formats_.rows, slot, body_position(done, new_sinks, waiting));
-            Segment& segment = after.back();
             const std::size_t take = std::min(to - done, row_page_tokens - slot);
-            write(segment.page.get(), slot, take, done, new_sinks, waiting);
-            segment.end += take;
+            write(page_for(*formats_.rows, slot), slot, take, done, after);
             done += take;
         }
     }
@@ -252,7 +268,8 @@ private:
     Ledger* ledger_;
     const SequenceState* now_;
     PageFormats formats_;
-    std::int64_t seen_from_;  ///< the first position that a query of this step or later can see
+    std::int64_t seen_from_;                   ///< the first position that a query of this step or later can see
+    std::size_t new_sinks_ = 0, waiting_ = 0;  ///< rows of the step that become sinks; rows that are in the tail now
 };
 
 }  // namespace detail

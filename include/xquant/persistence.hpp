@@ -1,0 +1,12 @@
+// Saving sequences of a cache, and loading them again. Needs xxHash (<xxhash.h>, header only) and POSIX; part of no other header.
+//
+//     save(cache, {{s}}, "prompt.xq");            // replaces the file when the new one is complete
+//     const Loaded l = load(cache, "prompt.xq");  // l.sequences; pages are read where they lie in the file
+//     const FileInfo info = inspect("prompt.xq");
+//
+// Limit   the disk, then memory: hashing takes 10 to 20 GB/s. A mapped file costs a page fault for each 4 KB that is read.
+#pragma once
+
+#include <xquant/persistence/inspect.hpp>
+#include <xquant/persistence/load.hpp>
+#include <xquant/persistence/save.hpp>

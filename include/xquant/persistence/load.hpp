@@ -1,0 +1,259 @@
+// Sequences, read from a stream or mapped from a file, into a cache of the same scheme and model; or coded anew.
+#pragma once
+
+#include <istream>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <xquant/detail/cache_base.hpp>
+#include <xquant/persistence/file.hpp>
+#include <xquant/persistence/fit.hpp>
+#include <xquant/persistence/layout.hpp>
+
+namespace xquant {
+
+struct LoadOptions {
+    /// A file's pages are read where they lie, in memory that the system shares between processes and may drop and read again.
+    /// The file must stay as it is while the cache is used: replace it, do not write into it. False: pages are copied.
+    bool map = true;
+    /// Checksums of pages are compared. False saves the time to read them all, and takes what the disk has.
+    bool verify = true;
+    /// A file of the same model and projection whose rows are coded in another way, with other bits say, is decoded and
+    /// encoded. False: it is refused.
+    bool transcode = false;
+};
+
+/// What load found.
+struct Loaded {
+    std::vector<Sequence> sequences;  ///< in the order in which they were saved
+    std::string note;                 ///< that of save
+    std::size_t pages = 0, pages_transcoded = 0;
+};
+
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+template <class Backend>
+class Loader {
+public:
+    /// Throws damage_error, mismatch_error.
+    Loader(Core& core, Description file, const LoadOptions& options)
+        : core_(&core), file_(std::move(file)), options_(options) {
+        const Description own = describe(core);
+        check_rows(file_, own);
+        const bool same = same_codes(file_, own);
+        expects<mismatch_error>(same || options.transcode,
+                                "saved cache: the file is of another quantizer or layout; LoadOptions::transcode "
+                                "decodes its rows and encodes them again");
+        check_sequences(file_, core);
+        formats_.reserve(core.stacks() * kinds);
+        for (std::uint32_t stack = 0; stack < core.stacks(); ++stack) {
+            for (std::uint32_t kind = 0; kind < kinds; ++kind) {
+                formats_.push_back(format_of(core.ledger(), file_, stack, static_cast<PageKind>(kind), core.streams()));
+            }
+        }
+        for (const SavedPage& page : file_.pages) {
+            expects<damage_error>(page.bytes == source(page).sizes.total - page_header_bytes,
+                                  "saved cache: a page has another size than its scheme gives it");
+        }
+    }
+
+    [[nodiscard]] const Description& file() const noexcept { return file_; }
+
+    /// Page after page: a record [64], what lies behind it, and zeros, at `at`, which `owner` keeps; or (no owner) in a buffer.
+    void add(std::size_t number, std::byte* at, const std::shared_ptr<void>& owner) {
+        const SavedPage& about = file_.pages[number];
+        const std::size_t bytes = static_cast<std::size_t>(about.bytes);
+        const std::span<const std::byte> record(at, record_bytes), data(at + record_bytes, bytes);
+        const std::span<const std::byte> padding(data.data() + bytes, padding_after(record_bytes + bytes).size());
+        const PageRecord found = record_of(record);
+        const bool sound = found.number == number && found.bytes == about.bytes &&
+                           (!options_.verify || found.hash == page_hash(record, data, padding));
+        if (!sound) raise<damage_error>("saved cache: page " + std::to_string(number) + " is damaged");
+        const PageFormat& from = source(about);
+        const PageFormat& to = target(about);
+        const bool same = same_sections(from, to);
+        if (same && owner != nullptr) {
+            pages_.emplace_back(Page::adopt(core_->ledger(), to, at, owner));
+        } else {
+            pages_.emplace_back(Page::create(core_->ledger(), to));
+            if (same) {
+                std::memcpy(pages_.back()->data().data(), data.data(), bytes);
+            } else {
+                transcode(about, from, at);
+            }
+        }
+        pages_.back()->filled = static_cast<std::size_t>(about.filled);
+    }
+
+    /// The sequences become part of the cache. Throws std::bad_alloc, budget_error; the cache is as it was then.
+    Loaded finish() {
+        Loaded out{{}, file_.note, pages_.size(), transcoded_};
+        out.sequences.reserve(file_.sequences.size());
+        try {
+            for (const auto& states : file_.sequences) {
+                NewStates made = new_states(*core_, states.size());
+                for (const SavedState& state : states) made.push_back(restored(state));
+                const Sequence sequence = core_->create();
+                become(core_->find(sequence), made.data());
+                out.sequences.push_back(sequence);
+            }
+        } catch (...) {
+            for (const Sequence sequence : out.sequences) core_->drop(sequence);
+            throw;
+        }
+        return out;
+    }
+
+private:
+    static constexpr std::uint32_t kinds = 4;
+
+    [[nodiscard]] const PageFormat& source(const SavedPage& page) const noexcept {
+        return formats_[page.stack * kinds + static_cast<std::uint32_t>(page.kind)];
+    }
+    [[nodiscard]] const PageFormat& target(const SavedPage& page) const noexcept {
+        const Stack& stack = core_->stack(page.stack);
+        if (page.kind == PageKind::rows) return stack.rows;
+        if (page.kind == PageKind::sinks) return stack.sinks;
+        return page.kind == PageKind::old && core_->requantizes() ? stack.old : stack.coded;
+    }
+
+    static bool same_sections(const PageFormat& a, const PageFormat& b) noexcept {
+        if (a.sections.size() != b.sections.size() || a.sizes.total != b.sizes.total) return false;
+        for (std::size_t i = 0; i < a.sections.size(); ++i) {
+            const StreamFormat &x = a.sections[i].format, &y = b.sections[i].format;
+            const bool levels =
+                x.levels == nullptr ? y.levels == nullptr : y.levels != nullptr && levels_of(x) == levels_of(y);
+            if (!same_format(x, y) || !levels) return false;
+        }
+        return true;
+    }
+
+    /// Decodes the page at `at`, which has the file's format, into the last of pages_.
+    void transcode(const SavedPage& about, const PageFormat& from, std::byte* at) {
+        const std::size_t tokens = static_cast<std::size_t>(about.filled);
+        const std::shared_ptr<void> nobody(at, [](void*) {});
+        const PageRef old(Page::adopt(core_->ledger(), from, at, nobody));
+        Page* to = pages_.back().get();
+        ++transcoded_;
+        if (tokens == 0) return;
+        if (to->format().purpose == Purpose::codes) {
+            const bool fresh = &to->format() == &core_->stack(about.stack).coded;
+            recode_page(Backend{}, *core_, about.stack, old.get(), to, tokens,
+                        [&](std::size_t layer, std::size_t stream) -> const StreamCodec& {
+                            return fresh ? core_->codec(layer, stream) : core_->old_codec(layer, stream);
+                        });
+            return;
+        }
+        for (const PreparedLayer& layer : core_->layers()) {
+            if (layer.stack != about.stack) continue;
+            for (std::size_t stream = 0; stream < layer.encoders.size(); ++stream) {
+                const std::size_t width = layer.encoders[stream].width;
+                ScratchPool::Loan scratch(core_->scratch(), tokens * width);
+                decode_rows(Backend{}, read_only(old->stream(layer.place, stream)), 0, tokens, scratch.data());
+                const MutableStreamView out = to->stream(layer.place, stream);
+                encode_rows(Backend{}, StreamCodec{out.format, nullptr}, scratch.data(), width, 0, tokens, out);
+            }
+        }
+    }
+
+    SequenceState restored(const SavedState& state) {
+        Segments segments(LedgerAllocator<Segment, Purpose::index>(core_->ledger()));
+        segments.reserve(round_up(state.segments.size(), segment_step));
+        for (const SavedSegment& segment : state.segments) {
+            segments.push_back({pages_[segment.page], static_cast<std::size_t>(segment.begin),
+                                static_cast<std::size_t>(segment.end), segment.first_position, segment.moved});
+        }
+        return {std::move(segments), static_cast<std::size_t>(state.tokens), state.next_position, state.moved};
+    }
+
+    Core* core_;
+    Description file_;
+    LoadOptions options_;
+    std::vector<PageFormat> formats_;  ///< of the file: [stacks][kinds]
+    std::vector<PageRef> pages_;
+    std::size_t transcoded_ = 0;
+};
+
+/// The description of a file, from its first bytes: header, description, padding.
+inline Description description_of(const FileHeader& header, std::span<const std::byte> padded_bytes) {
+    expects<damage_error>(hash_of(padded_bytes) == header.description_hash, "saved cache: its description is damaged");
+    return from_bytes(padded_bytes.first(static_cast<std::size_t>(header.description_bytes)));
+}
+
+/// Where the records of pages lie. Throws damage_error unless they fill the file.
+inline std::vector<std::size_t> record_places(const FileHeader& header, const Description& about) {
+    std::vector<std::size_t> places;
+    std::uint64_t at = pages_begin(static_cast<std::size_t>(header.description_bytes));
+    for (const SavedPage& page : about.pages) {
+        places.push_back(static_cast<std::size_t>(at));
+        expects<damage_error>(page.bytes <= header.file_bytes, "saved cache: its list of pages is damaged");
+        at += padded(record_bytes + static_cast<std::size_t>(page.bytes));
+        expects<damage_error>(at <= header.file_bytes, "saved cache: its pages do not fill the file");
+    }
+    expects<damage_error>(at == header.file_bytes, "saved cache: its pages do not fill the file");
+    return places;
+}
+
+inline void read_exactly(std::istream& in, std::span<std::byte> to) {
+    in.read(reinterpret_cast<char*>(to.data()), static_cast<std::streamsize>(to.size()));
+    expects<damage_error>(static_cast<std::size_t>(in.gcount()) == to.size(), "saved cache: the stream ends too soon");
+}
+
+}  // namespace detail
+
+/// Adds the sequences of a saved cache to one of the same scheme and model, and changes nothing else. `in` is read front to
+/// back, as far as the saved cache goes.
+/// Throws damage_error, mismatch_error, file_error, std::bad_alloc, budget_error; the cache is as it was then.
+/// Cost: reads and hashes the file; what the sequences take is allocated, pages that they share once.
+template <class Cache>
+Loaded load(Cache& cache, std::istream& in, const LoadOptions& options = {}) {
+    detail::Core& core = detail::CacheAccess::core(cache);
+    std::vector<std::byte> bytes(detail::file_header_bytes);
+    detail::read_exactly(in, bytes);
+    const detail::FileHeader header = detail::header_of(bytes);
+    // In steps: what a damaged header says is not allocated before it is there.
+    bytes.clear();
+    const std::size_t rest =
+        detail::pages_begin(static_cast<std::size_t>(header.description_bytes)) - detail::file_header_bytes;
+    for (std::size_t done = 0; done < rest;) {
+        const std::size_t some = std::min<std::size_t>(rest - done, std::size_t{1} << 20U);
+        bytes.resize(done + some);
+        detail::read_exactly(in, std::span(bytes).subspan(done));
+        done += some;
+    }
+    detail::Loader<typename Cache::backend> loader(core, detail::description_of(header, bytes), options);
+    static_cast<void>(detail::record_places(header, loader.file()));
+    for (std::size_t i = 0; i < loader.file().pages.size(); ++i) {
+        bytes.resize(detail::padded(detail::record_bytes + static_cast<std::size_t>(loader.file().pages[i].bytes)));
+        detail::read_exactly(in, bytes);
+        loader.add(i, bytes.data(), nullptr);
+    }
+    return loader.finish();
+}
+
+/// The same from a file. Pages of a mapped file count as Bytes::mapped, and not toward Options::budget; the mapping lasts as
+/// long as one of them is used.
+template <class Cache>
+Loaded load(Cache& cache, const std::string& path, const LoadOptions& options = {}) {
+    detail::Core& core = detail::CacheAccess::core(cache);
+    const detail::MappedFile file = detail::map_file(path);
+    const detail::FileHeader header = detail::header_of(file.bytes);
+    detail::expects<damage_error>(file.bytes.size() == header.file_bytes,
+                                  "saved cache: the file is not as long as its header says");
+    const std::size_t begin = detail::pages_begin(static_cast<std::size_t>(header.description_bytes));
+    detail::expects<damage_error>(begin <= file.bytes.size(), "saved cache: its header is damaged");
+    const auto description = file.bytes.subspan(detail::file_header_bytes, begin - detail::file_header_bytes);
+    detail::Loader<typename Cache::backend> loader(core, detail::description_of(header, description), options);
+    const std::vector<std::size_t> places = detail::record_places(header, loader.file());
+    for (std::size_t i = 0; i < places.size(); ++i) {
+        loader.add(i, file.bytes.data() + places[i], options.map ? file.owner : nullptr);
+    }
+    return loader.finish();
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,113 @@
+// Sequences of a cache, written front to back: to a stream, or to a file that replaces the old one when it is complete.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <ostream>
+#include <span>
+#include <string>
+
+#include <xquant/detail/cache_base.hpp>
+#include <xquant/persistence/file.hpp>
+#include <xquant/persistence/layout.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// The pages of sequences, each once, and where they stand in the file.
+struct PageList {
+    std::map<const Page*, std::size_t, std::less<>> numbers;
+    std::vector<PageRef> pages;
+};
+
+inline PageKind kind_of(const Stack& stack, const Page& page) noexcept {
+    return &page.format() == &stack.coded  ? PageKind::coded
+           : &page.format() == &stack.old  ? PageKind::old
+           : &page.format() == &stack.rows ? PageKind::rows
+                                           : PageKind::sinks;
+}
+
+inline PageList list_pages(const Core& core, std::span<const Sequence> sequences, Description& about) {
+    PageList list;
+    for (const Sequence sequence : sequences) {
+        const Slot& slot = core.find(sequence);
+        expects<sequence_error>(!slot.busy, "the sequence is part of a step; commit or destroy the step first");
+        auto& states = about.sequences.emplace_back();
+        for (std::size_t i = 0; i < slot.states.size(); ++i) {
+            const SequenceState& state = slot.states[i];
+            SavedState& saved = states.emplace_back();
+            saved.tokens = state.tokens;
+            saved.next_position = state.next_position;
+            saved.moved = state.moved;
+            for (const Segment& segment : state.segments) {
+                const Page* page = segment.page.get();
+                const auto [at, added] = list.numbers.try_emplace(page, list.pages.size());
+                if (added) {
+                    list.pages.push_back(segment.page);
+                    about.pages.push_back({static_cast<std::uint32_t>(i), kind_of(core.stack(i), *page), page->filled,
+                                           page->data().size()});
+                }
+                saved.segments.push_back(
+                    {at->second, segment.begin, segment.end, segment.first_position, segment.moved});
+            }
+        }
+    }
+    return list;
+}
+
+template <class Write>
+void write_cache(const Core& core, std::span<const Sequence> sequences, const std::string& note, Write&& write) {
+    Description about = describe(core);
+    about.note = note;
+    const PageList list = list_pages(core, sequences, about);
+    std::vector<std::byte> description = to_bytes(about);
+    FileHeader header;
+    header.description_bytes = description.size();
+    description.resize(pages_begin(description.size()) - file_header_bytes);
+    header.description_hash = hash_of(description);
+    header.file_bytes = file_header_bytes + description.size();
+    for (const SavedPage& page : about.pages) header.file_bytes += padded(record_bytes + page.bytes);
+    write(std::span<const std::byte>(to_bytes(header)));
+    write(std::span<const std::byte>(description));
+    for (std::size_t i = 0; i < list.pages.size(); ++i) {
+        const std::span<const std::byte> data = std::as_const(*list.pages[i].get()).data();
+        const auto padding = padding_after(record_bytes + data.size());
+        PageRecord record{0, i, data.size()};
+        record.hash = page_hash(to_bytes(record), data, padding);
+        write(std::span<const std::byte>(to_bytes(record)));
+        write(data);
+        write(padding);
+    }
+}
+
+}  // namespace detail
+
+/// Writes sequences, front to back, so that `out` may be a pipe. Pages that they share are written once. `note` is kept as it
+/// is: the ids of the tokens, say. The cache does not change.
+/// Throws sequence_error, file_error where the stream fails.
+/// Cost: reads and writes what the sequences take, and hashes it.
+template <class Cache>
+void save(const Cache& cache, std::span<const Sequence> sequences, std::ostream& out, const std::string& note = {}) {
+    detail::write_cache(detail::CacheAccess::core(cache), sequences, note, [&out](std::span<const std::byte> bytes) {
+        out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+        detail::expects<file_error>(static_cast<bool>(out), "saved cache: the stream takes no more bytes");
+    });
+    out.flush();
+    detail::expects<file_error>(static_cast<bool>(out), "saved cache: the stream takes no more bytes");
+}
+
+/// The same into a file. It is written under another name and takes the place of `path` once it is complete and on the disk:
+/// whatever happens before, a file that was there is as it was.
+/// Throws sequence_error, file_error.
+template <class Cache>
+void save(const Cache& cache, std::span<const Sequence> sequences, const std::string& path,
+          const std::string& note = {}) {
+    detail::ReplacingFile file(path);
+    detail::write_cache(detail::CacheAccess::core(cache), sequences, note,
+                        [&file](std::span<const std::byte> bytes) { file.write(bytes); });
+    file.replace();
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

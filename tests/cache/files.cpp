@@ -1,0 +1,533 @@
+/// Saved caches: what was saved comes back, bit for bit; what was damaged, or belongs elsewhere, is refused by name; a file that
+/// was there survives everything.
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <sstream>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include <xquant/persistence.hpp>
+
+#include "support/catch.hpp"
+#include "support/feed.hpp"
+#include "support/memory.hpp"
+#include "support/model.hpp"
+
+using namespace xquant;
+using test::Feed;
+using test::Scheme;
+
+namespace {
+
+const Options usual{.sinks = 4, .recent = 20};
+constexpr double rounding = 2e-5;
+
+/// A folder of its own, gone at the end.
+class Folder {
+public:
+    Folder() {
+        std::string name = (std::filesystem::temp_directory_path() / "xquant_XXXXXX").string();
+        if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no folder " + name);
+        path_ = name;
+    }
+    Folder(const Folder&) = delete;
+    Folder& operator=(const Folder&) = delete;
+    ~Folder() {
+        std::error_code ignored;
+        std::filesystem::remove_all(path_, ignored);
+    }
+    [[nodiscard]] std::string operator/(const std::string& name) const { return (path_ / name).string(); }
+    [[nodiscard]] std::size_t files() const {
+        return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(path_), {}));
+    }
+
+private:
+    std::filesystem::path path_;
+};
+
+std::string bytes_of(const std::string& path) {
+    std::ifstream in(path, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+}
+void write_bytes(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
+
+std::string saved(const test::Cache& cache, const std::vector<Sequence>& sequences, const std::string& note = "") {
+    std::ostringstream out;
+    save(cache, sequences, out, note);
+    return out.str();
+}
+
+Loaded load_bytes(test::Cache& cache, const std::string& bytes, const LoadOptions& options = {}) {
+    std::istringstream in(bytes);
+    return load(cache, in, options);
+}
+
+/// What is thrown, as "kind: text"; "" if nothing is.
+template <class F>
+std::string refusal(F&& f) {
+    try {
+        f();
+    } catch (const damage_error& e) {
+        return std::string("damage: ") + e.what();
+    } catch (const mismatch_error& e) {
+        return std::string("mismatch: ") + e.what();
+    } catch (const file_error& e) {
+        return std::string("file: ") + e.what();
+    } catch (const error& e) {
+        return std::string("error: ") + e.what();
+    }
+    return "";
+}
+bool has(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
+
+Bytes without_workspace(Bytes bytes) {
+    bytes.workspace = bytes.index = 0;
+    return bytes;
+}
+
+/// A sequence with sinks, codes and a tail, erased and shifted, and a fork of it.
+struct Filled {
+    Filled(test::Cache& cache, const Model& model) : a{cache.create(), 1} {
+        test::feed(cache, model, {{&a, 200}});
+        cache.erase(a.sequence, 150, 160);
+        cache.shift(a.sequence, 100, 7);
+        b = a;
+        b.sequence = cache.fork(a.sequence);
+        b.seed = 2;
+        test::feed(cache, model, {{&b, 30}});
+    }
+    Feed a, b;
+};
+
+}  // namespace
+
+TEST_CASE("sequences that were saved come back bit for bit, from a stream, copied or mapped from a file") {
+    const test::Setup setup = test::small_model();
+    const Folder folder;
+    for (const Scheme& scheme : test::schemes()) {
+        INFO(scheme.name);
+        const auto cache = scheme.make(setup.model, usual);
+        Filled filled(*cache, setup.model);
+        const std::string path = folder / "cache.xq";
+        save(*cache, {{filled.a.sequence, filled.b.sequence}}, path, "a note\n");
+        CHECK(folder.files() == 1);
+        CHECK(bytes_of(path) == saved(*cache, {filled.a.sequence, filled.b.sequence}, "a note\n"));
+        CHECK(std::filesystem::file_size(path) % 4096 == 0);
+
+        for (const int way : {0, 1, 2}) {
+            INFO("way " << way);
+            const auto other = scheme.make(setup.model, usual);
+            const Sequence unrelated = other->create();
+            const Bytes before = other->bytes();
+            const Loaded loaded =
+                way == 0 ? load_bytes(*other, bytes_of(path)) : load(*other, path, LoadOptions{.map = way == 2});
+            CHECK(loaded.note == "a note\n");
+            REQUIRE(loaded.sequences.size() == 2);
+            CHECK(other->size(unrelated) == 0);
+            const Bytes added = other->bytes();
+            if (way == 2) {
+                CHECK(added.codes + added.tail == before.codes + before.tail);
+                CHECK(added.mapped > 0);
+            } else {
+                CHECK(added.mapped == 0);
+                CHECK(without_workspace(added) == without_workspace(cache->bytes()));
+            }
+            Feed c = filled.a, d = filled.b;
+            c.sequence = loaded.sequences[0];
+            d.sequence = loaded.sequences[1];
+            CHECK(other->size(c.sequence) == 190);
+            CHECK(other->next_position(d.sequence) == cache->next_position(filled.b.sequence));
+            for (const auto& [x, y] : {std::pair{&c, &filled.a}, std::pair{&d, &filled.b}}) {
+                CHECK(test::stored_pages(*other, x->sequence, scheme, setup.model, usual) ==
+                      test::stored_pages(*cache, y->sequence, scheme, setup.model, usual));
+            }
+            // They go on as those that were saved, in forks of these.
+            Feed e = filled.a, f = filled.b;
+            e.sequence = cache->fork(filled.a.sequence);
+            f.sequence = cache->fork(filled.b.sequence);
+            for (const std::size_t n : {1, 150}) {
+                test::feed(*cache, setup.model, {{&e, n}, {&f, n}});
+                test::feed(*other, setup.model, {{&c, n}, {&d, n}});
+            }
+            CHECK(test::distance(c, e, 151) < rounding);
+            CHECK(test::distance(d, f, 151) < rounding);
+            cache->drop(e.sequence);
+            cache->drop(f.sequence);
+            other->drop(c.sequence);
+            other->drop(d.sequence);
+            CHECK(other->bytes().mapped == 0);
+            CHECK(other->bytes().codes == before.codes);
+        }
+    }
+}
+
+TEST_CASE("layers with windows, empty sequences and no sequences at all are saved like others") {
+    test::Setup setup = test::small_model();
+    setup.model.layers[1].window = 30;
+    const Scheme& scheme = test::scheme("head svd 4");
+    const auto cache = scheme.make(setup.model, usual), other = scheme.make(setup.model, usual);
+    Feed a{cache->create(), 1};
+    test::feed(*cache, setup.model, {{&a, 299}});
+    test::feed(*cache, setup.model, {{&a, 1}});
+    const Loaded loaded = load_bytes(*other, saved(*cache, {a.sequence, cache->create()}));
+    REQUIRE(loaded.sequences.size() == 2);
+    CHECK(other->size(loaded.sequences[1]) == 0);
+    Feed b = a;
+    b.sequence = loaded.sequences[0];
+    test::feed(*cache, setup.model, {{&a, 5}});
+    test::feed(*other, setup.model, {{&b, 5}});
+    CHECK(test::distance(a, b, 5) < rounding);
+    CHECK(load_bytes(*other, saved(*cache, {})).sequences.empty());
+}
+
+TEST_CASE("inspect says what a file holds, and which pages are damaged") {
+    const test::Setup setup = test::small_model();
+    const Folder folder;
+    const auto cache = test::scheme("cross-layer svd rotated 4").make(setup.model, usual);
+    Filled filled(*cache, setup.model);
+    const std::string path = folder / "cache.xq";
+    save(*cache, {{filled.a.sequence, filled.b.sequence}}, path, "some ids");
+    FileInfo info = inspect(path);
+    CHECK(info.note == "some ids");
+    CHECK(info.version == 1);
+    CHECK(info.sinks == 4);
+    CHECK(info.cross_layer);
+    CHECK(info.shapes.size() == 4);
+    CHECK(info.streams.at(0).size() == 2);
+    REQUIRE(info.sequences.size() == 2);
+    CHECK(info.sequences[0].tokens == 190);
+    CHECK(info.sequences[1].next_position == cache->next_position(filled.b.sequence));
+    CHECK(info.coded_pages > 0);
+    CHECK(info.sink_pages == 1);
+    CHECK(info.damaged_pages.empty());
+    std::string bytes = bytes_of(path);
+    bytes[bytes.size() - 1] = 1;  // padding of the last page
+    write_bytes(path, bytes);
+    info = inspect(path);
+    CHECK(info.damaged_pages.size() == 1);
+    write_bytes(path, bytes.substr(0, bytes.size() - 4096));
+    CHECK(!inspect(path).damaged_pages.empty());
+    CHECK(has(refusal([&] { static_cast<void>(inspect(folder / "none")); }), "file: xquant: cannot read"));
+}
+
+TEST_CASE("ten thousand damaged files: each is refused, and the cache is as it was") {
+    const test::Setup setup = test::small_model();
+    const Folder folder;
+    test::Random random(5);
+    std::size_t tried = 0;
+    for (const char* name : {"x rotated 3", "head svd 4", "cross-layer x rotated 2", "k and v in levels"}) {
+        INFO(name);
+        const auto cache = test::scheme(name).make(setup.model, usual);
+        Filled filled(*cache, setup.model);
+        const std::string good = saved(*cache, {filled.a.sequence, filled.b.sequence});
+        const Bytes before = without_workspace(cache->bytes());
+        const std::string path = folder / "damaged.xq";
+        for (std::size_t i = 0; i < 2600; ++i, ++tried) {
+            std::string bad = good;
+            bool whole_file = i % 16 == 0;
+            const std::size_t at =
+                random.below(8) == 0 ? random.below(std::min<std::size_t>(4096, bad.size())) : random.below(bad.size());
+            switch (i % 5) {
+                case 0:
+                    bad[at] = static_cast<char>(bad[at] ^ (1 << random.below(8)));
+                    break;
+                case 1:
+                    bad.resize(at);
+                    break;
+                case 2: {  // a run of zeros, as a disk leaves them
+                    const std::size_t end = std::min(bad.size(), at + 1 + random.below(600));
+                    std::fill(bad.begin() + static_cast<std::ptrdiff_t>(at),
+                              bad.begin() + static_cast<std::ptrdiff_t>(end), '\0');
+                    break;
+                }
+                case 3: {  // two blocks change places
+                    const std::size_t other = random.below(bad.size() / 64) * 64, here = at / 64 * 64;
+                    std::swap_ranges(bad.begin() + static_cast<std::ptrdiff_t>(here),
+                                     bad.begin() + static_cast<std::ptrdiff_t>(here + 64),
+                                     bad.begin() + static_cast<std::ptrdiff_t>(other));
+                    break;
+                }
+                default:
+                    bad.insert(at, 1, static_cast<char>(random.below(256)));
+                    whole_file = true;  // a stream may go on behind the cache
+            }
+            if (bad == good) continue;
+            std::string problem;
+            if (whole_file) {
+                write_bytes(path, bad);
+                problem = refusal([&] { static_cast<void>(load(*cache, path)); });
+            } else {
+                problem = refusal([&] { static_cast<void>(load_bytes(*cache, bad)); });
+            }
+            if (!has(problem, "damage: ")) FAIL("change " << i << " at " << at << " was taken: " << problem);
+            if (without_workspace(cache->bytes()) != before) FAIL("change " << i << " left something in the cache");
+        }
+    }
+    CHECK(tried >= 10000);
+}
+
+TEST_CASE("descriptions that lie, under checksums that are right, are refused or harmless") {
+    const test::Setup setup = test::small_model();
+    test::Random random(6);
+    std::size_t refused = 0;
+    for (const char* name : {"head svd 4", "k and v in levels"}) {
+        const auto cache = test::scheme(name).make(setup.model, usual);
+        Filled filled(*cache, setup.model);
+        const std::string good = saved(*cache, {filled.a.sequence, filled.b.sequence});
+        const auto as_bytes = [](std::string& text) {
+            return std::as_writable_bytes(std::span(text.data(), text.size()));
+        };
+        std::string copy = good;
+        const detail::FileHeader header = detail::header_of(as_bytes(copy));
+        const std::size_t end = detail::pages_begin(static_cast<std::size_t>(header.description_bytes));
+        for (std::size_t i = 0; i < 3000; ++i) {
+            std::string bad = good;
+            for (std::size_t k = 0; k < 1 + random.below(3); ++k) {
+                const std::size_t at = 64 + random.below(static_cast<std::size_t>(header.description_bytes));
+                bad[at] = random.below(2) == 0 ? static_cast<char>(random.below(256)) : static_cast<char>(bad[at] + 1);
+            }
+            detail::FileHeader changed = header;
+            changed.description_hash = detail::hash_of(as_bytes(bad).subspan(64, end - 64));
+            const std::vector<std::byte> head = detail::to_bytes(changed);
+            std::memcpy(bad.data(), head.data(), head.size());
+            const std::string problem = refusal([&] {
+                for (const Sequence sequence : load_bytes(*cache, bad).sequences) {
+                    // What was taken can be used.
+                    Feed feed{sequence, 3, cache->size(sequence)};
+                    test::feed(*cache, setup.model, {{&feed, 1}});
+                    cache->drop(sequence);
+                }
+            });
+            if (!problem.empty()) ++refused;
+        }
+    }
+    CHECK(refused > 3000);
+}
+
+TEST_CASE("files of another version, model, scheme or cache are refused with what differs") {
+    const test::Setup setup = test::small_model();
+    const auto cache = test::scheme("head svd 4").make(setup.model, usual);
+    Filled filled(*cache, setup.model);
+    const std::string file = saved(*cache, {filled.a.sequence});
+    const auto reason = [&](const Model& model, const char* scheme, const Options& options) {
+        const auto other = test::scheme(scheme).make(model, options);
+        const Bytes before = without_workspace(other->bytes());
+        const std::string out = refusal([&] { static_cast<void>(load_bytes(*other, file)); });
+        CHECK((out.empty() || without_workspace(other->bytes()) == before));
+        return out;
+    };
+    CHECK(reason(setup.model, "head svd 4", usual).empty());
+    CHECK(has(reason(setup.model, "x rotated 3", usual),
+              "mismatch: xquant: saved cache: the file is of another projection"));
+    CHECK(has(reason(setup.model, "head svd 5 and 3", usual), "of another quantizer or layout"));
+    CHECK(has(reason(setup.model, "head svd 4", {.sinks = 3, .recent = 20}), "it keeps 4 sinks, this one 3"));
+    CHECK(has(reason(setup.model, "head svd 4", {.sinks = 4, .recent = 20, .rows = DType::bf16}),
+              "of another quantizer"));
+    CHECK(reason(setup.model, "head svd 4", {.sinks = 4, .recent = 50}).empty());  // no property of what is stored
+
+    const test::Setup others({.width = 24, .heads = 4, .kv_heads = 1, .head_dim = 8}, RopePairing::interleaved, 4,
+                             static_cast<std::size_t>(-1), 2);
+    CHECK(has(reason(others.model, "head svd 4", usual), "the weights, or the basis of its rows, differ (layer 0)"));
+    Model fewer = setup.model;
+    fewer.layers.pop_back();
+    CHECK(has(reason(fewer, "head svd 4", usual), "it has 4 layers, this one 3"));
+    Model turned = setup.model;
+    turned.layers[2].rope = Rope::standard(8, 500000.0);
+    CHECK(has(reason(turned, "head svd 4", usual), "RoPE, scales or other rules of attention differ (layer 2)"));
+    Model windowed = setup.model;
+    windowed.layers[3].window = 50;
+    CHECK(has(reason(windowed, "head svd 4", usual), "windows"));
+    const test::Setup wider({.width = 32, .heads = 4, .kv_heads = 1, .head_dim = 8}, RopePairing::interleaved, 4);
+    CHECK(has(reason(wider.model, "head svd 4", usual), "shapes differ (layer 0)"));
+
+    std::string skewed = file;
+    skewed[8] = 2;
+    CHECK(has(refusal([&] { static_cast<void>(load_bytes(*cache, skewed)); }), "damage: "));  // its checksum is not
+    const std::uint64_t hash = XXH3_64bits(skewed.data(), 56);
+    for (std::size_t i = 0; i < 8; ++i) skewed[56 + i] = static_cast<char>(hash >> (8 * i));
+    CHECK(refusal([&] { static_cast<void>(load_bytes(*cache, skewed)); }) ==
+          "mismatch: xquant: saved cache: the file has version 2, this build reads 1");
+    CHECK(has(refusal([&] { static_cast<void>(load_bytes(*cache, "GGUF" + std::string(100, 'x'))); }),
+              "the file is none"));
+}
+
+TEST_CASE("rows of the same projection are transcoded, if that is asked for") {
+    const test::Setup setup = test::small_model();
+    const LoadOptions transcode{.transcode = true};
+    struct Pair {
+        const char *from, *to;
+        double bound;  ///< of the answers' difference
+    };
+    for (const auto& [from, to, bound] : {Pair{"head svd 4", "head svd 5 and 3", 1.0},
+                                          {"f32 head svd", "head svd 4", 1.0},
+                                          {"x rotated 4, requantizable to 2", "x rotated 3", 1.5},
+                                          {"f32 x, rotated", "x per channel 6", 0.2},
+                                          {"cross-layer x rotated 2", "cross-layer x rotated 2", 1e-9}}) {
+        INFO(from << " to " << to);
+        const auto cache = test::scheme(from).make(setup.model, usual),
+                   other = test::scheme(to).make(setup.model, usual);
+        Filled filled(*cache, setup.model);
+        const std::string file = saved(*cache, {filled.a.sequence});
+        const bool same = std::string(from) == to;
+        if (!same) CHECK(has(refusal([&] { static_cast<void>(load_bytes(*other, file)); }), "transcode"));
+        const Loaded loaded = load_bytes(*other, file, transcode);
+        CHECK((loaded.pages_transcoded > 0) == !same);
+        Feed a = filled.a, b = filled.a;
+        b.sequence = loaded.sequences.at(0);
+        test::feed(*cache, setup.model, {{&a, 3}});
+        test::feed(*other, setup.model, {{&b, 3}});
+        const double worst = test::distance(a, b, 3);
+        CHECK(worst < bound);
+        if (!same) CHECK(worst > 0);
+    }
+    const auto x = test::scheme("f32 x").make(setup.model, usual),
+               k = test::scheme("f32 k and v").make(setup.model, usual);
+    Feed a{x->create(), 1};
+    test::feed(*x, setup.model, {{&a, 10}});
+    const std::string file = saved(*x, {a.sequence});
+    CHECK(has(refusal([&] { static_cast<void>(load_bytes(*k, file, transcode)); }), "of another projection"));
+}
+
+TEST_CASE("a load that runs out of memory, or of its budget, changes nothing") {
+    const test::Setup setup = test::small_model();
+    const Folder folder;
+    const auto from = test::scheme("head svd 4").make(setup.model, usual);
+    Filled filled(*from, setup.model);
+    const std::string path = folder / "cache.xq";
+    save(*from, {{filled.a.sequence, filled.b.sequence}}, path);
+    for (const bool map : {false, true}) {
+        test::CountingMemory memory;
+        Options options = usual;
+        options.memory = &memory;
+        const auto cache = test::scheme("head svd 4").make(setup.model, options);
+        Feed own{cache->create(), 1};
+        test::feed(*cache, setup.model, {{&own, 100}});
+        const Bytes before = without_workspace(cache->bytes());
+        std::size_t failures = 0;
+        for (std::size_t k = 1;; ++k) {
+            memory.fail_at(k);
+            try {
+                const Loaded loaded = load(*cache, path, LoadOptions{.map = map});
+                memory.fail_at(0);
+                CHECK(loaded.sequences.size() == 2);
+                break;
+            } catch (const std::bad_alloc&) {
+                memory.fail_at(0);
+                ++failures;
+                if (without_workspace(cache->bytes()) != before) FAIL("something is left after failure " << k);
+            }
+        }
+        CHECK(failures > 3);
+        CHECK_FALSE(memory.misused());
+    }
+    Options tight = usual;
+    tight.budget = 30000;
+    const auto cache = test::scheme("head svd 4").make(setup.model, tight);
+    CHECK_THROWS_AS(load(*cache, path, LoadOptions{.map = false}), budget_error);
+    CHECK(load(*cache, path).sequences.size() == 2);  // what is mapped is no one's budget
+}
+
+namespace {
+
+/// A stream that takes so many bytes and no more.
+class ShortBuffer : public std::streambuf {
+public:
+    explicit ShortBuffer(std::size_t room) : room_(room) {}
+
+private:
+    std::streamsize xsputn(const char*, std::streamsize n) override {
+        const auto taken = std::min<std::streamsize>(n, static_cast<std::streamsize>(room_));
+        room_ -= static_cast<std::size_t>(taken);
+        return taken;
+    }
+    int_type overflow(int_type c) override {
+        if (room_ == 0) return traits_type::eof();
+        --room_;
+        return c;
+    }
+    std::size_t room_;
+};
+
+}  // namespace
+
+TEST_CASE("a stream or a disk that is full, at any byte: file_error, and the old file is as it was") {
+    const test::Setup setup = test::small_model();
+    const Folder folder;
+    const auto cache = test::scheme("x rotated 3").make(setup.model, usual);
+    Filled filled(*cache, setup.model);
+    const std::string path = folder / "cache.xq";
+    save(*cache, {{filled.a.sequence}}, path);
+    const std::string old = bytes_of(path);
+    const std::size_t size = saved(*cache, {filled.a.sequence, filled.b.sequence}).size();
+    for (std::size_t room = 0; room < size; room += 997) {
+        ShortBuffer buffer(room);
+        std::ostream out(&buffer);
+        const std::string problem = refusal([&] { save(*cache, {{filled.a.sequence, filled.b.sequence}}, out); });
+        if (!has(problem, "file: ")) FAIL("room for " << room << " bytes: " << problem);
+    }
+
+    struct rlimit limit {};
+    REQUIRE(::getrlimit(RLIMIT_FSIZE, &limit) == 0);
+    const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+    std::size_t failures = 0;
+    for (std::size_t room = 0; room < size; room += 4096) {
+        struct rlimit small = limit;
+        small.rlim_cur = room;
+        REQUIRE(::setrlimit(RLIMIT_FSIZE, &small) == 0);
+        const std::string problem = refusal([&] { save(*cache, {{filled.a.sequence, filled.b.sequence}}, path); });
+        REQUIRE(::setrlimit(RLIMIT_FSIZE, &limit) == 0);
+        failures += has(problem, "file: xquant: cannot write") ? 1U : 0U;
+        if (bytes_of(path) != old || folder.files() != 1) FAIL("the disk was full after " << room << " bytes");
+    }
+    std::signal(SIGXFSZ, handler);
+    CHECK(failures == (size + 4095) / 4096);
+    CHECK(has(refusal([&] { save(*cache, {{filled.a.sequence}}, folder / "no/such/folder"); }), "file: "));
+    cache->drop(filled.a.sequence);
+    CHECK_THROWS_AS(save(*cache, {{filled.a.sequence}}, path), sequence_error);
+    CHECK(bytes_of(path) == old);
+}
+
+TEST_CASE("a process that is killed while it saves, two hundred times, leaves a whole file") {
+    const test::Setup setup = test::small_model();
+    const Folder folder;
+    const auto cache = test::scheme("x rotated 3").make(setup.model, usual);
+    Filled filled(*cache, setup.model);
+    const std::string path = folder / "cache.xq";
+    save(*cache, {{filled.a.sequence}}, path, "0");
+    test::Random random(8);
+    std::size_t replaced = 0;
+    for (std::size_t round = 1; round <= 200; ++round) {
+        const pid_t child = ::fork();
+        REQUIRE(child >= 0);
+        if (child == 0) {
+            try {
+                for (std::size_t i = 0;; ++i) {
+                    const std::vector<Sequence> both{filled.a.sequence, filled.b.sequence};
+                    save(*cache, std::span(both).first(1 + i % 2), path, std::to_string(round));
+                }
+            } catch (...) {
+            }
+            ::_exit(1);
+        }
+        std::this_thread::sleep_for(std::chrono::microseconds(random.below(4000)));
+        ::kill(child, SIGKILL);
+        int status = 0;
+        REQUIRE(::waitpid(child, &status, 0) == child);
+        REQUIRE(WIFSIGNALED(status));
+        const Loaded loaded = load(*cache, path);
+        replaced += loaded.note == std::to_string(round) ? 1U : 0U;
+        for (const Sequence sequence : loaded.sequences) cache->drop(sequence);
+    }
+    INFO(replaced << " of 200 rounds replaced the file at least once");
+    CHECK(replaced > 10);
+}

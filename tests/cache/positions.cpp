@@ -1,0 +1,195 @@
+/// Erasing, shifting and gathering: what is left is what a sequence that never had the rest would hold, at the positions that
+/// it should have. Random sequences of operations: random_operations.cpp.
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/feed.hpp"
+#include "support/memory.hpp"
+#include "support/model.hpp"
+
+using namespace xquant;
+using test::Feed;
+using test::Scheme;
+
+namespace {
+
+constexpr double rounding = 2e-5;
+
+/// Rows that are coded by themselves are the same whatever became of their neighbours, unless RoPE was in them.
+bool coded_alone(const Scheme& scheme) {
+    return !scheme.per_channel && scheme.name != "x in blocks of 4 tokens" && scheme.name.find("q") != 0;
+}
+
+}  // namespace
+
+TEST_CASE("a sequence whose middle was erased answers like one that never had it") {
+    const test::Setup setup = test::small_model();
+    for (const Scheme& scheme : test::schemes()) {
+        for (const Options& options : {Options{.sinks = 0, .recent = 0}, {.sinks = 4, .recent = 20}}) {
+            INFO(scheme.name << ", recent " << options.recent);
+            const double bound = scheme.exact ? 2e-3 : options.recent == 0 && coded_alone(scheme) ? 1e-4 : 2.5;
+            for (const auto& [begin, end] :
+                 {std::pair<std::size_t, std::size_t>{0, 10}, {2, 7}, {50, 90}, {120, 140}, {195, 200}}) {
+                INFO("erased " << begin << " .. " << end);
+                const auto cache = scheme.make(setup.model, options), alone = scheme.make(setup.model, options);
+                Feed a{cache->create(), 1}, b{alone->create(), 1};
+                test::feed(*cache, setup.model, {{&a, 200}});
+                cache->erase(a.sequence, begin, end);
+                CHECK(cache->size(a.sequence) == 200 - (end - begin));
+                CHECK(cache->next_position(a.sequence) == static_cast<std::int64_t>(200 - (end - begin)));
+                if (begin > 0) test::feed(*alone, setup.model, {{&b, begin}});
+                b.tokens = end;
+                if (end < 200) test::feed(*alone, setup.model, {{&b, 200 - end}});
+                for (const std::size_t n : {1, 40}) {
+                    test::feed(*cache, setup.model, {{&a, n}});
+                    test::feed(*alone, setup.model, {{&b, n}});
+                    CHECK(test::distance(a, b, n) < bound);
+                }
+            }
+        }
+    }
+}
+
+TEST_CASE("moving all tokens changes no answer, and a gap is seen by queries behind it alone") {
+    const test::Setup setup = test::small_model();
+    for (const Scheme& scheme : test::schemes()) {
+        INFO(scheme.name);
+        const auto cache = scheme.make(setup.model, {.sinks = 4, .recent = 20});
+        Feed a{cache->create(), 1};
+        test::feed(*cache, setup.model, {{&a, 200}});
+        Feed b = a, c = a;
+        b.sequence = cache->fork(a.sequence);
+        c.sequence = cache->fork(a.sequence);
+        // Queries are given after RoPE, so that a query of position p is another vector for p + 128 where there is a RoPE: what
+        // must not change is what a sequence that was moved there and back says.
+        cache->shift(b.sequence, 0, 1000);
+        cache->shift(b.sequence, 120, 50);
+        cache->shift(b.sequence, 120, -50);
+        cache->shift(b.sequence, 0, -1000);
+        CHECK(cache->next_position(b.sequence) == 200);
+        cache->shift(c.sequence, 100, 3);
+        CHECK(cache->next_position(c.sequence) == 203);
+        for (Feed* feed : {&a, &b, &c}) test::feed(*cache, setup.model, {{feed, 3}});
+        CHECK(test::distance(a, b, 3) < rounding);
+        CHECK(test::distance(a, c, 3) > 1e-4);
+    }
+}
+
+TEST_CASE("an endless conversation: the oldest tokens but the first four go, one for each that comes") {
+    const test::Setup setup = test::small_model();
+    for (const char* name : {"x rotated 3", "head svd 4", "q4_0, Hadamard", "cross-layer svd rotated 4"}) {
+        INFO(name);
+        const auto cache = test::scheme(name).make(setup.model, {.sinks = 4, .recent = 8});
+        Feed a{cache->create(), 1};
+        test::feed(*cache, setup.model, {{&a, 300}});
+        std::size_t most = 0;
+        for (int i = 0; i < 1200; ++i) {
+            cache->erase(a.sequence, 4, 5);
+            test::feed(*cache, setup.model, {{&a, 1}});
+            const std::size_t now = cache->bytes().stored();
+            if (i < 600) most = std::max(most, now);
+            if (i >= 600) REQUIRE(now <= most + most / 10);
+        }
+        CHECK(cache->size(a.sequence) == 300);
+        CHECK(cache->next_position(a.sequence) == 300);
+    }
+}
+
+TEST_CASE("gather makes each sequence what its parent was") {
+    const test::Setup setup = test::small_model();
+    for (const Scheme& scheme : test::schemes()) {
+        INFO(scheme.name);
+        const auto cache = scheme.make(setup.model, {.sinks = 4, .recent = 8});
+        std::vector<Feed> feeds;
+        for (std::uint32_t i = 0; i < 3; ++i) feeds.push_back({cache->create(), i + 1});
+        test::feed(*cache, setup.model, {{&feeds[0], 150}, {&feeds[1], 40}, {&feeds[2], 131}});
+        std::vector<Sequence> handles;
+        std::vector<std::vector<test::StoredPage>> pages;
+        const Options options{.sinks = 4, .recent = 8};
+        for (const Feed& feed : feeds) {
+            handles.push_back(feed.sequence);
+            pages.push_back(test::stored_pages(*cache, feed.sequence, scheme, setup.model, options));
+        }
+        const std::vector<std::size_t> parents{2, 2, 0};
+        cache->gather(handles, parents);
+        for (std::size_t i = 0; i < 3; ++i) {
+            CHECK(test::stored_pages(*cache, handles[i], scheme, setup.model, options) == pages[parents[i]]);
+        }
+        // They go on apart.
+        Feed a = feeds[2], b = feeds[2];
+        a.sequence = handles[0];
+        b.sequence = handles[1];
+        b.seed = 9;
+        test::feed(*cache, setup.model, {{&a, 9}, {&b, 140}});
+        CHECK(cache->size(handles[0]) == 140);
+        CHECK(cache->size(handles[2]) == 150);
+    }
+}
+
+TEST_CASE("erase, shift and gather refuse what they cannot do, and change nothing when memory runs out") {
+    test::Setup setup = test::small_model();
+    setup.model.layers[1].window = 30;
+    test::CountingMemory memory;
+    const auto cache = test::scheme("head svd 4").make(setup.model, {.sinks = 4, .recent = 8, .memory = &memory});
+    Feed a{cache->create(), 1}, b{cache->create(), 2};
+    test::feed(*cache, setup.model, {{&a, 299}, {&b, 20}});
+    test::feed(*cache, setup.model, {{&a, 1}});
+    const auto text = [](auto&& f) {
+        try {
+            f();
+        } catch (const error& problem) {
+            return std::string(problem.what());
+        }
+        return std::string();
+    };
+    const auto has = [](const std::string& whole, const char* part) { return whole.find(part) != std::string::npos; };
+    CHECK(has(text([&] { cache->erase(a.sequence, 250, 301); }), "does not have such tokens"));
+    CHECK(has(text([&] { cache->erase(a.sequence, 30, 20); }), "does not have such tokens"));
+    CHECK(has(text([&] { cache->erase(a.sequence, 280, 300); }), "sliding window"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 301, 1); }), "does not have so many tokens"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 290, -1); }), "at or before the one that precedes it"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 0, std::int64_t{1} << 60); }), "below 2^48"));
+    const std::vector<Sequence> both{a.sequence, b.sequence}, twice{a.sequence, a.sequence};
+    const std::vector<std::size_t> parents{1, 0}, beyond{0, 2};
+    CHECK(has(text([&] { cache->gather(twice, parents); }), "appears twice"));
+    CHECK(has(text([&] { cache->gather(both, beyond); }), "a parent is the number"));
+    CHECK(has(text([&] { static_cast<void>(cache->fork(a.sequence, 301)); }), "so many tokens"));
+    CHECK(has(text([&] { static_cast<void>(cache->fork(a.sequence, 20)); }), "sliding window"));
+    {
+        auto step = cache->begin({{a.sequence, 1}});
+        CHECK_THROWS_AS(cache->erase(a.sequence, 0, 1), sequence_error);
+        CHECK_THROWS_AS(cache->shift(a.sequence, 0, 1), sequence_error);
+        CHECK_THROWS_AS(cache->gather(both, parents), sequence_error);
+    }
+    CHECK(cache->size(a.sequence) == 300);
+
+    const auto fails = [&](auto&& operation) {
+        const Bytes before = cache->bytes();
+        std::size_t failures = 0;
+        for (std::size_t k = 1;; ++k) {
+            memory.fail_at(k);
+            try {
+                operation();
+                memory.fail_at(0);
+                break;
+            } catch (const std::bad_alloc&) {
+                memory.fail_at(0);
+                ++failures;
+                CHECK(cache->bytes() == before);
+                CHECK(cache->size(a.sequence) == 300);
+                CHECK(cache->next_position(a.sequence) == 300);
+            }
+        }
+        CHECK(failures > 0);
+    };
+    fails([&] { cache->gather(both, std::vector<std::size_t>{0, 0}); });
+    CHECK(cache->size(b.sequence) == 300);
+    fails([&] { cache->shift(a.sequence, 0, 5); });
+    CHECK(cache->next_position(a.sequence) == 305);
+    cache->shift(a.sequence, 0, -5);
+    fails([&] { cache->erase(a.sequence, 100, 110); });
+    CHECK(cache->size(a.sequence) == 290);
+    CHECK_FALSE(memory.misused());
+}

@@ -101,3 +101,24 @@ TEST_CASE("codes, scales and zeros are the same bytes on every backend") {
     check_sizes<Nf4<>>();
     check_sizes<WithOutliers<Quantizer<4>>>();
 }
+
+TEST_CASE("rows of one channel that are stored as they are come back in either order") {
+    const std::vector<float> x{1.0F, -2.5F, 0.25F, 7.0F, -8.0F, 9.0F, 10.0F, -11.0F, 12.0F};
+    const auto decodes = [&]<class T>(std::type_identity<T>) {
+        const StreamCodec codec = xquant::detail::make_codec<Unquantized<T>, PerToken>(1);
+        QuantizedRows stored(codec, x.size());
+        encode_rows(backend::scalar{}, codec, x.data(), 1, 0, x.size(), stored.view());
+        parity::for_each_registers([&]<class R>() {
+            for (const auto order : {backend::TileOrder::token_major, backend::TileOrder::channel_major}) {
+                std::vector<float> out(x.size());
+                decode_tile(backend::simd<R>{}, std::as_const(stored).view(), 0, x.size(), 0, 1, out.data(),
+                            order == backend::TileOrder::token_major ? 1 : x.size(), order);
+                INFO(R::name);
+                CHECK(out == x);
+            }
+        });
+    };
+    decodes(std::type_identity<float>{});
+    decodes(std::type_identity<f16>{});
+    decodes(std::type_identity<bf16>{});
+}

@@ -228,7 +228,8 @@ void decode_tile(simd<R> tag, const StreamView& in, std::size_t token, std::size
                  std::size_t channels, float* out, std::size_t stride, TileOrder order) noexcept {
     const StreamFormat& format = in.format;
     const bool token_major = order == TileOrder::token_major;
-    const bool along_tokens = format.group_tokens == 1, along_channels = format.group_channels == 1;
+    // Rows of one channel that are stored as they are lie along both: they have no codes to unpack along a channel.
+    const bool along_tokens = format.group_tokens == 1, along_channels = !along_tokens && format.group_channels == 1;
     std::array<float, R::lanes * detail::strip_values> strip;
     if (along_tokens && token_major) {
         for (std::size_t t = 0; t < tokens; ++t) {

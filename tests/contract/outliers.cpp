@@ -102,6 +102,28 @@ TEST_CASE("any tile of a stream with outliers is a part of the whole") {
     check(PerChannel{});
 }
 
+TEST_CASE("a place that its group does not have changes nothing, its own group or another") {
+    const std::vector<float> x = rows_with_outliers();
+    const auto check = [&]<class Axis>(Axis) {
+        QuantizedRows stored = quantize<WithOutliers<Quantizer<4, 64>>, Axis>(MatrixView(x.data(), rows, width));
+        const MutableStreamView view = stored.view();
+        std::vector<float> codes(x.size()), found(x.size());
+        // What the codes alone give.
+        StreamView bare = read_only(view);
+        bare.format.outliers = 0;
+        backend::decode_tile(backend::best{}, bare, 0, rows, 0, width, codes.data(), width,
+                             backend::TileOrder::token_major);
+        for (const int place : {64, 130, 255}) {
+            std::fill_n(view.places, view.format.outlier_count(rows), static_cast<std::byte>(place));
+            dequantize(stored, found.data());
+            const bool same = found == codes;
+            CHECK(same);
+        }
+    };
+    check(PerToken{});
+    check(PerChannel{});
+}
+
 TEST_CASE("groups of fewer values than outliers keep all of them") {
     const std::vector<float> x{3.0F, -7.5F, 100.0F};
     const QuantizedRows stored = quantize<WithOutliers<Quantizer<2, 16>, 8>>(MatrixView(x.data(), 1, 3));

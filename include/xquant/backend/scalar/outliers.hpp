@@ -35,6 +35,7 @@ inline void take_outliers(const StreamCodec& codec, std::span<float> x, f16* val
 }
 
 /// Writes the outliers of tokens token .. + tokens and channels channel .. + channels over what their codes gave.
+/// A place that its group does not have, in bytes that are damaged, is no other group's: it is left out.
 /// Shape  out: value (t, c) lies at out[(t - token) * token_step + (c - channel) * channel_step].
 inline void put_outliers(const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
                          std::size_t channels, float* out, std::size_t token_step, std::size_t channel_step) noexcept {
@@ -47,8 +48,10 @@ inline void put_outliers(const StreamView& in, std::size_t token, std::size_t to
             const std::size_t first = format.group_index(block, b) * format.outliers, columns = format.channels_of(b);
             for (std::size_t i = first; i < first + format.outliers; ++i) {
                 const auto place = std::to_integer<std::size_t>(in.places[i]);
+                const std::size_t in_group = place / columns;
+                if (in_group >= format.group_tokens) continue;
                 // Unsigned: what lies before the tile is beyond its end, too.
-                const std::size_t t = block * format.group_tokens + place / columns - token;
+                const std::size_t t = block * format.group_tokens + in_group - token;
                 const std::size_t c = b * format.group_channels + place % columns - channel;
                 if (t < tokens && c < channels) out[t * token_step + c * channel_step] = to_float(in.outliers[i]);
             }

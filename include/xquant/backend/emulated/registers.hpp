@@ -111,7 +111,9 @@ struct emulated_registers {
     }
     static i32 round(f32 a) noexcept {
         return fill_i32([&](std::size_t i) {
-            return static_cast<std::uint32_t>(static_cast<std::int32_t>(std::nearbyint(a.at[i])));
+            const float rounded = std::nearbyint(a.at[i]);
+            return std::abs(rounded) < 0x1p31F ? static_cast<std::uint32_t>(static_cast<std::int32_t>(rounded))
+                                               : 1U << 31U;
         });
     }
     static f32 as_f32(i32 a) noexcept {

@@ -194,7 +194,9 @@ inline float quantize_weights(const float* a, std::size_t dh, std::size_t channe
     for (std::size_t c = 0; c < channels; ++c) largest = std::max(largest, std::abs(scaled(c)));
     const float inverse = largest > 0 ? top / largest : 0.0F;
     for (std::size_t c = 0; c < channels; ++c) {
-        weights[c] = static_cast<std::int8_t>(std::nearbyint(scaled(c) * inverse));
+        // Not so where a factor is not finite, as in damaged bytes, or `largest` has no inverse: then no weight would help.
+        const float weight = std::nearbyint(scaled(c) * inverse);
+        weights[c] = std::abs(weight) <= top ? static_cast<std::int8_t>(weight) : std::int8_t{0};
     }
     return largest / top;
 }

@@ -8,7 +8,7 @@
 //     sum_rows(rows)            lane i of the result is the sum of rows[i]; `lanes` rows
 //     zero_i32 splat_i32 load_i32 store_i32 add_i32 bits_and bits_or shift_left shift_right
 //     shift_right_each(a, by)   lane by lane
-//     to_f32 round              signed words to floats and back, to nearest, ties to even
+//     to_f32 round              signed words to floats and back, to nearest, ties to even; what no word holds becomes any word
 //     as_f32 as_i32             the bits
 //     repeat<Bytes>(from)       these bytes over and over, 4 .. 4 * lanes of them
 //     load_u8 store_u8          a byte for each word: zero-extended, the lowest byte

@@ -1,6 +1,8 @@
 // Sequences, read from a stream or mapped from a file, into a cache of the same scheme and model; or coded anew.
 #pragma once
 
+#include <cmath>
+#include <cstring>
 #include <istream>
 #include <memory>
 #include <span>
@@ -19,7 +21,7 @@ struct LoadOptions {
     /// A file's pages are read where they lie, in memory that the system shares between processes and may drop and read again.
     /// The file must stay as it is while the cache is used: replace it, do not write into it. False: pages are copied.
     bool map = true;
-    /// Checksums of pages are compared. False saves the time to read them all, and takes what the disk has.
+    /// Checksums of pages are compared, and their numbers are finite. False saves the time to read them all, and takes what the disk has.
     bool verify = true;
     /// A file of the same model and projection whose rows are coded in another way, with other bits say, is decoded and
     /// encoded. False: it is refused.
@@ -74,6 +76,7 @@ public:
                            (!options_.verify || found.hash == page_hash(record, data, padding));
         if (!sound) raise<damage_error>("saved cache: page " + std::to_string(number) + " is damaged");
         const PageFormat& from = source(about);
+        if (options_.verify) check_values(number, from, at);
         const PageFormat& to = target(about);
         const bool same = same_sections(from, to);
         if (same && owner != nullptr) {
@@ -119,6 +122,35 @@ private:
         if (page.kind == PageKind::rows) return stack.rows;
         if (page.kind == PageKind::sinks) return stack.sinks;
         return page.kind == PageKind::old && core_->requantizes() ? stack.old : stack.coded;
+    }
+
+    /// Encoders are promised finite values, and what a page holds may be encoded again. A sound file has no others.
+    static void check_values(std::size_t number, const PageFormat& format, const std::byte* page) {
+        bool finite = true;
+        const auto check_halves = [&](std::size_t at, std::size_t count, std::uint16_t exponent) {
+            const std::byte* from = page + at;
+            for (std::size_t i = 0; i < count; ++i) {
+                std::uint16_t bits = 0;
+                std::memcpy(&bits, from + 2 * i, sizeof bits);
+                finite &= (bits & exponent) != exponent;
+            }
+        };
+        for (const PageSection& section : format.sections) {
+            const StreamFormat& stream = section.format;
+            if (stream.width == 0) continue;
+            const std::size_t values = stream.code_bytes(format.tokens) * 8 / stream.bits;
+            if (stream.kind == CodeKind::f16) check_halves(section.codes, values, 0x7C00);
+            if (stream.kind == CodeKind::bf16) check_halves(section.codes, values, 0x7F80);
+            for (std::size_t i = 0; i < values && stream.kind == CodeKind::f32; ++i) {
+                float value = 0;
+                std::memcpy(&value, page + section.codes + 4 * i, sizeof value);
+                finite &= std::abs(value) <= f16_max;
+            }
+            check_halves(section.scales, stream.scale_bytes(format.tokens) / 2, 0x7C00);
+            check_halves(section.outliers, stream.outlier_count(format.tokens), 0x7C00);
+        }
+        if (finite) return;
+        raise<damage_error>("saved cache: page " + std::to_string(number) + " has values that are not finite");
     }
 
     static bool same_sections(const PageFormat& a, const PageFormat& b) noexcept {

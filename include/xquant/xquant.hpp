@@ -4,6 +4,7 @@
 #pragma once
 
 #include <xquant/cache.hpp>
+#include <xquant/prefix_index.hpp>
 #include <xquant/preset.hpp>
 #include <xquant/stages.hpp>
 #include <xquant/version.hpp>

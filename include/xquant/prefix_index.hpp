@@ -28,7 +28,8 @@
 #include <utility>
 #include <vector>
 
-#include <xquant/detail/core.hpp>
+#include <xquant/error.hpp>
+#include <xquant/storage/sequence.hpp>
 
 namespace xquant {
 

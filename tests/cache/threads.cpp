@@ -178,3 +178,43 @@ TEST_CASE("an append that is repeated after its executor threw answers rightly, 
         CHECK(repeated > 0);
     }
 }
+
+TEST_CASE("threads that each have a sequence of their own need no lock, though they share pages") {
+    const test::Setup setup = small_model();
+    for (const char* name : {"head svd 4", "x rotated 3", "cross-layer x rotated 2", "q4_0, Hadamard"}) {
+        INFO(name);
+        const auto cache = test::scheme(name).make(setup.model, {.sinks = 4, .recent = 8});
+        const Bytes empty = cache->bytes();
+        Feed base{cache->create(), 1};
+        test::feed(*cache, setup.model, {{&base, 150}});
+
+        // What a thread does to a fork of what all of them read.
+        const auto work = [&](std::uint32_t seed) {
+            Feed own = base;
+            own.sequence = cache->fork(base.sequence);
+            own.seed = seed;
+            for (int round = 0; round < 6; ++round) {
+                test::feed(*cache, setup.model, {{&own, 20}});
+                Feed draft = own;
+                draft.sequence = cache->fork(own.sequence);
+                test::feed(*cache, setup.model, {{&draft, 3}});
+                cache->drop(draft.sequence);
+                cache->erase(own.sequence, 10, 14);
+                cache->truncate(own.sequence, cache->size(own.sequence) - 2);
+                static_cast<void>(cache->size(base.sequence));
+                static_cast<void>(cache->bytes());
+            }
+            cache->drop(own.sequence);
+            return own.out;
+        };
+        std::vector<test::Outputs> alone, together(4);
+        for (std::uint32_t i = 0; i < 4; ++i) alone.push_back(work(i + 2));
+        std::vector<std::thread> threads;
+        for (std::uint32_t i = 0; i < 4; ++i) threads.emplace_back([&, i] { together[i] = work(i + 2); });
+        for (std::thread& one : threads) one.join();
+        for (std::size_t i = 0; i < 4; ++i) CHECK((together[i] == alone[i]));
+        cache->drop(base.sequence);
+        CHECK(cache->bytes().codes == empty.codes);
+        CHECK(cache->bytes().tail == empty.tail);
+    }
+}

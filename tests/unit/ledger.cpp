@@ -1,4 +1,5 @@
 /// The ledger: what vectors and pages take is entered under its purpose, and only what was taken.
+#include <string>
 #include <xquant/storage/page.hpp>
 
 #include <memory_resource>
@@ -53,17 +54,48 @@ TEST_CASE("what could not be taken is not counted") {
 
 TEST_CASE("every purpose has its own line, and lines add up") {
     Ledger ledger(nullptr);
-    const Purpose purposes[] = {Purpose::codes,       Purpose::scales, Purpose::tail,    Purpose::sinks,
-                                Purpose::accumulator, Purpose::index,  Purpose::weights, Purpose::workspace};
+    const Purpose purposes[] = {Purpose::codes,   Purpose::scales,      Purpose::tail,
+                                Purpose::sinks,   Purpose::accumulator, Purpose::index,
+                                Purpose::weights, Purpose::workspace,   Purpose::mapped};
     static_assert(std::size(purposes) == purpose_count);
     std::size_t amount = 1;
     for (const Purpose purpose : purposes) {
         ledger.add(purpose, amount);
         amount *= 2;
     }
-    CHECK(ledger.bytes() == Bytes{1, 2, 4, 8, 16, 32, 64, 128});
+    CHECK(ledger.bytes() == Bytes{1, 2, 4, 8, 16, 32, 64, 128, 256});
     CHECK(ledger.bytes().stored() == 63);
     CHECK(ledger.bytes().total() == 255);
     ledger.subtract(Purpose::index, 30);
     CHECK(ledger.bytes().index == 2);
+}
+
+TEST_CASE("what is stored keeps to the budget, and nothing else has to") {
+    test::CountingMemory memory;
+    Ledger ledger(&memory, 1000);
+    LedgerAllocator<char, Purpose::index> index(ledger);
+    LedgerAllocator<char, Purpose::workspace> workspace(ledger);
+    char* a = index.allocate(600);
+    char* w = workspace.allocate(5000);
+    CHECK_THROWS_AS(static_cast<void>(index.allocate(401)), budget_error);
+    char* b = index.allocate(400);
+    try {
+        static_cast<void>(index.allocate(1));
+        FAIL("over the budget");
+    } catch (const budget_error& problem) {
+        CHECK(problem.needed == 1);
+        CHECK(problem.used == 1000);
+        CHECK(problem.budget == 1000);
+        CHECK(std::string(problem.what()) ==
+              "xquant: the budget of 1000 bytes is spent: 1000 are in use, and 1 more are needed");
+    }
+    // What the resource refuses is not counted either.
+    index.deallocate(b, 400);
+    memory.fail_at(1);
+    CHECK_THROWS_AS(static_cast<void>(index.allocate(400)), std::bad_alloc);
+    b = index.allocate(400);
+    index.deallocate(b, 400);
+    index.deallocate(a, 600);
+    workspace.deallocate(w, 5000);
+    CHECK(memory.bytes() == 0);
 }

@@ -46,7 +46,10 @@ public:
             out.matrix = keep(stream.matrix);
             out.bias = keep(stream.bias);
             const bool own_norm = !stream.row_norm.empty();
-            out.norm = own_norm ? keep(stream.row_norm) : stream.norm ? gain : nullptr;
+            out.norm = own_norm           ? keep(stream.row_norm)
+                       : stream.norm      ? gain
+                       : stream.unit_norm ? keep(std::vector<float>(shape.head_dim, 1.0F))
+                                          : nullptr;
             out.norm_width = own_norm ? stream.width : shape.head_dim;
             out.norm_epsilon = static_cast<float>(own_norm ? stream.row_norm_epsilon : layer.k_norm_epsilon);
             out.rope = stream.rope;
@@ -104,8 +107,9 @@ private:
                     "a stream's matrix is [D, R], or empty with R = D");
             expects(s.mean.empty() || s.mean.size() == d, "a stream's mean is [D]");
             expects(s.rotate == 0 || s.width % s.rotate == 0, "a stream's rotated blocks must divide its width");
-            expects(!(s.rope || s.norm) || s.width % dh == 0, "a stream stored after k_norm or RoPE holds whole heads");
-            expects(s.row_norm.empty() || (s.row_norm.size() == s.width && !s.norm),
+            expects(!(s.rope || s.norm || s.unit_norm) || s.width % dh == 0,
+                    "a stream stored after k_norm or RoPE holds whole heads");
+            expects(s.row_norm.empty() || (s.row_norm.size() == s.width && !s.norm && !s.unit_norm),
                     "a stream has the norm of its row, with a gain [R], or that of its heads");
             expects(s.bias.empty() || s.bias.size() == s.width, "a stream's bias is [R]");
             expects(s.latent.size() % s.width == 0, "a stream's latent is [R, coded channels]");
@@ -129,9 +133,10 @@ private:
         }
     }
 
-    static std::size_t count(const LayerPlan& plan) noexcept {
+    [[nodiscard]] std::size_t count(const LayerPlan& plan) const noexcept {
         std::size_t floats = 0;
         for (const StreamPlan& s : plan.streams) {
+            if (s.unit_norm) floats += shape.head_dim;
             floats += s.mean.size() + s.matrix.size() + s.bias.size() + s.row_norm.size() + 2 * s.latent.size();
             if (s.rotate != 0) floats += dct_size(s.rotate) * dct_size(s.rotate);
         }

@@ -170,6 +170,10 @@ struct SplitSvdOf {
 };
 
 /// One latent for each key head; V with each head rotated. The default for GQA.
+///
+/// Where the model norms its keys, so are the latents: with the singular values taken into U they are as long as the keys, and
+/// K = norm(x U S) B^T gain. Otherwise tokens with short keys would share a scale with tokens whose keys are long, and the norm would
+/// blow up their error.
 template <class Keep>
 struct HeadSvdOf {
     static constexpr std::size_t streams = 2;
@@ -182,7 +186,8 @@ struct HeadSvdOf {
             latent += Keep::rank(layer.w_k, head * dh, dh);
         }
         return {{latent, r},
-                (d + dh) * (latent + r) + dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false)};
+                (d + dh) * (latent + r) + dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false) +
+                    (normed(layer, latent) ? dh : 0)};
     }
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), dh = layer.shape.head_dim;
@@ -213,7 +218,41 @@ struct HeadSvdOf {
         values.width = r;
         values.matrix = detail::transpose(detail::load_rows(layer.w_v, 0, r), r, d);
         values.rotate = dh;
+        if (normed(layer, latent.width)) norm(layer, plan);
         return plan;
+    }
+
+private:
+    /// Only latents of full rank are as long as their keys.
+    static bool normed(const Layer& layer, std::size_t latent) noexcept {
+        return layer.k_norm != nullptr && latent == layer.shape.kv_width();
+    }
+
+    /// Moves the singular values from A to T, and the bias and the gain to where they belong then.
+    static void norm(const Layer& layer, LayerPlan& plan) {
+        StreamPlan& latent = plan.streams[0];
+        const std::size_t d = layer.shape.width, dh = layer.shape.head_dim;
+        latent.unit_norm = true;
+        plan.keys_normed = true;
+        if (layer.b_k != nullptr) latent.bias.assign(latent.width, 0.0F);
+        for (HeadPlan& head : plan.keys) {
+            head.constant.clear();
+            for (std::size_t i = 0; i < dh; ++i) {
+                float* row = head.matrix.data() + i * dh;
+                double square = 0;
+                for (std::size_t j = 0; j < dh; ++j) square += double{row[j]} * double{row[j]};
+                // A direction that no key has: both stay 0.
+                const double size = std::sqrt(square), inverse = size > 0 ? 1 / size : 0.0;
+                const std::size_t column = head.first + i;
+                for (std::size_t c = 0; c < d; ++c)
+                    latent.matrix[c * latent.width + column] *= static_cast<float>(size);
+                for (std::size_t j = 0; j < dh; ++j) row[j] = static_cast<float>(double{row[j]} * inverse);
+                for (std::size_t j = 0; j < dh && layer.b_k != nullptr; ++j) {
+                    latent.bias[column] += layer.b_k[head.first + j] * row[j];
+                }
+                for (std::size_t j = 0; j < dh; ++j) row[j] *= layer.k_norm[j];
+            }
+        }
     }
 };
 

@@ -20,6 +20,7 @@ struct StreamPlan {
     std::vector<float> row_norm;  ///< gain [R] of an RMS norm of the row, the model's own; empty: none
     double row_norm_epsilon = 0;
     bool norm = false;       ///< then Layer::k_norm on each head (keys stored after their norm)
+    bool unit_norm = false;  ///< then the same without its gain (latents of keys, as long as the keys are)
     bool rope = false;       ///< then turn each head by its position (keys stored after RoPE)
     std::size_t rotate = 0;  ///< then rotate each block of this many channels; 0: do not
     std::vector<float>

@@ -1,9 +1,9 @@
 /// The ledger: what vectors and pages take is entered under its purpose, and only what was taken.
-#include <string>
 #include <xquant/storage/page.hpp>
 
 #include <memory_resource>
 #include <new>
+#include <string>
 
 #include "support/catch.hpp"
 #include "support/memory.hpp"

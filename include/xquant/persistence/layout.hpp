@@ -9,6 +9,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <span>
@@ -28,6 +29,7 @@ inline constexpr char file_magic[8] = {'X', 'Q', 'C', 'A', 'C', 'H', 'E', '\n'};
 inline constexpr std::uint32_t file_version = 1;
 inline constexpr std::size_t file_header_bytes = 64, file_step = 4096, record_bytes = 64;
 static_assert(record_bytes == page_header_bytes, "a page's header is written over its record");
+static_assert(std::endian::native == std::endian::little, "pages are saved as they are, and those are little-endian");
 
 /// The header, as 64 bytes.
 struct FileHeader {

@@ -7,14 +7,19 @@
 #pragma once
 
 #include <cstddef>
+#include <iosfwd>
+#include <string>
+
+#include "error.hpp"
 
 namespace llm {
 
 struct CacheBytes {
     std::size_t codes = 0, scales = 0, tail = 0, sinks = 0, index = 0, weights = 0, workspace = 0;
+    std::size_t mapped = 0;  // rows of any kind that are read where they lie in a saved file
 
     /// What grows with the sequence: everything but the prepared weights and the working memory of a step.
-    std::size_t stored() const { return codes + scales + tail + sinks + index; }
+    std::size_t stored() const { return codes + scales + tail + sinks + index + mapped; }
 };
 
 class AttentionCache {
@@ -30,6 +35,29 @@ public:
     virtual std::size_t size() const = 0;             // tokens
     virtual double bits_per_token_layer() const = 0;  // codes, scales and zeros of the tokens that are not sinks
     virtual CacheBytes bytes() const = 0;
+
+    /// Keeps the first n tokens, as they are stored.
+    virtual void truncate(std::size_t n);
+
+    /// Saves the tokens with a note, to a stream or in place of a file. Caches that are not the library's throw Error.
+    virtual void save(std::ostream& out, const std::string& note) const;
+    virtual void save(const std::string& path, const std::string& note) const;
+
+    /// The saved tokens take the place of those that are there; returns the note. A file is mapped: it must stay as it is
+    /// while the cache is used. Throws what xquant::load throws, and Error for sequences that no model here can continue;
+    /// the cache is as it was then.
+    virtual std::string load(std::istream& in);
+    virtual std::string load(const std::string& path);
+
+protected:
+    /// Why what stands above cannot be done.
+    virtual std::string cannot() const { return "this cache can be neither saved, loaded nor truncated"; }
 };
+
+inline void AttentionCache::truncate(std::size_t) { throw Error(cannot()); }
+inline void AttentionCache::save(std::ostream&, const std::string&) const { throw Error(cannot()); }
+inline void AttentionCache::save(const std::string&, const std::string&) const { throw Error(cannot()); }
+inline std::string AttentionCache::load(std::istream&) { throw Error(cannot()); }
+inline std::string AttentionCache::load(const std::string&) { throw Error(cannot()); }
 
 }  // namespace llm

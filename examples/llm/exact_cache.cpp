@@ -1,5 +1,7 @@
 #include "exact_cache.hpp"
 
+#include <fmt/format.h>
+
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
@@ -80,6 +82,10 @@ public:
 
     void commit() override { size_ += std::exchange(step_, 0); }
     void seal() override {}
+    void truncate(std::size_t n) override {
+        if (n > size_) throw Error(fmt::format("the cache has {} tokens, fewer than {}", size_, n));
+        size_ = n;  // the next append cuts the rows
+    }
     std::size_t size() const override { return size_; }
     double bits_per_token_layer() const override { return 32.0 * 2 * static_cast<double>(model_.config().kv_width()); }
 
@@ -90,6 +96,10 @@ public:
     }
 
 private:
+    std::string cannot() const override {
+        return "the exact cache is not a cache of the library: it can be neither saved nor loaded";
+    }
+
     const Model& model_;
     ThreadPool& pool_;
     std::vector<std::vector<float>> keys_, values_;  // of each layer [T, R], keys after RoPE

@@ -7,31 +7,23 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
-#include <span>
+#include <sstream>
+#include <string_view>
+#include <utility>
 
+#include "continuation.hpp"
 #include "error.hpp"
 #include "gguf.hpp"
 #include "model.hpp"
-#include "progress.hpp"
 #include "sampling.hpp"
+#include "saved_cache.hpp"
 #include "schemes.hpp"
-#include "utf8.hpp"
 
 namespace llm {
 namespace {
 
 double seconds_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
-
-/// Tokens after which the model has nothing more to say.
-std::vector<Token> end_tokens(const Gguf& gguf, const Tokenizer& tokenizer) {
-    std::vector<Token> ends;
-    if (gguf.has("tokenizer.ggml.eos_token_id"))
-        ends.push_back(static_cast<Token>(gguf.integer("tokenizer.ggml.eos_token_id")));
-    for (const char* name : {"<|im_end|>", "<|endoftext|>"})
-        if (const Token token = tokenizer.find(name); token >= 0) ends.push_back(token);
-    return ends;
 }
 
 void print_figures(const Model& model, const AttentionCache& cache, const std::string& scheme, std::size_t prompt,
@@ -43,8 +35,9 @@ void print_figures(const Model& model, const AttentionCache& cache, const std::s
     const double tokens = static_cast<double>(std::max<std::size_t>(cache.size(), 1));
     const double per_token = static_cast<double>(b.stored()) / tokens;
     fmt::print(stderr,
-               "cache       {}: {} bytes for {} tokens = codes {} + scales {} + tail {} + sinks {} + index {}\n",
-               scheme, b.stored(), cache.size(), b.codes, b.scales, b.tail, b.sinks, b.index);
+               "cache       {}: {} bytes for {} tokens = codes {} + scales {} + tail {} + sinks {} + index {}{}\n",
+               scheme, b.stored(), cache.size(), b.codes, b.scales, b.tail, b.sinks, b.index,
+               b.mapped > 0 ? fmt::format(" + mapped {}", b.mapped) : "");
     fmt::print(stderr, "            {:.1f} bytes/token, f16 keys and values take {}: compression {:.2f}\n", per_token,
                model.f16_bytes_per_token(), static_cast<double>(model.f16_bytes_per_token()) / per_token);
     fmt::print(stderr, "            besides: prepared weights {} bytes, workspace {} bytes\n", b.weights, b.workspace);
@@ -83,7 +76,6 @@ void generate(const GenerateOptions& o) {
     ThreadPool pool(o.threads);
     const Model model(*gguf);
     gguf.reset();  // its bytes are no longer needed
-    const std::size_t D = model.config().width;
     if (ids.size() >= model.config().context)
         throw Error(
             fmt::format("the prompt has {} tokens, the model's context {}", ids.size(), model.config().context));
@@ -95,38 +87,41 @@ void generate(const GenerateOptions& o) {
     options.pool = &pool;
     const std::unique_ptr<AttentionCache> cache = make_cache(scheme, model, options);
 
-    constexpr std::size_t step = 512;
-    auto start = std::chrono::steady_clock::now();
-    std::vector<float> hidden;  // of the last step; its last row predicts the next token
-    {
-        Progress progress(ids.size());
-        progress.label("reading the prompt");
-        for (std::size_t at = 0; at < ids.size(); at += step) {
-            const auto part = std::span<const Token>(ids).subspan(at, std::min(step, ids.size() - at));
-            hidden = model.forward(part, *cache, pool);
-            progress.advance(part.size());
-        }
+    if (!o.save_cache.empty()) {
+        // A cache that cannot be saved says so before the work.
+        std::ostringstream nowhere;
+        cache->save(nowhere, "");
     }
+
+    auto start = std::chrono::steady_clock::now();
+    std::size_t reused = 0;
+    if (!o.load_cache.empty()) {
+        reused = load_cache(*cache, scheme, ids, o.load_cache);
+        fmt::print(stderr, "cache {}: {} of {} prompt tokens were there ({:.3f} s)\n", o.load_cache, reused, ids.size(),
+                   seconds_since(start));
+        start = std::chrono::steady_clock::now();
+    }
+    std::vector<float> hidden = read_tokens(model, ids, *cache, pool);
     const double prompt_seconds = seconds_since(start);
 
     Sampler sampler(o.temperature, o.seed);
-    Utf8Stream stream;
-    std::vector<float> logits(model.config().vocabulary);
-    std::size_t steps = 0;
     start = std::chrono::steady_clock::now();
     if (!o.chat) std::fputs(o.prompt.c_str(), stdout);
-    for (std::size_t made = 0; made < most; ++made) {
-        model.logits(hidden.data() + hidden.size() - D, 1, logits.data(), pool);
-        const Token next = sampler.draw(logits);
-        if (std::find(ends.begin(), ends.end(), next) != ends.end()) break;
-        std::fputs(stream.push(tokenizer.decode(next)).c_str(), stdout);
-        std::fflush(stdout);
-        hidden = model.forward({&next, 1}, *cache, pool);
-        ++steps;
-    }
-    std::fputs((stream.finish() + "\n").c_str(), stdout);
+    const std::vector<Token> made = continue_text(model, std::move(hidden), *cache, sampler, tokenizer, ends, most,
+                                                  pool, [](std::string_view text) {
+                                                      std::fwrite(text.data(), 1, text.size(), stdout);
+                                                      std::fflush(stdout);
+                                                  });
+    const double step_seconds = seconds_since(start);
+    std::fputs("\n", stdout);
     std::fflush(stdout);
-    print_figures(model, *cache, o.scheme, ids.size(), prompt_seconds, steps, seconds_since(start));
+    print_figures(model, *cache, o.scheme, ids.size() - reused, prompt_seconds, made.size(), step_seconds);
+    if (!o.save_cache.empty()) {
+        std::vector<Token> all = ids;
+        all.insert(all.end(), made.begin(), made.end());
+        save_cache(*cache, scheme, all, o.save_cache);
+        fmt::print(stderr, "saved       {}: {} tokens\n", o.save_cache, all.size());
+    }
 }
 
 }  // namespace llm

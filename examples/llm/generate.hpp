@@ -20,9 +20,10 @@ struct GenerateOptions {
         "You are a helpful AI assistant named SmolLM, trained by Hugging Face";  // of SmolLM2's own template
     std::size_t sinks = 4, tail = 128;                                           // tokens kept in f16
     std::size_t threads = 0;                                                     // 0: as many as the machine has
+    std::string save_cache, load_cache;                                          // files, or empty
 };
 
-/// Text to stdout as it comes, figures to stderr. Throws llm::Error.
+/// Text to stdout as it comes, figures to stderr. Throws llm::Error, and what xquant::load and save throw.
 void generate(const GenerateOptions& options);
 
 /// One question in ChatML, SmolLM2's template, up to where the answer starts. Names of special tokens inside `system`

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <optional>
+#include <utility>
+#include <xquant/persistence.hpp>
 
 #include "calibrate.hpp"
 #include "error.hpp"
@@ -76,16 +78,40 @@ public:
         step_.reset();
     }
     void seal() override { cache_->seal(sequence_); }
+    void truncate(std::size_t n) override { cache_->truncate(sequence_, n); }
+    void save(std::ostream& out, const std::string& note) const override {
+        xq::save(*cache_, {&sequence_, 1}, out, note);
+    }
+    void save(const std::string& path, const std::string& note) const override {
+        xq::save(*cache_, {&sequence_, 1}, path, note);
+    }
+    std::string load(std::istream& in) override { return take(xq::load(*cache_, in)); }
+    std::string load(const std::string& path) override { return take(xq::load(*cache_, path)); }
     [[nodiscard]] std::size_t size() const override { return cache_->size(sequence_); }
     [[nodiscard]] double bits_per_token_layer() const override {
         return cache_->bits_per_token_layer(size() - std::min(size(), cache_->options().sinks));
     }
     [[nodiscard]] CacheBytes bytes() const override {
         const xq::Bytes b = cache_->bytes();
-        return {b.codes, b.scales, b.tail, b.sinks, b.index, b.weights, b.workspace};
+        return {b.codes, b.scales, b.tail, b.sinks, b.index, b.weights, b.workspace, b.mapped};
     }
 
 private:
+    /// What was loaded becomes the sequence. The model here counts positions from 0 without a gap.
+    std::string take(xq::Loaded loaded) {
+        const bool one = loaded.sequences.size() == 1;
+        if (!one || cache_->next_position(loaded.sequences[0]) !=
+                        static_cast<std::int64_t>(cache_->size(loaded.sequences[0]))) {
+            for (const xq::Sequence sequence : loaded.sequences) cache_->drop(sequence);
+            throw Error(
+                one ? "the saved sequence has tokens that were erased or shifted: this engine cannot continue it"
+                    : fmt::format("{} sequences are saved there, not one", loaded.sequences.size()));
+        }
+        step_.reset();
+        cache_->drop(std::exchange(sequence_, loaded.sequences[0]));
+        return std::move(loaded.note);
+    }
+
     static xq::Options library_options(const SchemeOptions& options) {
         xq::Options out;
         out.sinks = options.sinks;

@@ -9,6 +9,7 @@
 #include "bench.hpp"
 #include "generate.hpp"
 #include "gguf.hpp"
+#include "inspect.hpp"
 #include "perplexity.hpp"
 #include "schemes.hpp"
 #include "tokenizer.hpp"
@@ -95,6 +96,24 @@ int main(int argc, char** argv) {
     number(*generate, "--sinks", g.sinks, "first tokens kept in f16");
     number(*generate, "--tail", g.tail, "newest tokens kept in f16");
     number(*generate, "--threads", g.threads, "threads; 0: as many as the machine has");
+    generate
+        ->add_option("--save-cache", g.save_cache,
+                     "at the end, save the cache of the prompt and of what was generated to this file")
+        ->type_name("FILE");
+    generate
+        ->add_option(
+            "--load-cache", g.load_cache,
+            "begin with a saved cache of the same model and scheme: tokens that it has in common with the prompt are "
+            "not read again. What follows may differ from a run without it where rows that had left the tail when it "
+            "was saved stand in the tail of this prompt: they stay as they were coded (f16 codes lose nothing); and "
+            "by rounding, since other tokens are read at once")
+        ->type_name("FILE");
+
+    std::string saved, saved_json;
+    CLI::App* inspect = app.add_subcommand("inspect", "Say what a saved cache holds, and whether it is intact");
+    inspect->add_option("FILE", saved, "saved cache")->required()->type_name("");
+    inspect->add_option("--json", saved_json, "also write it to this file")->type_name("FILE");
+    inspect->footer("The exit status is 1 if a page is damaged.");
 
     llm::BenchOptions b;
     CLI::App* bench = app.add_subcommand("bench", "Time a token at several depths of the cache");
@@ -128,6 +147,7 @@ int main(int argc, char** argv) {
         if (*generate) llm::generate(g);
         if (*bench) llm::bench(b);
         if (*tokens) tokenize(model, text);
+        if (*inspect && !llm::inspect(saved, saved_json)) return 1;
     } catch (const std::exception& error) {
         std::fflush(stdout);
         fmt::print(stderr, "xquant-llm: {}\n", error.what());

@@ -40,10 +40,14 @@ Answer answer(const Question& question, const Model& model, const Tokenizer& tok
     using Clock = std::chrono::steady_clock;
     if (question.prompt.empty()) throw Error("the prompt is empty");
     const auto start = Clock::now();
+    const auto seconds = [&] { return std::chrono::duration<double>(Clock::now() - start).count(); };
     Answer out;
     // A token must be left to read: its hidden state predicts the first one of the answer.
     const auto blocks = question.prompt.first((question.prompt.size() - 1) / PrefixStore::block * PrefixStore::block);
-    if (store != nullptr) out.reused = load_prefix(*store, question.scheme, blocks, cache);
+    if (store != nullptr) {
+        out.reused = load_prefix(*store, question.scheme, blocks, cache);
+        out.load_seconds = seconds();
+    }
     out.read = question.prompt.size() - out.reused;
     std::ostringstream bytes;
     if (out.reused < blocks.size()) {
@@ -54,9 +58,7 @@ Answer answer(const Question& question, const Model& model, const Tokenizer& tok
     Sampler sampler(0, 0);
     out.tokens = continue_text(model, std::move(hidden), cache, sampler, tokenizer, question.ends, question.most, pool,
                                [&](std::string_view text) {
-                                   if (out.first_token_seconds == 0)
-                                       out.first_token_seconds =
-                                           std::chrono::duration<double>(Clock::now() - start).count();
+                                   if (out.first_token_seconds == 0) out.first_token_seconds = seconds();
                                    say(text);
                                });
     // Now that nobody waits for a token.

@@ -26,6 +26,7 @@ struct Question {
 struct Answer {
     std::vector<Token> tokens;
     double first_token_seconds = 0;    // until the first token was drawn, loading and saving included
+    double load_seconds = 0;           // of these, finding and loading
     std::size_t reused = 0, read = 0;  // tokens of the prompt: out of the store, and computed
     std::size_t saved = 0;             // tokens of the entry that was put into the store
 };

@@ -83,8 +83,10 @@ public:
 
     void run() {
         const llm::Answer a = answer(store(), true);
-        fmt::print(stderr, "first token  {:.3f} s; of {} prompt tokens {} came out of the store, {} were read\n",
-                   a.first_token_seconds, ids_.size(), a.reused, a.read);
+        fmt::print(stderr,
+                   "first token  {:.3f} s, {:.3f} of them to load; of {} prompt tokens {} came out of the store, {} "
+                   "were read\n",
+                   a.first_token_seconds, a.load_seconds, ids_.size(), a.reused, a.read);
         if (!store_) return;
         const std::size_t blocks = (ids_.size() - 1) / llm::PrefixStore::block * llm::PrefixStore::block;
         if (a.saved > 0)
@@ -99,9 +101,11 @@ public:
         const llm::Answer cold = answer(nullptr, false);
         llm::Answer warm = answer(store(), false);
         if (warm.saved > 0) warm = answer(store(), false);
-        fmt::print("{:<8}{:>18}{:>14}{:>18}\n", "", "first token, s", "tokens read", "out of the store");
+        fmt::print("{:<8}{:>18}{:>18}{:>14}{:>18}\n", "", "first token, s", "of them loading", "tokens read",
+                   "out of the store");
         const auto row = [](const char* name, const llm::Answer& a) {
-            fmt::print("{:<8}{:>18.3f}{:>14}{:>18}\n", name, a.first_token_seconds, a.read, a.reused);
+            fmt::print("{:<8}{:>18.3f}{:>18.3f}{:>14}{:>18}\n", name, a.first_token_seconds, a.load_seconds, a.read,
+                       a.reused);
         };
         row("cold", cold);
         row("warm", warm);

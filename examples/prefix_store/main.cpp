@@ -8,6 +8,7 @@
 #include <fstream>
 #include <memory>
 #include <optional>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -120,12 +121,16 @@ private:
     /// With a cache of its own. It is made before the clock starts: a server makes its caches once.
     llm::Answer answer(llm::PrefixStore* store, bool aloud) {
         const std::unique_ptr<llm::AttentionCache> cache = llm::make_cache(scheme_, *model_, options_);
-        const llm::Answer out =
-            llm::answer(question_, *model_, tokenizer_, *cache, store, pool_, [&](std::string_view text) {
-                if (!aloud) return;
-                std::fwrite(text.data(), 1, text.size(), stdout);
-                std::fflush(stdout);
-            });
+        if (store != nullptr) {
+            // A cache that cannot be saved says so before the work.
+            std::ostringstream nowhere;
+            cache->save(nowhere, "");
+        }
+        llm::Answer out = llm::answer(question_, *model_, tokenizer_, *cache, store, pool_, [&](std::string_view text) {
+            if (!aloud) return;
+            std::fwrite(text.data(), 1, text.size(), stdout);
+            std::fflush(stdout);
+        });
         if (aloud) std::fputs("\n", stdout);
         return out;
     }

@@ -19,11 +19,12 @@ inline constexpr std::size_t row_count = 9;
 inline std::int64_t position_of(std::size_t row) noexcept { return static_cast<std::int64_t>(37 * row); }
 
 /// Floats in the vectors and matrices of a plan. A latent is kept with its transpose.
-inline std::size_t plan_floats(const LayerPlan& plan) {
+inline std::size_t plan_floats(const LayerPlan& plan, std::size_t head_dim) {
     std::size_t floats = 0;
     for (const StreamPlan& stream : plan.streams) {
         floats += stream.mean.size() + stream.matrix.size() + stream.bias.size() + stream.row_norm.size() +
                   2 * stream.latent.size();
+        if (stream.unit_norm) floats += head_dim;
         if (stream.rotate != 0) floats += dct_size(stream.rotate) * dct_size(stream.rotate);
     }
     for (const auto* heads : {&plan.keys, &plan.values}) {
@@ -33,7 +34,7 @@ inline std::size_t plan_floats(const LayerPlan& plan) {
 }
 
 template <std::size_t Streams>
-void check_footprint(const LayerPlan& plan, const LayerFootprint<Streams>& footprint) {
+void check_footprint(const LayerPlan& plan, const LayerFootprint<Streams>& footprint, std::size_t head_dim) {
     holds(plan.streams.size() == Streams, "the plan has " + std::to_string(plan.streams.size()) +
                                               " streams, the policy says " + std::to_string(Streams));
     for (std::size_t i = 0; i < Streams; ++i) {
@@ -42,7 +43,7 @@ void check_footprint(const LayerPlan& plan, const LayerFootprint<Streams>& footp
                                                 std::to_string(footprint.widths[i]) + ", the plan's is " +
                                                 std::to_string(width));
     }
-    const std::size_t floats = plan_floats(plan);
+    const std::size_t floats = plan_floats(plan, head_dim);
     holds(floats == footprint.weight_floats, "footprint: weight_floats is " + std::to_string(footprint.weight_floats) +
                                                  ", the plan has " + std::to_string(floats));
 }
@@ -176,7 +177,7 @@ void check_projection(const Layer& layer, double tolerance = 2e-5) {
     namespace core = xquant::detail;
     core::check_layer(layer);
     LayerPlan plan = P::prepare(layer);
-    detail::check_footprint(plan, P::footprint(layer));
+    detail::check_footprint(plan, P::footprint(layer), layer.shape.head_dim);
     const bool normed = plan.keys_normed;
     core::Ledger ledger(nullptr);
     const core::PreparedLayer prepared = detail::prepare_plan(ledger, layer, std::move(plan), CrossRole::none);
@@ -202,7 +203,7 @@ void check_difference(const Layer& layer, double tolerance = 2e-5) {
     check_projection<typename P::below>(layer, tolerance);
     check_projection<typename P::base>(layer, tolerance);
     LayerPlan plan = P::prepare_difference(layer);
-    detail::check_footprint<1>(plan, P::difference_footprint(layer));
+    detail::check_footprint<1>(plan, P::difference_footprint(layer), layer.shape.head_dim);
     const std::size_t width = plan.streams[0].width, coded = plan.streams[0].coded_width();
     detail::holds(P::base::streams == 1 && width == P::base::footprint(layer).widths[0],
                   "a difference's rows are not as wide as the base's");

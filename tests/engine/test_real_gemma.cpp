@@ -82,7 +82,7 @@ TEST_CASE("Gemma gives the known tokens, perplexity and divergences", "[model]")
     CHECK(kld.at("q8_0") < 5e-3);
     CHECK(kld.at("svd_head4") > 2e-3);  // an error that is too small means that something exact was read
     CHECK(kld.at("svd_head4") < 0.04);
-    CHECK(kld.at("svd_head4") < 0.5 * kld.at("q4_0_hadamard"));
+    CHECK(kld.at("svd_head4") < 0.3 * kld.at("q4_0_hadamard"));
     CHECK(kld.at("x4_rot") > 2e-3);
     CHECK(kld.at("x4_rot") < 0.5);
 #else

@@ -247,10 +247,11 @@ private:
         }
     }
 
-    /// New rows from .. to stay in f16. Row i of the body lives in slot i % 32, wherever it came from.
+    /// New rows from .. to stay in f16, behind those that are there. The first one goes to slot i % 32 for row i of the body.
     void keep_rows(std::size_t from, std::size_t to, std::size_t coded_before) {
         for (std::size_t done = from; done < to;) {
-            const std::size_t slot = (coded_before + done) % row_page_tokens;
+            const bool goes_on = !after.empty() && &after.back().page->format() == formats_.rows;
+            const std::size_t slot = (goes_on ? after.back().end : coded_before + done) % row_page_tokens;
             const std::size_t take = std::min(to - done, row_page_tokens - slot);
             write(page_for(*formats_.rows, slot), slot, take, done, after);
             done += take;

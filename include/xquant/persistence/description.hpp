@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include <xquant/backend/scalar/remat.hpp>
 #include <xquant/detail/core.hpp>
 #include <xquant/persistence/bytes.hpp>
 

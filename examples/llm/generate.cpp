@@ -7,7 +7,6 @@
 #include <cstdio>
 #include <memory>
 #include <optional>
-#include <sstream>
 #include <string_view>
 #include <utility>
 
@@ -87,11 +86,7 @@ void generate(const GenerateOptions& o) {
     options.pool = &pool;
     const std::unique_ptr<AttentionCache> cache = make_cache(scheme, model, options);
 
-    if (!o.save_cache.empty()) {
-        // A cache that cannot be saved says so before the work.
-        std::ostringstream nowhere;
-        cache->save(nowhere, "");
-    }
+    if (!o.save_cache.empty()) check_savable(*cache);
 
     auto start = std::chrono::steady_clock::now();
     std::size_t reused = 0;

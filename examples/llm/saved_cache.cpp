@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <charconv>
 #include <iterator>
+#include <sstream>
 #include <xquant/persistence.hpp>
 
 #include "error.hpp"
@@ -44,6 +45,11 @@ CacheNote parse_note(std::string_view text) {
 
 std::size_t common_prefix(std::span<const Token> a, std::span<const Token> b) {
     return static_cast<std::size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
+}
+
+void check_savable(const AttentionCache& cache) {
+    std::ostringstream nowhere;
+    cache.save(nowhere, "");
 }
 
 void save_cache(const AttentionCache& cache, const Scheme& scheme, std::span<const Token> ids,

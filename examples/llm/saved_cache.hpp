@@ -26,6 +26,9 @@ CacheNote parse_note(std::string_view text);
 /// How many tokens both begin with.
 std::size_t common_prefix(std::span<const Token> a, std::span<const Token> b);
 
+/// Throws what saving this cache will throw whatever it holds: so that it is said before the work.
+void check_savable(const AttentionCache& cache);
+
 /// Replaces `path`. ids: the tokens that the cache holds. Throws llm::Error, and what xquant::save throws.
 void save_cache(const AttentionCache& cache, const Scheme& scheme, std::span<const Token> ids, const std::string& path);
 

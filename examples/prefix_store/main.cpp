@@ -8,7 +8,6 @@
 #include <fstream>
 #include <memory>
 #include <optional>
-#include <sstream>
 #include <string>
 #include <vector>
 
@@ -20,6 +19,7 @@
 #include "error.hpp"
 #include "gguf.hpp"
 #include "prefix_store.hpp"
+#include "saved_cache.hpp"
 #include "schemes.hpp"
 
 namespace {
@@ -121,11 +121,7 @@ private:
     /// With a cache of its own. It is made before the clock starts: a server makes its caches once.
     llm::Answer answer(llm::PrefixStore* store, bool aloud) {
         const std::unique_ptr<llm::AttentionCache> cache = llm::make_cache(scheme_, *model_, options_);
-        if (store != nullptr) {
-            // A cache that cannot be saved says so before the work.
-            std::ostringstream nowhere;
-            cache->save(nowhere, "");
-        }
+        if (store != nullptr) llm::check_savable(*cache);
         llm::Answer out = llm::answer(question_, *model_, tokenizer_, *cache, store, pool_, [&](std::string_view text) {
             if (!aloud) return;
             std::fwrite(text.data(), 1, text.size(), stdout);

@@ -9,7 +9,6 @@
 #include <csignal>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <functional>
 #include <sstream>
 #include <string>
@@ -20,46 +19,21 @@
 
 #include "support/catch.hpp"
 #include "support/feed.hpp"
+#include "support/folder.hpp"
 #include "support/memory.hpp"
 #include "support/model.hpp"
 
 using namespace xquant;
+using test::bytes_of;
 using test::Feed;
+using test::Folder;
 using test::Scheme;
+using test::write_bytes;
 
 namespace {
 
 const Options usual{.sinks = 4, .recent = 20};
 constexpr double rounding = 2e-5;
-
-/// A folder of its own, gone at the end.
-class Folder {
-public:
-    Folder() {
-        std::string name = (std::filesystem::temp_directory_path() / "xquant_XXXXXX").string();
-        if (::mkdtemp(name.data()) == nullptr) throw std::runtime_error("no folder " + name);
-        path_ = name;
-    }
-    Folder(const Folder&) = delete;
-    Folder& operator=(const Folder&) = delete;
-    ~Folder() {
-        std::error_code ignored;
-        std::filesystem::remove_all(path_, ignored);
-    }
-    [[nodiscard]] std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-    [[nodiscard]] std::size_t files() const {
-        return static_cast<std::size_t>(std::distance(std::filesystem::directory_iterator(path_), {}));
-    }
-
-private:
-    std::filesystem::path path_;
-};
-
-std::string bytes_of(const std::string& path) {
-    std::ifstream in(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-}
-void write_bytes(const std::string& path, const std::string& bytes) { std::ofstream(path, std::ios::binary) << bytes; }
 
 std::string saved(const test::Cache& cache, const std::vector<Sequence>& sequences, const std::string& note = "") {
     std::ostringstream out;

@@ -19,7 +19,7 @@
 
 using namespace llm;
 using namespace llm::test;
-using xquant::test::Folder;
+using ::test::Folder;
 
 namespace {
 
@@ -193,7 +193,7 @@ TEST_CASE("calls that make no sense are refused", "[store]") {
     CHECK(contains(message<Error>([&] { store.put("f16", tokens(block + 1, 1), filled(1, 1)); }),
                    "129 tokens are not whole blocks of 128"));
     CHECK(contains(message<Error>([&] { PrefixStore(folder / "other", limit(0)); }), "limit"));
-    xquant::test::write_bytes(folder / "file", "");
+    ::test::write_bytes(folder / "file", "");
     CHECK(contains(message<Error>([&] { PrefixStore(folder / "file", limit(1)); }), folder / "file"));
     CHECK(contains(message<Error>([&] {
                        PrefixStore(folder / "none", {plenty, "a model", true});

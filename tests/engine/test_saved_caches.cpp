@@ -20,9 +20,9 @@
 
 using namespace llm;
 using namespace llm::test;
-using xquant::test::bytes_of;
-using xquant::test::Folder;
-using xquant::test::write_bytes;
+using ::test::bytes_of;
+using ::test::Folder;
+using ::test::write_bytes;
 
 namespace {
 

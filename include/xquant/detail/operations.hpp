@@ -54,12 +54,13 @@ inline std::size_t rows_in(const Segments& segments) noexcept {
 }
 
 /// Throws shape_error if the next token of a layer with a window would see rows that it has freed.
-inline void check_window(const SequenceState& state, std::size_t window, const char* message) {
+inline void check_window(const SequenceState& state, std::size_t window) {
     if (window == 0 || rows_in(state.segments) == state.tokens) return;
     // The freed rows come first, so the last of them stands no later than here.
     const std::int64_t freed =
         (state.segments.empty() ? state.next_position : state.segments.front().first_position) - 1;
-    expects(freed <= state.next_position - static_cast<std::int64_t>(window), message);
+    expects(freed <= state.next_position - static_cast<std::int64_t>(window),
+            "layers with a sliding window have freed rows that the next token would see; keep more tokens");
 }
 
 /// The first `tokens` tokens of one stack's state.
@@ -111,8 +112,17 @@ inline SequenceState cut_and_moved(const SequenceState& state, std::size_t begin
     return out;
 }
 
-inline constexpr const char* window_message =
-    "layers with a sliding window have freed rows that the next token would see; keep more tokens";
+/// Each state of a sequence becomes what changed(state) makes of it.
+/// Throws shape_error, std::bad_alloc; nothing has changed then.
+template <class F>
+void change_states(Core& core, Slot& slot, F&& changed) {
+    NewStates states = new_states(core, slot.states.size());
+    for (std::size_t i = 0; i < slot.states.size(); ++i) {
+        states.push_back(changed(slot.states[i]));
+        check_window(states.back(), core.window(i));
+    }
+    become(slot, states.data());
+}
 
 inline Sequence fork_sequence(Core& core, Sequence sequence, std::size_t tokens) {
     const Slot& from = core.find_idle(sequence);
@@ -120,7 +130,7 @@ inline Sequence fork_sequence(Core& core, Sequence sequence, std::size_t tokens)
     NewStates states = new_states(core, from.states.size());
     for (std::size_t i = 0; i < from.states.size(); ++i) {
         states.push_back(truncated(from.states[i], tokens));
-        if (tokens < from.states[i].tokens) check_window(states.back(), core.window(i), window_message);
+        if (tokens < from.states[i].tokens) check_window(states.back(), core.window(i));
     }
     const Sequence made = core.create();
     Slot& to = core.find(made);
@@ -134,12 +144,7 @@ inline void truncate_sequence(Core& core, Sequence sequence, std::size_t tokens)
     const std::size_t now = slot.states.front().tokens;
     expects(tokens <= now, "truncate: the sequence does not have so many tokens");
     if (tokens == now) return;
-    NewStates states = new_states(core, slot.states.size());
-    for (std::size_t i = 0; i < slot.states.size(); ++i) {
-        states.push_back(truncated(slot.states[i], tokens));
-        check_window(states.back(), core.window(i), window_message);
-    }
-    become(slot, states.data());
+    change_states(core, slot, [&](const SequenceState& state) { return truncated(state, tokens); });
 }
 
 /// Tokens begin .. end are taken out; what follows moves up to where they began.
@@ -149,12 +154,8 @@ inline void erase_tokens(Core& core, Sequence sequence, std::size_t begin, std::
     if (begin == end) return;
     const std::int64_t delta = -static_cast<std::int64_t>(end - begin);
     const bool turned = core.keys_turned();
-    NewStates states = new_states(core, slot.states.size());
-    for (std::size_t i = 0; i < slot.states.size(); ++i) {
-        states.push_back(cut_and_moved(slot.states[i], begin, end, delta, turned));
-        check_window(states.back(), core.window(i), window_message);
-    }
-    become(slot, states.data());
+    change_states(core, slot,
+                  [&](const SequenceState& state) { return cut_and_moved(state, begin, end, delta, turned); });
 }
 
 /// The position of a token that has not been freed, of the next one too; false if it has been.
@@ -192,12 +193,8 @@ inline void shift_tokens(Core& core, Sequence sequence, std::size_t begin, std::
         expects(here + delta > before, "shift: the token would stand at or before the one that precedes it");
     }
     const bool turned = core.keys_turned();
-    NewStates states = new_states(core, slot.states.size());
-    for (std::size_t i = 0; i < slot.states.size(); ++i) {
-        states.push_back(cut_and_moved(slot.states[i], begin, begin, delta, turned));
-        check_window(states.back(), core.window(i), window_message);
-    }
-    become(slot, states.data());
+    change_states(core, slot,
+                  [&](const SequenceState& state) { return cut_and_moved(state, begin, begin, delta, turned); });
 }
 
 /// Sequence i becomes what sequence parents[i] was.

@@ -80,16 +80,10 @@ inline FileInfo inspect(const std::string& path) {
            : page.kind == PageKind::old  ? out.requantized_pages
            : page.kind == PageKind::rows ? out.tail_pages
                                          : out.sink_pages);
-        const std::size_t bytes = static_cast<std::size_t>(page.bytes),
-                          padding = padding_after(record_bytes + bytes).size();
-        bool sound = places[i] + record_bytes + bytes + padding <= file.bytes.size();
-        if (sound) {
-            const auto record = file.bytes.subspan(places[i], record_bytes);
-            const PageRecord found = record_of(record);
-            sound = found.number == i && found.bytes == page.bytes &&
-                    found.hash == page_hash(record, file.bytes.subspan(places[i] + record_bytes, bytes),
-                                            file.bytes.subspan(places[i] + record_bytes + bytes, padding));
-        }
+        const auto bytes = static_cast<std::size_t>(page.bytes);
+        const std::size_t size = padded(record_bytes + bytes);
+        const bool sound =
+            places[i] + size <= file.bytes.size() && is_sound(file.bytes.subspan(places[i], size), i, bytes, true);
         if (!sound) out.damaged_pages.push_back(i);
     }
     return out;

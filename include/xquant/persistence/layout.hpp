@@ -138,6 +138,16 @@ inline std::uint64_t page_hash(std::span<const std::byte> record, std::span<cons
     return hasher.value();
 }
 
+/// Whether the record of page `number`, whose record, bytes and padding are given, says what is known of it; and whether its
+/// hash is right, unless that is not to be looked at.
+inline bool is_sound(std::span<const std::byte> page, std::size_t number, std::size_t bytes, bool verify) {
+    const auto record = page.first(record_bytes);
+    const PageRecord found = record_of(record);
+    return found.number == number && found.bytes == bytes &&
+           (!verify ||
+            found.hash == page_hash(record, page.subspan(record_bytes, bytes), page.subspan(record_bytes + bytes)));
+}
+
 }  // namespace detail
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant

@@ -69,11 +69,7 @@ public:
     void add(std::size_t number, std::byte* at, const std::shared_ptr<void>& owner) {
         const SavedPage& about = file_.pages[number];
         const std::size_t bytes = static_cast<std::size_t>(about.bytes);
-        const std::span<const std::byte> record(at, record_bytes), data(at + record_bytes, bytes);
-        const std::span<const std::byte> padding(data.data() + bytes, padding_after(record_bytes + bytes).size());
-        const PageRecord found = record_of(record);
-        const bool sound = found.number == number && found.bytes == about.bytes &&
-                           (!options_.verify || found.hash == page_hash(record, data, padding));
+        const bool sound = is_sound({at, padded(record_bytes + bytes)}, number, bytes, options_.verify);
         if (!sound) raise<damage_error>("saved cache: page " + std::to_string(number) + " is damaged");
         const PageFormat& from = source(about);
         if (options_.verify) check_values(number, from, at);
@@ -84,7 +80,7 @@ public:
         } else {
             pages_.emplace_back(Page::create(core_->ledger(), to));
             if (same) {
-                std::memcpy(pages_.back()->data().data(), data.data(), bytes);
+                std::memcpy(pages_.back()->data().data(), at + record_bytes, bytes);
             } else {
                 transcode(about, from, at);
             }

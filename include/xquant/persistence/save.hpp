@@ -28,11 +28,10 @@ inline PageKind kind_of(const Stack& stack, const Page& page) noexcept {
                                            : PageKind::sinks;
 }
 
-inline PageList list_pages(const Core& core, std::span<const Sequence> sequences, Description& about) {
+inline PageList list_pages(Core& core, std::span<const Sequence> sequences, Description& about) {
     PageList list;
     for (const Sequence sequence : sequences) {
-        const Slot& slot = core.find(sequence);
-        expects<sequence_error>(!slot.busy, "the sequence is part of a step; commit or destroy the step first");
+        const Slot& slot = core.find_idle(sequence);
         auto& states = about.sequences.emplace_back();
         for (std::size_t i = 0; i < slot.states.size(); ++i) {
             const SequenceState& state = slot.states[i];
@@ -57,7 +56,7 @@ inline PageList list_pages(const Core& core, std::span<const Sequence> sequences
 }
 
 template <class Write>
-void write_cache(const Core& core, std::span<const Sequence> sequences, const std::string& note, Write&& write) {
+void write_cache(Core& core, std::span<const Sequence> sequences, const std::string& note, Write&& write) {
     Description about = describe(core);
     about.note = note;
     const PageList list = list_pages(core, sequences, about);

@@ -55,8 +55,10 @@ void check(const char* name, Run run, Run run_int8) {
             constexpr double rounded = 2e-3;
 #endif
             const double bound = which == Form::exact ? 5e-6 : rounded;
+            // The vector forms round the weights of V, too: to 15 bits of the largest in 128 tokens.
+            const double bound_int8 = which == Form::exact ? 5e-6 : rounded + 3e-4;
             CHECK(distance(run(which, c), run_scalar(which, c)) < bound);
-            CHECK(distance(run_int8(which, c), run_scalar_int8(which, c)) < bound);
+            CHECK(distance(run_int8(which, c), run_scalar_int8(which, c)) < bound_int8);
         }
     }
 }

@@ -133,6 +133,7 @@ struct avx2_registers {
     }
 
     // Sums of products stay in 16 bits as long as none can leave them: run * 2 * (2^bits - 1) * 127 <= 32767.
+    static constexpr unsigned dot_bits = 5;
     static constexpr std::size_t dot_run(unsigned bits) noexcept { return bits <= 4 ? 8 : 4; }
     static i32 dot(i32 sum, i32 codes, i32 weights) noexcept {
         return _mm256_add_epi16(sum, _mm256_maddubs_epi16(codes, weights));

@@ -147,6 +147,7 @@ struct avx512_registers {
 
 #if defined(__AVX512VNNI__)
     // Four products go straight into 32 bits: a run never ends.
+    static constexpr unsigned dot_bits = 8;
     static constexpr std::size_t dot_run(unsigned) noexcept { return static_cast<std::size_t>(-1); }
     static i32 dot(i32 sum, i32 codes, i32 weights) noexcept {
 #if defined(__GNUC__) && !defined(__clang__)
@@ -159,6 +160,7 @@ struct avx512_registers {
     }
     static i32 dot_end(i32 run) noexcept { return run; }
 #else
+    static constexpr unsigned dot_bits = 5;
     static constexpr std::size_t dot_run(unsigned bits) noexcept { return bits <= 4 ? 8 : 4; }
     static i32 dot(i32 sum, i32 codes, i32 weights) noexcept {
         return _mm512_add_epi16(sum, _mm512_maddubs_epi16(codes, weights));

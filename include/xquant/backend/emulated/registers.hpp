@@ -151,6 +151,7 @@ struct emulated_registers {
         }
     }
 
+    static constexpr unsigned dot_bits = 8;
     static constexpr std::size_t dot_run(unsigned) noexcept { return static_cast<std::size_t>(-1); }
     static i32 dot(i32 sum, i32 codes, i32 weights) noexcept {
         return fill_i32([&](std::size_t i) {

@@ -1,16 +1,11 @@
 // Vector attention: softmax, and for few query rows scores and P z straight from what is stored.
 //
-//     score_codes   scores.hpp
-//     add_codes     lanes are channels: sum += (p scale) code for 4 registers of channels and up to 4 query heads; zeros
-//                   need one number for each group
+//     score_codes   scores.hpp       add_codes   values.hpp
 //
 // Everything else (other formats, many query rows) goes through a tile of K or z in f32, and `multiply`.
-// Limit   P z: conversion and FMA, 20 operations a token for 64 channels and 3 heads.
-// Not     P in 8 bits against the codes of V: weights below 1/510 of the largest round to 0, and 127 of them beside one large
-//         weight may hold a fifth of the softmax.
 #pragma once
 
-#include <xquant/backend/simd/scores.hpp>
+#include <xquant/backend/simd/values.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
@@ -70,54 +65,6 @@ void soften(simd<R>, float* scores, std::size_t begin, std::size_t end, std::siz
     std::fill_n(scores, begin, 0.0F);
     std::fill_n(scores + end, whole - end, 0.0F);
 }
-
-namespace detail {
-
-/// sums [Heads][width] += sum over tokens of weights [Heads][128] * rows; load(t, c) gives `lanes` channels of a row.
-template <class R, std::size_t Heads, std::size_t Vectors, class Load>
-void add_rows(Load&& load, std::size_t tokens, std::size_t channel, const float* weights, float* sums,
-              std::size_t stride) noexcept {
-    typename R::f32 sum[Heads][Vectors];
-    XQUANT_UNROLL
-    for (std::size_t h = 0; h < Heads; ++h) {
-        XQUANT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) sum[h][v] = R::load(sums + h * stride + v * R::lanes);
-    }
-    for (std::size_t t = 0; t < tokens; ++t) {
-        typename R::f32 row[Vectors];
-        XQUANT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) row[v] = load(t, channel + v * R::lanes);
-        XQUANT_UNROLL
-        for (std::size_t h = 0; h < Heads; ++h) {
-            const auto weight = R::splat(weights[h * tile_tokens + t]);
-            XQUANT_UNROLL
-            for (std::size_t v = 0; v < Vectors; ++v) sum[h][v] = R::fma(weight, row[v], sum[h][v]);
-        }
-    }
-    XQUANT_UNROLL
-    for (std::size_t h = 0; h < Heads; ++h) {
-        XQUANT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) R::store(sums + h * stride + v * R::lanes, sum[h][v]);
-    }
-}
-
-/// The same for any number of heads, over `channels` channels of the rows.
-template <class R, class Load>
-void add_all_rows(Load&& load, std::size_t tokens, std::size_t channels, const float* weights, std::size_t count,
-                  float* sums, std::size_t stride) noexcept {
-    for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
-        constexpr std::size_t vectors = Heads * 4 + 5 <= R::count ? 4 : 2;
-        std::size_t c = 0;
-        for (; c + vectors * R::lanes <= channels; c += vectors * R::lanes) {
-            add_rows<R, Heads, vectors>(load, tokens, c, weights + i * tile_tokens, sums + i * stride + c, stride);
-        }
-        for (; c < channels; c += R::lanes) {
-            add_rows<R, Heads, 1>(load, tokens, c, weights + i * tile_tokens, sums + i * stride + c, stride);
-        }
-    });
-}
-
-}  // namespace detail
 
 template <class Backend>
     requires requires { typename Backend::registers; }
@@ -227,34 +174,13 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, std::size_
         return;
     }
     alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales, zeros;
-    auto* codes = reinterpret_cast<std::uint8_t*>(at.values);  // [tokens][at most 128]
-    float* weights = at.keys;                                  // [count][128]
+    auto* codes = reinterpret_cast<std::uint8_t*>(at.values);   // [tokens][at most 128]
+    auto* quads = reinterpret_cast<std::uint32_t*>(at.values);  // or [tokens / 4][at most 128]
+    float* weights = at.keys;                                   // [count][128]
     for (std::size_t c = 0; c < width;) {
         const std::size_t channel = task.value.first + c, block = channel / format.group_channels;
         const std::size_t in_group = channel % format.group_channels;
         const std::size_t channels = std::min({format.channels_of(block) - in_group, width - c, std::size_t{128}});
-        // Rows of codes have room for what unpacking writes beyond their end, which the next row overwrites.
-        const std::byte* group = in.codes + format.code_offset(first, block);
-        const std::size_t step = format.group_bytes(format.channels_of(block));
-        const bool vector =
-            in_group % (4 * R::lanes) == 0 &&
-            detail::with_group(format.bits, format.channels_of(block), [&](auto bits, auto n) {
-                // Copies: stored bytes might change what is captured, for all the compiler knows.
-                constexpr std::size_t bytes = 4 * R::lanes;
-                const std::size_t count_t = tokens, each = channels, skip = in_group / bytes, by = step;
-                const std::byte* from = group;
-                std::uint8_t* to = codes;
-                for (std::size_t t = 0; t < count_t; ++t, from += by, to += each) {
-                    detail::prefetch(from + detail::prefetch_rows * by);
-                    for (std::size_t k = 0; k < each; k += bytes) {
-                        R::store_i32(to + k, detail::code_bytes<R, bits(), n()>(from, skip + k / bytes));
-                    }
-                }
-            });
-        for (std::size_t t = 0; t < tokens && !vector; ++t) {
-            unpack_group(scalar{}, group + t * step, format.channels_of(block), format.bits, in_group, channels,
-                         codes + t * channels);
-        }
         detail::load_token_scales<R>(in, first, tokens, block, scales.data(), zeros.data());
         for (std::size_t i = 0; i < count; ++i) {
             auto total = R::zero();
@@ -267,8 +193,29 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, std::size_
             const float zero = R::reduce_add(total);
             for (std::size_t k = 0; k < channels; ++k) sums[i * width + c + k] += zero;
         }
-        const auto load = [&](std::size_t t, std::size_t k) { return R::to_f32(R::load_u8(codes + t * channels + k)); };
-        detail::add_all_rows<R>(load, tokens, channels, weights, count, sums + c, width);
+        const bool quads_there = detail::load_value_quads<R>(in, first, tokens, channel, channels, quads);
+        bool added = false;
+        if constexpr (Backend::int8_products) {
+            added = quads_there && format.bits <= R::dot_bits;
+            if (added) detail::add_products<R>(quads, tokens, channels, weights, count, format.bits, sums + c, width);
+        }
+        if (!added && quads_there) {
+            const auto load = [&](std::size_t t, std::size_t k) {
+                const auto words = R::load_i32(quads + t / 4 * channels + k);
+                return R::to_f32(
+                    R::bits_and(R::shift_right(words, static_cast<unsigned>(t % 4) * 8), R::splat_i32(0xFF)));
+            };
+            detail::add_all_rows<R>(load, tokens, channels, weights, count, sums + c, width);
+        } else if (!added) {
+            for (std::size_t t = 0; t < tokens; ++t) {
+                unpack_group(scalar{}, in.codes + format.code_offset(first + t, block), format.channels_of(block),
+                             format.bits, in_group, channels, codes + t * channels);
+            }
+            const auto load = [&](std::size_t t, std::size_t k) {
+                return R::to_f32(R::load_u8(codes + t * channels + k));
+            };
+            detail::add_all_rows<R>(load, tokens, channels, weights, count, sums + c, width);
+        }
         c += channels;
     }
 }

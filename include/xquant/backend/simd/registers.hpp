@@ -16,7 +16,7 @@
 //     transpose(rows)           `lanes` registers as a square matrix of words
 //     dot(sum, codes, weights)  adds to each word the products of its 4 unsigned bytes with 4 signed ones. Up to
 //                               dot_run(bits) of them may follow each other, from zero; dot_end makes 32-bit words of
-//                               that. |weight| <= 127, codes of 5 bits or fewer.
+//                               that. |weight| <= 127, codes of at most dot_bits bits (5 or 8).
 //
 // Wrappers: backend/avx2, backend/avx512, backend/emulated (plain C++; the specification of these operations).
 #pragma once

@@ -136,6 +136,29 @@ void with_half_rows(const StreamView& in, std::size_t first, std::size_t channel
     }
 }
 
+/// A row of floats in 8 bits, as quantize_weights has them: x ~ step * byte, |byte| <= 127. Bytes [n], up to the next multiple of
+/// `lanes`; `sum` of them.
+struct RoundedRow {
+    float step, sum;
+};
+template <class R>
+RoundedRow round_row(const float* x, std::size_t n, std::uint8_t* bytes) noexcept {
+    auto largest = R::zero();
+    for (std::size_t c = 0; c < n; c += R::lanes) {
+        const auto value = R::load_first(x + c, std::min(R::lanes, n - c));
+        largest = R::max(largest, R::max(value, R::sub(R::zero(), value)));
+    }
+    const float most = R::reduce_max(largest);
+    const auto inverse = R::splat(most > 0 ? int8_top / most : 0.0F);
+    auto sum = R::zero();
+    for (std::size_t c = 0; c < n; c += R::lanes) {
+        const auto whole = R::round(R::mul(R::load_first(x + c, std::min(R::lanes, n - c)), inverse));
+        R::store_u8(bytes + c, R::bits_and(whole, R::splat_i32(0xFF)));
+        sum = R::add(sum, R::to_f32(whole));
+    }
+    return {most / int8_top, R::reduce_add(sum)};
+}
+
 /// sums[h][v] = sum over channels of code * q, for tokens t + v * lanes .. of the quads.
 template <class R, std::size_t Heads, std::size_t Vectors>
 void dot_codes(const std::uint32_t* quads, std::size_t channels, std::size_t t, const float* queries, std::size_t dh,
@@ -223,18 +246,16 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
         load_token_scales<R>(in, first, tokens, channel / in.format.group_channels, scales.data(), zeros.data());
         for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
             float totals[Heads], steps[Heads];
-            [[maybe_unused]] std::array<std::int8_t, Heads * int8_channels> weights;
+            [[maybe_unused]] std::array<std::uint8_t, Heads * int8_channels> weights;
             XQUANT_UNROLL
             for (std::size_t h = 0; h < Heads; ++h) {
                 const float* query = queries + (i + h) * width + c;
                 totals[h] = 0;
                 steps[h] = 1;
                 if constexpr (Rounded) {
-                    std::int8_t* to = weights.data() + h * int8_channels;
-                    steps[h] = quantize_weights(query, 1, channels, nullptr, int8_top, to);
-                    std::int32_t sum = 0;
-                    for (std::size_t k = 0; k < channels; ++k) sum += to[k];
-                    totals[h] = steps[h] * static_cast<float>(sum);
+                    const RoundedRow row = round_row<R>(query, channels, weights.data() + h * int8_channels);
+                    steps[h] = row.step;
+                    totals[h] = row.step * row.sum;
                 } else {
                     for (std::size_t k = 0; k < channels; ++k) totals[h] += query[k];
                 }

@@ -1,0 +1,197 @@
+// Vector attention, the values: for few query rows P z straight from what is stored.
+//
+//     rows      f16 or bf16: lanes are channels, sum += p v for 4 registers of channels and up to 4 query heads
+//     codes     per token: lanes are channels, words hold the codes of 4 tokens. In f32, sum += (p scale) code; with 8-bit products
+//               the weights p scale become whole numbers of 15 bits, in two bytes, and meet 4 codes in one dot instruction each.
+//               Zeros need one number for each group
+//
+// Limit   8-bit products: unpacking and interleaving (half), the dot instructions (a third), rounding the weights. Half the time
+//         of f32, which is bound by conversions.
+// Not     P in 8 bits: weights below 1/510 of the largest round to 0, and 127 of them beside one large weight may hold a fifth of
+//         the softmax.
+#pragma once
+
+#include <xquant/backend/simd/scores.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// sums [Heads][width] += sum over tokens of weights [Heads][128] * rows; load(t, c) gives `lanes` channels of a row.
+template <class R, std::size_t Heads, std::size_t Vectors, class Load>
+void add_rows(Load&& load, std::size_t tokens, std::size_t channel, const float* weights, float* sums,
+              std::size_t stride) noexcept {
+    typename R::f32 sum[Heads][Vectors];
+    XQUANT_UNROLL
+    for (std::size_t h = 0; h < Heads; ++h) {
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) sum[h][v] = R::load(sums + h * stride + v * R::lanes);
+    }
+    for (std::size_t t = 0; t < tokens; ++t) {
+        typename R::f32 row[Vectors];
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) row[v] = load(t, channel + v * R::lanes);
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            const auto weight = R::splat(weights[h * tile_tokens + t]);
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < Vectors; ++v) sum[h][v] = R::fma(weight, row[v], sum[h][v]);
+        }
+    }
+    XQUANT_UNROLL
+    for (std::size_t h = 0; h < Heads; ++h) {
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) R::store(sums + h * stride + v * R::lanes, sum[h][v]);
+    }
+}
+
+/// The same for any number of heads, over `channels` channels of the rows.
+template <class R, class Load>
+void add_all_rows(Load&& load, std::size_t tokens, std::size_t channels, const float* weights, std::size_t count,
+                  float* sums, std::size_t stride) noexcept {
+    for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
+        constexpr std::size_t vectors = Heads * 4 + 5 <= R::count ? 4 : 2;
+        std::size_t c = 0;
+        for (; c + vectors * R::lanes <= channels; c += vectors * R::lanes) {
+            add_rows<R, Heads, vectors>(load, tokens, c, weights + i * tile_tokens, sums + i * stride + c, stride);
+        }
+        for (; c < channels; c += R::lanes) {
+            add_rows<R, Heads, 1>(load, tokens, c, weights + i * tile_tokens, sums + i * stride + c, stride);
+        }
+    });
+}
+
+/// Codes of channels channel .. + channels of one channel block -> quads [tokens / 4][channels], words of 4 tokens; those from
+/// `tokens` on are copies of the last. False where this form of codes has no vector unpacking.
+template <class R>
+bool load_value_quads(const StreamView& in, std::size_t first, std::size_t tokens, std::size_t channel,
+                      std::size_t channels, std::uint32_t* quads) noexcept {
+    constexpr std::size_t bytes = 4 * R::lanes;
+    const StreamFormat& format = in.format;
+    const std::size_t block = channel / format.group_channels, skip = channel % format.group_channels;
+    if (skip % bytes != 0) return false;
+    const std::byte* group = in.codes + format.code_offset(first, block);
+    const std::size_t step = format.group_bytes(format.channels_of(block));
+    return with_group(format.bits, format.channels_of(block), [&](auto bits, auto n) {
+        // Copies: stored bytes might change what is captured, for all the compiler knows.
+        const std::size_t last = tokens - 1, wide = channels, from_run = skip / bytes, by = step;
+        const std::byte* from = group;
+        std::uint32_t* to = quads;
+        for (std::size_t t = 0; t <= last; t += 4, to += wide) {
+            const std::byte* rows[4];
+            for (std::size_t i = 0; i < 4; ++i) {
+                rows[i] = from + std::min(t + i, last) * by;
+                prefetch(from + (t + i + prefetch_rows) * by);
+            }
+            for (std::size_t k = 0; k < wide; k += bytes) {
+                const std::size_t run = from_run + k / bytes;
+                typename R::i32 words[4];
+                R::interleave_bytes(code_bytes<R, bits(), n()>(rows[0], run), code_bytes<R, bits(), n()>(rows[1], run),
+                                    code_bytes<R, bits(), n()>(rows[2], run), code_bytes<R, bits(), n()>(rows[3], run),
+                                    words);
+                for (std::size_t i = 0; i < std::min<std::size_t>(4, (wide - k) / R::lanes); ++i) {
+                    R::store_i32(to + k + i * R::lanes, words[i]);
+                }
+            }
+        }
+    });
+}
+
+/// Weights as whole numbers of a step: 255 high + low, each within 127. A weight is off by 1 / 65024 of the tile's largest at
+/// most.
+struct WholeWeights {
+    std::array<std::uint8_t, direct_queries * tile_tokens> high, low;
+    std::array<float, direct_queries> steps;
+};
+
+template <class R>
+void round_weights(const float* weights, std::size_t tokens, std::size_t count, WholeWeights& out) noexcept {
+    constexpr float top = 127.0F * 255.0F + 127.0F;
+    const auto byte = R::splat_i32(0xFF);
+    for (std::size_t i = 0; i < count; ++i) {
+        const float* row = weights + i * tile_tokens;
+        auto largest = R::zero();
+        for (std::size_t t = 0; t < tokens; t += R::lanes) {
+            const auto weight = R::load_first(row + t, std::min(R::lanes, tokens - t));
+            largest = R::max(largest, R::max(weight, R::sub(R::zero(), weight)));
+        }
+        const float most = R::reduce_max(largest);
+        out.steps[i] = most / top;
+        const auto inverse = R::splat(most > 0 ? top / most : 0.0F);
+        for (std::size_t t = 0; t < tile_tokens; t += R::lanes) {
+            const std::size_t n = t < tokens ? std::min(R::lanes, tokens - t) : 0;
+            const auto whole = R::to_f32(R::round(R::mul(R::load_first(row + t, n), inverse)));
+            const auto high = R::round(R::mul(whole, R::splat(1.0F / 255.0F)));
+            const auto low = R::round(R::fma(R::to_f32(high), R::splat(-255.0F), whole));
+            R::store_u8(out.high.data() + i * tile_tokens + t, R::bits_and(high, byte));
+            R::store_u8(out.low.data() + i * tile_tokens + t, R::bits_and(low, byte));
+        }
+    }
+}
+
+/// sums [Heads][stride] += step * (codes times whole weights), for Vectors registers of channels from c on.
+template <class R, std::size_t Heads, std::size_t Vectors>
+void add_quads(const std::uint32_t* quads, std::size_t count_q, std::size_t channels, std::size_t c,
+               const WholeWeights& weights, std::size_t head, std::size_t run, float* sums,
+               std::size_t stride) noexcept {
+    const std::uint8_t* high = weights.high.data() + head * tile_tokens;
+    const std::uint8_t* low = weights.low.data() + head * tile_tokens;
+    for (std::size_t q = 0; q < count_q;) {
+        const std::size_t end = count_q - q > run ? q + run : count_q;
+        typename R::i32 highs[Heads][Vectors], lows[Heads][Vectors];
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < Vectors; ++v) highs[h][v] = lows[h][v] = R::zero_i32();
+        }
+        for (; q < end; ++q) {
+            typename R::i32 words[Vectors];
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < Vectors; ++v) words[v] = R::load_i32(quads + q * channels + c + v * R::lanes);
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                const auto weight_high = R::template repeat<4>(high + h * tile_tokens + 4 * q);
+                const auto weight_low = R::template repeat<4>(low + h * tile_tokens + 4 * q);
+                XQUANT_UNROLL
+                for (std::size_t v = 0; v < Vectors; ++v) {
+                    highs[h][v] = R::dot(highs[h][v], words[v], weight_high);
+                    lows[h][v] = R::dot(lows[h][v], words[v], weight_low);
+                }
+            }
+        }
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            const auto step = R::splat(weights.steps[head + h]);
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < Vectors; ++v) {
+                float* to = sums + h * stride + c + v * R::lanes;
+                const auto sum =
+                    R::fma(R::to_f32(R::dot_end(highs[h][v])), R::splat(255.0F), R::to_f32(R::dot_end(lows[h][v])));
+                R::store(to, R::fma(sum, step, R::load(to)));
+            }
+        }
+    }
+}
+
+/// sums [count][stride] += weights [count][128] times the codes of the quads.
+template <class R>
+void add_products(const std::uint32_t* quads, std::size_t tokens, std::size_t channels, const float* weights,
+                  std::size_t count, unsigned bits, float* sums, std::size_t stride) noexcept {
+    WholeWeights whole;
+    round_weights<R>(weights, tokens, count, whole);
+    const std::size_t run = R::dot_run(bits), count_q = (tokens + 3) / 4;
+    for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
+        constexpr std::size_t vectors = R::count < 32 ? (Heads <= 2 ? 2 : 1) : Heads <= 3 ? 4 : 2;
+        std::size_t c = 0;
+        for (; c + vectors * R::lanes <= channels; c += vectors * R::lanes) {
+            add_quads<R, Heads, vectors>(quads, count_q, channels, c, whole, i, run, sums + i * stride, stride);
+        }
+        for (; c < channels; c += R::lanes) {
+            add_quads<R, Heads, 1>(quads, count_q, channels, c, whole, i, run, sums + i * stride, stride);
+        }
+    });
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

@@ -76,7 +76,7 @@ struct MatrixView {
 inline namespace XQUANT_ABI_NS {
 
 /// Exact. Written without branches so that loops over it vectorize.
-inline float to_float(f16 half) noexcept {
+constexpr float to_float(f16 half) noexcept {
     const std::uint32_t sign = (half.bits & 0x8000U) << 16U;
     const std::uint32_t rest = (half.bits & 0x7FFFU) << 13U;
     // The exponent's bias differs by 112. Scaling by 2^112 moves it and makes subnormals normal.
@@ -86,7 +86,7 @@ inline float to_float(f16 half) noexcept {
 }
 
 /// Rounds to nearest, ties to even. Beyond 65520: infinity.
-inline f16 to_f16(float value) noexcept {
+constexpr f16 to_f16(float value) noexcept {
     const auto bits = std::bit_cast<std::uint32_t>(value);
     const std::uint32_t magnitude = bits & 0x7FFFFFFFU;
     // Below 2^-14 the result is subnormal: adding 0.5 leaves exactly the 10 bits that f16 keeps at the bottom.
@@ -100,21 +100,21 @@ inline f16 to_f16(float value) noexcept {
     return f16{static_cast<std::uint16_t>(half | ((bits >> 16U) & 0x8000U))};
 }
 
-inline float to_float(bf16 value) noexcept {
+constexpr float to_float(bf16 value) noexcept {
     return std::bit_cast<float>(static_cast<std::uint32_t>(value.bits) << 16U);
 }
 
 /// Rounds to nearest, ties to even.
-inline bf16 to_bf16(float value) noexcept {
+constexpr bf16 to_bf16(float value) noexcept {
     const auto bits = std::bit_cast<std::uint32_t>(value);
     if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return bf16{static_cast<std::uint16_t>((bits >> 16U) | 0x40U)};
     return bf16{static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16U) & 1U)) >> 16U)};
 }
 
-inline float to_float(float value) noexcept { return value; }
+constexpr float to_float(float value) noexcept { return value; }
 
 /// The value a float has after it was stored as f16.
-inline float round_to_f16(float value) noexcept { return to_float(to_f16(value)); }
+constexpr float round_to_f16(float value) noexcept { return to_float(to_f16(value)); }
 
 /// Copy n elements of any type to f32.
 inline void load_row(const void* source, DType type, std::size_t n, float* XQUANT_RESTRICT out) noexcept {

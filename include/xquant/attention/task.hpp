@@ -79,10 +79,5 @@ constexpr bool absorbs_keys(const AttendTask& task) noexcept {
            absorbs(task.key, task.rows * task.group, columns);
 }
 
-/// Channels of Partial::sum.
-constexpr std::size_t partial_width(const HeadDecoder& value, std::size_t query_rows, std::size_t head_dim) noexcept {
-    return absorbs_values(value, query_rows, head_dim) ? value.width : head_dim;
-}
-
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant

@@ -81,7 +81,7 @@ public:
                 if (attend.rules.sink_logits != nullptr) attend.rules.sink_logits += head * group;
                 task.first_row = part.first_row + row;
                 task.head = head;
-                task.width = partial_width(attend.value, attend.rows * group, dh);
+                task.width = backend::partial_width(Backend{}, attend.value, attend.rows * group, dh);
                 task.splits = splits;
                 for (const Run& run : runs_) {
                     attend.spans = {spans_.data() + run.first_span, run.spans};

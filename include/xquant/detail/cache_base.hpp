@@ -25,10 +25,27 @@ struct CacheAccess {
     }
 };
 
+/// What a backend brings to a cache. Backends whose pages lie on a device specialize it.
+template <class Backend>
+struct BackendParts {
+    using Step = detail::Step<Backend>;
+    static constexpr bool on_device = false;
+
+    /// Kept beside the core.
+    struct State {
+        State(Core&, const Options&) noexcept {}
+        void prepare(const Core&) noexcept {}
+    };
+    static Step begin(Core& core, State&, std::span<const StepPart> parts) { return Step(core, parts); }
+    static void seal(Core& core, State&, Slot& slot) { seal_sequence(Backend{}, core, slot); }
+};
+
 template <class Backend>
 class CacheBase {
+    using Parts = BackendParts<Backend>;
+
 public:
-    using Step = detail::Step<Backend>;
+    using Step = typename Parts::Step;
     using backend = Backend;
 
     /// An empty sequence.
@@ -80,7 +97,7 @@ public:
 
     /// Starts a step that adds tokens to one or several sequences. Everything the step will store is allocated here.
     /// Throws sequence_error, shape_error, std::bad_alloc; nothing has changed then.
-    [[nodiscard]] Step begin(std::span<const StepPart> parts) { return Step(*core_, parts); }
+    [[nodiscard]] Step begin(std::span<const StepPart> parts) { return Parts::begin(*core_, *state_, parts); }
     [[nodiscard]] Step begin(std::initializer_list<StepPart> parts) {
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }
@@ -88,7 +105,7 @@ public:
     /// Encodes every row outside the window now, unfinished groups included, and frees their f16 copies: for a sequence
     /// that rests. A group that was cut short stays short; later tokens start a new page.
     /// Cost: encoding at most 127 rows of each layer.
-    void seal(Sequence sequence) { seal_sequence(Backend{}, *core_, core_->find_idle(sequence)); }
+    void seal(Sequence sequence) { Parts::seal(*core_, *state_, core_->find_idle(sequence)); }
 
     /// Rewrites coded pages with the second quantizer of Requantizable<Fresh, Old>: fewer bytes, more error, and no way back. Of
     /// the pages of these sequences, choose(PageChoice) picks some; a page that several of them share is rewritten once and
@@ -98,11 +115,19 @@ public:
     /// that is being rewritten. Cost: decoding and encoding the pages.
     template <class Choose>
     Requantized requantize(std::span<const Sequence> sequences, Choose&& choose) {
+        static_assert(!Parts::on_device, "xquant: requantize is not there for caches on a device");
         return requantize_pages(Backend{}, *core_, sequences, choose);
     }
     /// The same for all full pages.
     Requantized requantize(std::span<const Sequence> sequences) {
         return requantize(sequences, [](const PageChoice& page) { return page.filled == coded_page_tokens; });
+    }
+
+    /// Whether rows were appended since this was last asked that are not finite, or beyond f16's 65504: attention over them means
+    /// nothing. Caches on a device find out when the device gets there; others throw in append. Waits for the device.
+    [[nodiscard]] bool take_bad_rows() {
+        if constexpr (Parts::on_device) return state_->take_bad_rows();
+        return false;
     }
 
     /// What is allocated, by purpose; adds up to what the memory resource was asked for.
@@ -141,7 +166,8 @@ public:
 protected:
     CacheBase(const Model& model, const Options& options, const Recipe& recipe)
         : core_(std::make_unique<Core>(options, stacks_of(model, recipe.accumulator != nullptr), recipe.streams(),
-                                       recipe.requantizes())) {
+                                       recipe.requantizes())),
+          state_(std::make_unique<typename Parts::State>(*core_, options)) {
         if (recipe.accumulator != nullptr) {
             core_->set_accumulator(recipe.accumulator(model.layers.front().shape.width));
         }
@@ -153,15 +179,22 @@ protected:
                              &learn_stream<Backend>);
             previous = &layer.rope;
         }
+        state_->prepare(*core_);
     }
     ~CacheBase() = default;
     CacheBase(CacheBase&&) noexcept = default;
-    CacheBase& operator=(CacheBase&&) noexcept = default;
+    CacheBase& operator=(CacheBase&& other) noexcept {
+        CacheBase taken(std::move(other));
+        std::swap(core_, taken.core_);
+        std::swap(state_, taken.state_);
+        return *this;
+    }
 
 private:
     friend struct CacheAccess;
 
     std::unique_ptr<Core> core_;
+    std::unique_ptr<typename Parts::State> state_;
 };
 
 }  // namespace detail

@@ -27,6 +27,7 @@ struct Options {
     /// Bytes that Bytes::stored() may reach, at no time more; 0: no limit. What would go beyond throws budget_error and changes
     /// nothing; steps do so when they begin. Weights, and the workspace of steps, are not counted.
     std::size_t budget = 0;
+    void* stream = nullptr;  ///< caches on a device: the cudaStream_t they work in; null: the default stream
 };
 
 /// n new tokens of a sequence.
@@ -184,6 +185,13 @@ public:
             state.next_position = state.moved = 0;
         }
         slots_.release(slot);
+    }
+
+    /// Lets go of every page. No step may be under way, and no sequence is used after this.
+    void forget_pages() noexcept {
+        slots_.for_each([](Slot& slot) {
+            for (SequenceState& state : slot.states) Segments(state.segments.get_allocator()).swap(state.segments);
+        });
     }
 
     /// A sequence that is not part of a step.

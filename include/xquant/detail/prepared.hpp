@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <span>
 #include <vector>
 
 #include <xquant/attention/task.hpp>
@@ -77,6 +78,9 @@ public:
         rules.slopes = keep(layer_floats(layer.alibi_slopes, shape.heads));
         rules.sink_logits = keep(layer_floats(layer.sink_logits, shape.heads));
     }
+
+    /// The matrices and vectors of the plan, one after another: what all pointers of encoders, heads and rules point into.
+    [[nodiscard]] std::span<const float> floats() const noexcept { return {floats_.data(), floats_.size()}; }
 
     /// Levels that a quantizer learnt become part of the weights.
     const float* keep_levels(const std::vector<float>& levels) { return keep(levels); }

@@ -33,17 +33,8 @@ public:
           input_(allocator<float>()),
           sums_(core),
           attention_(core) {
-        expects(!parts.empty(), "a step needs at least one sequence");
+        check_parts(core, parts);
         parts_.reserve(parts.size());
-        for (std::size_t i = 0; i < parts.size(); ++i) {
-            const Slot& slot = core.find(parts[i].sequence);
-            expects<sequence_error>(!slot.busy, "the sequence is already part of a step");
-            expects(parts[i].tokens > 0, "a step adds at least one token to each of its sequences");
-            expects(parts[i].tokens < (std::size_t{1} << 31U), "a step adds fewer than 2^31 tokens");
-            for (std::size_t j = 0; j < i; ++j) {
-                expects<sequence_error>(parts[j].sequence != parts[i].sequence, "a sequence appears twice in a step");
-            }
-        }
         plans_.reserve(parts.size() * core.stacks());
         for (const StepPart& part : parts) {
             Slot& slot = core.find(part.sequence);

@@ -1,9 +1,10 @@
-// Rows on their way into pages, and the moment when they become part of a sequence.
+// Rows on their way into pages.
 #pragma once
 
 #include <algorithm>
 
 #include <xquant/detail/accumulate.hpp>
+#include <xquant/detail/commit.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
@@ -44,17 +45,6 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums
     } else {
         encode_rows(tag, codec, rows, width, write.slot, write.count, target);
     }
-}
-
-/// The sequence becomes what the plan says. Only moves: cannot fail.
-inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
-    for (const Segment& segment : plan.after) {
-        // Only of a page that nothing else shares: others may be read by other threads.
-        if (segment.page->filled < segment.end) segment.page->filled = segment.end;
-    }
-    state.segments.swap(plan.after);
-    state.tokens = plan.tokens;
-    state.next_position = plan.next_position;
 }
 
 /// Encodes all rows of a sequence outside its window, unfinished groups included.

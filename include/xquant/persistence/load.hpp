@@ -75,11 +75,16 @@ public:
         if (options_.verify) check_values(number, from, at);
         const PageFormat& to = target(about);
         const bool same = same_sections(from, to);
-        if (same && owner != nullptr) {
+        PageMemory* const device = core_->ledger().page_memory();
+        expects<mismatch_error>(same || device == nullptr,
+                                "saved cache: rows are transcoded by the processor, and this cache's lie on a device");
+        if (same && owner != nullptr && device == nullptr) {
             pages_.emplace_back(Page::adopt(core_->ledger(), to, at, owner));
         } else {
             pages_.emplace_back(Page::create(core_->ledger(), to));
-            if (same) {
+            if (device != nullptr) {
+                device->write(pages_.back()->data().data(), at + record_bytes, bytes);
+            } else if (same) {
                 std::memcpy(pages_.back()->data().data(), at + record_bytes, bytes);
             } else {
                 transcode(about, from, at);

@@ -69,8 +69,14 @@ void write_cache(Core& core, std::span<const Sequence> sequences, const std::str
     for (const SavedPage& page : about.pages) header.file_bytes += padded(record_bytes + page.bytes);
     write(std::span<const std::byte>(to_bytes(header)));
     write(std::span<const std::byte>(description));
+    std::vector<std::byte> copied;  // of a page on a device
     for (std::size_t i = 0; i < list.pages.size(); ++i) {
-        const std::span<const std::byte> data = std::as_const(*list.pages[i].get()).data();
+        std::span<const std::byte> data = std::as_const(*list.pages[i].get()).data();
+        if (PageMemory* const device = core.ledger().page_memory(); device != nullptr) {
+            copied.resize(data.size());
+            device->read(copied.data(), data.data(), data.size());
+            data = copied;
+        }
         const auto padding = padding_after(record_bytes + data.size());
         PageRecord record{0, i, data.size()};
         record.hash = page_hash(to_bytes(record), data, padding);

@@ -15,6 +15,11 @@
 // Source  XQuant section 3.2 and appendix B (SplitSvd); HeadSvd is ours.
 #pragma once
 
+// Everything here runs on the processor: nvcc need not look for a device in Eigen.
+#if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
+#define EIGEN_NO_CUDA
+#endif
+
 #include <Eigen/Core>
 #include <Eigen/Eigenvalues>
 #include <Eigen/QR>

@@ -21,11 +21,14 @@ struct GroupScale {
     float scale = 0, zero = 0;
 };
 
+/// How a scale follows from the smallest and the largest value of a group, for backends that cannot call a policy's function.
+enum class ScaleRule : std::uint8_t { other, min_max, symmetric };
+
 inline namespace XQUANT_ABI_NS {
 
 /// Rounds a value in [0, 2^22) to the nearest whole number, ties to even, in a form that vectorizes on any machine and
 /// that no compiler may fuse with the multiplication before it (the clamp stands between).
-inline float round_clamped(float value, float top) noexcept {
+constexpr float round_clamped(float value, float top) noexcept {
     constexpr float magic = 12582912.0F;                         // 1.5 * 2^23: the sum has no bits below one
     const float clamped = std::min(std::max(0.0F, value), top);  // in this order NaN becomes 0
     return (clamped + magic) - magic;

@@ -27,6 +27,21 @@ struct MinMse {};
 
 inline namespace XQUANT_ABI_NS {
 
+/// MinMax's scale and zero; `top` is the highest code.
+constexpr GroupScale min_max_scale(Range range, float top) noexcept {
+    // Neither is ever -0: which of 0 and -0 is found as the smallest value depends on the machine. -0 + 0 = 0.
+    const float zero = round_to_f16(range.low) + 0.0F;
+    const float scale = round_to_f16((range.high - zero) / top);
+    return {scale > 0 ? scale : 0.0F, zero};
+}
+
+/// Symmetric's; `zero_code` stands for zero.
+constexpr GroupScale symmetric_scale(Range range, float zero_code) noexcept {
+    const float most = range.high > -range.low ? range.high : -range.low;
+    const float scale = round_to_f16(most / (zero_code - 1)) + 0.0F;
+    return {scale, -zero_code * scale};
+}
+
 template <unsigned Bits, unsigned Group = 128, class Scale = MinMax>
 struct Quantizer {
     static_assert(Bits == 2 || Bits == 3 || Bits == 4 || Bits == 5 || Bits == 6 || Bits == 8,
@@ -39,12 +54,14 @@ struct Quantizer {
     static constexpr unsigned group = Group;
     static constexpr bool stores_zero = !std::is_same_v<Scale, Symmetric>;
     static constexpr float zero_code = static_cast<float>(1U << (Bits - 1));  // read only where no zero is stored
+    static constexpr ScaleRule scale_rule = std::is_same_v<Scale, MinMax>      ? ScaleRule::min_max
+                                            : std::is_same_v<Scale, Symmetric> ? ScaleRule::symmetric
+                                                                               : ScaleRule::other;
 
     /// The scale and zero of a group whose smallest and largest value are these.
-    static GroupScale scale_of(Range range) noexcept requires(!std::is_same_v<Scale, MinMse>) {
-        if constexpr (std::is_same_v<Scale, MinMax>) return min_max(range);
-        const float scale = round_to_f16(std::max(-range.low, range.high) / (zero_code - 1)) + 0.0F;
-        return {scale, -zero_code * scale};
+    static constexpr GroupScale scale_of(Range range) noexcept requires(!std::is_same_v<Scale, MinMse>) {
+        if constexpr (std::is_same_v<Scale, MinMax>) return min_max_scale(range, top);
+        return symmetric_scale(range, zero_code);
     }
 
     /// x [n] -> codes [n], and the scale and zero they go with; n is Group or less, x finite and within f16.
@@ -61,19 +78,13 @@ struct Quantizer {
 private:
     static constexpr float top = static_cast<float>((1U << Bits) - 1);
 
-    static GroupScale min_max(Range range) noexcept {
-        // Neither is ever -0: which of 0 and -0 is found as the smallest value depends on the machine. -0 + 0 = 0.
-        const float zero = round_to_f16(range.low) + 0.0F;
-        return {std::max(0.0F, round_to_f16((range.high - zero) / top)), zero};
-    }
-
     static GroupScale search(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
         const Range full = range_of(x);
         GroupScale best;
         double least = -1;
         for (int percent = 100; percent >= 50; percent -= 5) {
             const Range range = percent == 100 ? full : narrowed(full, static_cast<float>(percent) / 100.0F);
-            const GroupScale trial = min_max(range);
+            const GroupScale trial = min_max_scale(range, top);
             encode_affine(x, trial, top, codes);
             const double error = squared_error(x, codes, trial);
             if (least < 0 || error < least) {

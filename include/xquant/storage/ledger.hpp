@@ -34,6 +34,20 @@ struct Bytes {
     friend bool operator==(const Bytes&, const Bytes&) = default;
 };
 
+/// Memory for the rows of pages where that is not the processor's own: a device's. Headers of pages stay with the processor.
+class PageMemory {
+public:
+    /// Zeroed bytes, aligned to 64. Throws std::bad_alloc.
+    virtual void* allocate(std::size_t bytes) = 0;
+    virtual void release(void* memory, std::size_t bytes) noexcept = 0;
+    /// To and from memory of the processor. `read` waits until the bytes are there.
+    virtual void read(void* to, const void* from, std::size_t bytes) = 0;
+    virtual void write(void* to, const void* from, std::size_t bytes) = 0;
+
+protected:
+    ~PageMemory() = default;
+};
+
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
@@ -53,19 +67,22 @@ public:
     /// Throws budget_error unless it is not to be `limited`, and what the resource throws; nothing is counted then.
     void* allocate(Purpose purpose, std::size_t bytes, std::size_t alignment, bool limited = true) {
         if (!is_stored(purpose)) return resource_->allocate(bytes, alignment);
-        const std::size_t used = stored_.fetch_add(bytes, std::memory_order_relaxed);
-        try {
-            if (limited && budget_ != 0 && (used > budget_ || bytes > budget_ - used))
-                throw budget_error(bytes, used, budget_);
-            return resource_->allocate(bytes, alignment);
-        } catch (...) {
-            stored_.fetch_sub(bytes, std::memory_order_relaxed);
-            throw;
-        }
+        return within_budget(bytes, limited, [&] { return resource_->allocate(bytes, alignment); });
     }
     void release(Purpose purpose, void* pointer, std::size_t bytes, std::size_t alignment) noexcept {
         resource_->deallocate(pointer, bytes, alignment);
         if (is_stored(purpose)) stored_.fetch_sub(bytes, std::memory_order_relaxed);
+    }
+
+    /// The same for rows of pages, where these have memory of their own.
+    [[nodiscard]] PageMemory* page_memory() const noexcept { return page_memory_; }
+    void set_page_memory(PageMemory* memory) noexcept { page_memory_ = memory; }
+    void* allocate_rows(std::size_t bytes, bool limited) {
+        return within_budget(bytes, limited, [&] { return page_memory_->allocate(bytes); });
+    }
+    void release_rows(void* pointer, std::size_t bytes) noexcept {
+        page_memory_->release(pointer, bytes);
+        stored_.fetch_sub(bytes, std::memory_order_relaxed);
     }
 
     void add(Purpose purpose, std::size_t bytes) noexcept { slot(purpose).fetch_add(bytes, std::memory_order_relaxed); }
@@ -83,9 +100,23 @@ public:
     }
 
 private:
+    template <class Allocate>
+    void* within_budget(std::size_t bytes, bool limited, Allocate&& allocate) {
+        const std::size_t used = stored_.fetch_add(bytes, std::memory_order_relaxed);
+        try {
+            if (limited && budget_ != 0 && (used > budget_ || bytes > budget_ - used))
+                throw budget_error(bytes, used, budget_);
+            return allocate();
+        } catch (...) {
+            stored_.fetch_sub(bytes, std::memory_order_relaxed);
+            throw;
+        }
+    }
+
     std::atomic<std::size_t>& slot(Purpose purpose) noexcept { return bytes_[static_cast<std::size_t>(purpose)]; }
 
     std::pmr::memory_resource* resource_;
+    PageMemory* page_memory_ = nullptr;
     std::size_t budget_;
     std::atomic<std::size_t> stored_{0};
     std::array<std::atomic<std::size_t>, purpose_count> bytes_{};

@@ -1,4 +1,4 @@
-// Pages: one allocation with some tokens of all layers. What a page holds is fixed by its format; once its slots are
+// Pages: one allocation (two, where rows lie on a device) with some tokens of all layers. What a page holds is fixed by its format; once its slots are
 // filled and committed they never change, so pages are shared freely and counted.
 //
 //     Page header | layer 0, stream 0: codes, scales, zeros, outliers | layer 0, stream 1: ... | layer 1 ...   sections at 64 bytes
@@ -93,8 +93,9 @@ class Page {
 public:
     /// Throws std::bad_alloc, and budget_error if it is to be `limited`.
     static Page* create(Ledger& ledger, const PageFormat& format, bool limited = true) {
+        if (ledger.page_memory() != nullptr) return create_on_device(ledger, format, limited);
         void* memory = ledger.allocate(format.purpose, format.sizes.total, 64, limited);
-        auto* page = ::new (memory) Page(ledger, format, nullptr);
+        auto* page = ::new (memory) Page(ledger, format, nullptr, static_cast<std::byte*>(memory));
         std::memset(static_cast<std::byte*>(memory) + sizeof(Page), 0, format.sizes.total - sizeof(Page));
         page->enter(&Ledger::add);
         return page;
@@ -102,7 +103,7 @@ public:
 
     /// A page whose bytes lie in memory of someone else, which `owner` keeps. The first page_header_bytes are overwritten.
     static Page* adopt(Ledger& ledger, const PageFormat& format, std::byte* memory, std::shared_ptr<void> owner) {
-        auto* page = ::new (static_cast<void*>(memory)) Page(ledger, format, std::move(owner));
+        auto* page = ::new (static_cast<void*>(memory)) Page(ledger, format, std::move(owner), memory);
         page->enter(&Ledger::add);
         return page;
     }
@@ -115,21 +116,27 @@ public:
         const Purpose purpose = format_->purpose;
         enter(&Ledger::subtract);
         const std::shared_ptr<void> owner = std::move(owner_);  // the page lies in what it keeps
+        std::byte* rows = on_device() ? base_ + header_bytes() : nullptr;
         this->~Page();
-        if (owner == nullptr) ledger.release(purpose, this, bytes, 64);
+        if (owner != nullptr) return;
+        if (rows != nullptr) ledger.release_rows(rows, bytes - header_bytes());
+        ledger.release(purpose, this, rows != nullptr ? header_bytes() : bytes, 64);
     }
     [[nodiscard]] std::size_t references() const noexcept { return references_.load(std::memory_order_acquire); }
     [[nodiscard]] const PageFormat& format() const noexcept { return *format_; }
 
     [[nodiscard]] MutableStreamView stream(std::size_t layer, std::size_t index) noexcept {
         const PageSection& section = format_->sections[layer * format_->streams + index];
-        auto* base = reinterpret_cast<std::byte*>(this);
+        std::byte* base = base_;
         const auto half = [base](std::size_t offset) {
             return offset == 0 ? nullptr : reinterpret_cast<f16*>(base + offset);
         };
         return {section.format,      base + section.codes,   half(section.scales),
                 half(section.zeros), half(section.outliers), section.places == 0 ? nullptr : base + section.places};
     }
+
+    /// What sections' places are counted from. On a device, if the ledger has memory for pages there.
+    [[nodiscard]] std::byte* base() const noexcept { return base_; }
 
     /// Everything after the header.
     [[nodiscard]] std::span<const std::byte> data() const noexcept;
@@ -138,8 +145,8 @@ public:
     std::size_t filled = 0;  ///< slots that belong to a committed sequence
 
 private:
-    Page(Ledger& ledger, const PageFormat& format, std::shared_ptr<void> owner) noexcept
-        : ledger_(&ledger), format_(&format), owner_(std::move(owner)) {}
+    Page(Ledger& ledger, const PageFormat& format, std::shared_ptr<void> owner, std::byte* base) noexcept
+        : ledger_(&ledger), format_(&format), owner_(std::move(owner)), base_(base) {}
     ~Page() = default;
 
     void enter(void (Ledger::*change)(Purpose, std::size_t) noexcept) noexcept {
@@ -153,20 +160,40 @@ private:
         (ledger_->*change)(Purpose::index, sizes.total - sizes.codes - sizes.scales);
     }
 
+    static Page* create_on_device(Ledger& ledger, const PageFormat& format, bool limited);
+    static constexpr std::size_t header_bytes() noexcept;
+    [[nodiscard]] bool on_device() const noexcept { return base_ != reinterpret_cast<const std::byte*>(this); }
+
     Ledger* ledger_;
     const PageFormat* format_;
     std::shared_ptr<void> owner_;
+    std::byte* base_;
     std::atomic<std::size_t> references_{1};
 };
 
 /// Bytes before the first section.
 inline constexpr std::size_t page_header_bytes = round_up(sizeof(Page), 64);
 
+constexpr std::size_t Page::header_bytes() noexcept { return page_header_bytes; }
+
+inline Page* Page::create_on_device(Ledger& ledger, const PageFormat& format, bool limited) {
+    void* memory = ledger.allocate(format.purpose, page_header_bytes, 64, limited);
+    try {
+        auto* rows = static_cast<std::byte*>(ledger.allocate_rows(format.sizes.total - page_header_bytes, limited));
+        auto* page = ::new (memory) Page(ledger, format, nullptr, rows - page_header_bytes);
+        page->enter(&Ledger::add);
+        return page;
+    } catch (...) {
+        ledger.release(format.purpose, memory, page_header_bytes, 64);
+        throw;
+    }
+}
+
 inline std::span<const std::byte> Page::data() const noexcept {
-    return {reinterpret_cast<const std::byte*>(this) + page_header_bytes, format_->sizes.total - page_header_bytes};
+    return {base_ + page_header_bytes, format_->sizes.total - page_header_bytes};
 }
 inline std::span<std::byte> Page::data() noexcept {
-    return {reinterpret_cast<std::byte*>(this) + page_header_bytes, format_->sizes.total - page_header_bytes};
+    return {base_ + page_header_bytes, format_->sizes.total - page_header_bytes};
 }
 
 /// A counted reference to a page, or none.

@@ -64,6 +64,18 @@ constexpr bool rounds_queries(const AttendTask& task, const StreamView& in) noex
            has_code_words(in.format, task.key) && in.format.bits <= int8_most_bits && task.key.width <= task.head_dim;
 }
 
+/// Whether a backend sums P z and multiplies by A_v at the end, or rebuilds V for every tile.
+constexpr bool sums_latents(scalar, const HeadDecoder& value, std::size_t query_rows, std::size_t head_dim) noexcept {
+    return absorbs_values(value, query_rows, head_dim);
+}
+
+/// Channels of Partial::sum.
+template <class Backend>
+constexpr std::size_t partial_width(Backend tag, const HeadDecoder& value, std::size_t query_rows,
+                                    std::size_t head_dim) noexcept {
+    return sums_latents(tag, value, query_rows, head_dim) ? value.width : head_dim;
+}
+
 /// Floats of scratch that attend_task needs.
 constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t dh = task.head_dim, queries = row_step * task.group;
@@ -337,7 +349,7 @@ inline void merge_partial(scalar, Partial into, Partial from, std::size_t querie
 template <class Backend>
 void attend_task(Backend tag, const AttendTask& task, Partial partial, float* scratch) noexcept {
     const std::size_t queries = task.rows * task.group;
-    clear_partial(tag, partial, queries, partial_width(task.value, queries, task.head_dim));
+    clear_partial(tag, partial, queries, partial_width(tag, task.value, queries, task.head_dim));
     const detail::AttendScratch at = detail::split_scratch(task, scratch);
     if (absorbs_keys(task)) detail::absorb_queries(tag, task, at);
     TileAngles angles;
@@ -355,7 +367,7 @@ void attend_task(Backend tag, const AttendTask& task, Partial partial, float* sc
 template <class Backend>
 void finish_partial(Backend tag, const AttendTask& task, Partial partial, float* out, std::size_t out_stride) noexcept {
     const std::size_t dh = task.head_dim, queries = task.rows * task.group;
-    const bool absorbed = absorbs_values(task.value, queries, dh);
+    const bool absorbed = sums_latents(tag, task.value, queries, dh);
     const std::size_t width = absorbed ? task.value.width : dh;
     for (std::size_t i = 0; i < queries; ++i) {
         float* XQUANT_RESTRICT sum = partial.sum + i * width;

@@ -1,21 +1,22 @@
 # xquant_build_flags: what our own tests, benchmarks and examples are compiled with. Never part of xquant::xquant, never
 # installed.
 add_library(xquant_build_flags INTERFACE)
+set(cxx "$<$<COMPILE_LANGUAGE:CXX>")  # nvcc has flags of its own
 
 if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
-  target_compile_options(xquant_build_flags INTERFACE -Wall -Wextra -Wshadow -Wconversion)
+  target_compile_options(xquant_build_flags INTERFACE ${cxx}:-Wall> ${cxx}:-Wextra> ${cxx}:-Wshadow> ${cxx}:-Wconversion>)
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # g++ 12 says so about its own AVX-512 intrinsics, which leave registers undefined on purpose.
-    target_compile_options(xquant_build_flags INTERFACE -Wno-maybe-uninitialized -Wno-uninitialized)
+    target_compile_options(xquant_build_flags INTERFACE ${cxx}:-Wno-maybe-uninitialized> ${cxx}:-Wno-uninitialized>)
   else()
     # clang counts it to -Wconversion, g++ does not.
-    target_compile_options(xquant_build_flags INTERFACE -Wno-sign-conversion)
+    target_compile_options(xquant_build_flags INTERFACE ${cxx}:-Wno-sign-conversion>)
   endif()
   if(XQUANT_WERROR)
-    target_compile_options(xquant_build_flags INTERFACE -Werror)
+    target_compile_options(xquant_build_flags INTERFACE ${cxx}:-Werror>)
   endif()
   if(XQUANT_NATIVE)
-    target_compile_options(xquant_build_flags INTERFACE -march=native)
+    target_compile_options(xquant_build_flags INTERFACE ${cxx}:-march=native>)
   endif()
   if(XQUANT_SANITIZE)
     set(xquant_sanitizer_flags -fsanitize=${XQUANT_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer)

@@ -10,6 +10,8 @@ install(TARGETS xquant EXPORT xquantTargets FILE_SET HEADERS DESTINATION "${CMAK
 install(FILES ${xquant_svd_headers} DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant/projection")
 install(FILES "${PROJECT_SOURCE_DIR}/include/xquant/persistence.hpp" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant")
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/xquant/persistence" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant")
+install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/xquant" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
+  FILES_MATCHING PATTERN "*.cuh")
 install(EXPORT xquantTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}")
 
 configure_package_config_file(

@@ -77,6 +77,20 @@ TEST_CASE("attention on AVX2 equals scalar attention") { check("avx2", run_avx2,
 TEST_CASE("attention on AVX-512 equals scalar attention") { check("avx512", run_avx512, run_avx512_int8); }
 #endif
 
+TEST_CASE("attention by the kernels for GPUs, on an emulated one, equals scalar attention") {
+    std::cerr << "no GPU takes part: the kernels of backend/cuda run on emulated_gpu\n";
+    for (const Case& c : cases()) {
+        for (int form = 0; form < static_cast<int>(Form::count); ++form) {
+            INFO("emulated_cuda, " << c.name << ", form " << form);
+            const Form which = static_cast<Form>(form);
+            const double off = distance(run_emulated_cuda(which, c), run_scalar(which, c));
+            // Queries, z, A, K and P are rounded to f16. No rounding at all would mean that something else ran.
+            CHECK(off < 1e-3);
+            CHECK(off > 1e-6);
+        }
+    }
+}
+
 TEST_CASE(
     "8-bit products change little, and only where codes have 5 bits or fewer and meet a matrix, or the queries "
     "themselves") {

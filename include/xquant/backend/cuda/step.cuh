@@ -1,0 +1,361 @@
+// One step of a cache whose pages lie on a device. The same verbs as detail/step.hpp, and the same plan; x, q and out are
+// pointers to device memory, and nothing waits for the device.
+//
+//     begin    plans, allocates pages, and copies the step's tables to the device: once, for all layers
+//     append   Project, FinishRow, Gather, Encode              attend   (Convert,) Attend, Finish
+//
+// Rows that are not finite are found when the device gets to them: XCache::take_bad_rows says whether there were some.
+#pragma once
+
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <xquant/backend/cuda/state.cuh>
+#include <xquant/detail/commit.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// A step over one or several sequences. Move-only; destroying it without commit() leaves the cache as it was. One step at a time:
+/// steps share the cache's workspace.
+template <class Device>
+class DeviceStep {
+public:
+    DeviceStep(Core& core, DeviceState<Device>& state, std::span<const StepPart> parts)
+        : core_(&core), state_(&state), plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())) {
+        expects<state_error>(!state.busy,
+                             "a device runs one step of a cache at a time: commit or destroy the other one");
+        check_parts(core, parts);
+        plans_.reserve(parts.size() * core.stacks());
+        for (const StepPart& part : parts) {
+            Slot& slot = core.find(part.sequence);
+            for (std::size_t stack = 0; stack < core.stacks(); ++stack) {
+                plans_.push_back(core.plan(slot, stack, part.tokens));
+            }
+            parts_.push_back({&slot, total_, part.tokens, slot.states.front().next_position});
+            total_ += part.tokens;
+        }
+        expects(total_ < (std::size_t{1} << 31U), "a step of this size overflows");
+        make_tables();
+        reserve();
+        // From here on nothing throws.
+        for (const Part& part : parts_) part.slot->busy = true;
+        state.busy = true;
+    }
+    DeviceStep(DeviceStep&& other) noexcept
+        : core_(std::exchange(other.core_, nullptr)),
+          state_(other.state_),
+          parts_(std::move(other.parts_)),
+          plans_(std::move(other.plans_)),
+          stacks_(std::move(other.stacks_)),
+          total_(other.total_),
+          next_(other.next_) {}
+    DeviceStep& operator=(DeviceStep&&) = delete;
+    ~DeviceStep() { end(); }
+
+    /// Encodes all rows of a sequence outside its window, unfinished groups included.
+    static void seal(Core& core, DeviceState<Device>& state, Slot& slot) {
+        DeviceStep step(core, state, slot);
+        for (std::size_t layer = 0; layer < core.layers().size(); ++layer) step.write_rows(layer);
+        step.next_ = core.layers().size();
+        step.commit();
+    }
+
+    /// Tokens of the step, all sequences together.
+    [[nodiscard]] std::size_t size() const noexcept { return total_; }
+
+    /// As Step::append; x [n, D] lies on the device, and has been read when the device gets there.
+    void append(std::size_t layer, const MatrixView& x) {
+        using namespace backend::gpu;
+        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects<state_error>(layer == next_, "layers are appended in order, each once");
+        expects<state_error>(layer < core_->layers().size(), "the step has all its layers");
+        const PreparedLayer& prepared = core_->layers()[layer];
+        expects(x.rows == total_ && x.cols == prepared.shape.width, "x is [tokens of the step, width]");
+        expects(!x.empty() && x.stride >= x.cols, "x has no data, or a stride shorter than its rows");
+        const StackTables& stack = stacks_[prepared.stack];
+        const LayerTable* table = state_->layer(layer);
+        const auto n = static_cast<unsigned>(total_), streams = static_cast<unsigned>(prepared.encoders.size());
+        std::size_t widest = 0;
+        for (const StreamEncoder& encoder : prepared.encoders) widest = std::max(widest, encoder.width);
+        Device& device = state_->device();
+        const DeviceRows input{x.data, x.stride, x.type};
+        const auto columns = static_cast<unsigned>((widest + project_columns - 1) / project_columns);
+        device.template launch<Project>(columns, (n + project_rows - 1) / project_rows, streams,
+                                        sizeof(float) * project_depth * (project_rows + project_columns), table,
+                                        stack.step, input);
+        device.template launch<FinishRow>(n, streams, 1U, sizeof(float) * (2 * widest + 1), table, stack.step);
+        ++next_;
+        write_rows(layer);
+    }
+
+    /// As Step::attend; q [n, H * Dh] and out [n, H * Dh] (f32) lie on the device.
+    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0) {
+        using namespace backend::gpu;
+        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects<state_error>(layer + 1 == next_, "attend follows append of the same layer");
+        const PreparedLayer& prepared = core_->layers()[layer];
+        const std::size_t width = prepared.shape.heads * prepared.shape.head_dim;
+        if (out_stride == 0) out_stride = width;
+        expects(q.rows == total_ && q.cols == width, "q is [tokens of the step, heads * head_dim]");
+        expects(!q.empty() && out != nullptr && q.stride >= q.cols && out_stride >= width,
+                "q or out has no data, or a stride shorter than its rows");
+        Device& device = state_->device();
+        const float* queries = static_cast<const float*>(q.data);
+        std::size_t q_stride = q.stride;
+        if (q.type != DType::f32) {
+            auto* converted = reinterpret_cast<float*>(state_->queries.data());
+            device.template launch<Convert>(static_cast<unsigned>(total_), 1U, 1U, 0,
+                                            DeviceRows{q.data, q.stride, q.type}, width, converted);
+            queries = converted;
+            q_stride = width;
+        }
+        with_size(prepared.shape.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
+            AttendTask like;
+            like.key = prepared.keys.front();
+            like.value = prepared.values.front();
+            like.head_dim = prepared.shape.head_dim;
+            if (rebuilds(like)) {
+                attend_with<Size, true>(prepared, layer, queries, q_stride, out, out_stride);
+            } else {
+                attend_with<Size, false>(prepared, layer, queries, q_stride, out, out_stride);
+            }
+        });
+    }
+
+    /// As Step::commit. The device may be behind; what follows in its stream sees the step.
+    void commit() {
+        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects<state_error>(next_ == core_->layers().size(), "commit before every layer was appended");
+        for (std::size_t i = 0; i < plans_.size(); ++i) {
+            commit_plan(parts_[i / core_->stacks()].slot->states[i % core_->stacks()], plans_[i]);
+        }
+        end();
+    }
+
+private:
+    /// Without new tokens.
+    DeviceStep(Core& core, DeviceState<Device>& state, Slot& slot)
+        : core_(&core), state_(&state), plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())) {
+        expects<state_error>(!state.busy,
+                             "a device runs one step of a cache at a time: commit or destroy the other one");
+        plans_.reserve(core.stacks());
+        for (std::size_t stack = 0; stack < core.stacks(); ++stack) plans_.push_back(core.plan(slot, stack, 0, true));
+        parts_.push_back({&slot, 0, 0, slot.states.front().next_position});
+        make_tables();
+        reserve();
+        slot.busy = state.busy = true;
+    }
+
+    struct Part {
+        Slot* slot;
+        std::size_t first_row, rows;
+        std::int64_t first_position;
+    };
+    /// The tables of one stack's layers.
+    struct StackTables {
+        backend::gpu::StepTable step;
+        unsigned writes = 0, gathered = 0, blocks = 0, most_rows = 0;
+        std::size_t group = 0, kv_heads = 0;
+    };
+
+    /// Rows of a layer go into their pages.
+    void write_rows(std::size_t layer) {
+        using namespace backend::gpu;
+        const PreparedLayer& prepared = core_->layers()[layer];
+        const StackTables& stack = stacks_[prepared.stack];
+        if (stack.writes == 0) return;
+        const auto streams = static_cast<unsigned>(prepared.encoders.size());
+        std::size_t widest = 0;
+        for (const StreamEncoder& encoder : prepared.encoders) widest = std::max(widest, encoder.width);
+        Device& device = state_->device();
+        const LayerTable* table = state_->layer(layer);
+        if (stack.gathered > 0) {
+            device.template launch<Gather>(stack.writes, streams, page_slots / Gather::warps, 0, table, stack.step,
+                                           widest);
+        }
+        const unsigned shares = stack.most_rows > 8 ? 16U : 1U;
+        device.template launch<Encode>(stack.writes, streams, shares, 0, table, stack.step, widest, shares);
+    }
+
+    template <unsigned Size, bool Rebuilds>
+    void attend_with(const PreparedLayer& prepared, std::size_t layer, const float* q, std::size_t q_stride, float* out,
+                     std::size_t out_stride) {
+        using namespace backend::gpu;
+        using Kernel = AttendBlock<typename Device::machine, Size, Rebuilds>;
+        const StackTables& stack = stacks_[prepared.stack];
+        const auto kv_heads = static_cast<unsigned>(prepared.shape.kv_heads);
+        Device& device = state_->device();
+        device.template launch<Attend<Size, Rebuilds>>(stack.blocks, kv_heads, 1U, Kernel::shared_bytes,
+                                                       state_->layer(layer), stack.step, q, q_stride);
+        device.template launch<Finish<Size>>(stack.blocks, kv_heads, block_queries, sizeof(float) * Size,
+                                             state_->layer(layer), stack.step, out, out_stride);
+    }
+
+    backend::gpu::PageKind kind_of(const Page& page) const noexcept {
+        switch (page.format().purpose) {
+            case Purpose::tail:
+                return backend::gpu::PageKind::rows;
+            case Purpose::sinks:
+                return backend::gpu::PageKind::sinks;
+            default:
+                return backend::gpu::PageKind::coded;
+        }
+    }
+
+    /// Enters what the kernels of all layers read, and says where it is.
+    void make_tables() {
+        using namespace backend::gpu;
+        Packing& all = state_->packing;
+        all.clear();
+        std::vector<std::int64_t> positions;
+        for (const Part& part : parts_) {
+            const std::int64_t first = part.first_position - part.slot->states.front().moved;
+            for (std::size_t i = 0; i < part.rows; ++i) positions.push_back(first + static_cast<std::int64_t>(i));
+        }
+        const std::size_t positions_at = all.add(positions);
+        stacks_.resize(core_->stacks());
+        // The widest layer decides into how many blocks a stack's queries are cut.
+        for (const PreparedLayer& layer : core_->layers()) {
+            StackTables& stack = stacks_[layer.stack];
+            stack.group = std::max(stack.group, layer.shape.heads / layer.shape.kv_heads);
+            stack.kv_heads = std::max(stack.kv_heads, layer.shape.kv_heads);
+        }
+        struct Places {
+            std::size_t spans, writes, pieces, blocks;
+        };
+        std::vector<Places> places;
+        for (std::size_t i = 0; i < stacks_.size(); ++i) {
+            StackTables& stack = stacks_[i];
+            std::vector<SpanTable> spans;
+            std::vector<WriteTable> writes;
+            std::vector<PieceTable> pieces;
+            std::vector<BlockTable> blocks;
+            for (std::size_t p = 0; p < parts_.size(); ++p)
+                add_part(stack, plans_[p * stacks_.size() + i], parts_[p], spans, writes, pieces, blocks);
+            stack.writes = static_cast<unsigned>(writes.size());
+            stack.blocks = static_cast<unsigned>(blocks.size());
+            places.push_back({all.add(spans), all.add(writes), all.add(pieces), all.add(blocks)});
+        }
+        std::byte* base = state_->step_tables.reserve(all.bytes().size());
+        for (std::size_t i = 0; i < stacks_.size(); ++i) {
+            StepTable& step = stacks_[i].step;
+            step.spans = reinterpret_cast<const SpanTable*>(base + places[i].spans);
+            step.writes = reinterpret_cast<const WriteTable*>(base + places[i].writes);
+            step.pieces = reinterpret_cast<const PieceTable*>(base + places[i].pieces);
+            step.blocks = reinterpret_cast<const BlockTable*>(base + places[i].blocks);
+            step.positions = reinterpret_cast<const std::int64_t*>(base + positions_at);
+            step.bad = state_->bad_rows();
+            step.tokens = total_;
+        }
+        state_->device().to_device(base, all.bytes().data(), all.bytes().size());
+    }
+
+    void add_part(StackTables& stack, const StepPlan& plan, const Part& part,
+                  std::vector<backend::gpu::SpanTable>& spans, std::vector<backend::gpu::WriteTable>& writes,
+                  std::vector<backend::gpu::PieceTable>& pieces, std::vector<backend::gpu::BlockTable>& blocks) {
+        using namespace backend::gpu;
+        const auto number = [](std::size_t n) { return static_cast<std::uint32_t>(n); };
+        const std::uint32_t first_span = number(spans.size()), first_piece = number(pieces.size());
+        for (const Segment& segment : plan.reads) {
+            SpanTable span{
+                nullptr,      PageKind::step, number(segment.begin), number(segment.end), segment.first_position,
+                segment.moved};
+            if (segment.page) {
+                span.page = segment.page->base();
+                span.kind = kind_of(*segment.page.get());
+            }
+            spans.push_back(span);
+        }
+        for (const Piece& piece : plan.pieces) {
+            PieceTable entry{nullptr, PageKind::step, number(piece.begin), number(piece.count)};
+            if (piece.page != nullptr) {
+                entry.page = piece.page->base();
+                entry.kind = kind_of(*piece.page);
+            } else {
+                entry.begin += number(part.first_row);
+            }
+            pieces.push_back(entry);
+        }
+        for (const Write& write : plan.writes) {
+            WriteTable entry{write.page->base(),
+                             kind_of(*write.page),
+                             number(write.slot),
+                             number(write.count),
+                             first_piece + number(write.first_piece),
+                             number(write.pieces),
+                             stack.gathered};
+            if (write.pieces != 1 || plan.pieces[write.first_piece].page != nullptr) ++stack.gathered;
+            stack.most_rows = std::max(stack.most_rows, entry.count);
+            writes.push_back(entry);
+        }
+        const std::uint32_t count = number(spans.size()) - first_span, queries = number(part.rows * stack.group);
+        if (queries == 0) return;  // sealed: nothing is read
+        const std::uint32_t groups = (queries + block_queries - 1) / block_queries;
+        const std::size_t alone = parts_.size() * groups * stack.kv_heads;
+        const auto wanted = number((state_->device().wanted_blocks() + alone - 1) / alone);
+        // A split reads 4 spans or more: less, and merging takes longer than reading.
+        const std::uint32_t splits = std::clamp<std::uint32_t>(wanted, 1, std::max(1U, count / 4));
+        const std::uint32_t each = (count + splits - 1) / splits, some = each == 0 ? 1 : (count + each - 1) / each;
+        for (std::uint32_t g = 0; g < groups; ++g) {
+            for (std::uint32_t s = 0; s < some; ++s) {
+                BlockTable block{first_span + s * each,  std::min(each, count - s * each),
+                                 number(part.first_row), number(part.rows),
+                                 g * block_queries,      s == 0 ? some : 0,
+                                 part.first_position};
+                blocks.push_back(block);
+            }
+        }
+    }
+
+    /// Workspace for all layers.
+    void reserve() {
+        std::size_t rows = 0, gathered = 0, partials = 0, queries = 0;
+        for (const PreparedLayer& layer : core_->layers()) {
+            const StackTables& stack = stacks_[layer.stack];
+            std::size_t widths = 0, widest = 0;
+            for (const StreamEncoder& encoder : layer.encoders) {
+                widths += encoder.width;
+                widest = std::max(widest, encoder.width);
+            }
+            rows = std::max(rows, total_ * widths);
+            gathered = std::max(gathered, stack.gathered * layer.encoders.size() * coded_page_tokens * widest);
+            backend::gpu::with_size(layer.shape.head_dim, [&](auto size) {
+                partials = std::max<std::size_t>(
+                    partials, stack.blocks * layer.shape.kv_heads * backend::gpu::block_queries * (size() + 2));
+            });
+            queries = std::max(queries, total_ * layer.shape.heads * layer.shape.head_dim);
+        }
+        const auto floats = [](DeviceBuffer<Device>& buffer, std::size_t count) {
+            return reinterpret_cast<float*>(buffer.reserve(count * sizeof(float)));
+        };
+        for (StackTables& stack : stacks_) {
+            stack.step.rows = floats(state_->rows, rows);
+            stack.step.gathered = floats(state_->gathered, gathered);
+            stack.step.partials = floats(state_->partials, partials);
+        }
+        floats(state_->queries, queries);
+    }
+
+    void end() noexcept {
+        if (core_ == nullptr) return;
+        for (const Part& part : parts_) part.slot->busy = false;
+        state_->busy = false;
+        parts_.clear();
+        plans_.clear();
+        core_ = nullptr;
+    }
+
+    Core* core_;
+    DeviceState<Device>* state_;
+    std::vector<Part> parts_;
+    LedgerVector<StepPlan, Purpose::workspace> plans_;  ///< [parts][stacks]
+    std::vector<StackTables> stacks_;
+    std::size_t total_ = 0, next_ = 0;
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

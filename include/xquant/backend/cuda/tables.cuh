@@ -1,0 +1,96 @@
+// What kernels read of a cache: plain tables in device memory. Layers are entered once, steps once each: all layers of a step
+// share its tables, so that a layer is a few launches and nothing else.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include <xquant/attention/task.hpp>
+#include <xquant/model.hpp>
+#include <xquant/quantizer/uniform.hpp>
+#include <xquant/storage/page.hpp>
+
+namespace xquant::backend::gpu {
+inline namespace XQUANT_ABI_NS {
+
+/// The kinds of pages, as sections are found: coded, rows (the tail), sinks.
+enum class PageKind : std::uint32_t { coded, rows, sinks, step };
+
+/// A stream of a layer: where it lies in a page of each kind, and how its rows are encoded.
+struct StreamTable {
+    StreamEncoder encoder;                    ///< pointers to device memory, as all that follow
+    xquant::detail::PageSection sections[3];  ///< of coded, row and sink pages
+    ScaleRule rule = ScaleRule::other;
+    std::size_t first_float = 0;  ///< of its rows in a step's, in units of tokens
+};
+
+/// One layer.
+struct LayerTable {
+    LayerShape shape;
+    RopeView rope;
+    ScoreRules rules;
+    bool keys_turned = false;
+    std::uint32_t key_stream = 0, value_stream = 0, shared_stream = 0;
+    std::uint32_t shared_channels = 0, streams = 0;
+    const HeadDecoder *keys = nullptr, *values = nullptr;  ///< [kv heads]
+    const StreamTable* tables = nullptr;                   ///< [streams]
+};
+
+/// Slots of a page, or rows of the step, that queries of a part read.
+struct SpanTable {
+    const std::byte* page = nullptr;
+    PageKind kind = PageKind::step;
+    std::uint32_t begin = 0, end = 0;
+    std::int64_t first_position = 0, moved = 0;
+};
+
+/// Rows to be written to slots of a page, and where they come from.
+struct WriteTable {
+    std::byte* page = nullptr;
+    PageKind kind = PageKind::rows;
+    std::uint32_t slot = 0, count = 0, first_piece = 0, pieces = 0;
+    std::uint32_t gathered = 0;  ///< number among the writes whose rows come from several places
+};
+struct PieceTable {
+    const std::byte* page = nullptr;  ///< null: rows of the step
+    PageKind kind = PageKind::step;
+    std::uint32_t begin = 0, count = 0;
+};
+
+/// Up to 16 (query row, head) of one sequence, against some of its spans.
+struct BlockTable {
+    std::uint32_t first_span = 0, spans = 0;
+    std::uint32_t part_row = 0, rows = 0;  ///< the sequence's rows in the step
+    std::uint32_t first_query = 0;         ///< in units of (row, head) of one kv head
+    std::uint32_t splits = 0;              ///< blocks with the same queries, this one the first; 0: not the first
+    std::int64_t first_position = 0;       ///< of row 0
+};
+
+/// A stream of a layer in a page of device memory.
+XQUANT_DEVICE inline MutableStreamView view_of(const StreamTable& table, PageKind kind, std::byte* page) noexcept {
+    const xquant::detail::PageSection& section = table.sections[static_cast<std::uint32_t>(kind)];
+    const auto half = [page](std::size_t offset) {
+        return offset == 0 ? nullptr : reinterpret_cast<f16*>(page + offset);
+    };
+    return {section.format,      page + section.codes,   half(section.scales),
+            half(section.zeros), half(section.outliers), section.places == 0 ? nullptr : page + section.places};
+}
+
+XQUANT_DEVICE inline StreamView view_of(const StreamTable& table, PageKind kind, const std::byte* page) noexcept {
+    const MutableStreamView view = view_of(table, kind, const_cast<std::byte*>(page));
+    return {view.format, view.codes, view.scales, view.zeros, view.outliers, view.places};
+}
+
+/// Rows of the step as a stream.
+XQUANT_DEVICE inline StreamView view_of_rows(const float* rows, std::size_t width) noexcept {
+    StreamView view;
+    view.format.width = view.format.group_channels = static_cast<std::uint32_t>(width);
+    view.format.kind = CodeKind::f32;
+    view.format.bits = 32;
+    view.format.stores_zero = false;
+    view.codes = reinterpret_cast<const std::byte*>(rows);
+    return view;
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend::gpu

@@ -1,0 +1,120 @@
+/// Caches on a device in plain C++: kernels, tables and bookkeeping of the CUDA backend, all but CUDA itself.
+#include "cuda/caches.hpp"
+
+#include <xquant/backend/cuda/backend.cuh>
+#include <xquant/backend/emulated/device.hpp>
+#include <xquant/persistence.hpp>
+
+#include <iostream>
+#include <limits>
+#include <sstream>
+
+#include "support/catch.hpp"
+
+using namespace xquant;
+using Device = backend::on_device<backend::EmulatedDevice>;
+
+namespace {
+
+class Memory {
+public:
+    explicit Memory(const std::vector<float>& values) : values_(values) {}
+    float* data() const noexcept { return values_.data(); }
+    std::vector<float> read() const { return values_; }
+    static void copy(void* to, const void* from, std::size_t bytes) { std::memcpy(to, from, bytes); }
+
+private:
+    mutable std::vector<float> values_;
+};
+
+using Cache = XCache<Quantizer<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>, Device>;
+
+}  // namespace
+
+TEST_CASE("caches on an emulated device: attention and bytes are those of the processor") {
+    std::cerr << "no GPU takes part: the CUDA backend runs on EmulatedDevice\n";
+    on_device::for_each_case<Device, Memory>([](const on_device::Case& c, const on_device::Outcome& outcome) {
+        INFO(c.name << ": attention off by " << outcome.attention << ", " << outcome.different << " of "
+                    << outcome.bytes << " bytes differ");
+        CHECK(outcome.attention < 2e-3);
+        CHECK(outcome.attention > 1e-6);
+        CHECK(outcome.same_pages);
+        // Rows are projected with other roundings where the processor's compiler does not fuse: some codes are neighbours then.
+        CHECK(outcome.different * 500 <= outcome.bytes);
+        CHECK(!outcome.bad_rows);
+    });
+}
+
+TEST_CASE("a cache on a device counts its bytes, and gives all of them back") {
+    const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
+    Cache cache(setup.model, {.sinks = 4, .recent = 16});
+    const Bytes before = cache.bytes();
+    CHECK(before.weights > 0);
+    const Sequence sequence = cache.create();
+    const std::vector<float> x(300 * 192, 0.5F);
+    auto step = cache.begin({{sequence, 300}});
+    for (std::size_t layer = 0; layer < 2; ++layer) step.append(layer, MatrixView(x.data(), 300, 192));
+    step.commit();
+    const Bytes predicted = Cache::predict(setup.model, {.sinks = 4, .recent = 16}, 300);
+    CHECK(cache.bytes().codes == predicted.codes);
+    CHECK(cache.bytes().scales == predicted.scales);
+    CHECK(cache.bytes().tail == predicted.tail);
+    cache.drop(sequence);
+    CHECK(cache.bytes().codes == 0);
+    Cache moved(std::move(cache));
+    cache = Cache(setup.model);
+    moved = std::move(cache);
+    CHECK(moved.bytes().codes == 0);
+}
+
+TEST_CASE("a device runs one step at a time, in order, and finds rows that are not finite") {
+    const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
+    Cache cache(setup.model);
+    const Sequence a = cache.create(), b = cache.create();
+    std::vector<float> x(192, 0.5F), q(384, 1), out(384);
+    {
+        auto step = cache.begin({{a, 1}});
+        CHECK_THROWS_AS(cache.begin({{b, 1}}), state_error);
+        CHECK_THROWS_AS(step.append(1, MatrixView(x.data(), 1, 192)), state_error);
+        CHECK_THROWS_AS(step.attend(0, MatrixView(q.data(), 1, 384), out.data()), state_error);
+        CHECK_THROWS_AS(step.append(0, MatrixView(x.data(), 1, 191)), shape_error);
+        CHECK_THROWS_AS(step.commit(), state_error);
+    }
+    CHECK(cache.size(a) == 0);
+    x[7] = std::numeric_limits<float>::infinity();
+    auto step = cache.begin({{a, 1}});
+    for (std::size_t layer = 0; layer < 2; ++layer) step.append(layer, MatrixView(x.data(), 1, 192));
+    step.commit();
+    CHECK(cache.take_bad_rows());
+    CHECK(!cache.take_bad_rows());
+}
+
+TEST_CASE("a cache saved on a device loads on the processor, and the other way round") {
+    using OnProcessor = XCache<Quantizer<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>;
+    const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
+    Cache device(setup.model, {.sinks = 4, .recent = 16});
+    OnProcessor processor(setup.model, {.sinks = 4, .recent = 16});
+    test::Random random(3);
+    const Sequence sequence = device.create();
+    const std::vector<float> x = random.rows(300 * 192);
+    auto step = device.begin({{sequence, 300}});
+    for (std::size_t layer = 0; layer < 2; ++layer) step.append(layer, MatrixView(x.data(), 300, 192));
+    step.commit();
+    std::stringstream first, second, third;
+    save(device, std::span(&sequence, 1), first);
+    const Loaded loaded = load(processor, first);
+    REQUIRE(loaded.sequences.size() == 1);
+    save(processor, loaded.sequences, second);
+    CHECK(second.str() == first.str());
+    const Loaded again = load(device, second);
+    save(device, again.sequences, third);
+    CHECK(third.str() == first.str());
+}
+
+TEST_CASE("what a device does not serve is refused when the cache is made") {
+    const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 4);
+    using Searched = XCache<Quantizer<2, 128, MinMse>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>, Device>;
+    CHECK_THROWS_AS(Searched(setup.model), state_error);
+    using Differences = XCache<Quantizer<4>, Layout<PerToken>, CrossLayer<Delta>, Projection<Rotated>, Device>;
+    CHECK_THROWS_AS(Differences(setup.model), state_error);
+}

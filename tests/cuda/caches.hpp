@@ -1,0 +1,151 @@
+/// A cache on a device beside one on the processor: the same steps, the same operations, attention and bytes compared.
+#pragma once
+
+#include <xquant/projection/svd.hpp>
+#include <xquant/xquant.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "support/model.hpp"
+
+namespace on_device {
+
+struct Outcome {
+    double attention = 0;                  ///< the largest relative distance of a step's attention
+    std::size_t bytes = 0, different = 0;  ///< of stored pages
+    bool same_pages = true, bad_rows = false;
+};
+
+struct Case {
+    const char* name;
+    xquant::LayerShape shape;
+    xquant::Options options{.sinks = 4, .recent = 16};
+    bool normed = false, halves = false;
+    std::size_t pairs = static_cast<std::size_t>(-1);
+};
+
+inline double distance(const std::vector<float>& found, const std::vector<float>& expected) {
+    double difference = 0, size = 0;
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        if (!std::isfinite(found[i])) return HUGE_VAL;
+        difference += std::pow(static_cast<double>(found[i]) - static_cast<double>(expected[i]), 2);
+        size += std::pow(static_cast<double>(expected[i]), 2);
+    }
+    return std::sqrt(difference / size);
+}
+
+/// Three sequences of different lengths, in steps of one and of many tokens; one is cut, one gets a hole, one is forked.
+/// @tparam Memory  Memory(values) puts floats where the backend reads them: data(), read(), and Memory::copy(to, from, bytes)
+template <class Backend, class Memory, class Quantizer, class Layout, class Projection>
+Outcome compare(const Case& c) {
+    using namespace xquant;
+    test::Setup setup(c.shape, c.halves ? RopePairing::halves : RopePairing::interleaved, 2, c.pairs);
+    test::Random random(7);
+    std::vector<float> gain = random.rows(c.shape.head_dim, 0.5F);
+    for (float& value : gain) value += 1;
+    for (Layer& layer : setup.model.layers) {
+        if (c.normed) layer.k_norm = gain.data();
+    }
+    XCache<Quantizer, Layout, CrossLayer<Off>, Projection, backend::scalar> expected(setup.model, c.options);
+    XCache<Quantizer, Layout, CrossLayer<Off>, Projection, Backend> found(setup.model, c.options);
+    std::vector<Sequence> a, b;
+    for (int i = 0; i < 3; ++i) {
+        a.push_back(expected.create());
+        b.push_back(found.create());
+    }
+    Outcome outcome;
+    const std::size_t width = c.shape.heads * c.shape.head_dim;
+    for (std::size_t step = 0; step < 7; ++step) {
+        std::vector<StepPart> parts_a, parts_b;
+        std::size_t n = 0;
+        for (std::size_t i = 0; i < a.size(); ++i) {
+            const std::size_t tokens = step == 0 ? 1 + 60 * i : step == 2 ? 130 : 1 + (step + i) % 3;
+            parts_a.push_back({a[i], tokens});
+            parts_b.push_back({b[i], tokens});
+            n += tokens;
+        }
+        auto step_a = expected.begin(parts_a);
+        auto step_b = found.begin(parts_b);
+        for (std::size_t layer = 0; layer < setup.model.layers.size(); ++layer) {
+            const std::vector<float> x = random.rows(n * c.shape.width), q = random.rows(n * width, 2);
+            std::vector<float> out(n * width);
+            const Memory device_x(x), device_q(q), device_out(out);
+            step_a.append(layer, MatrixView(x.data(), n, c.shape.width));
+            step_a.attend(layer, MatrixView(q.data(), n, width), out.data());
+            step_b.append(layer, MatrixView(device_x.data(), n, c.shape.width));
+            step_b.attend(layer, MatrixView(device_q.data(), n, width), device_out.data());
+            outcome.attention = std::max(outcome.attention, distance(device_out.read(), out));
+        }
+        step_a.commit();
+        step_b.commit();
+        if (step == 3) {
+            expected.truncate(a[1], 100);
+            found.truncate(b[1], 100);
+            expected.erase(a[2], 10, 30);
+            found.erase(b[2], 10, 30);
+            a.push_back(expected.fork(a[2]));
+            b.push_back(found.fork(b[2]));
+        }
+    }
+    expected.seal(a[0]);
+    found.seal(b[0]);
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        std::vector<std::vector<std::byte>> pages;
+        expected.for_each_page(a[i],
+                               [&](const PageView& page) { pages.emplace_back(page.bytes.begin(), page.bytes.end()); });
+        std::size_t number = 0;
+        found.for_each_page(b[i], [&](const PageView& page) {
+            if (number >= pages.size() || pages[number].size() != page.bytes.size()) {
+                outcome.same_pages = false;
+                return;
+            }
+            std::vector<std::byte> bytes(page.bytes.size());
+            Memory::copy(bytes.data(), page.bytes.data(), bytes.size());
+            for (std::size_t k = 0; k < bytes.size(); ++k) outcome.different += bytes[k] != pages[number][k] ? 1U : 0U;
+            outcome.bytes += bytes.size();
+            ++number;
+        });
+        outcome.same_pages &= number == pages.size();
+    }
+    outcome.bad_rows = found.take_bad_rows();
+    return outcome;
+}
+
+/// Calls f(case, outcome) for every kind of scheme and shape that a device serves.
+template <class Backend, class Memory, class F>
+void for_each_case(F&& f) {
+    using namespace xquant;
+    using Token = Layout<PerToken>;
+    using Split = Layout<PerChannel, PerToken>;
+    const auto run = [&]<class Q, class L, class P>(Q, L, P, const Case& c) {
+        f(c, compare<Backend, Memory, Q, L, P>(c));
+    };
+    const LayerShape gqa{192, 6, 2, 64};
+    const Projection<HeadSvd> head;
+    run(Unquantized<f16>{}, Token{}, Projection<KeyValue<AfterRope>>{}, {"f16", gqa});
+    run(Quantizer<8, 64>{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{}, {"kv8", gqa});
+    run(Quantizer<4, 64>{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{}, {"kv4", gqa});
+    run(Quantizer<4>{}, Split{}, Projection<KeyValue<BeforeRope>>{}, {"kivi4", gqa});
+    run(Quantizer<4>{}, Split{}, head, {"svd_head4", gqa});
+    run(Quantizer<3>{}, Split{}, head, {"svd_head3", gqa});
+    run(Quantizer<4, 32>{}, Split{}, head, {"svd_head4, groups of 32", gqa});
+    run(Quantizer<4>{}, Split{}, head, {"svd_head4, a norm of K", gqa, {.sinks = 4, .recent = 16}, true});
+    run(Quantizer<4>{}, Split{}, head, {"svd_head4, strict", gqa, {.sinks = 4, .recent = 0, .strict = true}});
+    run(Quantizer<4>{}, Split{}, Projection<SplitSvd>{}, {"svd_split4", gqa});
+    run(Quantizer<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot", gqa});
+    run(Quantizer<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, MHA", {256, 4, 4, 64}});
+    run(Quantizer<4>{}, Split{}, head,
+        {"svd_head4, head_dim 128", {512, 4, 1, 128}, {.sinks = 4, .recent = 16}, false, true});
+    run(Quantizer<4>{}, Split{}, head,
+        {"svd_head4, head_dim 256", {512, 4, 1, 256}, {.sinks = 4, .recent = 16}, false, true});
+    run(Quantizer<4>{}, Split{}, head,
+        {"svd_head4, head_dim 80", {240, 3, 1, 80}, {.sinks = 4, .recent = 16}, false, true});
+    run(Quantizer<4>{}, Split{}, head,
+        {"svd_head4, half of a head turned", gqa, {.sinks = 4, .recent = 16}, false, true, 16});
+}
+
+}  // namespace on_device

@@ -1,0 +1,7 @@
+#include <xquant/backend/cuda/emulation.hpp>
+
+#include "parity/attention_of.hpp"
+
+std::vector<float> parity::run_emulated_cuda(Form form, const Case& c) {
+    return run<xquant::backend::emulated_cuda>(form, c);
+}

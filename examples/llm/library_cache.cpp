@@ -1,6 +1,7 @@
 #include "library_cache.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <optional>
@@ -8,6 +9,7 @@
 #include <xquant/persistence.hpp>
 
 #include "calibrate.hpp"
+#include "device_cache.hpp"
 #include "error.hpp"
 #include "library_schemes.hpp"
 #include "model.hpp"
@@ -133,6 +135,19 @@ std::unique_ptr<AttentionCache> make_library_sequence(const LibraryScheme& schem
                                                       const SchemeOptions& options) {
     if (scheme.needs != Needs::nothing && options.calibration == nullptr)
         throw Error(fmt::format("{} needs a calibration, which only perplexity has", scheme.name));
+    if (options.place != Place::processor) {
+        const DeviceShape shape{model.config().width, model.config().q_width()};
+        MakeDeviceCache make = make_emulated_cache;
+#if defined(XQUANT_LLM_CUDA)
+        if (options.place == Place::cuda) make = make_cuda_cache;
+#endif
+        auto cache = make(scheme.name, describe(model, Needs::nothing, nullptr), options, shape);
+        if (cache == nullptr || (scheme.group != 0 && scheme.group != 128)) {
+            throw Error(fmt::format("{} does not run on a device here; those that do are {}", scheme.name,
+                                    fmt::join(device_schemes, ", ")));
+        }
+        return cache;
+    }
     return std::make_unique<LibraryCache>(scheme, model, options);
 }
 

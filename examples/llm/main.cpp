@@ -76,6 +76,13 @@ int main(int argc, char** argv) {
             ->type_name("N")
             ->check(not_negative, "");
     number(*perplexity, "--threads", p.threads, "threads; 0: as many as the machine has");
+    perplexity
+        ->add_option(
+            "--backend", p.backend,
+            "where the schemes' caches lie and attend: processor; cuda, a GPU; emulated_cuda, the kernels for GPUs "
+            "in plain C++, hundreds of times slower")
+        ->capture_default_str()
+        ->type_name("NAME");
     perplexity->add_option("--json", p.json, "also write the figures to this file")->type_name("FILE");
 
     llm::GenerateOptions g;

@@ -224,6 +224,7 @@ private:
 
 void perplexity(const PerplexityOptions& o) {
     // Everything that can be wrong with the order is found before any work is done.
+    const Place place = parse_place(o.backend);
     std::vector<Scheme> schemes;
     for (const std::string& text : o.schemes) {
         Scheme scheme = parse_scheme(text);
@@ -285,6 +286,7 @@ void perplexity(const PerplexityOptions& o) {
     options.sinks = o.sinks;
     options.tail = o.tail;
     options.strict = true;
+    options.place = place;
     options.pool = &pool;
     options.calibration = calibrates ? &learnt : nullptr;
 

@@ -24,6 +24,7 @@ struct PerplexityOptions {
     std::optional<bool> bos;                      // as the model's file asks if not set
     std::optional<std::size_t> calibrate_offset;  // for x*_rot_mean and kvquant
     std::size_t threads = 0;                      // 0: as many as the machine has
+    std::string backend = "processor";            // where caches lie: processor, cuda, emulated_cuda
 };
 
 /// Prints the table to stdout, and writes the JSON file if one is named. Throws llm::Error.

@@ -78,6 +78,17 @@ const LibraryScheme& find(const Scheme& scheme) {
 
 }  // namespace
 
+Place parse_place(const std::string& name) {
+    if (name == "processor") return Place::processor;
+    if (name == "emulated_cuda") return Place::emulated_cuda;
+    if (name != "cuda") throw Error(fmt::format("--backend {}: known are processor, cuda and emulated_cuda", name));
+#if !defined(XQUANT_LLM_CUDA)
+    throw Error("--backend cuda: this program was built without nvcc");
+#else
+    return Place::cuda;
+#endif
+}
+
 std::vector<std::string> scheme_names() {
     std::vector<std::string> names{std::string(exact_name)};
     for (const LibraryScheme& scheme : library_schemes())

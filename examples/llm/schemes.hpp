@@ -18,10 +18,14 @@ namespace llm {
 class Model;
 struct Calibration;
 
+/// Where a cache's pages lie and its attention is computed.
+enum class Place : unsigned char { processor, cuda, emulated_cuda };
+
 struct SchemeOptions {
     std::size_t sinks = 4;  // first tokens kept exact
     std::size_t tail = 0;   // newest tokens kept exact
     bool strict = false;    // quantize before the layer attends, unfinished groups included
+    Place place = Place::processor;
     ThreadPool* pool = nullptr;
     const Calibration* calibration = nullptr;  // for schemes that need one
 };
@@ -41,6 +45,9 @@ struct Scheme {
 Scheme parse_scheme(const std::string& text);
 
 std::vector<std::string> scheme_names();  // without suffixes, in table order
+
+/// "processor", "cuda", "emulated_cuda". Throws llm::Error for other names, and for a place that this build does not have.
+Place parse_place(const std::string& name);
 
 /// The families of schemes, a line for each, and the suffixes.
 std::string schemes_help();

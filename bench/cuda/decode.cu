@@ -1,0 +1,307 @@
+/// Attention, encoding and prefill on a GPU, by CUDA events: how fast, and how far from the limits that the same run measures.
+///
+///     xquant_bench_cuda [--quick] [--json FILE]
+///
+/// A row of the table is one layer and one new token for each of `batch` sequences of T tokens, all pages in different memory. Time
+/// is the median of 15 launches; between two, 256 MB are overwritten, more than any L2 holds. The prediction is the larger of
+/// bytes / copy bandwidth and operations / matrix peak. Exits with 77 where there is no GPU.
+#include <xquant/cuda.cuh>
+#include <xquant/projection/svd.hpp>
+
+#include <nlohmann/json.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "support/model.hpp"
+
+using namespace xquant;
+
+namespace {
+
+void expect(cudaError_t status, const char* call) {
+    if (status != cudaSuccess) throw cuda_error(call, status);
+}
+
+template <class T>
+class Array {
+public:
+    explicit Array(std::size_t count) : count_(count) { expect(cudaMalloc(&data_, count * sizeof(T)), "cudaMalloc"); }
+    explicit Array(const std::vector<T>& values) : Array(values.size()) {
+        expect(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
+    }
+    Array(const Array&) = delete;
+    Array& operator=(const Array&) = delete;
+    ~Array() { cudaFree(data_); }
+    [[nodiscard]] T* data() const noexcept { return static_cast<T*>(data_); }
+    [[nodiscard]] std::size_t bytes() const noexcept { return count_ * sizeof(T); }
+
+private:
+    void* data_ = nullptr;
+    std::size_t count_;
+};
+
+/// Median seconds of f, which enqueues work; what lies in L2 is overwritten before each.
+double seconds_of(const std::function<void()>& f, int times = 15) {
+    static const Array<std::byte> other(std::size_t{256} << 20U);
+    cudaEvent_t begin{}, end{};
+    expect(cudaEventCreate(&begin), "cudaEventCreate");
+    expect(cudaEventCreate(&end), "cudaEventCreate");
+    std::vector<float> milliseconds;
+    for (int i = 0; i < times + 3; ++i) {
+        expect(cudaMemsetAsync(other.data(), i, other.bytes()), "cudaMemsetAsync");
+        expect(cudaEventRecord(begin), "cudaEventRecord");
+        f();
+        expect(cudaEventRecord(end), "cudaEventRecord");
+        expect(cudaEventSynchronize(end), "cudaEventSynchronize");
+        float time = 0;
+        expect(cudaEventElapsedTime(&time, begin, end), "cudaEventElapsedTime");
+        if (i >= 3) milliseconds.push_back(time);
+    }
+    cudaEventDestroy(begin);
+    cudaEventDestroy(end);
+    std::nth_element(milliseconds.begin(), milliseconds.begin() + times / 2, milliseconds.end());
+    return static_cast<double>(milliseconds[static_cast<std::size_t>(times / 2)]) * 1e-3;
+}
+
+/// Products on tensor cores that depend on nothing else: 8 independent ones in a row.
+struct MatrixPeak {
+    static constexpr unsigned warps = 8, rounds = 4096;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned, unsigned, unsigned, float* out) noexcept {
+        block.each_warp([&](typename M::Warp& warp) {
+            typename M::template Lanes<std::uint32_t> a[4], b[2];
+            typename M::template Lanes<float> c[8][4];
+            warp.each([&](unsigned lane) {
+                for (auto& x : a) x[lane] = lane;
+                for (auto& x : b) x[lane] = lane;
+                for (auto& x : c) {
+                    for (auto& y : x) y[lane] = 0;
+                }
+            });
+            for (unsigned i = 0; i < rounds; ++i) {
+                XQUANT_UNROLL
+                for (auto& x : c) warp.multiply(x, a, b);
+            }
+            warp.each([&](unsigned lane) {
+                float sum = 0;
+                for (auto& x : c) {
+                    for (auto& y : x) sum += y[lane];
+                }
+                if (sum == 12345.0F) out[lane] = sum;
+            });
+        });
+    }
+};
+
+struct Limits {
+    double bytes_per_second, operations_per_second;
+};
+
+Limits measure_limits() {
+    const Array<std::byte> from(std::size_t{1} << 30U), to(std::size_t{1} << 30U);
+    const double copy = seconds_of([&] {
+        expect(cudaMemcpyAsync(to.data(), from.data(), from.bytes(), cudaMemcpyDeviceToDevice), "cudaMemcpyAsync");
+    });
+    backend::CudaDevice device(nullptr);
+    const Array<float> out(32);
+    const unsigned blocks = device.wanted_blocks();
+    const double products = seconds_of([&] { device.launch<MatrixPeak>(blocks, 1U, 1U, 0, out.data()); });
+    return {2.0 * static_cast<double>(from.bytes()) / copy,
+            2.0 * 16 * 8 * 16 * 8 * MatrixPeak::rounds * MatrixPeak::warps * blocks / products};
+}
+
+/// Rows to codes, as a step does it, but for where rows and pages come from.
+struct EncodeRows {
+    static constexpr unsigned warps = 4;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned, unsigned, const float* rows,
+                                  std::size_t n, MutableStreamView out, unsigned blocks) noexcept {
+        using namespace backend::gpu;
+        const float top = static_cast<float>((1U << out.format.bits) - 1);
+        block.each_warp([&](typename M::Warp& warp) {
+            for (std::size_t part = x * warps + warp.index; part < encode_parts(out.format, n);
+                 part += blocks * warps) {
+                encode_part<M>(warp, part, rows, out.format.width, 0, n, out,
+                               [&](Range range) { return min_max_scale(range, top); });
+            }
+        });
+    }
+};
+
+struct Row {
+    std::string verb, scheme, shape;
+    std::size_t tokens, batch;
+    double seconds, bytes, operations;
+};
+
+struct NamedShape {
+    const char* name;
+    LayerShape shape;
+};
+constexpr std::size_t fed = 2048;  ///< tokens appended at once
+
+/// Operations of one query row and token on tensor cores: rebuilding K (once for 16 queries), scores, P V.
+double operations_of(const LayerShape& shape, std::size_t key_width) {
+    const double dh = static_cast<double>(shape.head_dim), group = static_cast<double>(shape.heads / shape.kv_heads);
+    return static_cast<double>(shape.kv_heads) * 2 * (static_cast<double>(key_width) * dh + 2 * group * dh);
+}
+
+template <class Cache>
+void measure(const char* scheme, const NamedShape& of, const Model& model, std::size_t key_width, std::size_t tokens,
+             std::size_t batch, std::vector<Row>& rows) {
+    const LayerShape& shape = of.shape;
+    Cache cache(model);
+    const std::size_t q_width = shape.heads * shape.head_dim;
+    test::Random random(5);
+    const Array<float> x(random.rows(fed * shape.width)), q(random.rows(fed * q_width)), out(fed * q_width);
+    std::vector<StepPart> ones;
+    const auto feed = [&](Sequence sequence, std::size_t n) {
+        auto step = cache.begin({{sequence, n}});
+        step.append(0, MatrixView(x.data(), n, shape.width));
+        step.commit();
+    };
+    for (std::size_t i = 0; i < batch; ++i) {
+        const Sequence sequence = cache.create();
+        for (std::size_t done = 0; done < tokens; done += fed) feed(sequence, std::min(fed, tokens - done));
+        ones.push_back({sequence, 1});
+    }
+    const double stored = static_cast<double>(cache.bytes().stored());
+    const double work = operations_of(shape, key_width) * static_cast<double>(tokens * batch);
+    {
+        auto step = cache.begin(ones);
+        step.append(0, MatrixView(x.data(), batch, shape.width));
+        const double time = seconds_of([&] { step.attend(0, MatrixView(q.data(), batch, q_width), out.data()); });
+        rows.push_back({"attend_decode", scheme, of.name, tokens, batch, time, stored, work});
+    }
+    if (batch == 1) {
+        auto step = cache.begin({{ones[0].sequence, fed}});
+        step.append(0, MatrixView(x.data(), fed, shape.width));
+        const double time = seconds_of([&] { step.attend(0, MatrixView(q.data(), fed, q_width), out.data()); }, 3);
+        rows.push_back({"attend_prefill", scheme, of.name, tokens, fed, time, stored, work * static_cast<double>(fed)});
+    }
+}
+
+template <class Quantizer, class Axis>
+void measure_encode(const char* scheme, std::vector<Row>& rows) {
+    constexpr std::size_t n = 32768, width = 4096;
+    StreamFormat format = xquant::detail::make_codec<Quantizer, Axis>(width).format;
+    format.tokens = n;
+    test::Random random(3);
+    const Array<float> values(random.rows(n * width));
+    const Array<std::byte> codes(format.code_bytes(n)), scales(format.scale_bytes(n));
+    auto* halves = reinterpret_cast<f16*>(scales.data());
+    const MutableStreamView out{format, codes.data(), halves, halves + scales.bytes() / 4, nullptr, nullptr};
+    backend::CudaDevice device(nullptr);
+    const unsigned blocks = device.wanted_blocks();
+    const double time =
+        seconds_of([&] { device.launch<EncodeRows>(blocks, 1U, 1U, 0, values.data(), n, out, blocks); });
+    rows.push_back({"encode", scheme, "4096 channels", n, 1, time,
+                    static_cast<double>(values.bytes() + codes.bytes() + scales.bytes()), 0});
+}
+
+void print(const std::vector<Row>& rows, const Limits& limits) {
+    std::printf(
+        "| verb | shape | T | batch | scheme | time, us | x f16 | GB/s | copy | TOP/s | matrix | predicted, us |\n");
+    std::printf("|---|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|\n");
+    for (const Row& row : rows) {
+        const auto is_f16 = [&](const Row& other) {
+            return other.scheme == "f16" && other.verb == row.verb && other.shape == row.shape &&
+                   other.tokens == row.tokens && other.batch == row.batch;
+        };
+        const auto f16 = std::find_if(rows.begin(), rows.end(), is_f16);
+        const double bandwidth = row.bytes / row.seconds, rate = row.operations / row.seconds;
+        const double predicted =
+            std::max(row.bytes / limits.bytes_per_second, row.operations / limits.operations_per_second);
+        std::printf("| %s | %s | %zu | %zu | %s | %.1f | %.2f | %.0f | %.0f %% | %.1f | %.0f %% | %.1f |\n",
+                    row.verb.c_str(), row.shape.c_str(), row.tokens, row.batch, row.scheme.c_str(), row.seconds * 1e6,
+                    f16 == rows.end() ? 0.0 : row.seconds / f16->seconds, bandwidth * 1e-9,
+                    100 * bandwidth / limits.bytes_per_second, rate * 1e-12, 100 * rate / limits.operations_per_second,
+                    predicted * 1e6);
+    }
+}
+
+void write_json(const std::string& path, const std::vector<Row>& rows, const Limits& limits, const char* device) {
+    nlohmann::json all{{"device", device},
+                       {"copy_bytes_per_second", limits.bytes_per_second},
+                       {"matrix_operations_per_second", limits.operations_per_second}};
+    for (const Row& row : rows) {
+        all["rows"].push_back({{"verb", row.verb},
+                               {"scheme", row.scheme},
+                               {"shape", row.shape},
+                               {"tokens", row.tokens},
+                               {"batch", row.batch},
+                               {"seconds", row.seconds},
+                               {"bytes", row.bytes},
+                               {"operations", row.operations}});
+    }
+    std::ofstream(path) << all.dump(1) << '\n';
+}
+
+template <class Quantizer, class Layout, class Projection>
+using Cache = XCache<Quantizer, Layout, CrossLayer<Off>, Projection, backend::cuda>;
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    bool quick = false;
+    std::string json;
+    for (int i = 1; i < argc; ++i) {
+        if (std::strcmp(argv[i], "--quick") == 0) {
+            quick = true;
+        } else if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc) {
+            json = argv[++i];
+        } else {
+            std::printf("xquant_bench_cuda [--quick] [--json FILE]\n");
+            return std::strcmp(argv[i], "--help") == 0 ? 0 : 2;
+        }
+    }
+    int devices = 0;
+    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+        std::printf("xquant: SKIPPED, no GPU: nothing was measured\n");
+        return 77;
+    }
+    cudaDeviceProp device{};
+    expect(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+    const Limits limits = measure_limits();
+    std::printf("%s; copy %.0f GB/s, f16 products %.0f TFLOP/s (mma.m16n8k16)\n\n", device.name,
+                limits.bytes_per_second * 1e-9, limits.operations_per_second * 1e-12);
+
+    using Token = Layout<PerToken>;
+    using Split = Layout<PerChannel, PerToken>;
+    std::vector<Row> rows;
+    measure_encode<Quantizer<4>, PerToken>("4 bit per token", rows);
+    measure_encode<Quantizer<4>, PerChannel>("4 bit per channel", rows);
+    const NamedShape shapes[] = {{"llama3_8b", {4096, 32, 8, 128}}, {"llama2_7b", {4096, 32, 32, 128}}};
+    for (const NamedShape& of : shapes) {
+        const test::Setup setup(of.shape, RopePairing::halves);
+        for (const std::size_t tokens :
+             {std::size_t{4096}, std::size_t{8192}, std::size_t{32768}, std::size_t{65536}, std::size_t{131072}}) {
+            for (const std::size_t batch : {std::size_t{1}, std::size_t{8}, std::size_t{32}, std::size_t{64}}) {
+                if (tokens * batch * of.shape.kv_heads > std::size_t{65536} * 64) continue;  // 17 GB of f16
+                if (quick && (tokens != 65536 || batch != 8)) continue;
+                const LayerShape& s = of.shape;
+                measure<Cache<Unquantized<f16>, Token, Projection<KeyValue<AfterRope>>>>("f16", of, setup.model, 0,
+                                                                                         tokens, batch, rows);
+                measure<Cache<Quantizer<8, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
+                    "kv8", of, setup.model, 0, tokens, batch, rows);
+                measure<Cache<Quantizer<4, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
+                    "kv4", of, setup.model, 0, tokens, batch, rows);
+                measure<Cache<Quantizer<4>, Split, Projection<HeadSvd>>>("svd_head4", of, setup.model, s.head_dim,
+                                                                         tokens, batch, rows);
+                if (s.kv_heads == s.heads && tokens <= 8192) {
+                    measure<Cache<Quantizer<4>, Token, Projection<Rotated>>>("x4_rot", of, setup.model, 2 * s.width,
+                                                                             tokens, batch, rows);
+                }
+            }
+        }
+    }
+    print(rows, limits);
+    if (!json.empty()) write_json(json, rows, limits, device.name);
+    return 0;
+}

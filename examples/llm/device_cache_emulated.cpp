@@ -1,0 +1,12 @@
+#include <xquant/backend/emulated/device.hpp>
+
+#include "device_cache_of.hpp"
+
+namespace llm {
+
+std::unique_ptr<AttentionCache> make_emulated_cache(std::string_view scheme, const xquant::Model& model,
+                                                    const SchemeOptions& options, const DeviceShape& shape) {
+    return make_device_cache<xquant::backend::EmulatedDevice>(scheme, model, options, shape);
+}
+
+}  // namespace llm

@@ -1,0 +1,119 @@
+/// The body of make_*_cache for one device. Included once for each.
+#pragma once
+
+#include <xquant/backend/cuda/backend.cuh>
+#include <xquant/projection/svd.hpp>
+#include <xquant/xquant.hpp>
+
+#include <algorithm>
+#include <optional>
+
+#include "device_cache.hpp"
+
+namespace llm {
+
+template <class Device>
+class DeviceCache final : public AttentionCache {
+public:
+    using Base = xquant::detail::CacheBase<xquant::backend::on_device<Device>>;
+
+    DeviceCache(std::shared_ptr<Base> cache, const DeviceShape& shape)
+        : shape_(shape), device_(nullptr), cache_(std::move(cache)), sequence_(cache_->create()) {}
+    ~DeviceCache() override {
+        for (Buffer* buffer : {&x_, &q_, &out_}) {
+            if (buffer->data != nullptr) device_.release(buffer->data, buffer->bytes);
+        }
+    }
+
+    void reset() override {
+        step_.reset();
+        cache_->drop(sequence_);
+        sequence_ = cache_->create();
+    }
+    void begin(std::size_t n) override { step_.emplace(cache_->begin({{sequence_, n}})); }
+    void append(std::size_t layer, const float* x) override {
+        const std::size_t n = step_->size();
+        const float* on_device = upload(x_, x, n * shape_.width);
+        step_->append(layer, xquant::MatrixView(on_device, n, shape_.width));
+    }
+    void attend(std::size_t layer, const float* q, float* out) override {
+        const std::size_t n = step_->size(), count = n * shape_.q_width;
+        const float* on_device = upload(q_, q, count);
+        float* result = room(out_, count);
+        step_->attend(layer, xquant::MatrixView(on_device, n, shape_.q_width), result);
+        device_.to_host(out, result, count * sizeof(float));
+    }
+    void commit() override {
+        step_->commit();
+        step_.reset();
+        if (cache_->take_bad_rows()) throw Error("a row of X is not finite, or beyond f16 once projected");
+    }
+    void seal() override { cache_->seal(sequence_); }
+    void truncate(std::size_t n) override { cache_->truncate(sequence_, n); }
+    [[nodiscard]] std::size_t size() const override { return cache_->size(sequence_); }
+    [[nodiscard]] double bits_per_token_layer() const override {
+        return cache_->bits_per_token_layer(size() - std::min(size(), cache_->options().sinks));
+    }
+    [[nodiscard]] CacheBytes bytes() const override {
+        const xquant::Bytes b = cache_->bytes();
+        return {b.codes, b.scales, b.tail, b.sinks, b.index, b.weights, b.workspace, b.mapped};
+    }
+
+private:
+    struct Buffer {
+        void* data = nullptr;
+        std::size_t bytes = 0;
+    };
+
+    float* room(Buffer& buffer, std::size_t floats) {
+        const std::size_t bytes = floats * sizeof(float);
+        if (bytes > buffer.bytes) {
+            if (buffer.data != nullptr) device_.release(buffer.data, buffer.bytes);
+            buffer = {};
+            buffer = {device_.allocate(bytes), bytes};
+        }
+        return static_cast<float*>(buffer.data);
+    }
+    const float* upload(Buffer& buffer, const float* from, std::size_t floats) {
+        float* to = room(buffer, floats);
+        device_.to_device(to, from, floats * sizeof(float));
+        return to;
+    }
+
+    DeviceShape shape_;
+    Device device_;
+    std::shared_ptr<Base> cache_;
+    xquant::Sequence sequence_;
+    std::optional<typename Base::Step> step_;
+    Buffer x_, q_, out_;
+};
+
+template <class Device>
+std::unique_ptr<AttentionCache> make_device_cache(std::string_view scheme, const xquant::Model& model,
+                                                  const SchemeOptions& from, const DeviceShape& shape) {
+    using namespace xquant;
+    using Token = Layout<PerToken>;
+    using Split = Layout<PerChannel, PerToken>;
+    Options options;
+    options.sinks = from.sinks;
+    options.recent = from.tail;
+    options.strict = from.strict;
+    std::unique_ptr<AttentionCache> made;
+    const auto offer = [&]<class Q, class L, class P>(std::string_view name, Q, L, P) {
+        using Cache = XCache<Q, L, CrossLayer<Off>, P, backend::on_device<Device>>;
+        if (name == scheme) {
+            made = std::make_unique<DeviceCache<Device>>(std::make_shared<Cache>(model, options), shape);
+        }
+    };
+    offer("f16", Unquantized<f16>{}, Token{}, Projection<KeyValue<AfterRope>>{});
+    offer("kv8", Quantizer<8, 64>{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{});
+    offer("kv4", Quantizer<4, 64>{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{});
+    offer("kivi4", Quantizer<4>{}, Split{}, Projection<KeyValue<BeforeRope>>{});
+    offer("x4_rot", Quantizer<4>{}, Token{}, Projection<Rotated>{});
+    offer("svd_joint4", Quantizer<4>{}, Split{}, Projection<SplitSvd>{});
+    offer("svd_head4", Quantizer<4>{}, Split{}, Projection<HeadSvd>{});
+    offer("svd_head3", Quantizer<3>{}, Split{}, Projection<HeadSvd>{});
+    return made;
+}
+
+}  // namespace llm

@@ -142,8 +142,8 @@ StreamCodec make_codec(std::size_t width) {
         }
         StreamCodec codec{format, &encode_group<Q>};
         if constexpr (learning_policy<Q>) codec.learn = &Q::learn;
-        if constexpr (requires(Range range) { Q::scale_of(range); }) codec.scale_of = &Q::scale_of;
         if constexpr (requires { Q::scale_rule; }) codec.rule = Q::scale_rule;
+        if constexpr (requires(Range range) { Q::scale_of(range); }) codec.scale_of = &Q::scale_of;
         if constexpr (outlier_policy<Q>) {
             codec.choose = &Q::choose;
             codec.format.outliers = static_cast<std::uint8_t>(Q::outliers);

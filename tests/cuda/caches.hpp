@@ -1,7 +1,7 @@
 /// A cache on a device beside one on the processor: the same steps, the same operations, attention and bytes compared.
 #pragma once
 
-#include <xquant/projection/svd.hpp>
+#include <xquant/projection/joint_svd.hpp>
 #include <xquant/xquant.hpp>
 
 #include <algorithm>
@@ -26,6 +26,7 @@ struct Case {
     xquant::Options options{.sinks = 4, .recent = 16};
     bool normed = false, halves = false;
     std::size_t pairs = static_cast<std::size_t>(-1);
+    std::size_t layers = 2;
 };
 
 inline double distance(const std::vector<float>& found, const std::vector<float>& expected) {
@@ -40,18 +41,18 @@ inline double distance(const std::vector<float>& found, const std::vector<float>
 
 /// Three sequences of different lengths, in steps of one and of many tokens; one is cut, one gets a hole, one is forked.
 /// @tparam Memory  Memory(values) puts floats where the backend reads them: data(), read(), and Memory::copy(to, from, bytes)
-template <class Backend, class Memory, class Quantizer, class Layout, class Projection>
+template <class Backend, class Memory, class Quantizer, class Layout, class Projection, class CrossLayer>
 Outcome compare(const Case& c) {
     using namespace xquant;
-    test::Setup setup(c.shape, c.halves ? RopePairing::halves : RopePairing::interleaved, 2, c.pairs);
+    test::Setup setup(c.shape, c.halves ? RopePairing::halves : RopePairing::interleaved, c.layers, c.pairs);
     test::Random random(7);
     std::vector<float> gain = random.rows(c.shape.head_dim, 0.5F);
     for (float& value : gain) value += 1;
     for (Layer& layer : setup.model.layers) {
         if (c.normed) layer.k_norm = gain.data();
     }
-    XCache<Quantizer, Layout, CrossLayer<Off>, Projection, backend::scalar> expected(setup.model, c.options);
-    XCache<Quantizer, Layout, CrossLayer<Off>, Projection, Backend> found(setup.model, c.options);
+    XCache<Quantizer, Layout, CrossLayer, Projection, backend::scalar> expected(setup.model, c.options);
+    XCache<Quantizer, Layout, CrossLayer, Projection, Backend> found(setup.model, c.options);
     std::vector<Sequence> a, b;
     for (int i = 0; i < 3; ++i) {
         a.push_back(expected.create());
@@ -115,14 +116,21 @@ Outcome compare(const Case& c) {
     return outcome;
 }
 
-/// Calls f(case, outcome) for every kind of scheme and shape that a device serves.
+/// Calls f(case, outcome) for every kind of scheme and shape that a device serves; `few`: for every third of them.
 template <class Backend, class Memory, class F>
-void for_each_case(F&& f) {
+void for_each_case(F&& f, bool few = false) {
     using namespace xquant;
     using Token = Layout<PerToken>;
     using Split = Layout<PerChannel, PerToken>;
+    std::size_t number = 0;
     const auto run = [&]<class Q, class L, class P>(Q, L, P, const Case& c) {
-        f(c, compare<Backend, Memory, Q, L, P>(c));
+        if (!few || number % 3 == 1) f(c, compare<Backend, Memory, Q, L, P, CrossLayer<Off>>(c));
+        ++number;
+    };
+    const auto run_deltas = [&]<class Q, class A, class P>(Q, A, P, const char* name) {
+        Case c{name, {320, 6, 2, 64}};
+        c.layers = 4;
+        f(c, compare<Backend, Memory, Q, Layout<PerToken>, P, CrossLayer<Delta, FourBits, A>>(c));
     };
     const LayerShape gqa{192, 6, 2, 64};
     const Projection<HeadSvd> head;
@@ -146,6 +154,9 @@ void for_each_case(F&& f) {
         {"svd_head4, head_dim 80", {240, 3, 1, 80}, {.sinks = 4, .recent = 16}, false, true});
     run(Quantizer<4>{}, Split{}, head,
         {"svd_head4, half of a head turned", gqa, {.sinks = 4, .recent = 16}, false, true, 16});
+    run_deltas(Quantizer<4>{}, f16{}, Projection<Rotated>{}, "cl_x_rot4");
+    run_deltas(Quantizer<2, 128, MinMse>{}, Quantizer<8>{}, Projection<Rotated>{}, "cl_x_rot2, sums in 8 bits");
+    run_deltas(Quantizer<3, 128, MinMse>{}, float{}, Projection<JointSvd<Hadamard, FullRank>>{}, "cl_svd_rot3");
 }
 
 }  // namespace on_device

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include <xquant/backend/cuda/codec.cuh>
-#include <xquant/backend/cuda/encode.cuh>
+#include <xquant/backend/cuda/kernels.cuh>
 #include <xquant/backend/emulated/gpu.hpp>
 #include <xquant/xquant.hpp>
 
@@ -44,9 +44,10 @@ void check_encode(std::size_t rows, std::size_t width) {
     const StreamCodec codec = expected.codec();
     REQUIRE(backend::gpu::encodes(codec));
     QuantizedRows found(codec, rows);
+    const backend::gpu::RuleScale scale(codec.rule, codec.format);
     const Gpu::Warp warp(0);
     for (std::size_t part = 0; part < backend::gpu::encode_parts(codec.format, rows); ++part) {
-        backend::gpu::encode_part<Gpu>(warp, part, x.data(), width, 0, rows, found.view(), codec.scale_of);
+        backend::gpu::encode_part<Gpu>(warp, part, x.data(), width, 0, rows, found.view(), scale);
     }
     CHECK(std::memcmp(found.view().codes, expected.view().codes, codec.format.code_bytes(rows)) == 0);
     CHECK(std::memcmp(found.view().scales, expected.view().scales, codec.format.scale_bytes(rows)) == 0);
@@ -116,10 +117,12 @@ TEST_CASE("bytes of the device's encoder are the scalar encoder's") {
     check_encode_sizes<Quantizer<6>>();
     check_encode_sizes<Quantizer<8, 64>>();
     check_encode_sizes<Quantizer<4, 128, Symmetric>>();
+    check_encode_sizes<Quantizer<2, 128, MinMse>>();
+    check_encode_sizes<Quantizer<3, 32, MinMse>>();
     check_encode<Quantizer<4, 12>, PerToken>(7, 100);
     check_encode<Quantizer<3, 8>, PerChannel>(21, 40);
     CHECK(!backend::gpu::encodes(detail::make_codec<Nf4<>, PerToken>(64)));
-    CHECK(!backend::gpu::encodes(detail::make_codec<Quantizer<2, 128, MinMse>, PerToken>(64)));
+    CHECK(!backend::gpu::encodes(detail::make_codec<GgmlQ4_0, PerToken>(64)));
 }
 
 TEST_CASE("a code is where the planes have it") {

@@ -73,12 +73,17 @@ public:
     }
 
     /// The accumulator of a coded page.
-    [[nodiscard]] MutableStreamView view(const Page* page) const noexcept {
-        const auto at =
-            std::lower_bound(entries_.begin(), entries_.end(), page, [](const Entry& entry, const Page* key) {
-                return std::less<>()(static_cast<const Page*>(entry.page), key);
-            });
-        return at->sum->stream(0, 0);
+    [[nodiscard]] MutableStreamView view(const Page* page) const noexcept { return find(page)->sum->stream(0, 0); }
+
+    /// What places in the accumulator of a coded page are counted from, on a device; null where there is none.
+    [[nodiscard]] std::byte* base(const Page* page) const noexcept {
+        return entries_.empty() ? nullptr : find(page)->sum->base();
+    }
+
+    /// Calls f(page, its accumulator's page, begin, end) for all coded pages that a step touches.
+    template <class F>
+    void for_each(F&& f) const {
+        for (const Entry& entry : entries_) f(*entry.page, *entry.sum.get(), entry.begin, entry.end);
     }
 
     /// Adds a layer, after its new rows were stored.
@@ -102,6 +107,12 @@ private:
     };
 
     static constexpr std::size_t block = 32;  ///< tokens of a task
+
+    [[nodiscard]] const Entry* find(const Page* page) const noexcept {
+        return &*std::lower_bound(entries_.begin(), entries_.end(), page, [](const Entry& entry, const Page* key) {
+            return std::less<>()(static_cast<const Page*>(entry.page), key);
+        });
+    }
 
     void need(Page* page, std::size_t begin, std::size_t end) {
         if (page->format().purpose == Purpose::codes) entries_.push_back({page, begin, end, {}});

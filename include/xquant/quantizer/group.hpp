@@ -21,8 +21,8 @@ struct GroupScale {
     float scale = 0, zero = 0;
 };
 
-/// How a scale follows from the smallest and the largest value of a group, for backends that cannot call a policy's function.
-enum class ScaleRule : std::uint8_t { other, min_max, symmetric };
+/// How a quantizer of uniform codes finds the scale of a group, for backends that cannot call a policy's function.
+enum class ScaleRule : std::uint8_t { other, min_max, symmetric, min_mse };
 
 inline namespace XQUANT_ABI_NS {
 

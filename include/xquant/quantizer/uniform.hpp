@@ -42,6 +42,37 @@ constexpr GroupScale symmetric_scale(Range range, float zero_code) noexcept {
     return {scale, -zero_code * scale};
 }
 
+/// MinMse's, for n values x(i) between those of the range.
+template <class X>
+constexpr GroupScale min_mse_scale(Range full, float top, std::size_t n, X&& x) noexcept {
+    GroupScale best;
+    double least = -1;
+    for (int percent = 100; percent >= 50; percent -= 5) {
+        Range range = full;
+        if (percent < 100) {
+            // The product is exact in f64, so rounding it to f32 gives the same with and without FMA.
+            const float factor = static_cast<float>(percent) / 100.0F;
+            const float middle = (full.low + full.high) / 2, half = (full.high - full.low) / 2;
+            const auto reach = static_cast<float>(static_cast<double>(half) * static_cast<double>(factor));
+            range = {middle - reach, middle + reach};
+        }
+        const GroupScale trial = min_max_scale(range, top);
+        const float inverse = trial.scale > 0 ? 1.0F / trial.scale : 0.0F;
+        // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: fused or not, the sum is the same.
+        double error = 0;
+        for (std::size_t i = 0; i < n; ++i) {
+            const float code = round_clamped((x(i) - trial.zero) * inverse, top);
+            const double difference = (trial.zero + trial.scale * code) - x(i);
+            error += difference * difference;
+        }
+        if (least < 0 || error < least) {
+            least = error;
+            best = trial;
+        }
+    }
+    return best;
+}
+
 template <unsigned Bits, unsigned Group = 128, class Scale = MinMax>
 struct Quantizer {
     static_assert(Bits == 2 || Bits == 3 || Bits == 4 || Bits == 5 || Bits == 6 || Bits == 8,
@@ -56,7 +87,7 @@ struct Quantizer {
     static constexpr float zero_code = static_cast<float>(1U << (Bits - 1));  // read only where no zero is stored
     static constexpr ScaleRule scale_rule = std::is_same_v<Scale, MinMax>      ? ScaleRule::min_max
                                             : std::is_same_v<Scale, Symmetric> ? ScaleRule::symmetric
-                                                                               : ScaleRule::other;
+                                                                               : ScaleRule::min_mse;
 
     /// The scale and zero of a group whose smallest and largest value are these.
     static constexpr GroupScale scale_of(Range range) noexcept requires(!std::is_same_v<Scale, MinMse>) {
@@ -67,7 +98,9 @@ struct Quantizer {
     /// x [n] -> codes [n], and the scale and zero they go with; n is Group or less, x finite and within f16.
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
         if constexpr (std::is_same_v<Scale, MinMse>) {
-            return search(x, codes);
+            const GroupScale found = min_mse_scale(range_of(x), top, x.size(), [x](std::size_t i) { return x[i]; });
+            encode_affine(x, found, top, codes);
+            return found;
         } else {
             const GroupScale found = scale_of(range_of(x));
             encode_affine(x, found, top, codes);
@@ -77,42 +110,6 @@ struct Quantizer {
 
 private:
     static constexpr float top = static_cast<float>((1U << Bits) - 1);
-
-    static GroupScale search(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
-        const Range full = range_of(x);
-        GroupScale best;
-        double least = -1;
-        for (int percent = 100; percent >= 50; percent -= 5) {
-            const Range range = percent == 100 ? full : narrowed(full, static_cast<float>(percent) / 100.0F);
-            const GroupScale trial = min_max_scale(range, top);
-            encode_affine(x, trial, top, codes);
-            const double error = squared_error(x, codes, trial);
-            if (least < 0 || error < least) {
-                least = error;
-                best = trial;
-            }
-        }
-        encode_affine(x, best, top, codes);
-        return best;
-    }
-
-    // The product is exact in f64, so rounding it to f32 gives the same with and without FMA.
-    static Range narrowed(Range full, float factor) noexcept {
-        const float middle = (full.low + full.high) / 2, half = (full.high - full.low) / 2;
-        const auto reach = static_cast<float>(static_cast<double>(half) * static_cast<double>(factor));
-        return {middle - reach, middle + reach};
-    }
-
-    // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: fused or not, the sum is the same.
-    static double squared_error(std::span<const float> x, std::span<const std::uint8_t> codes,
-                                GroupScale trial) noexcept {
-        double sum = 0;
-        for (std::size_t i = 0; i < x.size(); ++i) {
-            const double difference = (trial.zero + trial.scale * static_cast<float>(codes[i])) - x[i];
-            sum += difference * difference;
-        }
-        return sum;
-    }
 };
 
 }  // namespace XQUANT_ABI_NS

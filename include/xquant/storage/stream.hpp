@@ -32,7 +32,7 @@ struct StreamCodec {
     ChooseOutliers choose = nullptr;  ///< null where the format has no outliers
     ScaleOfRange scale_of =
         nullptr;  ///< not null: encode is encode_affine with this scale, so backends may do it themselves
-    ScaleRule rule = ScaleRule::other;  ///< the same for backends that cannot call it
+    ScaleRule rule = ScaleRule::other;  ///< for backends that cannot call `encode`
 
     /// Floats of levels that have to be learnt.
     [[nodiscard]] constexpr std::size_t learnt_levels() const noexcept {

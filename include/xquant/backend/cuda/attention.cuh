@@ -60,7 +60,8 @@ public:
     static_assert(sizeof(float) * Softmax<M, Size, tiles>::merge_floats <= sizeof(f16) * strip_halves);
     /// Of shared memory.
     static constexpr std::size_t shared_bytes =
-        sizeof(f16) * (block_queries * query_stride + matrix_halves + strip_halves) + sizeof(float) * Size;
+        sizeof(f16) * (block_queries * query_stride + matrix_halves + strip_halves) + sizeof(float) * Size +
+        sizeof(TokenSpan);
 
     XQUANT_DEVICE AttendBlock(typename M::Block& block, const AttendTask& task, unsigned first_query) noexcept
         : block_(block),
@@ -72,17 +73,24 @@ public:
           strips_(queries_ + block_queries * query_stride + matrix_halves),
           cosines_(reinterpret_cast<float*>(strips_ + strip_halves)),
           sines_(cosines_ + Size / 2),
+          span_(reinterpret_cast<TokenSpan*>(sines_ + Size / 2)),
           warps_(block_warps) {}
 
     /// The partial result of the block's queries, [16] and [16, width], over spans: spans[i] is a TokenSpan, spans.lag(i) the
     /// positions by which its keys are turned too little, by `rope`.
     template <class Spans>
     XQUANT_DEVICE void run(const Spans& spans, const RopeView& rope, Partial partial) noexcept {
-        block_.each_warp([&](Warp& warp) { warps_[warp].clear(warp); });
+        block_.each_warp([&](Warp& warp) { warps_[warp].clear(warp, asked_); });
         std::int64_t lag = 0;
         std::size_t tile = 0;
         for (std::uint32_t i = 0; i < spans.size(); ++i) {
-            const TokenSpan span = spans[i];
+            // In shared memory: it would fill the registers of every lane.
+            block_.barrier();
+            block_.each_thread([&](unsigned thread) {
+                if (thread == 0) *span_ = spans[i];
+            });
+            block_.barrier();
+            const TokenSpan& span = *span_;
             if (i == 0 || lag != spans.lag(i)) {
                 lag = spans.lag(i);
                 load_queries(rope, lag);
@@ -295,6 +303,7 @@ private:
     MatrixStage<M, Size> matrix_;
     f16* strips_;
     float *cosines_, *sines_;
+    TokenSpan* span_;  ///< that is read
     typename M::template PerWarp<State> warps_;
     std::int64_t angles_of_ = 0;
     bool has_angles_ = false;

@@ -28,9 +28,11 @@ struct Strip {
     std::size_t begin = 0, end = 0;
     unsigned rows = 0, round = 0, warp = 0;
 
-    [[nodiscard]] XQUANT_DEVICE constexpr std::size_t slot(unsigned row) const noexcept {
-        return base + 64 * (row / 16 + round) + 16 * warp + row % 16;
+    /// Of a row, from `base` on.
+    [[nodiscard]] XQUANT_DEVICE constexpr unsigned offset(unsigned row) const noexcept {
+        return 64 * (row / 16 + round) + 16 * warp + row % 16;
     }
+    [[nodiscard]] XQUANT_DEVICE constexpr std::size_t slot(unsigned row) const noexcept { return base + offset(row); }
     [[nodiscard]] XQUANT_DEVICE constexpr bool wants(unsigned row) const noexcept {
         return slot(row) >= begin && slot(row) < end;
     }
@@ -85,8 +87,11 @@ XQUANT_DEVICE constexpr StripForm strip_form(const StreamFormat& format, std::si
                                              unsigned channels) noexcept {
     const bool in_one = channel / format.group_channels == (channel + channels - 1) / format.group_channels;
     if (format.kind == CodeKind::f16) {
-        const bool whole = format.channels_of(channel / format.group_channels) % 8 == 0 && channels % 8 == 0;
-        return in_one && whole && channel % format.group_channels % 8 == 0 ? StripForm::halves : StripForm::any;
+        // 16 bytes at a time, from where 16 bytes are aligned.
+        const std::size_t b = channel / format.group_channels;
+        const bool whole = format.channels_of(b) % 8 == 0 && (b == 0 || format.group_channels % 8 == 0);
+        const bool aligned = whole && channels % 8 == 0 && channel % format.group_channels % 8 == 0;
+        return in_one && aligned ? StripForm::halves : StripForm::any;
     }
     if (!format.quantized() || format.levels != nullptr || format.outliers > 0) return StripForm::any;
     if (format.group_channels == 1 && format.group_tokens == page_slots && format.bits == 4 && channels % 2 == 0) {
@@ -117,7 +122,7 @@ XQUANT_DEVICE f16 zero_of(const StreamView& in, std::size_t index) noexcept {
 }
 
 XQUANT_DEVICE inline void put(f16* out, unsigned stride, unsigned row, unsigned channel, std::uint32_t pair) noexcept {
-    *reinterpret_cast<std::uint32_t*>(out + static_cast<std::size_t>(row) * stride + channel) = pair;
+    *reinterpret_cast<std::uint32_t*>(out + row * stride + channel) = pair;
 }
 
 template <class M>
@@ -137,22 +142,33 @@ XQUANT_DEVICE_COLD void decode_any(const typename M::Warp& warp, const StreamVie
     });
 }
 
+/// Calls f(row, piece) for the pieces of rows, spread over the lanes; neighbours take neighbouring pieces. One division for each lane.
+template <class Warp, class F>
+XQUANT_DEVICE void each_piece(const Warp& warp, unsigned rows, unsigned pieces, F&& f) noexcept {
+    unsigned side = 1;  // lanes for a row
+    while (side < pieces && side < lanes) side *= 2;
+    warp.each([&](unsigned lane) {
+        for (unsigned piece = lane % side; piece < pieces; piece += side) {
+            for (unsigned row = lane / side; row < rows; row += lanes / side) f(row, piece);
+        }
+    });
+}
+
 /// Rows of halves come in the background.
 template <class M>
 XQUANT_DEVICE void copy_halves(typename M::Warp& warp, const StreamView& in, const Strip& strip, std::size_t channel,
                                unsigned channels, f16* out, unsigned stride) noexcept {
     const StreamFormat& format = in.format;
     const std::size_t b = channel / format.group_channels, in_group = channel % format.group_channels;
-    const unsigned pieces = (channels + 15) / 16 * 2;
-    warp.each([&](unsigned lane) {
-        for (unsigned i = lane; i < strip.rows * pieces; i += lanes) {
-            const unsigned row = i / pieces, c = 8 * (i % pieces);
-            f16* to = out + static_cast<std::size_t>(row) * stride + c;
-            if (strip.wants(row) && c < channels) {
-                warp.copy(to, in.codes + format.code_offset(strip.slot(row), b) + (in_group + c) * sizeof(f16), 16);
-            } else {
-                for (unsigned k = 0; k < 8; k += 2) put(to, 0, 0, k, 0);
-            }
+    const unsigned pieces = (channels + 15) / 16 * 2,
+                   row_bytes = static_cast<unsigned>(format.group_bytes(format.channels_of(b)));
+    const std::byte* from = in.codes + format.code_offset(0, b) + in_group * sizeof(f16);
+    each_piece(warp, strip.rows, pieces, [&](unsigned row, unsigned piece) {
+        f16* to = out + row * stride + 8 * piece;
+        if (strip.wants(row) && 8 * piece < channels) {
+            warp.copy(to, from + strip.slot(row) * row_bytes + 16 * piece, 16);
+        } else {
+            for (unsigned k = 0; k < 8; k += 2) put(to, 0, 0, k, 0);
         }
     });
 }
@@ -170,19 +186,20 @@ XQUANT_DEVICE void decode_channel4(const typename M::Warp& warp, const StreamVie
                 for (unsigned row = 0; row < strip.rows; ++row) put(out, stride, row, 2 * p, 0);
                 continue;
             }
-            std::uint32_t words[2][4], scales = 0, zeros = 0;
+            struct alignas(16) Words {
+                std::uint32_t at[4];
+            } words[2];
+            std::uint32_t scales = 0, zeros = 0;
             for (unsigned h = 0; h < 2; ++h) {
                 const std::size_t c = channel + 2 * p + h, index = format.group_index(block, c);
-                const auto* from =
-                    reinterpret_cast<const std::uint32_t*>(in.codes + format.code_offset(block, c) + 16 * strip.warp);
-                for (unsigned i = 0; i < 4; ++i) words[h][i] = from[i];
+                words[h] = *reinterpret_cast<const Words*>(in.codes + format.code_offset(block, c) + 16 * strip.warp);
                 scales |= static_cast<std::uint32_t>(in.scales[index].bits) << (16 * h);
                 zeros |= static_cast<std::uint32_t>(zero_of<M>(in, index).bits) << (16 * h);
             }
             for (unsigned i = 0; i < 4; ++i) {
                 for (unsigned b = 0; b < 4; ++b) {
                     // Byte b of both channels, twice: a token in the low halves of the bytes, the one 64 later in the high ones.
-                    const std::uint32_t both = M::select_bytes(words[0][i], words[1][i], 0x4400U + 0x1111U * b);
+                    const std::uint32_t both = M::select_bytes(words[0].at[i], words[1].at[i], 0x4400U + 0x1111U * b);
                     for (unsigned tile = 0; tile < tiles; ++tile) {
                         const unsigned row = 16 * tile + 4 * i + b;
                         const std::uint32_t codes = (tile + strip.round == 0 ? both : both >> 4U) & 0x000F000FU;
@@ -194,42 +211,48 @@ XQUANT_DEVICE void decode_channel4(const typename M::Warp& warp, const StreamVie
     });
 }
 
-/// Codes of 4 or 8 bits of groups of a token's channels: a lane takes 4 bytes.
+/// Codes of 4 or 8 bits of groups of a token's channels: a lane takes 4 bytes of each of some rows.
 template <class M, unsigned Bits>
 XQUANT_DEVICE void decode_token(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
                                 std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
     const StreamFormat& format = in.format;
     const unsigned words = channels * Bits / 32, padded = (channels + 15) / 16 * 16;
+    const unsigned group_words = format.group_channels * Bits / 32;
+    const std::size_t first_block = channel / format.group_channels;
+    unsigned side = 1;  // lanes for a row
+    while (side < words && side < lanes) side *= 2;
     warp.each([&](unsigned lane) {
-        for (unsigned i = lane; i < strip.rows * words; i += lanes) {
-            const unsigned row = i / words;
+        for (unsigned w = lane % side; w < words; w += side) {
             // Groups are whole: the word's group, and its place in it.
-            const unsigned group = (i % words) / (format.group_channels * Bits / 32);
-            const unsigned place = (i % words) % (format.group_channels * Bits / 32);
-            const std::size_t b = channel / format.group_channels + group, slot = strip.slot(row);
-            const unsigned first = group * format.group_channels + 4 * place;
+            const unsigned group = w / group_words, place = w % group_words;
+            const std::size_t b = first_block + group;
             const auto n = static_cast<unsigned>(format.channels_of(b));
-            std::uint32_t word = 0, scales = 0, zeros = 0;
-            if (strip.wants(row)) {
-                const std::size_t index = format.group_index(slot, b);
-                word = *reinterpret_cast<const std::uint32_t*>(in.codes + format.code_offset(slot, b) + 4 * place);
-                scales = two(in.scales[index].bits);
-                zeros = two(zero_of<M>(in, index).bits);
-            }
-            for (unsigned k = 0; k < 2; ++k) {
-                const std::uint32_t both = M::select_bytes(word, word, k == 0 ? 0x1100U : 0x3322U);
-                if constexpr (Bits == 8) {
-                    put(out, stride, row, first + 2 * k, decode_pair<M>(both & 0x00FF00FFU, scales, zeros));
-                } else {
-                    put(out, stride, row, first + 2 * k, decode_pair<M>(both & 0x000F000FU, scales, zeros));
-                    put(out, stride, row, first + n / 2 + 2 * k,
-                        decode_pair<M>((both >> 4U) & 0x000F000FU, scales, zeros));
+            const auto row_bytes = static_cast<unsigned>(format.group_bytes(n));
+            const std::byte* from = in.codes + format.code_offset(0, b) + 4 * place;
+            const std::size_t first_index = format.group_index(0, b);
+            f16* to = out + group * format.group_channels + 4 * place;
+            for (unsigned row = lane / side; row < strip.rows; row += lanes / side) {
+                std::uint32_t word = 0, scales = 0, zeros = 0;
+                if (strip.wants(row)) {
+                    const std::size_t slot = strip.slot(row);
+                    word = *reinterpret_cast<const std::uint32_t*>(from + slot * row_bytes);
+                    scales = two(in.scales[first_index + slot].bits);
+                    zeros = two(zero_of<M>(in, first_index + slot).bits);
+                }
+                XQUANT_UNROLL
+                for (unsigned k = 0; k < 2; ++k) {
+                    const std::uint32_t both = M::select_bytes(word, word, k == 0 ? 0x1100U : 0x3322U);
+                    if constexpr (Bits == 8) {
+                        put(to, stride, row, 2 * k, decode_pair<M>(both & 0x00FF00FFU, scales, zeros));
+                    } else {
+                        put(to, stride, row, 2 * k, decode_pair<M>(both & 0x000F000FU, scales, zeros));
+                        put(to, stride, row, n / 2 + 2 * k, decode_pair<M>((both >> 4U) & 0x000F000FU, scales, zeros));
+                    }
                 }
             }
         }
-        for (unsigned i = lane; i < strip.rows * (padded - channels) / 2; i += lanes) {
-            const unsigned gap = (padded - channels) / 2;
-            put(out, stride, i / gap, channels + 2 * (i % gap), 0);
+        for (unsigned c = channels + 2 * lane; c < padded; c += 2 * lanes) {
+            for (unsigned row = 0; row < strip.rows; ++row) put(out, stride, row, c, 0);
         }
     });
 }

@@ -1,9 +1,25 @@
 // The kernels for GPUs on a GPU in plain C++: what a machine without one can test of them. Slow; not for use.
 #pragma once
 
+#include <span>
+
 #include <xquant/backend/cuda/attention.cuh>
 #include <xquant/backend/emulated/gpu.hpp>
 #include <xquant/backend/scalar/attention.hpp>
+
+namespace xquant::backend::gpu {
+inline namespace XQUANT_ABI_NS {
+
+/// The spans of a task, for a kernel.
+struct TaskSpans {
+    std::span<const TokenSpan> spans;
+    [[nodiscard]] std::uint32_t size() const noexcept { return static_cast<std::uint32_t>(spans.size()); }
+    const TokenSpan& operator[](std::uint32_t i) const noexcept { return spans[i]; }
+    [[nodiscard]] static std::int64_t lag(std::uint32_t) noexcept { return 0; }
+};
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend::gpu
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
@@ -16,18 +32,6 @@ struct emulated_cuda : scalar {
 constexpr bool sums_latents(emulated_cuda, const HeadDecoder& value, std::size_t, std::size_t head_dim) noexcept {
     return gpu::sums_latents(value, head_dim);
 }
-
-namespace gpu {
-
-/// The spans of a task, for a kernel.
-struct TaskSpans {
-    std::span<const TokenSpan> spans;
-    [[nodiscard]] std::uint32_t size() const noexcept { return static_cast<std::uint32_t>(spans.size()); }
-    const TokenSpan& operator[](std::uint32_t i) const noexcept { return spans[i]; }
-    [[nodiscard]] static std::int64_t lag(std::uint32_t) noexcept { return 0; }
-};
-
-}  // namespace gpu
 
 inline void attend_task(emulated_cuda, const AttendTask& task, Partial partial, float*) noexcept {
     gpu::with_size(task.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {

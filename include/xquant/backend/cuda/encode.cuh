@@ -3,8 +3,8 @@
 //
 // The bytes are those of scalar code: the smallest and the largest value of a group do not depend on the order in which they are
 // found, and codes come from a form that no compiler can fuse (quantizer/group.hpp). So this serves quantizers
-// whose scale follows a ScaleRule; others (levels, outliers, searches) have to be encoded by the processor.
-// Limit   memory: x is read twice, the second time from cache.
+// whose scale follows a ScaleRule; others (levels, outliers) have to be encoded by the processor.
+// Limit   memory: x is read twice, the second time from cache. MinMse: f64 arithmetic, the same eleven sums by every lane.
 #pragma once
 
 #include <cstddef>
@@ -94,7 +94,7 @@ XQUANT_DEVICE void encode_token(const typename M::Warp& warp, const float* row, 
     }
     const float top = static_cast<float>((1U << format.bits) - 1);
     warp.each([&](unsigned lane) {
-        const GroupScale scale = scale_of(Range{low[lane], high[lane]});
+        const GroupScale scale = scale_of(Range{low[lane], high[lane]}, n, [&](std::size_t i) { return x[i]; });
         const float inverse = inverse_scale(scale);
         each_plane(out.codes + format.code_offset(token, block), n, format.bits,
                    [&](unsigned plane, unsigned shift, std::byte* to, std::size_t bytes) {
@@ -124,7 +124,7 @@ XQUANT_DEVICE void encode_channels(const typename M::Warp& warp, const float* ro
             range.low = value < range.low ? value : range.low;
             range.high = value > range.high ? value : range.high;
         }
-        const GroupScale scale = scale_of(range);
+        const GroupScale scale = scale_of(range, tokens, [&](std::size_t t) { return x[t * stride]; });
         const float inverse = inverse_scale(scale);
         each_plane(out.codes + format.code_offset(token_block, c), format.group_tokens, format.bits,
                    [&](unsigned plane, unsigned shift, std::byte* to, std::size_t bytes) {
@@ -158,7 +158,7 @@ XQUANT_DEVICE constexpr std::size_t encode_parts(const StreamFormat& format, std
 }
 
 /// Part `part` of encoding rows [count, width] (f32, `stride` apart) into slots first .. first + count, as encode_rows of the
-/// processor does it. scale_of is the quantizer's.
+/// processor does it. scale_of(range, n, x) is the scale of n values x(i) between those of the range.
 template <class M, class ScaleOf>
 XQUANT_DEVICE void encode_part(const typename M::Warp& warp, std::size_t part, const float* rows, std::size_t stride,
                                std::size_t first, std::size_t count, const MutableStreamView& out,

@@ -23,9 +23,11 @@ struct StepTable {
     const WriteTable* writes = nullptr;
     const PieceTable* pieces = nullptr;
     const BlockTable* blocks = nullptr;
+    const SumTable* sums = nullptr;
     const std::int64_t* positions = nullptr;  ///< [n] for which keys are turned that are stored so
     float* rows = nullptr;                    ///< the layer's rows of all streams: [n, R] of each
     float* gathered = nullptr;                ///< [indirect writes][streams][128, widest R]
+    float* differences = nullptr;             ///< the same, [128, widest coded row]
     float* partials = nullptr;                ///< [blocks][kv heads][16 (Size + 2)]
     std::uint32_t* bad = nullptr;             ///< set where a row is not finite
     std::size_t tokens = 0;                   ///< n
@@ -61,9 +63,9 @@ struct FinishRow {
     }
 };
 
-/// Whether a write takes its rows straight from the step's.
-XQUANT_DEVICE inline bool is_direct(const WriteTable& write, const PieceTable* pieces) noexcept {
-    return write.pieces == 1 && pieces[write.first_piece].page == nullptr;
+/// Whether a write stores what a layer adds to the layers below.
+XQUANT_DEVICE inline bool is_difference(const LayerTable& layer, const WriteTable& write) noexcept {
+    return layer.role == CrossRole::difference && write.kind == PageKind::coded;
 }
 
 /// Rows of a write that come from several places, side by side. x: writes, y: streams, z: groups of 4 rows.
@@ -73,7 +75,7 @@ struct Gather {
     static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned z, const LayerTable* layer,
                                   StepTable step, std::size_t widest) noexcept {
         const WriteTable& write = step.writes[x];
-        if (is_direct(write, step.pieces)) return;
+        if (write.direct) return;
         const StreamTable& stream = layer->tables[y];
         const std::size_t width = stream.encoder.width;
         float* gathered =
@@ -94,30 +96,124 @@ struct Gather {
     }
 };
 
+/// Gathered rows become what is coded: z = (y - accumulator) U. x: writes, y: groups of 4 rows.
+struct Difference {
+    static constexpr unsigned warps = 4;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned, const LayerTable* layer,
+                                  StepTable step, std::size_t widest, std::size_t widest_coded) noexcept {
+        const WriteTable& write = step.writes[x];
+        if (!is_difference(*layer, write)) return;
+        const StreamEncoder& encoder = layer->tables[0].encoder;
+        const std::size_t d = encoder.width, r = encoder.coded_width;
+        const StreamView sum = view_of(layer->sum, write.sum);
+        block.each_warp([&](typename M::Warp& warp) {
+            const std::uint32_t row = y * warps + warp.index;
+            if (row >= write.count) return;
+            float* from = step.gathered + static_cast<std::size_t>(write.gathered) * page_slots * widest + row * d;
+            float* to =
+                step.differences + static_cast<std::size_t>(write.gathered) * page_slots * widest_coded + row * r;
+            const auto within = [](float value) {
+                return value > f16_max ? f16_max : value < -f16_max ? -f16_max : value;
+            };
+            warp.each([&](unsigned lane) {
+                for (std::size_t c = lane; c < d; c += lanes) {
+                    from[c] -= stored_value<M>(sum, write.slot + row, c);
+                    if (encoder.latent == nullptr) to[c] = within(from[c]);
+                }
+            });
+            warp.sync();
+            warp.each([&](unsigned lane) {
+                for (std::size_t j = lane; j < r && encoder.latent != nullptr; j += lanes) {
+                    float value = 0;
+                    for (std::size_t c = 0; c < d; ++c) value = std::fma(from[c], encoder.latent[c * r + j], value);
+                    to[j] = within(value);
+                }
+            });
+        });
+    }
+};
+
+/// How a quantizer of a rule finds the scale of a group.
+struct RuleScale {
+    ScaleRule rule;
+    float top, zero_code;
+
+    XQUANT_DEVICE RuleScale(ScaleRule by, const StreamFormat& format) noexcept
+        : rule(by), top(static_cast<float>((1U << format.bits) - 1)), zero_code(format.zero_code) {}
+    /// Of n values x(i) between these.
+    template <class X>
+    XQUANT_DEVICE GroupScale operator()(Range range, std::size_t n, X&& x) const noexcept {
+        if (rule == ScaleRule::symmetric) return symmetric_scale(range, zero_code);
+        if (rule == ScaleRule::min_mse) return min_mse_scale(range, top, n, x);
+        return min_max_scale(range, top);
+    }
+};
+
 /// x: writes, y: streams, z: shares of a write's parts.
 struct Encode {
     static constexpr unsigned warps = 4;
     template <class M>
     static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned z, const LayerTable* layer,
-                                  StepTable step, std::size_t widest, unsigned shares) noexcept {
+                                  StepTable step, std::size_t widest, std::size_t widest_coded,
+                                  unsigned shares) noexcept {
         const WriteTable& write = step.writes[x];
         const StreamTable& stream = layer->tables[y];
-        const std::size_t width = stream.encoder.width;
+        const std::size_t place = static_cast<std::size_t>(write.gathered) * layer->streams + y;
+        std::size_t width = stream.encoder.width;
+        const float* rows = step.gathered + place * page_slots * widest;
+        if (write.direct) rows = rows_of(step, stream) + step.pieces[write.first_piece].begin * width;
+        if (is_difference(*layer, write)) {
+            rows = step.differences + place * page_slots * widest_coded;
+            width = stream.encoder.coded_width;
+        }
         const MutableStreamView out = view_of(stream, write.kind, write.page);
-        const float* rows =
-            is_direct(write, step.pieces)
-                ? rows_of(step, stream) + step.pieces[write.first_piece].begin * width
-                : step.gathered + (static_cast<std::size_t>(write.gathered) * layer->streams + y) * page_slots * widest;
         const std::size_t parts = encode_parts(out.format, write.count);
-        const float top = static_cast<float>((1U << out.format.bits) - 1);
-        const ScaleRule rule = stream.rule;
-        const auto scale_of = [=](Range range) {
-            return rule == ScaleRule::symmetric ? symmetric_scale(range, out.format.zero_code)
-                                                : min_max_scale(range, top);
-        };
+        const RuleScale scale(stream.rule, out.format);
         block.each_warp([&](typename M::Warp& warp) {
             for (std::size_t part = z * warps + warp.index; part < parts; part += shares * warps) {
-                encode_part<M>(warp, part, rows, width, write.slot, write.count, out, scale_of);
+                encode_part<M>(warp, part, rows, width, write.slot, write.count, out, scale);
+            }
+        });
+    }
+};
+
+/// accumulator = z, or += z U^T, for the coded slots that a step touches. x: pages, y: groups of 4 slots.
+/// Shared memory: 4 D floats.
+struct Accumulate {
+    static constexpr unsigned warps = 4;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned, const LayerTable* layer,
+                                  StepTable step) noexcept {
+        const SumTable& about = step.sums[x];
+        const StreamTable& stream = layer->tables[0];
+        const StreamEncoder& encoder = stream.encoder;
+        const std::size_t d = encoder.width, r = encoder.coded_width;
+        const StreamView coded = view_of(stream, PageKind::coded, about.page);
+        const MutableStreamView sum = view_of(layer->sum, about.sum);
+        const StreamView before = view_of(layer->sum, static_cast<const std::byte*>(about.sum));
+        const RuleScale scale(layer->sum_rule, sum.format);
+        block.each_warp([&](typename M::Warp& warp) {
+            const std::size_t slot = y * warps + warp.index;
+            if (slot < about.begin || slot >= about.end) return;
+            float* row = reinterpret_cast<float*>(block.shared()) + warp.index * d;
+            warp.each([&](unsigned lane) {
+                for (std::size_t c = lane; c < d; c += lanes) {
+                    const bool difference = layer->role == CrossRole::difference;
+                    float value = difference ? stored_value<M>(before, slot, c) : 0.0F;
+                    if (encoder.spread == nullptr) {
+                        value += stored_value<M>(coded, slot, c);
+                    } else {
+                        for (std::size_t k = 0; k < r; ++k) {
+                            value = std::fma(stored_value<M>(coded, slot, k), encoder.spread[k * d + c], value);
+                        }
+                    }
+                    row[c] = value;
+                }
+            });
+            warp.sync();
+            for (std::size_t part = 0; part < encode_parts(sum.format, 1); ++part) {
+                encode_part<M>(warp, part, row, d, slot, 1, sum, scale);
             }
         });
     }
@@ -148,6 +244,7 @@ public:
 private:
     [[nodiscard]] XQUANT_DEVICE StreamView view(const SpanTable& span, std::uint32_t stream) const noexcept {
         const StreamTable& table = layer_.tables[stream];
+        if (layer_.role != CrossRole::none && span.sum != nullptr) return view_of(layer_.sum, span.sum);
         if (span.page != nullptr) return view_of(table, span.kind, span.page);
         return view_of_rows(rows_of(step_, table) + block_.part_row * table.encoder.width, table.encoder.width);
     }
@@ -208,8 +305,14 @@ struct Attend {
         const BlockTable& about = step.blocks[x];
         // Cut for layers of the stack that have more queries.
         if (about.first_query >= about.rows * layer->shape.heads / layer->shape.kv_heads) return;
-        const AttendTask task = task_of(*layer, about, y, q, q_stride);
-        AttendBlock<M, Size, Rebuilds> attention(block, task, about.first_query);
+        using Kernel = AttendBlock<M, Size, Rebuilds>;
+        // Behind the kernel's own shared memory, as its span is.
+        auto* task = reinterpret_cast<AttendTask*>(block.shared() + Kernel::shared_bytes);
+        block.each_thread([&](unsigned thread) {
+            if (thread == 0) *task = task_of(*layer, about, y, q, q_stride);
+        });
+        block.barrier();
+        Kernel attention(block, *task, about.first_query);
         attention.run(SpanReader(*layer, step, about), layer->rope,
                       partial_of<Size>(step, x, y, layer->shape.kv_heads));
     }

@@ -201,7 +201,7 @@ struct Product {
         if (angles.rope.pairing == RopePairing::interleaved) {
             each_row(warp, [&](unsigned, unsigned row, unsigned c, float& a, float& b) {
                 if (c / 2 < angles.rope.pairs) {
-                    angles.turn(a, b, c / 2, static_cast<unsigned>(place.slot(row) - place.base));
+                    angles.turn(a, b, c / 2, place.offset(row));
                 }
             });
             return;
@@ -212,7 +212,7 @@ struct Product {
                 XQUANT_UNROLL
                 for (unsigned i = 0; i < 4; ++i) {
                     const unsigned row = 16 * tile + lane / 4 + 8 * (i / 2);
-                    const auto offset = static_cast<unsigned>(place.slot(row) - place.base);
+                    const auto offset = place.offset(row);
                     XQUANT_UNROLL
                     for (unsigned j = 0; j < Dh / 16; ++j) {
                         angles.turn(at[tile][j][i][lane], at[tile][j + Dh / 16][i][lane],
@@ -252,7 +252,7 @@ XQUANT_DEVICE_COLD void finish_strip(const typename M::Warp& warp, const AttendT
                 row[c] = M::to_half(M::to_float(row[c]) * factor * task.rules.key_norm[c]);
             }
         }
-        const auto offset = static_cast<unsigned>(place.slot(lane) - place.base);
+        const auto offset = place.offset(lane);
         for (unsigned j = 0; j < task.rope.pairs; ++j) {
             const bool interleaved = task.rope.pairing == RopePairing::interleaved;
             f16 &first = row[interleaved ? 2 * j : j], &second = row[interleaved ? 2 * j + 1 : j + task.rope.pairs];

@@ -50,11 +50,12 @@ struct Softmax {
     static constexpr float nothing = -std::numeric_limits<float>::infinity();
     static constexpr unsigned merge_floats = block_queries * (2 * block_warps + Size);
 
+    Lanes<std::int64_t> positions[2];   ///< of queries lane / 4 and lane / 4 + 8
     Lanes<float> sum[Size / 8][4];      ///< C of the queries and 8 channels each
     Lanes<float> maximum[2], total[2];  ///< of queries lane / 4 and lane / 4 + 8
     Lanes<float> scores[Tiles][2][4];   ///< C of the queries and 8 slots each
 
-    XQUANT_DEVICE void clear(const Warp& warp) noexcept {
+    XQUANT_DEVICE void clear(const Warp& warp, const Queries& queries) noexcept {
         warp.each([&](unsigned lane) {
             XQUANT_UNROLL
             for (auto& column : sum) {
@@ -63,6 +64,7 @@ struct Softmax {
             }
             XQUANT_UNROLL
             for (unsigned r = 0; r < 2; ++r) {
+                positions[r][lane] = queries.position(lane / 4 + 8 * r);
                 maximum[r][lane] = nothing;
                 total[r][lane] = 0;
             }
@@ -91,19 +93,29 @@ struct Softmax {
             Lanes<float> highest, weights, factor;
             warp.each([&](unsigned lane) {
                 const unsigned query = lane / 4 + 8 * r;
-                const std::int64_t position = queries.position(query);
                 const float slope =
                     rules.slopes != nullptr ? rules.slopes[(queries.first + query) % queries.task.group] : 0.0F;
+                // Slots from .. to of the page are visible; both within 0 .. 128.
+                const std::int64_t ahead =
+                    position_of(span, place.base) - positions[r][lane];  // of the page's first slot
+                const auto within = [](std::int64_t n) {
+                    return static_cast<int>(n < 0 ? 0 : n > page_slots ? page_slots : n);
+                };
+                const int end = within(static_cast<std::int64_t>(place.end - place.base)), last = within(1 - ahead);
+                const int to = query >= queries.count ? 0 : last < end ? last : end;
+                int from = static_cast<int>(place.begin - place.base);
+                if (rules.window > 0) {
+                    const int first = within(1 - ahead - static_cast<std::int64_t>(rules.window));
+                    from = first > from ? first : from;
+                }
                 highest[lane] = nothing;
                 XQUANT_UNROLL
                 for (unsigned i = 0; i < 4 * Tiles; ++i) {
-                    const unsigned row = 8 * (i / 2) + 2 * (lane % 4) + i % 2;
-                    const std::int64_t ahead = position_of(span, place.slot(row)) - position;
-                    const bool in_window = rules.window == 0 || ahead > -static_cast<std::int64_t>(rules.window);
+                    const auto offset = static_cast<int>(place.offset(8 * (i / 2) + 2 * (lane % 4) + i % 2));
                     float& score = scores[i / 4][i / 2 % 2][2 * r + i % 2][lane];
                     if (rules.soft_cap > 0) score = rules.soft_cap * M::tanh(score / rules.soft_cap);
-                    score += slope * static_cast<float>(ahead);
-                    if (query >= queries.count || !place.wants(row) || ahead > 0 || !in_window) score = nothing;
+                    if (slope != 0) score += slope * static_cast<float>(ahead + offset);
+                    if (offset < from || offset >= to) score = nothing;
                     highest[lane] = score > highest[lane] ? score : highest[lane];
                 }
             });

@@ -108,6 +108,7 @@ public:
           step_tables(device_, core.ledger(), Purpose::workspace),
           rows(device_, core.ledger(), Purpose::workspace),
           gathered(device_, core.ledger(), Purpose::workspace),
+          differences(device_, core.ledger(), Purpose::workspace),
           partials(device_, core.ledger(), Purpose::workspace),
           queries(device_, core.ledger(), Purpose::workspace) {
         core.ledger().set_page_memory(&pages_);
@@ -164,8 +165,8 @@ private:
 
     void add_layer(const Core& core, const PreparedLayer& layer, std::size_t number, Packing& all) {
         using namespace backend::gpu;
-        expects<state_error>(layer.role == CrossRole::none,
-                             "layers that store differences are not served by devices yet: use CrossLayer<Off>");
+        expects<state_error>(layer.role == CrossRole::none || encodes(core.accumulator()),
+                             "a device cannot encode the accumulator's quantizer");
         expects<state_error>(layer.encoders.size() > 0 && layer.shape.head_dim <= 256, "head_dim: at most 256");
         LayerEntry entry;
         StreamEntries streams;
@@ -181,6 +182,11 @@ private:
         table.shared_stream = static_cast<std::uint32_t>(layer.shared.stream);
         table.shared_channels = static_cast<std::uint32_t>(layer.shared.width);
         table.streams = static_cast<std::uint32_t>(layer.encoders.size());
+        table.role = layer.role;
+        if (layer.role != CrossRole::none) {
+            table.sum = core.accumulators().sections.front();
+            table.sum_rule = core.accumulator().rule;
+        }
         const RopeView& rope = table.rope;
         entry.frequencies = all.add(rope.inverse_frequencies, rope.pairs);
         entry.cosines = all.add(rope.cosines, rope.pairs * rope.tokens);
@@ -192,7 +198,7 @@ private:
             const StreamCodec& codec = core.codec(number, s);
             expects<state_error>(
                 encodes(codec),
-                "a device encodes quantizers whose scale follows MinMax or Symmetric, without levels and outliers");
+                "a device encodes uniform quantizers: no levels, no outliers, no scale rule of your own");
             stream.encoder = layer.encoders[s];
             stream.rule = codec.rule;
             stream.first_float = floats;
@@ -263,7 +269,7 @@ private:
 
 public:
     Packing packing;  ///< of the step that runs
-    DeviceBuffer<Device> step_tables, rows, gathered, partials, queries;
+    DeviceBuffer<Device> step_tables, rows, gathered, differences, partials, queries;
     bool busy = false;  ///< a step has the workspace
 };
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <xquant/backend/cuda/state.cuh>
+#include <xquant/detail/accumulate.hpp>
 #include <xquant/detail/commit.hpp>
 
 namespace xquant {
@@ -24,7 +25,10 @@ template <class Device>
 class DeviceStep {
 public:
     DeviceStep(Core& core, DeviceState<Device>& state, std::span<const StepPart> parts)
-        : core_(&core), state_(&state), plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())) {
+        : core_(&core),
+          state_(&state),
+          plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())),
+          sums_(core) {
         expects<state_error>(!state.busy,
                              "a device runs one step of a cache at a time: commit or destroy the other one");
         check_parts(core, parts);
@@ -38,6 +42,7 @@ public:
             total_ += part.tokens;
         }
         expects(total_ < (std::size_t{1} << 31U), "a step of this size overflows");
+        sums_.open(core, plans_);
         make_tables();
         reserve();
         // From here on nothing throws.
@@ -49,6 +54,7 @@ public:
           state_(other.state_),
           parts_(std::move(other.parts_)),
           plans_(std::move(other.plans_)),
+          sums_(std::move(other.sums_)),
           stacks_(std::move(other.stacks_)),
           total_(other.total_),
           next_(other.next_) {}
@@ -138,12 +144,16 @@ public:
 private:
     /// Without new tokens.
     DeviceStep(Core& core, DeviceState<Device>& state, Slot& slot)
-        : core_(&core), state_(&state), plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())) {
+        : core_(&core),
+          state_(&state),
+          plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())),
+          sums_(core) {
         expects<state_error>(!state.busy,
                              "a device runs one step of a cache at a time: commit or destroy the other one");
         plans_.reserve(core.stacks());
         for (std::size_t stack = 0; stack < core.stacks(); ++stack) plans_.push_back(core.plan(slot, stack, 0, true));
         parts_.push_back({&slot, 0, 0, slot.states.front().next_position});
+        sums_.open(core, plans_, false);
         make_tables();
         reserve();
         slot.busy = state.busy = true;
@@ -157,7 +167,7 @@ private:
     /// The tables of one stack's layers.
     struct StackTables {
         backend::gpu::StepTable step;
-        unsigned writes = 0, gathered = 0, blocks = 0, most_rows = 0;
+        unsigned writes = 0, gathered = 0, blocks = 0, sums = 0, most_rows = 0;
         std::size_t group = 0, kv_heads = 0;
     };
 
@@ -166,18 +176,31 @@ private:
         using namespace backend::gpu;
         const PreparedLayer& prepared = core_->layers()[layer];
         const StackTables& stack = stacks_[prepared.stack];
-        if (stack.writes == 0) return;
         const auto streams = static_cast<unsigned>(prepared.encoders.size());
-        std::size_t widest = 0;
-        for (const StreamEncoder& encoder : prepared.encoders) widest = std::max(widest, encoder.width);
+        std::size_t widest = 0, widest_coded = 0;
+        for (const StreamEncoder& encoder : prepared.encoders) {
+            widest = std::max(widest, encoder.width);
+            widest_coded = std::max(widest_coded, encoder.coded_width);
+        }
         Device& device = state_->device();
         const LayerTable* table = state_->layer(layer);
         if (stack.gathered > 0) {
-            device.template launch<Gather>(stack.writes, streams, page_slots / Gather::warps, 0, table, stack.step,
-                                           widest);
+            constexpr unsigned groups = page_slots / Gather::warps;
+            device.template launch<Gather>(stack.writes, streams, groups, 0, table, stack.step, widest);
+            if (prepared.role == CrossRole::difference) {
+                device.template launch<Difference>(stack.writes, groups, 1U, 0, table, stack.step, widest,
+                                                   widest_coded);
+            }
         }
-        const unsigned shares = stack.most_rows > 8 ? 16U : 1U;
-        device.template launch<Encode>(stack.writes, streams, shares, 0, table, stack.step, widest, shares);
+        if (stack.writes > 0) {
+            const unsigned shares = stack.most_rows > 8 ? 16U : 1U;
+            device.template launch<Encode>(stack.writes, streams, shares, 0, table, stack.step, widest, widest_coded,
+                                           shares);
+        }
+        if (prepared.role != CrossRole::none && stack.sums > 0) {
+            device.template launch<Accumulate>(stack.sums, page_slots / Accumulate::warps, 1U,
+                                               sizeof(float) * Accumulate::warps * widest, table, stack.step);
+        }
     }
 
     template <unsigned Size, bool Rebuilds>
@@ -188,8 +211,9 @@ private:
         const StackTables& stack = stacks_[prepared.stack];
         const auto kv_heads = static_cast<unsigned>(prepared.shape.kv_heads);
         Device& device = state_->device();
-        device.template launch<Attend<Size, Rebuilds>>(stack.blocks, kv_heads, 1U, Kernel::shared_bytes,
-                                                       state_->layer(layer), stack.step, q, q_stride);
+        device.template launch<Attend<Size, Rebuilds>>(stack.blocks, kv_heads, 1U,
+                                                       Kernel::shared_bytes + sizeof(AttendTask), state_->layer(layer),
+                                                       stack.step, q, q_stride);
         device.template launch<Finish<Size>>(stack.blocks, kv_heads, block_queries, sizeof(float) * Size,
                                              state_->layer(layer), stack.step, out, out_stride);
     }
@@ -224,7 +248,7 @@ private:
             stack.kv_heads = std::max(stack.kv_heads, layer.shape.kv_heads);
         }
         struct Places {
-            std::size_t spans, writes, pieces, blocks;
+            std::size_t spans, writes, pieces, blocks, sums;
         };
         std::vector<Places> places;
         for (std::size_t i = 0; i < stacks_.size(); ++i) {
@@ -237,7 +261,13 @@ private:
                 add_part(stack, plans_[p * stacks_.size() + i], parts_[p], spans, writes, pieces, blocks);
             stack.writes = static_cast<unsigned>(writes.size());
             stack.blocks = static_cast<unsigned>(blocks.size());
-            places.push_back({all.add(spans), all.add(writes), all.add(pieces), all.add(blocks)});
+            std::vector<SumTable> sums;
+            sums_.for_each([&](const Page& page, const Page& sum, std::size_t begin, std::size_t end) {
+                sums.push_back(
+                    {page.base(), sum.base(), static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end)});
+            });
+            stack.sums = static_cast<unsigned>(sums.size());
+            places.push_back({all.add(spans), all.add(writes), all.add(pieces), all.add(blocks), all.add(sums)});
         }
         std::byte* base = state_->step_tables.reserve(all.bytes().size());
         for (std::size_t i = 0; i < stacks_.size(); ++i) {
@@ -246,6 +276,7 @@ private:
             step.writes = reinterpret_cast<const WriteTable*>(base + places[i].writes);
             step.pieces = reinterpret_cast<const PieceTable*>(base + places[i].pieces);
             step.blocks = reinterpret_cast<const BlockTable*>(base + places[i].blocks);
+            step.sums = reinterpret_cast<const SumTable*>(base + places[i].sums);
             step.positions = reinterpret_cast<const std::int64_t*>(base + positions_at);
             step.bad = state_->bad_rows();
             step.tokens = total_;
@@ -260,12 +291,15 @@ private:
         const auto number = [](std::size_t n) { return static_cast<std::uint32_t>(n); };
         const std::uint32_t first_span = number(spans.size()), first_piece = number(pieces.size());
         for (const Segment& segment : plan.reads) {
-            SpanTable span{
-                nullptr,      PageKind::step, number(segment.begin), number(segment.end), segment.first_position,
-                segment.moved};
+            SpanTable span;
+            span.begin = number(segment.begin);
+            span.end = number(segment.end);
+            span.first_position = segment.first_position;
+            span.moved = segment.moved;
             if (segment.page) {
                 span.page = segment.page->base();
                 span.kind = kind_of(*segment.page.get());
+                if (span.kind == PageKind::coded) span.sum = sums_.base(segment.page.get());
             }
             spans.push_back(span);
         }
@@ -280,14 +314,17 @@ private:
             pieces.push_back(entry);
         }
         for (const Write& write : plan.writes) {
-            WriteTable entry{write.page->base(),
-                             kind_of(*write.page),
-                             number(write.slot),
-                             number(write.count),
-                             first_piece + number(write.first_piece),
-                             number(write.pieces),
-                             stack.gathered};
-            if (write.pieces != 1 || plan.pieces[write.first_piece].page != nullptr) ++stack.gathered;
+            WriteTable entry;
+            entry.page = write.page->base();
+            entry.kind = kind_of(*write.page);
+            entry.slot = number(write.slot);
+            entry.count = number(write.count);
+            entry.first_piece = first_piece + number(write.first_piece);
+            entry.gathered = stack.gathered;
+            if (entry.kind == PageKind::coded) entry.sum = sums_.base(write.page);
+            // What a layer adds to others is taken from copies: attention reads the step's rows as they are.
+            entry.direct = write.pieces == 1 && plan.pieces[write.first_piece].page == nullptr && entry.sum == nullptr;
+            if (!entry.direct) ++stack.gathered;
             stack.most_rows = std::max(stack.most_rows, entry.count);
             writes.push_back(entry);
         }
@@ -312,7 +349,7 @@ private:
 
     /// Workspace for all layers.
     void reserve() {
-        std::size_t rows = 0, gathered = 0, partials = 0, queries = 0;
+        std::size_t rows = 0, gathered = 0, differences = 0, partials = 0, queries = 0;
         for (const PreparedLayer& layer : core_->layers()) {
             const StackTables& stack = stacks_[layer.stack];
             std::size_t widths = 0, widest = 0;
@@ -322,6 +359,9 @@ private:
             }
             rows = std::max(rows, total_ * widths);
             gathered = std::max(gathered, stack.gathered * layer.encoders.size() * coded_page_tokens * widest);
+            if (layer.role == CrossRole::difference) {
+                differences = std::max(differences, stack.gathered * coded_page_tokens * layer.encoders[0].coded_width);
+            }
             backend::gpu::with_size(layer.shape.head_dim, [&](auto size) {
                 partials = std::max<std::size_t>(
                     partials, stack.blocks * layer.shape.kv_heads * backend::gpu::block_queries * (size() + 2));
@@ -334,6 +374,7 @@ private:
         for (StackTables& stack : stacks_) {
             stack.step.rows = floats(state_->rows, rows);
             stack.step.gathered = floats(state_->gathered, gathered);
+            stack.step.differences = floats(state_->differences, differences);
             stack.step.partials = floats(state_->partials, partials);
         }
         floats(state_->queries, queries);
@@ -352,6 +393,7 @@ private:
     DeviceState<Device>* state_;
     std::vector<Part> parts_;
     LedgerVector<StepPlan, Purpose::workspace> plans_;  ///< [parts][stacks]
+    Accumulators sums_;
     std::vector<StackTables> stacks_;
     std::size_t total_ = 0, next_ = 0;
 };

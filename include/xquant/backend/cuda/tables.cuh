@@ -32,6 +32,9 @@ struct LayerTable {
     bool keys_turned = false;
     std::uint32_t key_stream = 0, value_stream = 0, shared_stream = 0;
     std::uint32_t shared_channels = 0, streams = 0;
+    CrossRole role = CrossRole::none;
+    xquant::detail::PageSection sum;                       ///< of an accumulator's page, where role is not none
+    ScaleRule sum_rule = ScaleRule::other;                 ///< how accumulators are encoded
     const HeadDecoder *keys = nullptr, *values = nullptr;  ///< [kv heads]
     const StreamTable* tables = nullptr;                   ///< [streams]
 };
@@ -39,6 +42,7 @@ struct LayerTable {
 /// Slots of a page, or rows of the step, that queries of a part read.
 struct SpanTable {
     const std::byte* page = nullptr;
+    const std::byte* sum = nullptr;  ///< its accumulator, in caches whose layers store differences
     PageKind kind = PageKind::step;
     std::uint32_t begin = 0, end = 0;
     std::int64_t first_position = 0, moved = 0;
@@ -47,14 +51,23 @@ struct SpanTable {
 /// Rows to be written to slots of a page, and where they come from.
 struct WriteTable {
     std::byte* page = nullptr;
+    const std::byte* sum = nullptr;  ///< as SpanTable's
     PageKind kind = PageKind::rows;
-    std::uint32_t slot = 0, count = 0, first_piece = 0, pieces = 0;
+    std::uint32_t slot = 0, count = 0, first_piece = 0;
+    bool direct = false;         ///< rows of the step, one after another, as they are
     std::uint32_t gathered = 0;  ///< number among the writes whose rows come from several places
 };
 struct PieceTable {
     const std::byte* page = nullptr;  ///< null: rows of the step
     PageKind kind = PageKind::step;
     std::uint32_t begin = 0, count = 0;
+};
+
+/// Slots of a coded page whose sum the next layer will read.
+struct SumTable {
+    const std::byte* page = nullptr;
+    std::byte* sum = nullptr;
+    std::uint32_t begin = 0, end = 0;
 };
 
 /// Up to 16 (query row, head) of one sequence, against some of its spans.
@@ -66,9 +79,8 @@ struct BlockTable {
     std::int64_t first_position = 0;       ///< of row 0
 };
 
-/// A stream of a layer in a page of device memory.
-XQUANT_DEVICE inline MutableStreamView view_of(const StreamTable& table, PageKind kind, std::byte* page) noexcept {
-    const xquant::detail::PageSection& section = table.sections[static_cast<std::uint32_t>(kind)];
+/// A section of a page of device memory.
+XQUANT_DEVICE inline MutableStreamView view_of(const xquant::detail::PageSection& section, std::byte* page) noexcept {
     const auto half = [page](std::size_t offset) {
         return offset == 0 ? nullptr : reinterpret_cast<f16*>(page + offset);
     };
@@ -76,9 +88,15 @@ XQUANT_DEVICE inline MutableStreamView view_of(const StreamTable& table, PageKin
             half(section.zeros), half(section.outliers), section.places == 0 ? nullptr : page + section.places};
 }
 
-XQUANT_DEVICE inline StreamView view_of(const StreamTable& table, PageKind kind, const std::byte* page) noexcept {
-    const MutableStreamView view = view_of(table, kind, const_cast<std::byte*>(page));
+XQUANT_DEVICE inline StreamView view_of(const xquant::detail::PageSection& section, const std::byte* page) noexcept {
+    const MutableStreamView view = view_of(section, const_cast<std::byte*>(page));
     return {view.format, view.codes, view.scales, view.zeros, view.outliers, view.places};
+}
+
+/// A stream of a layer in a page of some kind.
+template <class Byte>
+XQUANT_DEVICE auto view_of(const StreamTable& table, PageKind kind, Byte* page) noexcept {
+    return view_of(table.sections[static_cast<std::uint32_t>(kind)], page);
 }
 
 /// Rows of the step as a stream.

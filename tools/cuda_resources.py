@@ -5,21 +5,11 @@ import re
 import subprocess
 import sys
 
-NAMES = {
-    "Project": "Project",
-    "FinishRow": "FinishRow",
-    "Gather": "Gather",
-    "Encode": "Encode",
-    "Convert": "Convert",
-    "Attend": "Attend",
-    "Finish": "Finish",
-}
-
 
 def kernel_of(symbol):
     name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout
     match = re.search(r"gpu::abi_\w+::(\w+(?:<[^>]*>)?)", name)
-    return re.sub(r"\((?:unsigned int|bool)\)", "", match[1]).replace("64u", "64") if match else name.strip()
+    return re.sub(r"(\d)u\b", r"\1", match[1]) if match else name.strip()
 
 
 def main():

@@ -123,12 +123,11 @@ struct EncodeRows {
     static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned, unsigned, const float* rows,
                                   std::size_t n, MutableStreamView out, unsigned blocks) noexcept {
         using namespace backend::gpu;
-        const float top = static_cast<float>((1U << out.format.bits) - 1);
+        const RuleScale scale(ScaleRule::min_max, out.format);
         block.each_warp([&](typename M::Warp& warp) {
             for (std::size_t part = x * warps + warp.index; part < encode_parts(out.format, n);
                  part += blocks * warps) {
-                encode_part<M>(warp, part, rows, out.format.width, 0, n, out,
-                               [&](Range range) { return min_max_scale(range, top); });
+                encode_part<M>(warp, part, rows, out.format.width, 0, n, out, scale);
             }
         });
     }

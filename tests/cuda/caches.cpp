@@ -59,9 +59,11 @@ TEST_CASE("a cache on a device counts its bytes, and gives all of them back") {
     CHECK(before.weights > 0);
     const Sequence sequence = cache.create();
     const std::vector<float> x(300 * 192, 0.5F);
-    auto step = cache.begin({{sequence, 300}});
-    for (std::size_t layer = 0; layer < 2; ++layer) step.append(layer, MatrixView(x.data(), 300, 192));
-    step.commit();
+    {
+        auto step = cache.begin({{sequence, 300}});
+        for (std::size_t layer = 0; layer < 2; ++layer) step.append(layer, MatrixView(x.data(), 300, 192));
+        step.commit();
+    }
     const Bytes predicted = Cache::predict(setup.model, {.sinks = 4, .recent = 16}, 300);
     CHECK(cache.bytes().codes == predicted.codes);
     CHECK(cache.bytes().scales == predicted.scales);

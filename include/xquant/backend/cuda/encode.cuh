@@ -45,7 +45,7 @@ XQUANT_DEVICE void pack_word(std::byte* plane_bytes, std::size_t bytes, std::siz
             if (i < n) word |= ((code(i) >> shift) & mask) << (8 * b + k * plane);
         }
     }
-    if (bytes % 4 == 0) {
+    if (bytes % 4 == 0 && reinterpret_cast<std::uintptr_t>(plane_bytes) % 4 == 0) {
         reinterpret_cast<std::uint32_t*>(plane_bytes)[j] = word;
         return;
     }

@@ -16,7 +16,7 @@ if(WAY STREQUAL "find_package")
   list(APPEND arguments "-DCMAKE_PREFIX_PATH=${SCRATCH}/prefix")
 
   # All headers, and only headers, are installed.
-  file(GLOB_RECURSE wanted RELATIVE "${XQUANT_SOURCE}/include" "${XQUANT_SOURCE}/include/*.hpp")
+  file(GLOB_RECURSE wanted RELATIVE "${XQUANT_SOURCE}/include" "${XQUANT_SOURCE}/include/*.hpp" "${XQUANT_SOURCE}/include/*.cuh")
   file(GLOB_RECURSE found RELATIVE "${SCRATCH}/prefix/include" "${SCRATCH}/prefix/include/*")
   list(SORT wanted)
   list(SORT found)

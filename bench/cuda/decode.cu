@@ -18,49 +18,31 @@
 #include <string>
 #include <vector>
 
+#include "support/gpu.cuh"
 #include "support/model.hpp"
 
 using namespace xquant;
 
 namespace {
 
-void expect(cudaError_t status, const char* call) {
-    if (status != cudaSuccess) throw cuda_error(call, status);
-}
-
 template <class T>
-class Array {
-public:
-    explicit Array(std::size_t count) : count_(count) { expect(cudaMalloc(&data_, count * sizeof(T)), "cudaMalloc"); }
-    explicit Array(const std::vector<T>& values) : Array(values.size()) {
-        expect(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice), "cudaMemcpy");
-    }
-    Array(const Array&) = delete;
-    Array& operator=(const Array&) = delete;
-    ~Array() { cudaFree(data_); }
-    [[nodiscard]] T* data() const noexcept { return static_cast<T*>(data_); }
-    [[nodiscard]] std::size_t bytes() const noexcept { return count_ * sizeof(T); }
-
-private:
-    void* data_ = nullptr;
-    std::size_t count_;
-};
+using Array = test::GpuArray<T>;
 
 /// Median seconds of f, which enqueues work; what lies in L2 is overwritten before each.
 double seconds_of(const std::function<void()>& f, int times = 15) {
     static const Array<std::byte> other(std::size_t{256} << 20U);
     cudaEvent_t begin{}, end{};
-    expect(cudaEventCreate(&begin), "cudaEventCreate");
-    expect(cudaEventCreate(&end), "cudaEventCreate");
+    check_cuda("cudaEventCreate", cudaEventCreate(&begin));
+    check_cuda("cudaEventCreate", cudaEventCreate(&end));
     std::vector<float> milliseconds;
     for (int i = 0; i < times + 3; ++i) {
-        expect(cudaMemsetAsync(other.data(), i, other.bytes()), "cudaMemsetAsync");
-        expect(cudaEventRecord(begin), "cudaEventRecord");
+        check_cuda("cudaMemsetAsync", cudaMemsetAsync(other.data(), i, other.bytes()));
+        check_cuda("cudaEventRecord", cudaEventRecord(begin));
         f();
-        expect(cudaEventRecord(end), "cudaEventRecord");
-        expect(cudaEventSynchronize(end), "cudaEventSynchronize");
+        check_cuda("cudaEventRecord", cudaEventRecord(end));
+        check_cuda("cudaEventSynchronize", cudaEventSynchronize(end));
         float time = 0;
-        expect(cudaEventElapsedTime(&time, begin, end), "cudaEventElapsedTime");
+        check_cuda("cudaEventElapsedTime", cudaEventElapsedTime(&time, begin, end));
         if (i >= 3) milliseconds.push_back(time);
     }
     cudaEventDestroy(begin);
@@ -106,7 +88,7 @@ struct Limits {
 Limits measure_limits() {
     const Array<std::byte> from(std::size_t{1} << 30U), to(std::size_t{1} << 30U);
     const double copy = seconds_of([&] {
-        expect(cudaMemcpyAsync(to.data(), from.data(), from.bytes(), cudaMemcpyDeviceToDevice), "cudaMemcpyAsync");
+        check_cuda("cudaMemcpyAsync", cudaMemcpyAsync(to.data(), from.data(), from.bytes(), cudaMemcpyDeviceToDevice));
     });
     backend::CudaDevice device(nullptr);
     const Array<float> out(32);
@@ -225,7 +207,8 @@ void print(const std::vector<Row>& rows, const Limits& limits) {
     }
 }
 
-void write_json(const std::string& path, const std::vector<Row>& rows, const Limits& limits, const char* device) {
+void write_json(const std::string& path, const std::vector<Row>& rows, const Limits& limits,
+                const std::string& device) {
     nlohmann::json all{{"device", device},
                        {"copy_bytes_per_second", limits.bytes_per_second},
                        {"matrix_operations_per_second", limits.operations_per_second}};
@@ -260,15 +243,10 @@ int main(int argc, char** argv) {
             return std::strcmp(argv[i], "--help") == 0 ? 0 : 2;
         }
     }
-    int devices = 0;
-    if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-        std::printf("xquant: SKIPPED, no GPU: nothing was measured\n");
-        return 77;
-    }
-    cudaDeviceProp device{};
-    expect(cudaGetDeviceProperties(&device, 0), "cudaGetDeviceProperties");
+    const std::string device = test::find_gpu("nothing was measured");
+    if (device.empty()) return test::skipped;
     const Limits limits = measure_limits();
-    std::printf("%s; copy %.0f GB/s, f16 products %.0f TFLOP/s (mma.m16n8k16)\n\n", device.name,
+    std::printf("%s; copy %.0f GB/s, f16 products %.0f TFLOP/s (mma.m16n8k16)\n\n", device.c_str(),
                 limits.bytes_per_second * 1e-9, limits.operations_per_second * 1e-12);
 
     using Token = Layout<PerToken>;
@@ -301,6 +279,6 @@ int main(int argc, char** argv) {
         }
     }
     print(rows, limits);
-    if (!json.empty()) write_json(json, rows, limits, device.name);
+    if (!json.empty()) write_json(json, rows, limits, device);
     return 0;
 }

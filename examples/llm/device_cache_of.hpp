@@ -5,32 +5,29 @@
 #include <xquant/projection/svd.hpp>
 #include <xquant/xquant.hpp>
 
-#include <algorithm>
-#include <optional>
-
 #include "device_cache.hpp"
+#include "sequence_cache.hpp"
 
 namespace llm {
 
 template <class Device>
-class DeviceCache final : public AttentionCache {
-public:
-    using Base = xquant::detail::CacheBase<xquant::backend::on_device<Device>>;
+using DeviceBase = xquant::detail::CacheBase<xquant::backend::on_device<Device>>;
 
-    DeviceCache(std::shared_ptr<Base> cache, const DeviceShape& shape)
-        : shape_(shape), device_(nullptr), cache_(std::move(cache)), sequence_(cache_->create()) {}
+template <class Device>
+class DeviceCache final : public SequenceCache<DeviceBase<Device>> {
+    using Common = SequenceCache<DeviceBase<Device>>;
+    using Common::cache_;
+    using Common::step_;
+
+public:
+    DeviceCache(std::shared_ptr<DeviceBase<Device>> cache, const DeviceShape& shape)
+        : Common(std::move(cache)), shape_(shape), device_(nullptr) {}
     ~DeviceCache() override {
         for (Buffer* buffer : {&x_, &q_, &out_}) {
             if (buffer->data != nullptr) device_.release(buffer->data, buffer->bytes);
         }
     }
 
-    void reset() override {
-        step_.reset();
-        cache_->drop(sequence_);
-        sequence_ = cache_->create();
-    }
-    void begin(std::size_t n) override { step_.emplace(cache_->begin({{sequence_, n}})); }
     void append(std::size_t layer, const float* x) override {
         const std::size_t n = step_->size();
         const float* on_device = upload(x_, x, n * shape_.width);
@@ -44,19 +41,8 @@ public:
         device_.to_host(out, result, count * sizeof(float));
     }
     void commit() override {
-        step_->commit();
-        step_.reset();
+        Common::commit();
         if (cache_->take_bad_rows()) throw Error("a row of X is not finite, or beyond f16 once projected");
-    }
-    void seal() override { cache_->seal(sequence_); }
-    void truncate(std::size_t n) override { cache_->truncate(sequence_, n); }
-    [[nodiscard]] std::size_t size() const override { return cache_->size(sequence_); }
-    [[nodiscard]] double bits_per_token_layer() const override {
-        return cache_->bits_per_token_layer(size() - std::min(size(), cache_->options().sinks));
-    }
-    [[nodiscard]] CacheBytes bytes() const override {
-        const xquant::Bytes b = cache_->bytes();
-        return {b.codes, b.scales, b.tail, b.sinks, b.index, b.weights, b.workspace, b.mapped};
     }
 
 private:
@@ -82,9 +68,6 @@ private:
 
     DeviceShape shape_;
     Device device_;
-    std::shared_ptr<Base> cache_;
-    xquant::Sequence sequence_;
-    std::optional<typename Base::Step> step_;
     Buffer x_, q_, out_;
 };
 

@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include <algorithm>
-#include <optional>
 #include <utility>
 #include <xquant/persistence.hpp>
 
@@ -13,6 +11,7 @@
 #include "error.hpp"
 #include "library_schemes.hpp"
 #include "model.hpp"
+#include "sequence_cache.hpp"
 
 template class xquant::detail::CacheBase<xquant::backend::best>;
 
@@ -55,32 +54,19 @@ xq::Model describe(const Model& model, Needs needs, const Calibration* calibrati
     return out;
 }
 
-class LibraryCache final : public AttentionCache {
+class LibraryCache final : public SequenceCache<LibraryBase> {
 public:
     LibraryCache(const LibraryScheme& scheme, const Model& model, const SchemeOptions& options)
-        : shape_(model.config()),
-          pool_(options.pool),
-          cache_(scheme.make(describe(model, scheme.needs, options.calibration), library_options(options))),
-          sequence_(cache_->create()) {}
+        : SequenceCache(scheme.make(describe(model, scheme.needs, options.calibration), library_options(options))),
+          shape_(model.config()),
+          pool_(options.pool) {}
 
-    void reset() override {
-        step_.reset();
-        cache_->drop(sequence_);
-        sequence_ = cache_->create();
-    }
-    void begin(std::size_t n) override { step_.emplace(cache_->begin({{sequence_, n}})); }
     void append(std::size_t layer, const float* x) override {
         step_->append(layer, xq::MatrixView(x, step_->size(), shape_.width), *pool_);
     }
     void attend(std::size_t layer, const float* q, float* out) override {
         step_->attend(layer, xq::MatrixView(q, step_->size(), shape_.q_width()), out, 0, *pool_);
     }
-    void commit() override {
-        step_->commit();
-        step_.reset();
-    }
-    void seal() override { cache_->seal(sequence_); }
-    void truncate(std::size_t n) override { cache_->truncate(sequence_, n); }
     void save(std::ostream& out, const std::string& note) const override {
         xq::save(*cache_, {&sequence_, 1}, out, note);
     }
@@ -89,14 +75,6 @@ public:
     }
     std::string load(std::istream& in) override { return take(xq::load(*cache_, in)); }
     std::string load(const std::string& path) override { return take(xq::load(*cache_, path)); }
-    [[nodiscard]] std::size_t size() const override { return cache_->size(sequence_); }
-    [[nodiscard]] double bits_per_token_layer() const override {
-        return cache_->bits_per_token_layer(size() - std::min(size(), cache_->options().sinks));
-    }
-    [[nodiscard]] CacheBytes bytes() const override {
-        const xq::Bytes b = cache_->bytes();
-        return {b.codes, b.scales, b.tail, b.sinks, b.index, b.weights, b.workspace, b.mapped};
-    }
 
 private:
     /// What was loaded becomes the sequence. The model here counts positions from 0 without a gap.
@@ -124,9 +102,6 @@ private:
 
     Config shape_;
     ThreadPool* pool_;
-    std::shared_ptr<LibraryBase> cache_;
-    xq::Sequence sequence_;
-    std::optional<LibraryBase::Step> step_;
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What the steps of all backends share: the checks when one begins, and the moment when its rows become part of a sequence.
+// What the steps of all backends share: the checks of what they are given, and the moment when rows become part of a sequence.
 #pragma once
 
 #include <span>
@@ -20,6 +20,23 @@ inline void check_parts(Core& core, std::span<const StepPart> parts) {
             expects<sequence_error>(parts[j].sequence != parts[i].sequence, "a sequence appears twice in a step");
         }
     }
+}
+
+/// Throws shape_error unless x is what `append` takes: [tokens, D].
+inline void check_input(const PreparedLayer& layer, const MatrixView& x, std::size_t tokens) {
+    expects(x.rows == tokens && x.cols == layer.shape.width, "x is [tokens of the step, width]");
+    expects(!x.empty() && x.stride >= x.cols, "x has no data, or a stride shorter than its rows");
+}
+
+/// Throws shape_error unless q and out are what `attend` takes: [tokens, H * Dh]. Returns out_stride, which 0 leaves open.
+inline std::size_t check_queries(const PreparedLayer& layer, const MatrixView& q, const float* out,
+                                 std::size_t out_stride, std::size_t tokens) {
+    const std::size_t width = layer.shape.heads * layer.shape.head_dim;
+    if (out_stride == 0) out_stride = width;
+    expects(q.rows == tokens && q.cols == width, "q is [tokens of the step, heads * head_dim]");
+    expects(!q.empty() && out != nullptr && q.stride >= q.cols && out_stride >= width,
+            "q or out has no data, or a stride shorter than its rows");
+    return out_stride;
 }
 
 /// The sequence becomes what the plan says. Only moves: cannot fail.

@@ -90,8 +90,7 @@ public:
         expects<state_error>(layer == next_, "layers are appended in order, each once");
         expects<state_error>(layer < core_->layers().size(), "the step has all its layers");
         const PreparedLayer& prepared = core_->layers()[layer];
-        expects(x.rows == total_ && x.cols == prepared.shape.width, "x is [tokens of the step, width]");
-        expects(!x.empty() && x.stride >= x.cols, "x has no data, or a stride shorter than its rows");
+        check_input(prepared, x, total_);
         const float* input = static_cast<const float*>(x.data);
         if (x.type != DType::f32 || x.stride != x.cols) input = load(x);
         const std::size_t blocks = (total_ + project_step - 1) / project_step, streams = prepared.encoders.size();
@@ -116,16 +115,12 @@ public:
         expects_usable();
         expects<state_error>(layer + 1 == next_, "attend follows append of the same layer");
         const PreparedLayer& prepared = core_->layers()[layer];
-        const std::size_t width = prepared.shape.heads * prepared.shape.head_dim;
-        if (out_stride == 0) out_stride = width;
-        expects(q.rows == total_ && q.cols == width, "q is [tokens of the step, heads * head_dim]");
-        expects(!q.empty() && out != nullptr && q.stride >= q.cols && out_stride >= width,
-                "q or out has no data, or a stride shorter than its rows");
+        out_stride = check_queries(prepared, q, out, out_stride, total_);
         const float* queries = static_cast<const float*>(q.data);
         std::size_t q_stride = q.stride;
         if (q.type != DType::f32) {
             queries = load(q);
-            q_stride = width;
+            q_stride = q.cols;
         }
         attention_.clear();
         for (std::size_t i = 0; i < parts_.size(); ++i) attention_.reserve(prepared, parts_[i], plan_of(i, prepared));

@@ -24,10 +24,10 @@ struct RopeView {
     float factor = 1;                             ///< the tables have it, rope_angles does not
 
     /// Channels of pair j in a head.
-    [[nodiscard]] std::size_t first(std::size_t j) const noexcept {
+    [[nodiscard]] constexpr std::size_t first(std::size_t j) const noexcept {
         return pairing == RopePairing::interleaved ? 2 * j : j;
     }
-    [[nodiscard]] std::size_t second(std::size_t j) const noexcept {
+    [[nodiscard]] constexpr std::size_t second(std::size_t j) const noexcept {
         return pairing == RopePairing::interleaved ? 2 * j + 1 : j + pairs;
     }
 };

@@ -34,17 +34,25 @@ constexpr float round_clamped(float value, float top) noexcept {
     return (clamped + magic) - magic;
 }
 
-/// codes = clip(rte((x - zero) * (1 / scale)), 0, top), all in f32; a flat group (scale 0) gets codes 0.
+/// 1 / scale; 0 in a flat group, whose codes are all 0.
+constexpr float inverse_scale(GroupScale group) noexcept { return group.scale > 0 ? 1.0F / group.scale : 0.0F; }
+
+/// clip(rte((x - zero) * inverse_scale), 0, top), all in f32.
 ///
 /// Subtract, then multiply by the inverse: there is nothing a compiler could contract, so every backend finds the same
 /// codes. x * inverse - zero * inverse would differ with and without FMA.
+constexpr float code_of(float x, GroupScale group, float inverse, float top) noexcept {
+    return round_clamped((x - group.zero) * inverse, top);
+}
+
+/// The codes of a group.
 inline void encode_affine(std::span<const float> x, GroupScale group, float top,
                           std::span<std::uint8_t> codes) noexcept {
-    const float inverse = group.scale > 0 ? 1.0F / group.scale : 0.0F;
+    const float inverse = inverse_scale(group);
     const float* XQUANT_RESTRICT in = x.data();
     std::uint8_t* XQUANT_RESTRICT out = codes.data();
     for (std::size_t i = 0; i < x.size(); ++i) {
-        out[i] = static_cast<std::uint8_t>(static_cast<int>(round_clamped((in[i] - group.zero) * inverse, top)));
+        out[i] = static_cast<std::uint8_t>(static_cast<int>(code_of(in[i], group, inverse, top)));
     }
 }
 

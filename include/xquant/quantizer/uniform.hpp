@@ -57,12 +57,11 @@ constexpr GroupScale min_mse_scale(Range full, float top, std::size_t n, X&& x) 
             range = {middle - reach, middle + reach};
         }
         const GroupScale trial = min_max_scale(range, top);
-        const float inverse = trial.scale > 0 ? 1.0F / trial.scale : 0.0F;
+        const float inverse = inverse_scale(trial);
         // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: fused or not, the sum is the same.
         double error = 0;
         for (std::size_t i = 0; i < n; ++i) {
-            const float code = round_clamped((x(i) - trial.zero) * inverse, top);
-            const double difference = (trial.zero + trial.scale * code) - x(i);
+            const double difference = (trial.zero + trial.scale * code_of(x(i), trial, inverse, top)) - x(i);
             error += difference * difference;
         }
         if (least < 0 || error < least) {

@@ -48,6 +48,15 @@ struct PageSection {
     std::size_t codes = 0, scales = 0, zeros = 0, outliers = 0, places = 0;
 };
 
+/// A section of the page whose places are counted from `base`.
+XQUANT_DEVICE inline MutableStreamView view_section(const PageSection& section, std::byte* base) noexcept {
+    const auto half = [base](std::size_t offset) {
+        return offset == 0 ? nullptr : reinterpret_cast<f16*>(base + offset);
+    };
+    return {section.format,      base + section.codes,   half(section.scales),
+            half(section.zeros), half(section.outliers), section.places == 0 ? nullptr : base + section.places};
+}
+
 /// Bytes of a page, header included.
 struct PageSizes {
     std::size_t codes = 0, scales = 0, total = 0;
@@ -126,13 +135,7 @@ public:
     [[nodiscard]] const PageFormat& format() const noexcept { return *format_; }
 
     [[nodiscard]] MutableStreamView stream(std::size_t layer, std::size_t index) noexcept {
-        const PageSection& section = format_->sections[layer * format_->streams + index];
-        std::byte* base = base_;
-        const auto half = [base](std::size_t offset) {
-            return offset == 0 ? nullptr : reinterpret_cast<f16*>(base + offset);
-        };
-        return {section.format,      base + section.codes,   half(section.scales),
-                half(section.zeros), half(section.outliers), section.places == 0 ? nullptr : base + section.places};
+        return view_section(format_->sections[layer * format_->streams + index], base_);
     }
 
     /// What sections' places are counted from. On a device, if the ledger has memory for pages there.

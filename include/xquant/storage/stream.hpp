@@ -54,12 +54,12 @@ struct BasicStreamView {
 using StreamView = BasicStreamView<const std::byte, const f16>;
 using MutableStreamView = BasicStreamView<std::byte, f16>;
 
-inline StreamView read_only(const MutableStreamView& view) noexcept {
+constexpr StreamView read_only(const MutableStreamView& view) noexcept {
     return {view.format, view.codes, view.scales, view.zeros, view.outliers, view.places};
 }
 
 /// A view of f32 rows [n, width] with one row after another, as if they were a stored stream.
-inline StreamView view_rows(const float* rows, std::uint32_t width) noexcept {
+XQUANT_DEVICE inline StreamView view_rows(const float* rows, std::uint32_t width) noexcept {
     return {StreamFormat{width, 1, width, CodeKind::f32, 32, false, 0, nullptr},
             reinterpret_cast<const std::byte*>(rows), nullptr, nullptr};
 }

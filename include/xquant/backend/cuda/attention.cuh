@@ -151,13 +151,10 @@ private:
     XQUANT_DEVICE static float turned_back(const RopeView& rope, std::int64_t lag, const float* head,
                                            unsigned c) noexcept {
         if (c >= 2 * rope.pairs) return head[c];
-        const bool interleaved = rope.pairing == RopePairing::interleaved;
-        const auto pairs = static_cast<unsigned>(rope.pairs);
-        const unsigned j = interleaved ? c / 2 : c % pairs;
-        const unsigned first = interleaved ? 2 * j : j, second = interleaved ? 2 * j + 1 : j + pairs;
-        constexpr double circle = 6.283185307179586;
+        const std::size_t j = rope.pairing == RopePairing::interleaved ? c / 2 : c % rope.pairs;
+        const std::size_t first = rope.first(j), second = rope.second(j);
         float cosine = 1, sine = 0;
-        M::angle(static_cast<double>(lag) * rope.inverse_frequencies[j] / circle, cosine, sine);
+        find_angle<M>(rope, j, lag, cosine, sine);
         return c == first ? head[first] * cosine + head[second] * sine : head[second] * cosine - head[first] * sine;
     }
 

@@ -42,15 +42,13 @@ struct Strip {
 XQUANT_DEVICE constexpr unsigned code_at(const std::byte* group, std::size_t n, unsigned bits,
                                          std::size_t index) noexcept {
     const std::size_t padded = (n + 7) / 8 * 8;
-    unsigned code = 0, left = bits;
-    for (unsigned plane = 8; plane > 0; plane /= 2) {
-        if (left < plane) continue;
-        left -= plane;
+    unsigned code = 0;
+    for_each_plane(bits, [&](unsigned plane, unsigned shift) {
         const std::size_t bytes = padded * plane / 8;
         const unsigned part = static_cast<unsigned>(group[index % bytes]) >> (index / bytes * plane);
-        code |= (part & ((1U << plane) - 1)) << left;
+        code |= (part & ((1U << plane) - 1)) << shift;
         group += bytes;
-    }
+    });
     return code;
 }
 
@@ -166,7 +164,7 @@ XQUANT_DEVICE void copy_halves(typename M::Warp& warp, const StreamView& in, con
     each_piece(warp, strip.rows, pieces, [&](unsigned row, unsigned piece) {
         f16* to = out + row * stride + 8 * piece;
         if (strip.wants(row) && 8 * piece < channels) {
-            warp.copy(to, from + strip.slot(row) * row_bytes + 16 * piece, 16);
+            warp.copy(to, from + strip.slot(row) * row_bytes + 16 * piece);
         } else {
             for (unsigned k = 0; k < 8; k += 2) put(to, 0, 0, k, 0);
         }

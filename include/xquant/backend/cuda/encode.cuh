@@ -24,15 +24,7 @@ constexpr bool encodes(const StreamCodec& codec) noexcept {
 
 namespace detail {
 
-XQUANT_DEVICE constexpr unsigned code_of(float x, GroupScale group, float inverse, float top) noexcept {
-    return static_cast<unsigned>(static_cast<int>(round_clamped((x - group.zero) * inverse, top)));
-}
-
-XQUANT_DEVICE constexpr float inverse_scale(GroupScale group) noexcept {
-    return group.scale > 0 ? 1.0F / group.scale : 0.0F;
-}
-
-/// The bytes 4 j .. + 4 (or as many as there are) of a plane of a group of n values; code(i) gives one.
+/// The bytes 4 j .. + 4 (or as many as there are) of a plane of a group of n values; code(i) gives one, in a float.
 template <class Code>
 XQUANT_DEVICE void pack_word(std::byte* plane_bytes, std::size_t bytes, std::size_t n, unsigned plane, unsigned shift,
                              std::size_t j, Code&& code) noexcept {
@@ -42,7 +34,7 @@ XQUANT_DEVICE void pack_word(std::byte* plane_bytes, std::size_t bytes, std::siz
     for (std::size_t b = 0; b < end; ++b) {
         for (unsigned k = 0; k < 8 / plane; ++k) {
             const std::size_t i = 4 * j + b + k * bytes;
-            if (i < n) word |= ((code(i) >> shift) & mask) << (8 * b + k * plane);
+            if (i < n) word |= ((static_cast<unsigned>(code(i)) >> shift) & mask) << (8 * b + k * plane);
         }
     }
     if (bytes % 4 == 0 && reinterpret_cast<std::uintptr_t>(plane_bytes) % 4 == 0) {
@@ -55,14 +47,11 @@ XQUANT_DEVICE void pack_word(std::byte* plane_bytes, std::size_t bytes, std::siz
 /// Calls f(plane bits, shift of the plane in a code, where its bytes begin, how many) for a group with room for n values.
 template <class F>
 XQUANT_DEVICE void each_plane(std::byte* group, std::size_t n, unsigned bits, F&& f) noexcept {
-    unsigned left = bits;
-    for (unsigned plane = 8; plane > 0; plane /= 2) {
-        if (left < plane) continue;
-        left -= plane;
+    for_each_plane(bits, [&](unsigned plane, unsigned shift) {
         const std::size_t bytes = (n + 7) / 8 * plane;
-        f(plane, left, group, bytes);
+        f(plane, shift, group, bytes);
         group += bytes;
-    }
+    });
 }
 
 XQUANT_DEVICE inline void store_scale(const MutableStreamView& out, std::size_t index, GroupScale scale) noexcept {

@@ -2,7 +2,8 @@
 // does. launch.cuh starts them.
 //
 //     Project   z of a stream           FinishRow   its norms, RoPE, rotation           (append)
-//     Gather    rows out of pages       Encode      rows into pages                     (append)
+//     Gather    rows out of pages       Difference  less what layers below added up     (append)
+//     Encode    rows into pages         Accumulate  what this layer adds                (append)
 //     Attend    partial results         Finish      splits merged, A_v, out             (attend)
 #pragma once
 
@@ -87,8 +88,9 @@ struct Gather {
             const PieceTable* piece = step.pieces + write.first_piece;
             while (row >= piece->count) row -= (piece++)->count;
             row += piece->begin;
-            const StreamView in = piece->page == nullptr ? view_of_rows(rows_of(step, stream), width)
-                                                         : view_of(stream, piece->kind, piece->page);
+            const StreamView in = piece->page == nullptr
+                                      ? view_rows(rows_of(step, stream), static_cast<std::uint32_t>(width))
+                                      : view_of(stream, piece->kind, piece->page);
             warp.each([&](unsigned lane) {
                 for (std::size_t c = lane; c < width; c += lanes) to[c] = stored_value<M>(in, row, c);
             });
@@ -246,7 +248,8 @@ private:
         const StreamTable& table = layer_.tables[stream];
         if (layer_.role != CrossRole::none && span.sum != nullptr) return view_of(layer_.sum, span.sum);
         if (span.page != nullptr) return view_of(table, span.kind, span.page);
-        return view_of_rows(rows_of(step_, table) + block_.part_row * table.encoder.width, table.encoder.width);
+        const auto width = static_cast<std::uint32_t>(table.encoder.width);
+        return view_rows(rows_of(step_, table) + std::size_t{block_.part_row} * width, width);
     }
 
     const LayerTable& layer_;

@@ -27,6 +27,15 @@ private:
     cudaError_t status_;
 };
 
+inline namespace XQUANT_ABI_NS {
+
+/// Throws cuda_error unless a call succeeded.
+inline void check_cuda(const char* call, cudaError_t status) {
+    if (status != cudaSuccess) throw cuda_error(call, status);
+}
+
+}  // namespace XQUANT_ABI_NS
+
 namespace backend {
 inline namespace XQUANT_ABI_NS {
 
@@ -45,14 +54,14 @@ public:
     /// Works in this stream (null: the default one), on the device that is current now.
     explicit CudaDevice(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {
         int device = 0, multiprocessors = 0;
-        check("cudaGetDevice", cudaGetDevice(&device));
-        check("cudaDeviceGetAttribute",
-              cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+        check_cuda("cudaGetDevice", cudaGetDevice(&device));
+        check_cuda("cudaDeviceGetAttribute",
+                   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
         wanted_blocks_ = 4 * static_cast<unsigned>(multiprocessors);
         cudaMemPool_t pool{};
-        check("cudaDeviceGetDefaultMemPool", cudaDeviceGetDefaultMemPool(&pool, device));
+        check_cuda("cudaDeviceGetDefaultMemPool", cudaDeviceGetDefaultMemPool(&pool, device));
         std::uint64_t keep = ~std::uint64_t{0};
-        check("cudaMemPoolSetAttribute", cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
+        check_cuda("cudaMemPoolSetAttribute", cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
     }
 
     [[nodiscard]] unsigned wanted_blocks() const noexcept { return wanted_blocks_; }
@@ -64,18 +73,18 @@ public:
             static_cast<void>(cudaGetLastError());
             throw std::bad_alloc();
         }
-        check("cudaMallocAsync", status);
+        check_cuda("cudaMallocAsync", status);
         return memory;
     }
     void release(void* memory, std::size_t) noexcept { static_cast<void>(cudaFreeAsync(memory, stream_)); }
-    void zero(void* to, std::size_t bytes) { check("cudaMemsetAsync", cudaMemsetAsync(to, 0, bytes, stream_)); }
+    void zero(void* to, std::size_t bytes) { check_cuda("cudaMemsetAsync", cudaMemsetAsync(to, 0, bytes, stream_)); }
     /// `from` may be changed as soon as this returns.
     void to_device(void* to, const void* from, std::size_t bytes) {
-        check("cudaMemcpyAsync", cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
+        check_cuda("cudaMemcpyAsync", cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_));
     }
     void to_host(void* to, const void* from, std::size_t bytes) {
-        check("cudaMemcpyAsync", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
-        check("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
+        check_cuda("cudaMemcpyAsync", cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_));
+        check_cuda("cudaStreamSynchronize", cudaStreamSynchronize(stream_));
     }
 
     template <class Kernel, class... Arguments>
@@ -83,18 +92,14 @@ public:
         constexpr std::size_t without_asking = 48 * 1024;
         const auto kernel = &run_kernel<Kernel, Arguments...>;
         if (shared_bytes > without_asking) {
-            check("cudaFuncSetAttribute", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                               static_cast<int>(shared_bytes)));
+            check_cuda("cudaFuncSetAttribute", cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                                    static_cast<int>(shared_bytes)));
         }
         kernel<<<dim3(x, y, z), Kernel::warps * gpu::lanes, shared_bytes, stream_>>>(arguments...);
-        check("kernel launch", cudaGetLastError());
+        check_cuda("kernel launch", cudaGetLastError());
     }
 
 private:
-    static void check(const char* call, cudaError_t status) {
-        if (status != cudaSuccess) throw cuda_error(call, status);
-    }
-
     cudaStream_t stream_;
     unsigned wanted_blocks_ = 0;
 };

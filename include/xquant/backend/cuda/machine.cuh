@@ -8,7 +8,7 @@
 //            shared()          the block's memory
 //     Warp   each(f)           f(lane) for every lane         index            the warp's number in its block
 //            sync()            as Block::barrier, within the warp
-//            copy(to, from, n) global to shared memory in the background, n = 4, 8 or 16 bytes, aligned to n
+//            copy(to, from)    16 bytes from global to shared memory in the background, both aligned to 16
 //            wait_for_copies() until they are there; then sync()
 //            multiply(c, a, b) C [16 x 8] += A [16 x 16] B [16 x 8], halves; who holds what: fragments.cuh
 //            load_matrices<Transposed>(out, rows)   4 matrices of 8 x 8 halves: lane 8 i + r gives row r of matrix i (16 bytes,
@@ -54,15 +54,9 @@ struct cuda_gpu {
         __device__ __forceinline__ void each(F&& f) const {
             f(threadIdx.x % gpu::lanes);
         }
-        __device__ __forceinline__ void copy(void* to, const void* from, unsigned bytes) const noexcept {
+        __device__ __forceinline__ void copy(void* to, const void* from) const noexcept {
             const auto target = static_cast<unsigned>(__cvta_generic_to_shared(to));
-            if (bytes == 16) {
-                asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(from) : "memory");
-            } else if (bytes == 8) {
-                asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(target), "l"(from) : "memory");
-            } else {
-                asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(from) : "memory");
-            }
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(from) : "memory");
         }
         __device__ __forceinline__ void wait_for_copies() const noexcept {
             asm volatile("cp.async.wait_all;" ::: "memory");

@@ -11,8 +11,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include <xquant/backend/cuda/machine.cuh>
-#include <xquant/position/rope.hpp>
+#include <xquant/backend/cuda/rope.cuh>
+#include <xquant/projection/rotation.hpp>
 #include <xquant/storage/plan.hpp>
 
 namespace xquant::backend::gpu {
@@ -128,7 +128,7 @@ XQUANT_DEVICE void normalize(Block& block, float* x, const float* gain, float ep
 /// A Hadamard transform of the power of two in n, and a DCT across its blocks: rotate_row of projection/rotation.hpp.
 template <class Block>
 XQUANT_DEVICE void rotate(Block& block, float* x, std::size_t n, const float* dct, float* scratch) noexcept {
-    const std::size_t p = n & (~n + 1), m = n / p;
+    const std::size_t p = hadamard_size(n), m = dct_size(n);
     for (std::size_t half = 1; half < p; half *= 2) {
         block.each_thread([&](unsigned thread) {
             for (std::size_t pair = thread; pair < n / 2; pair += block.warps() * lanes) {
@@ -177,14 +177,12 @@ XQUANT_DEVICE void finish_row(typename M::Block& block, const StreamEncoder& enc
     }
     if (encoder.rope && rope.pairs > 0) {
         block.each_thread([&](unsigned thread) {
-            constexpr double circle = 6.283185307179586;
             for (std::size_t i = thread; i < r / head_dim * rope.pairs; i += block.warps() * lanes) {
                 const std::size_t j = i % rope.pairs;
                 float* head = x + i / rope.pairs * head_dim;
-                const bool interleaved = rope.pairing == RopePairing::interleaved;
-                float &first = head[interleaved ? 2 * j : j], &second = head[interleaved ? 2 * j + 1 : j + rope.pairs];
+                float &first = head[rope.first(j)], &second = head[rope.second(j)];
                 float cosine = 1, sine = 0;
-                M::angle(static_cast<double>(position) * rope.inverse_frequencies[j] / circle, cosine, sine);
+                find_angle<M>(rope, j, position, cosine, sine);
                 cosine *= rope.factor;
                 sine *= rope.factor;
                 const float a = first, b = second;

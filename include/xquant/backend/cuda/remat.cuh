@@ -254,8 +254,7 @@ XQUANT_DEVICE_COLD void finish_strip(const typename M::Warp& warp, const AttendT
         }
         const auto offset = place.offset(lane);
         for (unsigned j = 0; j < task.rope.pairs; ++j) {
-            const bool interleaved = task.rope.pairing == RopePairing::interleaved;
-            f16 &first = row[interleaved ? 2 * j : j], &second = row[interleaved ? 2 * j + 1 : j + task.rope.pairs];
+            f16 &first = row[task.rope.first(j)], &second = row[task.rope.second(j)];
             float a = M::to_float(first), b = M::to_float(second);
             angles.turn(a, b, j, offset);
             first = M::to_half(a);

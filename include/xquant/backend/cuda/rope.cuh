@@ -27,14 +27,21 @@ struct Angles {
     }
 };
 
-/// Angles of one position -> cosines, sines [pairs], by all threads of the block. They are there after the next barrier.
+/// Cosine and sine of pair j at a position, without the factor.
+template <class M>
+XQUANT_DEVICE void find_angle(const RopeView& rope, std::size_t j, std::int64_t position, float& cosine,
+                              float& sine) noexcept {
+    constexpr double circle = 6.283185307179586;
+    M::angle(static_cast<double>(position) * rope.inverse_frequencies[j] / circle, cosine, sine);
+}
+
+/// Those of all pairs -> cosines, sines [pairs], by all threads of the block. They are there after the next barrier.
 template <class M>
 XQUANT_DEVICE void find_angles(typename M::Block& block, const RopeView& rope, std::int64_t position, float* cosines,
                                float* sines) noexcept {
     block.each_thread([&](unsigned thread) {
-        constexpr double circle = 6.283185307179586;
         for (unsigned j = thread; j < rope.pairs; j += block.warps() * lanes) {
-            M::angle(static_cast<double>(position) * rope.inverse_frequencies[j] / circle, cosines[j], sines[j]);
+            find_angle<M>(rope, j, position, cosines[j], sines[j]);
         }
     });
 }

@@ -4,7 +4,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <string>
+#include <cstring>
+#include <span>
 #include <vector>
 
 #include <xquant/backend/cuda/kernels.cuh>
@@ -66,10 +67,10 @@ public:
     std::size_t add(const Vector& values) {
         return add(values.data(), values.size());
     }
-    /// Overwrites an entry.
-    template <class T>
-    void put(std::size_t at, const T& value) noexcept {
-        std::memcpy(bytes_.data() + at, &value, sizeof value);
+    /// Overwrites what was added.
+    template <class Vector>
+    void put(std::size_t at, const Vector& values) noexcept {
+        std::memcpy(bytes_.data() + at, values.data(), values.size() * sizeof(values[0]));
     }
     void clear() noexcept { bytes_.clear(); }
     [[nodiscard]] const std::vector<std::byte>& bytes() const noexcept { return bytes_; }
@@ -127,17 +128,20 @@ public:
         Packing all;
         std::uint32_t bad = 0;
         bad_ = all.add(&bad, 1);
-        std::size_t layer_number = 0;
-        for (const PreparedLayer& layer : core.layers()) add_layer(core, layer, layer_number++, all);
+        std::vector<LayerEntry> layers;
+        for (const PreparedLayer& layer : core.layers()) layers.push_back(enter(core, layer, layers.size(), all));
         std::byte* base = tables_.reserve(all.bytes().size());
-        for (std::size_t i = 0; i < layers_.size(); ++i) relocate(base, layers_[i], streams_[i], all);
+        for (LayerEntry& layer : layers) {
+            relocate(base, layer, all);
+            layers_.push_back(layer.at);
+        }
         device_.to_device(base, all.bytes().data(), all.bytes().size());
     }
 
     [[nodiscard]] Device& device() noexcept { return device_; }
     /// A layer's table, on the device.
     [[nodiscard]] const backend::gpu::LayerTable* layer(std::size_t i) const noexcept {
-        return reinterpret_cast<const backend::gpu::LayerTable*>(tables_.data() + layers_[i].at);
+        return reinterpret_cast<const backend::gpu::LayerTable*>(tables_.data() + layers_[i]);
     }
     [[nodiscard]] std::uint32_t* bad_rows() const noexcept {
         return reinterpret_cast<std::uint32_t*>(tables_.data() + bad_);
@@ -151,25 +155,22 @@ public:
     }
 
 private:
+    /// A layer's tables, and where they will lie. Their pointers are the processor's until the tables have a place.
     struct LayerEntry {
-        backend::gpu::LayerTable table;  ///< its pointers are offsets until the tables have a place
+        const PreparedLayer* prepared = nullptr;
+        backend::gpu::LayerTable table;
+        std::vector<backend::gpu::StreamTable> streams;
+        std::vector<HeadDecoder> keys, values;
         std::size_t at = 0, floats = 0, streams_at = 0, keys_at = 0, values_at = 0;
         std::size_t cosines = 0, sines = 0, frequencies = 0;
-        const PreparedLayer* prepared = nullptr;
-    };
-    struct StreamEntries {
-        std::vector<backend::gpu::StreamTable> tables;
-        std::vector<std::array<std::size_t, 3>> levels;
-        std::vector<HeadDecoder> keys, values;
     };
 
-    void add_layer(const Core& core, const PreparedLayer& layer, std::size_t number, Packing& all) {
+    static LayerEntry enter(const Core& core, const PreparedLayer& layer, std::size_t number, Packing& all) {
         using namespace backend::gpu;
         expects<state_error>(layer.role == CrossRole::none || encodes(core.accumulator()),
                              "a device cannot encode the accumulator's quantizer");
         expects<state_error>(layer.encoders.size() > 0 && layer.shape.head_dim <= 256, "head_dim: at most 256");
         LayerEntry entry;
-        StreamEntries streams;
         entry.prepared = &layer;
         entry.floats = all.add(layer.floats());
         LayerTable& table = entry.table;
@@ -207,33 +208,32 @@ private:
             for (std::size_t kind = 0; kind < 3; ++kind) {
                 stream.sections[kind] = formats[kind]->sections[layer.place * core.streams() + s];
             }
-            streams.tables.push_back(stream);
+            entry.streams.push_back(stream);
         }
-        streams.keys.assign(layer.keys.begin(), layer.keys.end());
-        streams.values.assign(layer.values.begin(), layer.values.end());
-        entry.streams_at = all.add(streams.tables);
-        entry.keys_at = all.add(streams.keys);
-        entry.values_at = all.add(streams.values);
+        entry.keys.assign(layer.keys.begin(), layer.keys.end());
+        entry.values.assign(layer.values.begin(), layer.values.end());
+        entry.streams_at = all.add(entry.streams);
+        entry.keys_at = all.add(entry.keys);
+        entry.values_at = all.add(entry.values);
         entry.at = all.add(&table, 1);
-        layers_.push_back(entry);
-        streams_.push_back(std::move(streams));
+        return entry;
     }
 
     /// Pointers into a layer's floats, and offsets, become pointers to the device.
-    void relocate(std::byte* base, LayerEntry& entry, StreamEntries& streams, Packing& all) const noexcept {
+    static void relocate(std::byte* base, LayerEntry& entry, Packing& all) noexcept {
         const float* host = entry.prepared->floats().data();
         const auto* device = reinterpret_cast<const float*>(base + entry.floats);
         const auto move = [&](const float*& pointer) {
             if (pointer != nullptr) pointer = device + (pointer - host);
         };
-        for (auto& stream : streams.tables) {
+        for (auto& stream : entry.streams) {
             for (const float** pointer :
                  {&stream.encoder.mean, &stream.encoder.matrix, &stream.encoder.bias, &stream.encoder.norm,
                   &stream.encoder.dct, &stream.encoder.latent, &stream.encoder.spread}) {
                 move(*pointer);
             }
         }
-        for (auto* heads : {&streams.keys, &streams.values}) {
+        for (auto* heads : {&entry.keys, &entry.values}) {
             for (HeadDecoder& head : *heads) {
                 move(head.matrix);
                 move(head.constant);
@@ -249,22 +249,17 @@ private:
         entry.table.keys = reinterpret_cast<const HeadDecoder*>(base + entry.keys_at);
         entry.table.values = reinterpret_cast<const HeadDecoder*>(base + entry.values_at);
         entry.table.tables = reinterpret_cast<const backend::gpu::StreamTable*>(base + entry.streams_at);
-        for (std::size_t i = 0; i < streams.tables.size(); ++i) {
-            all.put(entry.streams_at + i * sizeof(backend::gpu::StreamTable), streams.tables[i]);
-        }
-        for (std::size_t i = 0; i < streams.keys.size(); ++i) {
-            all.put(entry.keys_at + i * sizeof(HeadDecoder), streams.keys[i]);
-            all.put(entry.values_at + i * sizeof(HeadDecoder), streams.values[i]);
-        }
-        all.put(entry.at, entry.table);
+        all.put(entry.streams_at, entry.streams);
+        all.put(entry.keys_at, entry.keys);
+        all.put(entry.values_at, entry.values);
+        all.put(entry.at, std::span(&entry.table, 1));
     }
 
     Core* core_;
     Device device_;
     DevicePages<Device> pages_;
     DeviceBuffer<Device> tables_;
-    std::vector<LayerEntry> layers_;
-    std::vector<StreamEntries> streams_;
+    std::vector<std::size_t> layers_;  ///< where each one's table lies
     std::size_t bad_ = 0;
 
 public:

@@ -2,7 +2,7 @@
 // pointers to device memory, and nothing waits for the device.
 //
 //     begin    plans, allocates pages, and copies the step's tables to the device: once, for all layers
-//     append   Project, FinishRow, Gather, Encode              attend   (Convert,) Attend, Finish
+//     append   Project, FinishRow, Gather, (Difference,) Encode, (Accumulate)      attend   (Convert,) Attend, Finish
 //
 // Rows that are not finite are found when the device gets to them: XCache::take_bad_rows says whether there were some.
 #pragma once
@@ -23,13 +23,7 @@ namespace detail {
 template <class Device>
 class DeviceStep {
 public:
-    DeviceStep(Core& core, DeviceState<Device>& state, std::span<const StepPart> parts)
-        : core_(&core),
-          state_(&state),
-          plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())),
-          sums_(core) {
-        expects<state_error>(!state.busy,
-                             "a device runs one step of a cache at a time: commit or destroy the other one");
+    DeviceStep(Core& core, DeviceState<Device>& state, std::span<const StepPart> parts) : DeviceStep(core, state) {
         check_parts(core, parts);
         plans_.reserve(parts.size() * core.stacks());
         for (const StepPart& part : parts) {
@@ -77,13 +71,11 @@ public:
         expects<state_error>(layer == next_, "layers are appended in order, each once");
         expects<state_error>(layer < core_->layers().size(), "the step has all its layers");
         const PreparedLayer& prepared = core_->layers()[layer];
-        expects(x.rows == total_ && x.cols == prepared.shape.width, "x is [tokens of the step, width]");
-        expects(!x.empty() && x.stride >= x.cols, "x has no data, or a stride shorter than its rows");
+        check_input(prepared, x, total_);
         const StackTables& stack = stacks_[prepared.stack];
         const LayerTable* table = state_->layer(layer);
         const auto n = static_cast<unsigned>(total_), streams = static_cast<unsigned>(prepared.encoders.size());
-        std::size_t widest = 0;
-        for (const StreamEncoder& encoder : prepared.encoders) widest = std::max(widest, encoder.width);
+        const std::size_t widest = widest_rows(prepared).given;
         Device& device = state_->device();
         const DeviceRows input{x.data, x.stride, x.type};
         const auto columns = static_cast<unsigned>((widest + project_columns - 1) / project_columns);
@@ -101,20 +93,16 @@ public:
         expects<state_error>(core_ != nullptr, "the step has ended");
         expects<state_error>(layer + 1 == next_, "attend follows append of the same layer");
         const PreparedLayer& prepared = core_->layers()[layer];
-        const std::size_t width = prepared.shape.heads * prepared.shape.head_dim;
-        if (out_stride == 0) out_stride = width;
-        expects(q.rows == total_ && q.cols == width, "q is [tokens of the step, heads * head_dim]");
-        expects(!q.empty() && out != nullptr && q.stride >= q.cols && out_stride >= width,
-                "q or out has no data, or a stride shorter than its rows");
+        out_stride = check_queries(prepared, q, out, out_stride, total_);
         Device& device = state_->device();
         const float* queries = static_cast<const float*>(q.data);
         std::size_t q_stride = q.stride;
         if (q.type != DType::f32) {
             auto* converted = reinterpret_cast<float*>(state_->queries.data());
             device.template launch<Convert>(static_cast<unsigned>(total_), 1U, 1U, 0,
-                                            DeviceRows{q.data, q.stride, q.type}, width, converted);
+                                            DeviceRows{q.data, q.stride, q.type}, q.cols, converted);
             queries = converted;
-            q_stride = width;
+            q_stride = q.cols;
         }
         with_size(prepared.shape.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
             AttendTask like;
@@ -140,14 +128,18 @@ public:
     }
 
 private:
-    /// Without new tokens.
-    DeviceStep(Core& core, DeviceState<Device>& state, Slot& slot)
+    /// Of nothing yet. Where this throws, no step has begun.
+    DeviceStep(Core& core, DeviceState<Device>& state)
         : core_(&core),
           state_(&state),
           plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())),
           sums_(core) {
         expects<state_error>(!state.busy,
                              "a device runs one step of a cache at a time: commit or destroy the other one");
+    }
+
+    /// Without new tokens.
+    DeviceStep(Core& core, DeviceState<Device>& state, Slot& slot) : DeviceStep(core, state) {
         plans_.reserve(core.stacks());
         for (std::size_t stack = 0; stack < core.stacks(); ++stack) plans_.push_back(core.plan(slot, stack, 0, true));
         parts_.push_back({&slot, 0, 0, slot.states.front().next_position});
@@ -166,11 +158,7 @@ private:
         const PreparedLayer& prepared = core_->layers()[layer];
         const StackTables& stack = stacks_[prepared.stack];
         const auto streams = static_cast<unsigned>(prepared.encoders.size());
-        std::size_t widest = 0, widest_coded = 0;
-        for (const StreamEncoder& encoder : prepared.encoders) {
-            widest = std::max(widest, encoder.width);
-            widest_coded = std::max(widest_coded, encoder.coded_width);
-        }
+        const auto [widest, widest_coded] = widest_rows(prepared);
         Device& device = state_->device();
         const LayerTable* table = state_->layer(layer);
         if (stack.gathered > 0) {

@@ -27,6 +27,19 @@ struct StackTables {
     std::size_t group = 0, kv_heads = 0;
 };
 
+/// The most channels that a row of a layer has, as it is given and as it is coded.
+struct WidestRows {
+    std::size_t given = 0, coded = 0;
+};
+inline WidestRows widest_rows(const PreparedLayer& layer) noexcept {
+    WidestRows widest;
+    for (const StreamEncoder& encoder : layer.encoders) {
+        widest.given = std::max(widest.given, encoder.width);
+        widest.coded = std::max(widest.coded, encoder.coded_width);
+    }
+    return widest;
+}
+
 /// @tparam Plans  StepPlan [parts][stacks]
 template <class Device, class Plans>
 class StepTables {
@@ -43,7 +56,7 @@ public:
     }
 
 private:
-    backend::gpu::PageKind kind_of(const Page& page) const noexcept {
+    static backend::gpu::PageKind kind_of(const Page& page) noexcept {
         switch (page.format().purpose) {
             case Purpose::tail:
                 return backend::gpu::PageKind::rows;
@@ -73,8 +86,14 @@ private:
             stack.group = std::max(stack.group, layer.shape.heads / layer.shape.kv_heads);
             stack.kv_heads = std::max(stack.kv_heads, layer.shape.kv_heads);
         }
+        std::vector<SumTable> sums;
+        sums_->for_each([&](const Page& page, const Page& sum, std::size_t begin, std::size_t end) {
+            sums.push_back(
+                {page.base(), sum.base(), static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end)});
+        });
+        const std::size_t sums_at = all.add(sums);
         struct Places {
-            std::size_t spans, writes, pieces, blocks, sums;
+            std::size_t spans, writes, pieces, blocks;
         };
         std::vector<Places> places;
         for (std::size_t i = 0; i < stacks_.size(); ++i) {
@@ -87,13 +106,8 @@ private:
                 add_part(stack, (*plans_)[p * stacks_.size() + i], parts_[p], spans, writes, pieces, blocks);
             stack.writes = static_cast<unsigned>(writes.size());
             stack.blocks = static_cast<unsigned>(blocks.size());
-            std::vector<SumTable> sums;
-            sums_->for_each([&](const Page& page, const Page& sum, std::size_t begin, std::size_t end) {
-                sums.push_back(
-                    {page.base(), sum.base(), static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end)});
-            });
             stack.sums = static_cast<unsigned>(sums.size());
-            places.push_back({all.add(spans), all.add(writes), all.add(pieces), all.add(blocks), all.add(sums)});
+            places.push_back({all.add(spans), all.add(writes), all.add(pieces), all.add(blocks)});
         }
         std::byte* base = state_->step_tables.reserve(all.bytes().size());
         for (std::size_t i = 0; i < stacks_.size(); ++i) {
@@ -102,7 +116,7 @@ private:
             step.writes = reinterpret_cast<const WriteTable*>(base + places[i].writes);
             step.pieces = reinterpret_cast<const PieceTable*>(base + places[i].pieces);
             step.blocks = reinterpret_cast<const BlockTable*>(base + places[i].blocks);
-            step.sums = reinterpret_cast<const SumTable*>(base + places[i].sums);
+            step.sums = reinterpret_cast<const SumTable*>(base + sums_at);
             step.positions = reinterpret_cast<const std::int64_t*>(base + positions_at);
             step.bad = state_->bad_rows();
             step.tokens = total_;
@@ -178,15 +192,13 @@ private:
         std::size_t rows = 0, gathered = 0, differences = 0, partials = 0, queries = 0;
         for (const PreparedLayer& layer : core_->layers()) {
             const StackTables& stack = stacks_[layer.stack];
-            std::size_t widths = 0, widest = 0;
-            for (const StreamEncoder& encoder : layer.encoders) {
-                widths += encoder.width;
-                widest = std::max(widest, encoder.width);
-            }
+            std::size_t widths = 0;
+            for (const StreamEncoder& encoder : layer.encoders) widths += encoder.width;
             rows = std::max(rows, total_ * widths);
-            gathered = std::max(gathered, stack.gathered * layer.encoders.size() * coded_page_tokens * widest);
+            gathered = std::max(gathered,
+                                stack.gathered * layer.encoders.size() * coded_page_tokens * widest_rows(layer).given);
             if (layer.role == CrossRole::difference) {
-                differences = std::max(differences, stack.gathered * coded_page_tokens * layer.encoders[0].coded_width);
+                differences = std::max(differences, stack.gathered * coded_page_tokens * widest_rows(layer).coded);
             }
             backend::gpu::with_size(layer.shape.head_dim, [&](auto size) {
                 partials = std::max<std::size_t>(

@@ -81,33 +81,16 @@ struct BlockTable {
 
 /// A section of a page of device memory.
 XQUANT_DEVICE inline MutableStreamView view_of(const xquant::detail::PageSection& section, std::byte* page) noexcept {
-    const auto half = [page](std::size_t offset) {
-        return offset == 0 ? nullptr : reinterpret_cast<f16*>(page + offset);
-    };
-    return {section.format,      page + section.codes,   half(section.scales),
-            half(section.zeros), half(section.outliers), section.places == 0 ? nullptr : page + section.places};
+    return xquant::detail::view_section(section, page);
 }
-
 XQUANT_DEVICE inline StreamView view_of(const xquant::detail::PageSection& section, const std::byte* page) noexcept {
-    const MutableStreamView view = view_of(section, const_cast<std::byte*>(page));
-    return {view.format, view.codes, view.scales, view.zeros, view.outliers, view.places};
+    return read_only(view_of(section, const_cast<std::byte*>(page)));
 }
 
 /// A stream of a layer in a page of some kind.
 template <class Byte>
 XQUANT_DEVICE auto view_of(const StreamTable& table, PageKind kind, Byte* page) noexcept {
     return view_of(table.sections[static_cast<std::uint32_t>(kind)], page);
-}
-
-/// Rows of the step as a stream.
-XQUANT_DEVICE inline StreamView view_of_rows(const float* rows, std::size_t width) noexcept {
-    StreamView view;
-    view.format.width = view.format.group_channels = static_cast<std::uint32_t>(width);
-    view.format.kind = CodeKind::f32;
-    view.format.bits = 32;
-    view.format.stores_zero = false;
-    view.codes = reinterpret_cast<const std::byte*>(rows);
-    return view;
 }
 
 }  // namespace XQUANT_ABI_NS

@@ -38,9 +38,9 @@ struct emulated_gpu {
         void each(F&& f) const {
             for (unsigned lane = 0; lane < gpu::lanes; ++lane) f(lane);
         }
-        void copy(void* to, const void* from, std::size_t bytes) { copies_.push_back({to, from, bytes}); }
+        void copy(void* to, const void* from) { copies_.push_back({to, from}); }
         void wait_for_copies() {
-            for (const Copy& copy : copies_) std::memcpy(copy.to, copy.from, copy.bytes);
+            for (const Copy& copy : copies_) std::memcpy(copy.to, copy.from, 16);
             copies_.clear();
         }
         void sync() const noexcept {}
@@ -100,7 +100,6 @@ struct emulated_gpu {
         struct Copy {
             void* to;
             const void* from;
-            std::size_t bytes;
         };
         static float half_of(std::uint32_t pair, unsigned h) noexcept {
             return xquant::to_float(f16{static_cast<std::uint16_t>(pair >> (16 * h))});

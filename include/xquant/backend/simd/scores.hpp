@@ -136,6 +136,17 @@ void with_half_rows(const StreamView& in, std::size_t first, std::size_t channel
     }
 }
 
+/// max |x| of n values.
+template <class R>
+float largest_of(const float* x, std::size_t n) noexcept {
+    auto largest = R::zero();
+    for (std::size_t c = 0; c < n; c += R::lanes) {
+        const auto value = R::load_first(x + c, std::min(R::lanes, n - c));
+        largest = R::max(largest, R::max(value, R::sub(R::zero(), value)));
+    }
+    return R::reduce_max(largest);
+}
+
 /// A row of floats in 8 bits, as quantize_weights has them: x ~ step * byte, |byte| <= 127. Bytes [n], up to the next multiple of
 /// `lanes`; `sum` of them.
 struct RoundedRow {
@@ -143,12 +154,7 @@ struct RoundedRow {
 };
 template <class R>
 RoundedRow round_row(const float* x, std::size_t n, std::uint8_t* bytes) noexcept {
-    auto largest = R::zero();
-    for (std::size_t c = 0; c < n; c += R::lanes) {
-        const auto value = R::load_first(x + c, std::min(R::lanes, n - c));
-        largest = R::max(largest, R::max(value, R::sub(R::zero(), value)));
-    }
-    const float most = R::reduce_max(largest);
+    const float most = largest_of<R>(x, n);
     const auto inverse = R::splat(most > 0 ? int8_top / most : 0.0F);
     auto sum = R::zero();
     for (std::size_t c = 0; c < n; c += R::lanes) {

@@ -110,12 +110,7 @@ void round_weights(const float* weights, std::size_t tokens, std::size_t count, 
     const auto byte = R::splat_i32(0xFF);
     for (std::size_t i = 0; i < count; ++i) {
         const float* row = weights + i * tile_tokens;
-        auto largest = R::zero();
-        for (std::size_t t = 0; t < tokens; t += R::lanes) {
-            const auto weight = R::load_first(row + t, std::min(R::lanes, tokens - t));
-            largest = R::max(largest, R::max(weight, R::sub(R::zero(), weight)));
-        }
-        const float most = R::reduce_max(largest);
+        const float most = largest_of<R>(row, tokens);
         out.steps[i] = most / top;
         const auto inverse = R::splat(most > 0 ? top / most : 0.0F);
         for (std::size_t t = 0; t < tile_tokens; t += R::lanes) {

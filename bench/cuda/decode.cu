@@ -4,7 +4,8 @@
 ///
 /// A row of the table is one layer and one new token for each of `batch` sequences of T tokens, all pages in different memory. Time
 /// is the median of 15 launches; between two, 256 MB are overwritten, more than any L2 holds. The prediction is the larger of
-/// bytes / copy bandwidth and operations / matrix peak. Exits with 77 where there is no GPU.
+/// bytes / copy bandwidth and operations / matrix peak, that of halves and that of bytes for what is rebuilt from codes. Exits with 77
+/// where there is no GPU.
 #include <xquant/cuda.cuh>
 #include <xquant/projection/svd.hpp>
 
@@ -52,13 +53,16 @@ double seconds_of(const std::function<void()>& f, int times = 15) {
 }
 
 /// Products on tensor cores that depend on nothing else: 8 independent ones in a row.
+/// @tparam T  of sums: float for products of halves, std::int32_t for those of bytes
+template <class T>
 struct MatrixPeak {
-    static constexpr unsigned warps = 8, rounds = 4096;
+    static constexpr unsigned warps = 8, at_once = 2, rounds = 4096;
+    static constexpr double operations = 2.0 * 16 * 8 * (std::is_same_v<T, float> ? 16 : 32) * 8 * rounds * warps;
     template <class M>
-    static XQUANT_DEVICE void run(typename M::Block& block, unsigned, unsigned, unsigned, float* out) noexcept {
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned, unsigned, unsigned, T* out) noexcept {
         block.each_warp([&](typename M::Warp& warp) {
             typename M::template Lanes<std::uint32_t> a[4], b[2];
-            typename M::template Lanes<float> c[8][4];
+            typename M::template Lanes<T> c[8][4];
             warp.each([&](unsigned lane) {
                 for (auto& x : a) x[lane] = lane;
                 for (auto& x : b) x[lane] = lane;
@@ -71,36 +75,40 @@ struct MatrixPeak {
                 for (auto& x : c) warp.multiply(x, a, b);
             }
             warp.each([&](unsigned lane) {
-                float sum = 0;
+                T sum = 0;
                 for (auto& x : c) {
                     for (auto& y : x) sum += y[lane];
                 }
-                if (sum == 12345.0F) out[lane] = sum;
+                if (sum == T(12345)) out[lane] = sum;
             });
         });
     }
 };
 
 struct Limits {
-    double bytes_per_second, operations_per_second;
+    double bytes, halves, codes;  ///< of a second: copied, and operations of the two kinds of products
 };
+
+template <class T>
+double measure_peak() {
+    backend::CudaDevice device(nullptr);
+    const Array<T> out(32);
+    const unsigned blocks = 2 * device.blocks_at_once();
+    const double time = seconds_of([&] { device.launch<MatrixPeak<T>>(blocks, 1U, 1U, 0, out.data()); });
+    return MatrixPeak<T>::operations * blocks / time;
+}
 
 Limits measure_limits() {
     const Array<std::byte> from(std::size_t{1} << 30U), to(std::size_t{1} << 30U);
     const double copy = seconds_of([&] {
         check_cuda("cudaMemcpyAsync", cudaMemcpyAsync(to.data(), from.data(), from.bytes(), cudaMemcpyDeviceToDevice));
     });
-    backend::CudaDevice device(nullptr);
-    const Array<float> out(32);
-    const unsigned blocks = device.wanted_blocks();
-    const double products = seconds_of([&] { device.launch<MatrixPeak>(blocks, 1U, 1U, 0, out.data()); });
-    return {2.0 * static_cast<double>(from.bytes()) / copy,
-            2.0 * 16 * 8 * 16 * 8 * MatrixPeak::rounds * MatrixPeak::warps * blocks / products};
+    return {2.0 * static_cast<double>(from.bytes()) / copy, measure_peak<float>(), measure_peak<std::int32_t>()};
 }
 
 /// Rows to codes, as a step does it, but for where rows and pages come from.
 struct EncodeRows {
-    static constexpr unsigned warps = 4;
+    static constexpr unsigned warps = 4, at_once = 4;
     template <class M>
     static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned, unsigned, const float* rows,
                                   std::size_t n, MutableStreamView out, unsigned blocks) noexcept {
@@ -118,7 +126,12 @@ struct EncodeRows {
 struct Row {
     std::string verb, scheme, shape;
     std::size_t tokens, batch;
-    double seconds, bytes, operations;
+    double seconds, bytes;
+    double halves, codes;  ///< operations of the two kinds
+
+    [[nodiscard]] double predicted(const Limits& limits) const {
+        return std::max(bytes / limits.bytes, halves / limits.halves + codes / limits.codes);
+    }
 };
 
 struct NamedShape {
@@ -127,14 +140,28 @@ struct NamedShape {
 };
 constexpr std::size_t fed = 2048;  ///< tokens appended at once
 
-/// Operations of one query row and token on tensor cores: rebuilding K (once for 16 queries), scores, P V.
-double operations_of(const LayerShape& shape, std::size_t key_width) {
-    const double dh = static_cast<double>(shape.head_dim), group = static_cast<double>(shape.heads / shape.kv_heads);
-    return static_cast<double>(shape.kv_heads) * 2 * (static_cast<double>(key_width) * dh + 2 * group * dh);
+/// What is rebuilt for a token and kv head.
+struct Rebuilt {
+    std::size_t channels = 0;  ///< of latents
+    bool codes = false;        ///< by products of bytes
+};
+
+/// Operations on tensor cores of `rows` query rows (of one sequence) and a token.
+struct Work {
+    double halves, codes;
+};
+Work work_of(const LayerShape& shape, const Rebuilt& rebuilt, std::size_t rows) {
+    const auto number = [](std::size_t n) { return static_cast<double>(n); };
+    const std::size_t queries = rows * shape.heads / shape.kv_heads;
+    const std::size_t most = queries <= 16 ? 16 : backend::gpu::many_queries(128);
+    const double rebuilding =
+        number(shape.kv_heads * ((queries + most - 1) / most)) * 2 * number(rebuilt.channels) * number(shape.head_dim);
+    const double attending = number(rows * shape.heads) * 4 * number(shape.head_dim);
+    return {attending + (rebuilt.codes ? 0 : rebuilding), rebuilt.codes ? rebuilding : 0};
 }
 
 template <class Cache>
-void measure(const char* scheme, const NamedShape& of, const Model& model, std::size_t key_width, std::size_t tokens,
+void measure(const char* scheme, const NamedShape& of, const Model& model, const Rebuilt& rebuilt, std::size_t tokens,
              std::size_t batch, std::vector<Row>& rows) {
     const LayerShape& shape = of.shape;
     Cache cache(model);
@@ -153,18 +180,22 @@ void measure(const char* scheme, const NamedShape& of, const Model& model, std::
         ones.push_back({sequence, 1});
     }
     const double stored = static_cast<double>(cache.bytes().stored());
-    const double work = operations_of(shape, key_width) * static_cast<double>(tokens * batch);
+    const auto count = static_cast<double>(tokens * batch);
     {
         auto step = cache.begin(ones);
         step.append(0, MatrixView(x.data(), batch, shape.width));
         const double time = seconds_of([&] { step.attend(0, MatrixView(q.data(), batch, q_width), out.data()); });
-        rows.push_back({"attend_decode", scheme, of.name, tokens, batch, time, stored, work});
+        const Work work = work_of(shape, rebuilt, 1);
+        rows.push_back(
+            {"attend_decode", scheme, of.name, tokens, batch, time, stored, work.halves * count, work.codes * count});
     }
     if (batch == 1) {
         auto step = cache.begin({{ones[0].sequence, fed}});
         step.append(0, MatrixView(x.data(), fed, shape.width));
         const double time = seconds_of([&] { step.attend(0, MatrixView(q.data(), fed, q_width), out.data()); }, 3);
-        rows.push_back({"attend_prefill", scheme, of.name, tokens, fed, time, stored, work * static_cast<double>(fed)});
+        const Work work = work_of(shape, rebuilt, fed);
+        rows.push_back(
+            {"attend_prefill", scheme, of.name, tokens, fed, time, stored, work.halves * count, work.codes * count});
     }
 }
 
@@ -179,11 +210,11 @@ void measure_encode(const char* scheme, std::vector<Row>& rows) {
     auto* halves = reinterpret_cast<f16*>(scales.data());
     const MutableStreamView out{format, codes.data(), halves, halves + scales.bytes() / 4, nullptr, nullptr};
     backend::CudaDevice device(nullptr);
-    const unsigned blocks = device.wanted_blocks();
+    const unsigned blocks = 4 * device.blocks_at_once();
     const double time =
         seconds_of([&] { device.launch<EncodeRows>(blocks, 1U, 1U, 0, values.data(), n, out, blocks); });
     rows.push_back({"encode", scheme, "4096 channels", n, 1, time,
-                    static_cast<double>(values.bytes() + codes.bytes() + scales.bytes()), 0});
+                    static_cast<double>(values.bytes() + codes.bytes() + scales.bytes()), 0, 0});
 }
 
 void print(const std::vector<Row>& rows, const Limits& limits) {
@@ -196,22 +227,21 @@ void print(const std::vector<Row>& rows, const Limits& limits) {
                    other.tokens == row.tokens && other.batch == row.batch;
         };
         const auto f16 = std::find_if(rows.begin(), rows.end(), is_f16);
-        const double bandwidth = row.bytes / row.seconds, rate = row.operations / row.seconds;
-        const double predicted =
-            std::max(row.bytes / limits.bytes_per_second, row.operations / limits.operations_per_second);
+        const double bandwidth = row.bytes / row.seconds, rate = (row.halves + row.codes) / row.seconds;
+        const double busy = (row.halves / limits.halves + row.codes / limits.codes) / row.seconds;
         std::printf("| %s | %s | %zu | %zu | %s | %.1f | %.2f | %.0f | %.0f %% | %.1f | %.0f %% | %.1f |\n",
                     row.verb.c_str(), row.shape.c_str(), row.tokens, row.batch, row.scheme.c_str(), row.seconds * 1e6,
                     f16 == rows.end() ? 0.0 : row.seconds / f16->seconds, bandwidth * 1e-9,
-                    100 * bandwidth / limits.bytes_per_second, rate * 1e-12, 100 * rate / limits.operations_per_second,
-                    predicted * 1e6);
+                    100 * bandwidth / limits.bytes, rate * 1e-12, 100 * busy, row.predicted(limits) * 1e6);
     }
 }
 
 void write_json(const std::string& path, const std::vector<Row>& rows, const Limits& limits,
                 const std::string& device) {
     nlohmann::json all{{"device", device},
-                       {"copy_bytes_per_second", limits.bytes_per_second},
-                       {"matrix_operations_per_second", limits.operations_per_second}};
+                       {"copy_bytes_per_second", limits.bytes},
+                       {"half_operations_per_second", limits.halves},
+                       {"code_operations_per_second", limits.codes}};
     for (const Row& row : rows) {
         all["rows"].push_back({{"verb", row.verb},
                                {"scheme", row.scheme},
@@ -220,7 +250,9 @@ void write_json(const std::string& path, const std::vector<Row>& rows, const Lim
                                {"batch", row.batch},
                                {"seconds", row.seconds},
                                {"bytes", row.bytes},
-                               {"operations", row.operations}});
+                               {"half_operations", row.halves},
+                               {"code_operations", row.codes},
+                               {"predicted_seconds", row.predicted(limits)}});
     }
     std::ofstream(path) << all.dump(1) << '\n';
 }
@@ -246,8 +278,9 @@ int main(int argc, char** argv) {
     const std::string device = test::find_gpu("nothing was measured");
     if (device.empty()) return test::skipped;
     const Limits limits = measure_limits();
-    std::printf("%s; copy %.0f GB/s, f16 products %.0f TFLOP/s (mma.m16n8k16)\n\n", device.c_str(),
-                limits.bytes_per_second * 1e-9, limits.operations_per_second * 1e-12);
+    std::printf(
+        "%s; copy %.0f GB/s, products of halves %.0f TFLOP/s (mma.m16n8k16), of bytes %.0f TOP/s (mma.m16n8k32)\n\n",
+        device.c_str(), limits.bytes * 1e-9, limits.halves * 1e-12, limits.codes * 1e-12);
 
     using Token = Layout<PerToken>;
     using Split = Layout<PerChannel, PerToken>;
@@ -263,17 +296,17 @@ int main(int argc, char** argv) {
                 if (tokens * batch * of.shape.kv_heads > std::size_t{65536} * 64) continue;  // 17 GB of f16
                 if (quick && (tokens != 65536 || batch != 8)) continue;
                 const LayerShape& s = of.shape;
-                measure<Cache<Unquantized<f16>, Token, Projection<KeyValue<AfterRope>>>>("f16", of, setup.model, 0,
+                measure<Cache<Unquantized<f16>, Token, Projection<KeyValue<AfterRope>>>>("f16", of, setup.model, {},
                                                                                          tokens, batch, rows);
                 measure<Cache<Quantizer<8, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
-                    "kv8", of, setup.model, 0, tokens, batch, rows);
+                    "kv8", of, setup.model, {}, tokens, batch, rows);
                 measure<Cache<Quantizer<4, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
-                    "kv4", of, setup.model, 0, tokens, batch, rows);
-                measure<Cache<Quantizer<4>, Split, Projection<HeadSvd>>>("svd_head4", of, setup.model, s.head_dim,
-                                                                         tokens, batch, rows);
+                    "kv4", of, setup.model, {}, tokens, batch, rows);
+                measure<Cache<Quantizer<4>, Split, Projection<HeadSvd>>>("svd_head4", of, setup.model,
+                                                                         {s.head_dim, false}, tokens, batch, rows);
                 if (s.kv_heads == s.heads && tokens <= 8192) {
-                    measure<Cache<Quantizer<4>, Token, Projection<Rotated>>>("x4_rot", of, setup.model, 2 * s.width,
-                                                                             tokens, batch, rows);
+                    measure<Cache<Quantizer<4>, Token, Projection<Rotated>>>("x4_rot", of, setup.model,
+                                                                             {2 * s.width, true}, tokens, batch, rows);
                 }
             }
         }

@@ -11,7 +11,9 @@
 namespace llm {
 
 template <class Device>
-using DeviceBase = xquant::detail::CacheBase<xquant::backend::on_device<Device>>;
+using DeviceTag = xquant::backend::int8<xquant::backend::on_device<Device>>;
+template <class Device>
+using DeviceBase = xquant::detail::CacheBase<DeviceTag<Device>>;
 
 template <class Device>
 class DeviceCache final : public SequenceCache<DeviceBase<Device>> {
@@ -83,7 +85,7 @@ std::unique_ptr<AttentionCache> make_device_cache(std::string_view scheme, const
     options.strict = from.strict;
     std::unique_ptr<AttentionCache> made;
     const auto offer = [&]<class Q, class L, class P>(std::string_view name, Q, L, P) {
-        using Cache = XCache<Q, L, CrossLayer<Off>, P, backend::on_device<Device>>;
+        using Cache = XCache<Q, L, CrossLayer<Off>, P, DeviceTag<Device>>;
         if (name == scheme) {
             made = std::make_unique<DeviceCache<Device>>(std::make_shared<Cache>(model, options), shape);
         }

@@ -2,7 +2,7 @@
 //
 // Yours to set:   XQUANT_FORCE_SCALAR   use the scalar backend whatever the flags allow
 //                 XQUANT_ALLOW_FAST_MATH  accept that -ffast-math changes stored bytes
-// Ours:           XQUANT_ABI_NS, XQUANT_RESTRICT, XQUANT_NOINLINE, XQUANT_INLINE, XQUANT_UNROLL, XQUANT_DEVICE, XQUANT_DEVICE_COLD,
+// Ours:           XQUANT_ABI_NS, XQUANT_RESTRICT, XQUANT_NOINLINE, XQUANT_INLINE, XQUANT_UNROLL, XQUANT_DEVICE, XQUANT_DEVICE_INLINE, XQUANT_DEVICE_COLD,
 //                 XQUANT_HAS_AVX2, XQUANT_HAS_AVX512
 //
 // All code (not data) lives in an inline namespace named after the instruction set the translation unit may use. Two
@@ -53,12 +53,15 @@
 #endif
 
 // XQUANT_DEVICE: what kernels for GPUs are made of. Compiled for the device by nvcc, for the processor by everyone else.
+// XQUANT_DEVICE_INLINE: the same, for what has to be inlined: its callers' registers would become memory otherwise.
 // XQUANT_DEVICE_COLD: the same, for what is rarely used: not inlined.
 #if defined(__CUDACC__)
 #define XQUANT_DEVICE __host__ __device__
+#define XQUANT_DEVICE_INLINE __host__ __device__ __forceinline__
 #define XQUANT_DEVICE_COLD __host__ __device__ __noinline__
 #else
 #define XQUANT_DEVICE
+#define XQUANT_DEVICE_INLINE
 #define XQUANT_DEVICE_COLD
 #endif
 

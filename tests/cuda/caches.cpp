@@ -52,6 +52,17 @@ TEST_CASE("caches on an emulated device: attention and bytes are those of the pr
         few);
 }
 
+TEST_CASE("codes that meet 8-bit weights: attention is off by what rounding these does, and bytes are the same") {
+    using Coded = backend::int8<Device>;
+    on_device::for_each_coded_case<Coded, Memory>([](const on_device::Case& c, const on_device::Outcome& outcome) {
+        INFO(c.name << ": attention off by " << outcome.attention);
+        CHECK(outcome.attention < 0.03);
+        CHECK(outcome.attention > 2e-3);
+        CHECK(outcome.same_pages);
+        CHECK(outcome.different * 500 <= outcome.bytes);
+    });
+}
+
 TEST_CASE("a cache on a device counts its bytes, and gives all of them back") {
     const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
     Cache cache(setup.model, {.sinks = 4, .recent = 16});

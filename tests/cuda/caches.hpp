@@ -144,9 +144,12 @@ void for_each_case(F&& f, bool few = false) {
     run(Quantizer<4, 32>{}, Split{}, head, {"svd_head4, groups of 32", gqa});
     run(Quantizer<4>{}, Split{}, head, {"svd_head4, a norm of K", gqa, {.sinks = 4, .recent = 16}, true});
     run(Quantizer<4>{}, Split{}, head, {"svd_head4, strict", gqa, {.sinks = 4, .recent = 0, .strict = true}});
+    run(Quantizer<2, 64>{}, Split{}, head, {"svd_head2, groups of 64", gqa});
+    run(Quantizer<3, 64>{}, Token{}, Projection<KeyValue<AfterRope>>{}, {"kv3", gqa});
     run(Quantizer<4>{}, Split{}, Projection<SplitSvd>{}, {"svd_split4", gqa});
     run(Quantizer<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot", gqa});
     run(Quantizer<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, MHA", {256, 4, 4, 64}});
+    run(Quantizer<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, head_dim 128", {256, 2, 2, 128}});
     run(Quantizer<4>{}, Split{}, head,
         {"svd_head4, head_dim 128", {512, 4, 1, 128}, {.sinks = 4, .recent = 16}, false, true});
     run(Quantizer<4>{}, Split{}, head,
@@ -158,6 +161,18 @@ void for_each_case(F&& f, bool few = false) {
     run_deltas(Quantizer<4>{}, f16{}, Projection<Rotated>{}, "cl_x_rot4");
     run_deltas(Quantizer<2, 128, MinMse>{}, Quantizer<8>{}, Projection<Rotated>{}, "cl_x_rot2, sums in 8 bits");
     run_deltas(Quantizer<3, 128, MinMse>{}, float{}, Projection<JointSvd<Hadamard, FullRank>>{}, "cl_svd_rot3");
+}
+
+/// The same for caches whose codes meet 8-bit weights.
+template <class Backend, class Memory, class F>
+void for_each_coded_case(F&& f) {
+    using namespace xquant;
+    const auto run = [&]<class Q>(Q, const Case& c) {
+        f(c, compare<Backend, Memory, Q, Layout<PerToken>, Projection<Rotated>, CrossLayer<Off>>(c));
+    };
+    run(Quantizer<4>{}, {"x4_rot, 8-bit weights", {192, 6, 2, 64}});
+    run(Quantizer<4>{}, {"x4_rot, 8-bit weights, MHA", {256, 2, 2, 128}});
+    run(Quantizer<3, 32>{}, {"x3_rot, groups of 32, 8-bit weights", {192, 6, 2, 64}});
 }
 
 }  // namespace on_device

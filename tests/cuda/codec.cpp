@@ -4,8 +4,8 @@
 #include <string>
 #include <vector>
 
+#include <xquant/backend/cuda/append.cuh>
 #include <xquant/backend/cuda/codec.cuh>
-#include <xquant/backend/cuda/kernels.cuh>
 #include <xquant/backend/emulated/gpu.hpp>
 #include <xquant/xquant.hpp>
 
@@ -87,7 +87,11 @@ void check_decode(std::size_t rows, std::size_t width, std::size_t channel, unsi
                 const backend::gpu::Strip strip{begin / 128 * 128, begin, end, 16 * tiles, round, index};
                 Gpu::Warp warp(index);
                 std::vector<f16> out(32 * stride, to_f16(-77));
-                backend::gpu::decode_strip<Gpu>(warp, in, strip, channel, channels, out.data(), stride);
+                if (tiles == 1) {
+                    backend::gpu::decode_strip<Gpu, 1>(warp, in, strip, channel, channels, out.data(), stride);
+                } else {
+                    backend::gpu::decode_strip<Gpu, 2>(warp, in, strip, channel, channels, out.data(), stride);
+                }
                 warp.wait_for_copies();
                 double worst = 0;
                 for (unsigned row = 0; row < strip.rows; ++row) {
@@ -140,6 +144,24 @@ TEST_CASE("a code is where the planes have it") {
     }
 }
 
+TEST_CASE("four codes at a time are the single ones") {
+    for (const unsigned bits : {2U, 3U, 4U, 5U, 6U, 8U}) {
+        for (const std::size_t n : {16, 32, 64, 96, 128}) {
+            if (!backend::gpu::has_words(n, bits)) continue;
+            std::vector<std::uint8_t> codes(n);
+            test::Random random(bits);
+            for (auto& code : codes) code = static_cast<std::uint8_t>(random.below(1U << bits));
+            std::vector<std::uint32_t> packed(n / 8 * bits / 4);
+            auto* bytes = reinterpret_cast<std::byte*>(packed.data());
+            backend::pack_group(backend::scalar{}, codes.data(), n, bits, bytes);
+            for (unsigned i = 0; i < n; i += 4) {
+                const std::uint32_t word = backend::gpu::code_word(bytes, static_cast<unsigned>(n), bits, i);
+                for (unsigned k = 0; k < 4; ++k) CHECK((word >> (8 * k) & 0xFFU) == codes[i + k]);
+            }
+        }
+    }
+}
+
 TEST_CASE("strips of every kind of stream are what is stored, rounded to f16") {
     using backend::gpu::StripForm;
     check_decode<Quantizer<4>, PerChannel>(128, 192, 64, 64, 0, 128, StripForm::channel4);
@@ -147,8 +169,13 @@ TEST_CASE("strips of every kind of stream are what is stored, rounded to f16") {
     check_decode<Quantizer<4>, PerChannel>(256, 32, 0, 32, 130, 256, StripForm::channel4);
     check_decode<Quantizer<4>, PerChannel>(133, 32, 0, 32, 128, 133, StripForm::channel4);
     check_decode<Quantizer<4, 128, Symmetric>, PerChannel>(128, 64, 0, 64, 0, 128, StripForm::channel4);
-    check_decode<Quantizer<4, 32>, PerChannel>(128, 64, 0, 64, 3, 128, StripForm::any);
-    check_decode<Quantizer<3>, PerChannel>(128, 64, 0, 64, 0, 100, StripForm::any);
+    check_decode<Quantizer<4, 32>, PerChannel>(128, 64, 0, 64, 3, 128, StripForm::channel);
+    check_decode<Quantizer<4, 32>, PerChannel>(70, 40, 0, 40, 3, 70, StripForm::channel);
+    check_decode<Quantizer<3>, PerChannel>(128, 64, 0, 64, 0, 100, StripForm::channel);
+    check_decode<Quantizer<2, 64>, PerChannel>(256, 72, 8, 58, 140, 256, StripForm::channel);
+    check_decode<Quantizer<5>, PerChannel>(128, 64, 0, 64, 0, 128, StripForm::channel);
+    check_decode<Quantizer<8>, PerChannel>(128, 64, 0, 63, 0, 128, StripForm::any);
+    check_decode<Quantizer<2, 8>, PerChannel>(128, 64, 0, 64, 0, 128, StripForm::any);
     check_decode<Quantizer<4, 64>, PerToken>(128, 192, 64, 64, 0, 128, StripForm::token4);
     check_decode<Quantizer<4>, PerToken>(128, 576, 512, 64, 5, 60, StripForm::token4);
     check_decode<Quantizer<4, 64>, PerToken>(128, 192, 0, 192, 0, 128, StripForm::token4);
@@ -157,7 +184,11 @@ TEST_CASE("strips of every kind of stream are what is stored, rounded to f16") {
     check_decode<Quantizer<8, 64>, PerToken>(128, 128, 64, 64, 1, 127, StripForm::token8);
     check_decode<GgmlQ8_0, PerToken>(128, 96, 0, 96, 0, 128, StripForm::token8);
     check_decode<Quantizer<4>, PerToken>(128, 192, 64, 64, 0, 128, StripForm::any);
-    check_decode<Quantizer<5>, PerToken>(128, 64, 0, 64, 0, 128, StripForm::any);
+    check_decode<Quantizer<5, 32>, PerToken>(128, 64, 0, 64, 0, 128, StripForm::token);
+    check_decode<Quantizer<3, 64>, PerToken>(128, 192, 64, 128, 9, 128, StripForm::token);
+    check_decode<Quantizer<2>, PerToken>(128, 144, 0, 144, 0, 77, StripForm::token);
+    check_decode<Quantizer<6, 32>, PerToken>(128, 64, 32, 32, 0, 128, StripForm::token);
+    check_decode<Quantizer<3>, PerToken>(128, 136, 0, 136, 0, 128, StripForm::any);
     check_decode<Nf4<>, PerToken>(128, 64, 0, 64, 0, 128, StripForm::any);
     check_decode<WithOutliers<NonUniform<3>>, PerChannel>(128, 40, 3, 21, 0, 128, StripForm::any);
     check_decode<Unquantized<f16>, PerToken>(200, 64, 16, 48, 130, 200, StripForm::halves);

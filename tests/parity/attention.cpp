@@ -22,7 +22,13 @@ const std::vector<Case>& cases() {
         {"head_dim 96", {192, 2, 1, 96}, 270, 1},
         {"odd head_dim 7", {40, 4, 2, 7}, 200, 1},
         {"many queries", {192, 6, 2, 64}, 200, 70},
+        {"many queries, head_dim 128, halves", {512, 4, 1, 128}, 260, 40, false},
+        {"many queries, head_dim 80", {240, 3, 1, 80}, 200, 30, false},
+        {"many queries, head_dim 256", {512, 2, 1, 256}, 150, 37},
+        {"many queries, a window", {192, 6, 2, 64}, 300, 60, true, false, 150},
+        {"many queries, everything at once", {192, 6, 2, 64}, 150, 30, true, true, 100, true},
         {"a norm of K", {192, 6, 2, 64}, 300, 1, true, true},
+        {"a norm of K, head_dim 128", {512, 4, 1, 128}, 200, 4, false, true},
         {"a norm of K, many queries", {192, 4, 1, 64}, 200, 40, true, true},
         {"a window", {192, 6, 2, 64}, 500, 2, true, false, 150},
         {"everything at once", {192, 6, 2, 64}, 300, 1, true, true, 200, true},
@@ -87,6 +93,31 @@ TEST_CASE("attention by the kernels for GPUs, on an emulated one, equals scalar 
             // Queries, z, A, K and P are rounded to f16. No rounding at all would mean that something else ran.
             CHECK(off < 1e-3);
             CHECK(off > 1e-6);
+        }
+    }
+}
+
+TEST_CASE("the kernels for GPUs take 8-bit products where codes lie along a token, and change little by them") {
+    const std::vector<Case> some{
+        {"GQA, two queries", {192, 6, 2, 64}, 300, 2},
+        {"head_dim 80, halves", {240, 3, 1, 80}, 270, 1, false},
+        {"head_dim 256", {512, 2, 1, 256}, 200, 1},
+        {"everything at once", {192, 6, 2, 64}, 300, 1, true, true, 200, true},
+    };
+    for (const Case& c : some) {
+        const std::vector<float> exact = run_scalar(Form::exact, c);
+        for (const Form form : {Form::x4, Form::x4_group64, Form::x4_group32}) {
+            INFO("emulated_cuda_int8, " << c.name << ", form " << static_cast<int>(form));
+            const std::vector<float> in_f32 = run_scalar(form, c);
+            const double change = distance(run_emulated_cuda_int8(form, c), in_f32);
+            // f16 alone is below 1e-3.
+            CHECK(change > 1e-3);
+            CHECK(change < 0.03);
+            CHECK(change < 0.6 * distance(in_f32, exact));
+        }
+        for (const Form form : {Form::f16, Form::kv4, Form::head4, Form::kivi4}) {
+            INFO("emulated_cuda_int8, " << c.name << ", form " << static_cast<int>(form));
+            CHECK(distance(run_emulated_cuda_int8(form, c), run_emulated_cuda(form, c)) == 0);
         }
     }
 }

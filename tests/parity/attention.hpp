@@ -27,6 +27,9 @@ enum class Form {
     split4,
     x4,
     x4_group64,
+    x4_group32,
+    x3_group32,
+    kv3,
     nf4,
     count
 };
@@ -54,5 +57,6 @@ std::vector<float> run_avx512(Form, const Case&);
 std::vector<float> run_avx512_int8(Form, const Case&);
 /// The kernels for GPUs on a GPU in plain C++.
 std::vector<float> run_emulated_cuda(Form, const Case&);
+std::vector<float> run_emulated_cuda_int8(Form, const Case&);
 
 }  // namespace parity

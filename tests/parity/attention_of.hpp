@@ -92,6 +92,12 @@ std::vector<float> run(Form form, const Case& c) {
             return with(Quantizer<4>{}, Token{}, Projection<Rotated>{});
         case Form::x4_group64:
             return with(Quantizer<4, 64>{}, Token{}, Projection<Rotated>{});
+        case Form::x4_group32:
+            return with(Quantizer<4, 32>{}, Token{}, Projection<Rotated>{});
+        case Form::x3_group32:
+            return with(Quantizer<3, 32>{}, Token{}, Projection<Rotated>{});
+        case Form::kv3:
+            return with(Quantizer<3, 64>{}, Token{}, turned);
         case Form::nf4:
             return with(Nf4<>{}, Token{}, turned);
         case Form::count:

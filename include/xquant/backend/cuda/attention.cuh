@@ -3,42 +3,21 @@
 //     strip (32 or 16 slots of 128, one warp)   z -> K = z A + c, norm, RoPE -> S = q K^T -> softmax, online -> sum += P z_v
 //
 // Each warp has a softmax of its own over its strips; the block's four are merged at the end, in order. K goes from the product
-// that builds it straight to the one that scores it where RoPE's pairs meet in a lane, else by way of shared memory. V is
-// not rebuilt where P z takes no more registers (its latent is no wider than the kernel's heads): A_v is applied once, when
-// partial results are merged.
+// that builds it straight to the one that scores it, 64 channels at a time. V is not rebuilt where P z takes no more registers (its
+// latent is no wider than the kernel's heads): A_v is applied once, when partial results are merged.
 //
 // Shapes  as backend/scalar/attention.hpp has them: the same task, the same partial result.
-// Error   q, z, A, K and P are rounded to f16 (2^-11 each), products are summed in f32.
-// Limit   counted, not measured. f16 rows: memory. Rebuilt keys: remat.cuh.
-// Not     A block whose warps share strips and own channels: it would halve the loads of A, but norms and RoPE would need K
-//         in shared memory every time. Two tiles of 16 slots where keys of 128 channels are rebuilt: registers spill.
+// Error   q, z, A, K and P are rounded to f16 (2^-11 each), products are summed in f32. Codes that meet 8-bit weights: that of
+//         rematerialize_int8 (backend/scalar/remat.hpp).
+// Limit   counted, not measured: docs/backends.md. f16 rows: memory. Rebuilt keys: remat.cuh.
+// Not     All channels of K at once: at 128 they take all registers for 16 slots. A block whose warps share strips and own channels: norms
+//         and RoPE would need K in shared memory every time.
 #pragma once
 
-#include <type_traits>
-
-#include <xquant/attention/task.hpp>
-#include <xquant/backend/cuda/softmax.cuh>
+#include <xquant/backend/cuda/pages.cuh>
 
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
-
-/// Calls f(size) with the kernel size for a head: 64, 128 or 256, as a compile-time constant.
-template <class F>
-constexpr void with_size(std::size_t head_dim, F&& f) {
-    if (head_dim <= 64) return f(std::integral_constant<unsigned, 64>{});
-    if (head_dim <= 128) return f(std::integral_constant<unsigned, 128>{});
-    return f(std::integral_constant<unsigned, 256>{});
-}
-
-/// Whether P z is summed, and not P V: where that takes no more registers.
-XQUANT_DEVICE constexpr bool sums_latents(const HeadDecoder& value, std::size_t head_dim) noexcept {
-    return value.matrix == nullptr || value.width <= (head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256);
-}
-
-/// Whether a task needs the form of the kernel that rebuilds.
-XQUANT_DEVICE constexpr bool rebuilds(const AttendTask& task) noexcept {
-    return task.key.matrix != nullptr || !sums_latents(task.value, task.head_dim);
-}
 
 /// The kernel for heads of up to Size channels.
 /// @tparam M         cuda_gpu or emulated_gpu
@@ -48,262 +27,188 @@ class AttendBlock {
     using Warp = typename M::Warp;
     template <class T>
     using Lanes = typename M::template Lanes<T>;
+    using Pages = PageReader<M, Size, warp_queries, false>;
 
 public:
+    static constexpr unsigned warps = block_warps;
+    static constexpr unsigned queries = warp_queries;
     /// Of 16 slots, in a warp's strip. Two share the loads of A and of the queries, as long as they fit into registers.
-    static constexpr unsigned tiles = Size <= 64 || (Size <= 128 && !Rebuilds) ? 2 : 1;
+    static constexpr unsigned tiles = Size <= 128 ? 2 : 1;
     static constexpr unsigned rounds = 2 / tiles, rows = 16 * tiles;
-    static constexpr unsigned query_stride = Size + 8;
+    using Rebuild = Rebuilder<M, tiles, Size>;
     static constexpr unsigned strip_stride = (Rebuilds && Size < matrix_rows ? matrix_rows : Size) + 8;
-    static constexpr std::size_t strip_halves = block_warps * rows * strip_stride;
-    static constexpr std::size_t matrix_halves = Rebuilds ? MatrixStage<M, Size>::halves : 0;
-    static_assert(sizeof(float) * Softmax<M, Size, tiles>::merge_floats <= sizeof(f16) * strip_halves);
+    static constexpr std::size_t strip_halves = warps * rows * strip_stride;
+    /// Rows that need no product come for keys and values at once.
+    static constexpr unsigned strips = Rebuilds ? 1 : 2;
+    static constexpr std::size_t matrix_halves = Rebuilds ? Rebuild::halves : 0;
+    static_assert(sizeof(float) * Softmax<M, Size, tiles>::merge_floats <= sizeof(f16) * strips * strip_halves);
     /// Of shared memory.
     static constexpr std::size_t shared_bytes =
-        sizeof(f16) * (block_queries * query_stride + matrix_halves + strip_halves) + sizeof(float) * Size +
-        sizeof(TokenSpan);
+        sizeof(f16) * (matrix_halves + strips * strip_halves) + Pages::shared_bytes;
 
-    XQUANT_DEVICE AttendBlock(typename M::Block& block, const AttendTask& task, unsigned first_query) noexcept
+    XQUANT_DEVICE_INLINE AttendBlock(typename M::Block& block, const DeviceTask& task, unsigned first_query,
+                                     unsigned most = queries) noexcept
         : block_(block),
           task_(task),
-          asked_(task, first_query),
           absorbed_(sums_latents(task.value, task.head_dim)),
-          queries_(reinterpret_cast<f16*>(block.shared())),
-          matrix_(queries_ + block_queries * query_stride),
-          strips_(queries_ + block_queries * query_stride + matrix_halves),
-          cosines_(reinterpret_cast<float*>(strips_ + strip_halves)),
-          sines_(cosines_ + Size / 2),
-          span_(reinterpret_cast<TokenSpan*>(sines_ + Size / 2)),
-          warps_(block_warps) {}
+          rebuild_(block, reinterpret_cast<f16*>(block.shared())),
+          strips_(reinterpret_cast<f16*>(block.shared()) + matrix_halves),
+          pages_(block, task, first_query, most, reinterpret_cast<std::byte*>(strips_ + strips * strip_halves)),
+          warps_(warps) {}
 
     /// The partial result of the block's queries, [16] and [16, width], over spans: spans[i] is a TokenSpan, spans.lag(i) the
     /// positions by which its keys are turned too little, by `rope`.
     template <class Spans>
-    XQUANT_DEVICE void run(const Spans& spans, const RopeView& rope, Partial partial) noexcept {
-        block_.each_warp([&](Warp& warp) { warps_[warp].clear(warp, asked_); });
-        std::int64_t lag = 0;
-        std::size_t tile = 0;
-        for (std::uint32_t i = 0; i < spans.size(); ++i) {
-            // In shared memory: it would fill the registers of every lane.
-            block_.barrier();
-            block_.each_thread([&](unsigned thread) {
-                if (thread == 0) *span_ = spans[i];
-            });
-            block_.barrier();
-            const TokenSpan& span = *span_;
-            if (i == 0 || lag != spans.lag(i)) {
-                lag = spans.lag(i);
-                load_queries(rope, lag);
-            }
-            for (std::size_t first = span.begin; first < span.end; first += page_slots, ++tile) {
-                if (tile < task_.first_tile || tile - task_.first_tile >= task_.tiles) continue;
-                const std::size_t last = first + page_slots < span.end ? first + page_slots : span.end;
-                // Slots lie in pages of 128: a range that does not begin with one may reach into the next.
-                for (std::size_t base = first / page_slots * page_slots; base < last; base += page_slots) {
-                    const std::size_t from = first > base ? first : base;
-                    const std::size_t to = last < base + page_slots ? last : base + page_slots;
-                    if (asked_.see(span, from, to)) attend_slots(span, base, from, to);
-                }
-            }
-        }
-        State::merge(block_, warps_, asked_, width(), reinterpret_cast<float*>(strips_), partial);
+    XQUANT_DEVICE_INLINE void run(const Spans& spans, const RopeView& rope, Partial partial) noexcept {
+        block_.each_warp([&](Warp& warp) { warps_[warp].clear(warp, pages_.asked); });
+        pages_.each_page(spans, rope, *this);
+        State::merge(block_, warps_, pages_.asked, width(), reinterpret_cast<float*>(strips_), partial);
+    }
+
+    /// What the block's queries see of a page (PageReader::each_page).
+    XQUANT_DEVICE_INLINE void attend_page(const TokenSpan& span, std::size_t base, std::size_t from,
+                                          std::size_t to) noexcept {
+        for (unsigned round = 0; round < rounds; ++round) attend(span, {base, from, to, rows, round, 0});
     }
 
 private:
-    /// What a warp keeps in registers.
-    struct State : Softmax<M, Size, tiles> {
-        std::conditional_t<Rebuilds, Product<M, Size, tiles>, Warp*> product;
+    struct Nothing {};
+    struct Products {
+        Product<M, tiles, 8> keys;
+        Product<M, 4, 2 * tiles> values;
+        Lanes<float> squares[2 * tiles];  ///< of slots lane / 4 + 8 i: for the norm of K
     };
+    /// What a warp keeps in registers.
+    struct State : Softmax<M, Size, tiles>, std::conditional_t<Rebuilds, Products, Nothing> {};
 
-    [[nodiscard]] XQUANT_DEVICE f16* strip_of(const Warp& warp) const noexcept {
-        return strips_ + warp.index * rows * strip_stride;
+    /// A warp's strip; of values, where they have one of their own.
+    [[nodiscard]] XQUANT_DEVICE_INLINE f16* strip_of(const Warp& warp, unsigned which = 0) const noexcept {
+        return strips_ + which * strip_halves + warp.index * rows * strip_stride;
     }
-    [[nodiscard]] XQUANT_DEVICE Angles angles() const noexcept { return {task_.rope, cosines_, sines_}; }
-
-    /// Channels of the sums.
-    [[nodiscard]] XQUANT_DEVICE std::size_t width() const noexcept {
-        return absorbed_ ? task_.value.width : task_.head_dim;
-    }
-
-    /// Queries into shared memory, turned back by `lag` positions: q . R(m) k = (R(-m) q) . k.
-    XQUANT_DEVICE void load_queries(const RopeView& rope, std::int64_t lag) noexcept {
-        block_.barrier();
-        block_.each_thread([&](unsigned thread) {
-            for (unsigned i = thread; i < block_queries * Size / 2; i += block_warps * lanes) {
-                const unsigned query = i / (Size / 2), c = 2 * (i % (Size / 2));
-                float value[2] = {0, 0};
-                if (query < asked_.count) {
-                    const std::size_t at = asked_.first + query;
-                    const float* q = task_.q + at / task_.group * task_.q_stride + at % task_.group * task_.head_dim;
-                    for (unsigned h = 0; h < 2; ++h) {
-                        if (c + h >= task_.head_dim) continue;
-                        const float turned = lag == 0 ? q[c + h] : turned_back(rope, lag, q, c + h);
-                        value[h] = turned * task_.rules.scale;
-                    }
-                }
-                detail::put(queries_, query_stride, query, c, M::pack(value[0], value[1]));
-            }
-        });
-        block_.barrier();
-    }
-
-    /// Channel c of a head, turned back.
-    XQUANT_DEVICE static float turned_back(const RopeView& rope, std::int64_t lag, const float* head,
-                                           unsigned c) noexcept {
-        if (c >= 2 * rope.pairs) return head[c];
-        const std::size_t j = rope.pairing == RopePairing::interleaved ? c / 2 : c % rope.pairs;
-        const std::size_t first = rope.first(j), second = rope.second(j);
-        float cosine = 1, sine = 0;
-        find_angle<M>(rope, j, lag, cosine, sine);
-        return c == first ? head[first] * cosine + head[second] * sine : head[second] * cosine - head[first] * sine;
-    }
-
-    XQUANT_DEVICE void turn_to(std::int64_t position) noexcept {
-        if (has_angles_ && position == angles_of_) return;
-        has_angles_ = true;
-        angles_of_ = position;
-        block_.barrier();
-        find_angles<M>(block_, task_.rope, position, cosines_, sines_);
-        block_.barrier();
-    }
-
-    /// Channels of a strip's slots into shared memory.
-    XQUANT_DEVICE void decode(Warp& warp, const StreamView& in, const Strip& place, std::size_t channel,
-                              std::size_t channels) const noexcept {
-        warp.sync();
-        decode_strip<M>(warp, in, place, channel, static_cast<unsigned>(channels), strip_of(warp), strip_stride);
-        warp.wait_for_copies();
-        warp.sync();
-    }
-
-    /// state.product = z A for the slots of each warp.
-    XQUANT_DEVICE void rebuild(const StreamView& in, const HeadDecoder& head, const Strip& slots) noexcept {
-        block_.each_warp([&](Warp& warp) { warps_[warp].product.clear(warp); });
-        for (unsigned first = 0; first < head.width; first += matrix_rows) {
-            matrix_.load(block_, head, task_.head_dim, first);
-            const auto left = static_cast<unsigned>(head.width) - first;
-            const unsigned channels = left < matrix_rows ? left : matrix_rows;
-            block_.each_warp([&](Warp& warp) {
-                decode(warp, in, of_warp(slots, warp), head.first + first, channels);
-                warps_[warp].product.add(warp, strip_of(warp), strip_stride, channels, matrix_);
-            });
-        }
-    }
-
-    [[nodiscard]] XQUANT_DEVICE static Strip of_warp(Strip slots, const Warp& warp) noexcept {
+    [[nodiscard]] XQUANT_DEVICE_INLINE static Strip of_warp(Strip slots, const Warp& warp) noexcept {
         slots.warp = warp.index;
         return slots;
     }
-
-    XQUANT_DEVICE void attend_slots(const TokenSpan& span, std::size_t base, std::size_t from,
-                                    std::size_t to) noexcept {
-        if (task_.rope.pairs > 0) turn_to(position_of(span, base));
-        for (unsigned round = 0; round < rounds; ++round) {
-            const Strip slots{base, from, to, rows, round, 0};
-            const bool rebuilt = Rebuilds && task_.key.matrix != nullptr;
-            if constexpr (Rebuilds) {
-                if (rebuilt) rebuild(span.keys, task_.key, slots);
-            }
-            block_.each_warp([&](Warp& warp) {
-                const Strip place = of_warp(slots, warp);
-                if (!rebuilt || !score_rebuilt(warp, place)) score_strip(warp, span, place, rebuilt);
-                warps_[warp].soften(warp, asked_, span, place);
-            });
-            if constexpr (Rebuilds) {
-                if (!absorbed_) {
-                    rebuild(span.values, task_.value, slots);
-                    block_.each_warp(
-                        [&](Warp& warp) { warps_[warp].product.store(warp, strip_of(warp), strip_stride); });
-                }
-            }
-            block_.each_warp([&](Warp& warp) {
-                if (absorbed_) decode(warp, span.values, of_warp(slots, warp), task_.value.first, task_.value.width);
-                warps_[warp].add_values(warp, strip_of(warp), strip_stride, width());
-            });
-        }
+    /// Channels of the sums.
+    [[nodiscard]] XQUANT_DEVICE_INLINE std::size_t width() const noexcept {
+        return absorbed_ ? task_.value.width : task_.head_dim;
     }
 
-    /// Finishes rebuilt keys and scores them in registers; false: they are in the strip, and not turned.
-    XQUANT_DEVICE bool score_rebuilt(const Warp& warp, const Strip& place) noexcept {
+    XQUANT_DEVICE_INLINE void attend(const TokenSpan& span, const Strip& slots) noexcept {
+        const bool rebuilt = Rebuilds && task_.key.matrix != nullptr;
         if constexpr (Rebuilds) {
-            State& state = warps_[warp];
-            auto& keys = state.product;
-            if (task_.key.constant != nullptr) keys.add_constant(warp, task_.key.constant, task_.head_dim);
-            if (task_.rules.key_norm != nullptr) {
-                keys.normalize(warp, task_.rules.key_norm, task_.rules.key_norm_epsilon, task_.head_dim);
-            }
-            if (task_.shared_channels > 0 || !keys.holds_pairs(task_.rope)) {
-                keys.store(warp, strip_of(warp), strip_stride);
-                return false;
-            }
-            if (task_.rope.pairs > 0) keys.turn(warp, angles(), place);
-            // C of 16 slots and 16 channels is B of 16 channels and two times 8 slots.
-            state.clear_scores(warp);
-            XQUANT_UNROLL
-            for (unsigned k = 0; k < Size / 16; ++k) {
-                Lanes<std::uint32_t> a[4];
-                detail::load_rows<M>(warp, a, queries_, query_stride, k);
-                XQUANT_UNROLL
-                for (unsigned tile = 0; tile < tiles; ++tile) {
-                    Lanes<std::uint32_t> b[2][2];
-                    warp.each([&](unsigned lane) {
-                        XQUANT_UNROLL
-                        for (unsigned i = 0; i < 4; ++i) {
-                            const auto& c = keys.at[tile][2 * k + i % 2];
-                            const unsigned r = 2 * (i / 2);
-                            b[i / 2][i % 2][lane] = M::pack(c[r][lane], c[r + 1][lane]);
-                        }
-                    });
-                    warp.multiply(state.scores[tile][0], a, b[0]);
-                    warp.multiply(state.scores[tile][1], a, b[1]);
-                }
-            }
-            return true;
-        } else {
-            static_cast<void>(place);
-            return false;
+            if (rebuilt) score_rebuilt(span.keys, slots);
         }
+        block_.each_warp([&](Warp& warp) {
+            State& state = warps_[warp];
+            const Strip place = of_warp(slots, warp);
+            if (!rebuilt) {
+                state.clear_scores(warp);
+                warp.sync();
+                if constexpr (Rebuilds) {
+                    decode_rarely<M, tiles>(warp, span.keys, place, task_.key.first,
+                                            static_cast<unsigned>(task_.key_channels), strip_of(warp), strip_stride);
+                } else {
+                    decode(warp, span.keys, place, task_.key.first, task_.key_channels, 0);
+                    decode(warp, span.values, place, task_.value.first, task_.value.width, 1);
+                }
+                warp.wait_for_copies();
+                warp.sync();
+                const bool whole = task_.key.constant != nullptr || task_.rules.key_norm != nullptr;
+                score(warp, place, static_cast<unsigned>(task_.key_channels), whole);
+            }
+            if (task_.shared_channels > 0) {
+                warp.sync();
+                decode_rarely<M, tiles>(warp, span.shared, place, 0, static_cast<unsigned>(task_.shared_channels),
+                                        strip_of(warp), strip_stride);
+                warp.wait_for_copies();
+                warp.sync();
+                score(warp, place, static_cast<unsigned>(task_.shared_channels), false);
+            }
+            state.soften(warp, pages_.asked, span, place);
+        });
+        if constexpr (Rebuilds) {
+            if (!absorbed_) {
+                add_rebuilt(span.values, slots);
+                return;
+            }
+        }
+        block_.each_warp([&](Warp& warp) {
+            if constexpr (strips == 1) {
+                warp.sync();
+                decode(warp, span.values, of_warp(slots, warp), task_.value.first, task_.value.width, 0);
+                warp.wait_for_copies();
+                warp.sync();
+            }
+            warps_[warp].add_values(warp, strip_of(warp, strips - 1), strip_stride, width());
+        });
     }
 
-    /// Scores keys by way of the strip: rebuilt ones, which are there, or stored ones.
-    XQUANT_DEVICE void score_strip(Warp& warp, const TokenSpan& span, const Strip& place, bool rebuilt) noexcept {
-        State& state = warps_[warp];
-        f16* strip = strip_of(warp);
-        if (!rebuilt) decode(warp, span.keys, place, task_.key.first, task_.head_dim);
-        if (task_.shared_channels > 0) {
-            put_shared<M>(warp, span.shared, static_cast<unsigned>(task_.shared_channels), place, strip, strip_stride);
+    /// Channels of a strip's slots into shared memory.
+    XQUANT_DEVICE_INLINE void decode(Warp& warp, const StreamView& in, const Strip& place, std::size_t channel,
+                                     std::size_t channels, unsigned which) const noexcept {
+        decode_strip<M, tiles>(warp, in, place, channel, static_cast<unsigned>(channels), strip_of(warp, which),
+                               strip_stride);
+    }
+
+    /// Scores += the first channels of the queries times those of the strip.
+    XQUANT_DEVICE_INLINE void score(Warp& warp, const Strip& place, unsigned channels, bool whole) noexcept {
+        const Turns turns = pages_.turns();
+        const bool by_rows = whole || !turns_fragments(turns);
+        const Turns* turned = turns.pairs > 0 ? &turns : nullptr;
+        if (by_rows) finish_strip<M>(warp, task_, turned, place, whole, strip_of(warp), strip_stride);
+        score_strip<M, tiles>(warp, {strip_of(warp), strip_stride}, channels, pages_.queries(),
+                              by_rows ? nullptr : turned, place, warps_[warp].scores);
+    }
+
+    /// Keys are rebuilt and scored, 64 channels at a time.
+    XQUANT_DEVICE_INLINE void score_rebuilt(const StreamView& in, const Strip& slots) noexcept {
+        block_.each_warp([&](Warp& warp) {
+            State& state = warps_[warp];
+            state.clear_scores(warp);
+            warp.each([&](unsigned lane) {
+                XQUANT_UNROLL
+                for (auto& square : state.squares) square[lane] = 0;
+            });
+        });
+        for (unsigned set = 0; set < Size / set_channels; ++set) {
+            rebuild_.template run<true>(
+                in, task_.key, task_.key_matrix, set, [&](const Warp& warp) { return of_warp(slots, warp); },
+                [&](const Warp& warp) { return strip_of(warp); },
+                strip_stride, [&](const Warp& warp) -> auto& { return warps_[warp].keys; });
+            block_.each_warp([&](Warp& warp) {
+                State& state = warps_[warp];
+                finish_keys<M, tiles>(warp, state.keys, task_, pages_.turns(), pages_.order, set, of_warp(slots, warp),
+                                      state.squares);
+                score_keys<M, tiles>(warp, state.keys, pages_.queries(), pages_.order, set, state.scores);
+            });
         }
-        const bool whole = !rebuilt && (task_.key.constant != nullptr || task_.rules.key_norm != nullptr);
-        if (whole || task_.rope.pairs > 0) {
-            finish_strip<M>(warp, task_, angles(), place, whole, strip, strip_stride);
+        if (task_.key_gain == nullptr) return;
+        block_.each_warp([&](Warp& warp) {
+            State& state = warps_[warp];
+            find_norms<M, tiles>(warp, task_, state.squares);
+            scale_slots<M, tiles>(warp, state.squares, state.scores);
+        });
+    }
+
+    /// Values are rebuilt, 64 channels at a time, and added up.
+    XQUANT_DEVICE_INLINE void add_rebuilt(const StreamView& in, const Strip& slots) noexcept {
+        for (unsigned set = 0; set * set_channels < task_.head_dim; ++set) {
+            rebuild_.template run<false>(
+                in, task_.value, task_.value_matrix, set, [&](const Warp& warp) { return of_warp(slots, warp); },
+                [&](const Warp& warp) { return strip_of(warp); },
+                strip_stride, [&](const Warp& warp) -> auto& { return warps_[warp].values; });
+            block_.each_warp([&](Warp& warp) { warps_[warp].add_rebuilt(warp, warps_[warp].values, set); });
         }
-        state.clear_scores(warp);
-        for (unsigned k = 0; k < (task_.head_dim + 15) / 16; ++k) {
-            Lanes<std::uint32_t> a[4];
-            detail::load_rows<M>(warp, a, queries_, query_stride, k);
-            XQUANT_UNROLL
-            for (unsigned tile = 0; tile < tiles; ++tile) {
-                Lanes<std::uint32_t> b[2][2];
-                detail::load_across<M>(warp, b, strip + 16 * tile * strip_stride, strip_stride, k);
-                warp.multiply(state.scores[tile][0], a, b[0]);
-                warp.multiply(state.scores[tile][1], a, b[1]);
-            }
-        }
-        warp.sync();
     }
 
     typename M::Block& block_;
-    const AttendTask& task_;
-    Queries asked_;
+    const DeviceTask& task_;
     bool absorbed_;  ///< P z is summed
-    f16* queries_;
-    MatrixStage<M, Size> matrix_;
+    Rebuild rebuild_;
     f16* strips_;
-    float *cosines_, *sines_;
-    TokenSpan* span_;  ///< that is read
+    Pages pages_;
     typename M::template PerWarp<State> warps_;
-    std::int64_t angles_of_ = 0;
-    bool has_angles_ = false;
 };
 
 }  // namespace XQUANT_ABI_NS

@@ -1,105 +1,48 @@
-// Stored rows on their way to tensor cores: a strip of the 128 slots of a page, one for each warp, as halves in shared memory.
+// Stored rows on their way to tensor cores: a strip of the 128 slots of a page, one for each warp, in shared memory: as halves, or,
+// for products with 8-bit weights, as codes.
 //
 //     warp w of 4, row r of its strip   ->   slot 64 (r / 16 + round) + 16 w + r % 16
 //
 // So 16 bytes of a channel's 4-bit codes, which hold tokens 64 apart in their two halves, are exactly what one warp needs.
 // Shape   out: [rows][stride] halves, channels from `channels` up to the next multiple of 16 are 0, and so are rows whose slot is
 //         not among those wanted.
-// Limit   4 bits: 3 instructions for each pair of codes (a byte permutation and a mask give two halves, one subtraction takes the
-//         exponent's offset away, one multiply-add scales them).
+// Limit   4 bits: 3.5 instructions for each pair of codes (a byte permutation for two pairs, a mask that also sets the exponent, a
+//         subtraction that takes the exponent's offset away, a multiply-add), and a store. As codes: 1 for each, and a store for 4.
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
-#include <xquant/backend/cuda/machine.cuh>
-#include <xquant/storage/stream.hpp>
+#include <xquant/backend/cuda/codes.cuh>
 
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-inline constexpr unsigned block_warps = 4;
-inline constexpr unsigned page_slots = 128;
-
-/// The slots of one warp: `rows` of them, of which those from `begin` to `end` are wanted.
-struct Strip {
-    std::size_t base = 0;  ///< the first of 128 slots
-    std::size_t begin = 0, end = 0;
-    unsigned rows = 0, round = 0, warp = 0;
-
-    /// Of a row, from `base` on.
-    [[nodiscard]] XQUANT_DEVICE constexpr unsigned offset(unsigned row) const noexcept {
-        return 64 * (row / 16 + round) + 16 * warp + row % 16;
-    }
-    [[nodiscard]] XQUANT_DEVICE constexpr std::size_t slot(unsigned row) const noexcept { return base + offset(row); }
-    [[nodiscard]] XQUANT_DEVICE constexpr bool wants(unsigned row) const noexcept {
-        return slot(row) >= begin && slot(row) < end;
-    }
-};
-
-/// Code `index` of a group of n codes, wherever its planes are.
-XQUANT_DEVICE constexpr unsigned code_at(const std::byte* group, std::size_t n, unsigned bits,
-                                         std::size_t index) noexcept {
-    const std::size_t padded = (n + 7) / 8 * 8;
-    unsigned code = 0;
-    for_each_plane(bits, [&](unsigned plane, unsigned shift) {
-        const std::size_t bytes = padded * plane / 8;
-        const unsigned part = static_cast<unsigned>(group[index % bytes]) >> (index / bytes * plane);
-        code |= (part & ((1U << plane) - 1)) << shift;
-        group += bytes;
-    });
-    return code;
-}
-
-/// One stored value, whatever the format.
-template <class M>
-XQUANT_DEVICE float stored_value(const StreamView& in, std::size_t slot, std::size_t channel) noexcept {
-    const StreamFormat& format = in.format;
-    const std::size_t b = channel / format.group_channels, in_group = channel % format.group_channels;
-    const std::byte* group = in.codes + format.code_offset(slot / format.group_tokens, b);
-    if (format.kind == CodeKind::f32) return reinterpret_cast<const float*>(group)[in_group];
-    if (format.kind == CodeKind::f16) return M::to_float(reinterpret_cast<const f16*>(group)[in_group]);
-    if (format.kind == CodeKind::bf16) {
-        const std::uint32_t upper = reinterpret_cast<const bf16*>(group)[in_group].bits;
-        return std::bit_cast<float>(upper << 16U);
-    }
-    const std::size_t channels = format.channels_of(b), n = format.group_tokens * channels;
-    const std::size_t place = slot % format.group_tokens * channels + in_group;
-    const std::size_t index = format.group_index(slot / format.group_tokens, b);
-    for (std::size_t i = 0; i < format.outliers; ++i) {
-        const std::size_t at = index * format.outliers + i;
-        if (static_cast<std::size_t>(in.places[at]) == place) return M::to_float(in.outliers[at]);
-    }
-    const unsigned code = code_at(group, n, format.bits, place);
-    const float scale = M::to_float(in.scales[index]);
-    const float zero = format.stores_zero ? M::to_float(in.zeros[index]) : -format.zero_code * scale;
-    return zero + scale * (format.levels != nullptr ? format.levels[code] : static_cast<float>(code));
-}
-
 /// How a strip is decoded. The others are special cases of `any`.
-enum class StripForm : unsigned char { any, halves, channel4, token4, token8 };
+enum class StripForm : unsigned char { any, halves, channel, channel4, token, token4, token8 };
 
 /// Channels channel .. + channels of a stream.
 XQUANT_DEVICE constexpr StripForm strip_form(const StreamFormat& format, std::size_t channel,
                                              unsigned channels) noexcept {
-    const bool in_one = channel / format.group_channels == (channel + channels - 1) / format.group_channels;
+    if (format.quantized() && (format.levels != nullptr || format.outliers > 0)) return StripForm::any;
+    if (format.quantized() && format.group_channels == 1 && format.group_tokens % 32 == 0) {
+        if (page_slots % format.group_tokens != 0 || channels % 2 != 0) return StripForm::any;
+        return format.bits == 4 && format.group_tokens == page_slots ? StripForm::channel4 : StripForm::channel;
+    }
+    const auto first = static_cast<unsigned>(channel), last = first + channels, group = format.group_channels;
+    if (format.group_tokens != 1 || channels % 8 != 0) return StripForm::any;
     if (format.kind == CodeKind::f16) {
-        // 16 bytes at a time, from where 16 bytes are aligned.
-        const std::size_t b = channel / format.group_channels;
-        const bool whole = format.channels_of(b) % 8 == 0 && (b == 0 || format.group_channels % 8 == 0);
-        const bool aligned = whole && channels % 8 == 0 && channel % format.group_channels % 8 == 0;
-        return in_one && aligned ? StripForm::halves : StripForm::any;
+        // 16 bytes at a time, from where 16 bytes are aligned; all of one group.
+        const unsigned block = first / group, left = format.width - block * group;
+        const bool whole = (left < group ? left : group) % 8 == 0 && (block == 0 || group % 8 == 0);
+        return whole && (first - block * group) % 8 == 0 && last <= (block + 1) * group ? StripForm::halves
+                                                                                        : StripForm::any;
     }
-    if (!format.quantized() || format.levels != nullptr || format.outliers > 0) return StripForm::any;
-    if (format.group_channels == 1 && format.group_tokens == page_slots && format.bits == 4 && channels % 2 == 0) {
-        return StripForm::channel4;
-    }
-    const std::size_t last = channel + channels;
-    const bool groups = channel % format.group_channels == 0 && format.group_channels % 8 == 0 && channels % 8 == 0 &&
-                        (last % format.group_channels == 0 || last == format.width);
-    if (format.group_tokens != 1 || !groups || (format.bits != 4 && format.bits != 8)) return StripForm::any;
-    return format.bits == 4 ? StripForm::token4 : StripForm::token8;
+    const bool groups =
+        first % group == 0 && group % 8 == 0 && (last % group == 0 || last == format.width) && format.quantized();
+    const bool words = has_words(group, format.bits) && has_words(format.width % group, format.bits);
+    if (!groups || !words) return StripForm::any;
+    return format.bits == 4 ? StripForm::token4 : format.bits == 8 ? StripForm::token8 : StripForm::token;
 }
 
 namespace detail {
@@ -108,10 +51,20 @@ inline constexpr std::uint32_t two(std::uint16_t half) noexcept {
     return half | static_cast<std::uint32_t>(half) << 16U;
 }
 
-/// Two codes in the low bits of each half, on top of 1024 (in f16, 1024 + n is 0x6400 + n) -> scale * code + zero.
+/// A code in the low bits of a half whose exponent makes it 1024 + code; one in bits 4 to 7 of a half that is 64 + code then.
+inline constexpr std::uint32_t low_codes = 0x64006400U, high_codes = 0x54005400U;
+
+/// Two such halves -> scale * code + zero.
 template <class M>
-XQUANT_DEVICE std::uint32_t decode_pair(std::uint32_t codes, std::uint32_t scales, std::uint32_t zeros) noexcept {
-    return M::scale_halves(M::subtract_halves(codes | 0x64006400U, 0x64006400U), scales, zeros);
+XQUANT_DEVICE std::uint32_t decode_pair(std::uint32_t codes, std::uint32_t offset, std::uint32_t scales,
+                                        std::uint32_t zeros) noexcept {
+    return M::scale_halves(M::subtract_halves(codes, offset), scales, zeros);
+}
+/// Pair k of 4 codes, a byte each.
+template <class M>
+XQUANT_DEVICE std::uint32_t decode_bytes(std::uint32_t word, unsigned k, std::uint32_t scales,
+                                         std::uint32_t zeros) noexcept {
+    return decode_pair<M>(M::select_bytes(word, low_codes, k == 0 ? 0x7150U : 0x7352U), low_codes, scales, zeros);
 }
 
 template <class M>
@@ -142,7 +95,7 @@ XQUANT_DEVICE_COLD void decode_any(const typename M::Warp& warp, const StreamVie
 
 /// Calls f(row, piece) for the pieces of rows, spread over the lanes; neighbours take neighbouring pieces. One division for each lane.
 template <class Warp, class F>
-XQUANT_DEVICE void each_piece(const Warp& warp, unsigned rows, unsigned pieces, F&& f) noexcept {
+XQUANT_DEVICE_INLINE void each_piece(const Warp& warp, unsigned rows, unsigned pieces, F&& f) noexcept {
     unsigned side = 1;  // lanes for a row
     while (side < pieces && side < lanes) side *= 2;
     warp.each([&](unsigned lane) {
@@ -154,13 +107,12 @@ XQUANT_DEVICE void each_piece(const Warp& warp, unsigned rows, unsigned pieces, 
 
 /// Rows of halves come in the background.
 template <class M>
-XQUANT_DEVICE void copy_halves(typename M::Warp& warp, const StreamView& in, const Strip& strip, std::size_t channel,
-                               unsigned channels, f16* out, unsigned stride) noexcept {
-    const StreamFormat& format = in.format;
-    const std::size_t b = channel / format.group_channels, in_group = channel % format.group_channels;
-    const unsigned pieces = (channels + 15) / 16 * 2,
-                   row_bytes = static_cast<unsigned>(format.group_bytes(format.channels_of(b)));
-    const std::byte* from = in.codes + format.code_offset(0, b) + in_group * sizeof(f16);
+XQUANT_DEVICE_INLINE void copy_halves(typename M::Warp& warp, const StreamView& in, const Strip& strip,
+                                      std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
+    const auto first = static_cast<unsigned>(channel), block = first / in.format.group_channels;
+    const TokenGroups groups(in.format, block);
+    const unsigned pieces = (channels + 15) / 16 * 2, row_bytes = groups.row_bytes;
+    const std::byte* from = in.codes + groups.first_code + (first - block * in.format.group_channels) * sizeof(f16);
     each_piece(warp, strip.rows, pieces, [&](unsigned row, unsigned piece) {
         f16* to = out + row * stride + 8 * piece;
         if (strip.wants(row) && 8 * piece < channels) {
@@ -172,12 +124,14 @@ XQUANT_DEVICE void copy_halves(typename M::Warp& warp, const StreamView& in, con
 }
 
 /// 4-bit codes of groups of 128 tokens of a channel: a lane takes two channels, 16 bytes of each.
-template <class M>
-XQUANT_DEVICE void decode_channel4(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
-                                   std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
+template <class M, unsigned Tiles, bool Whole>
+XQUANT_DEVICE_INLINE void decode_channel4(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
+                                          std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
     const StreamFormat& format = in.format;
-    const std::size_t block = strip.base / page_slots;
-    const unsigned pairs = (channels + 15) / 16 * 8, tiles = strip.rows / 16;
+    // Groups of a channel, one after another: their number is that of their scale.
+    const unsigned groups = (format.tokens + page_slots - 1) / page_slots;
+    const auto first = static_cast<unsigned>(channel * groups + strip.base / page_slots);
+    const unsigned pairs = (channels + 15) / 16 * 8;
     warp.each([&](unsigned lane) {
         for (unsigned p = lane; p < pairs; p += lanes) {
             if (2 * p >= channels) {
@@ -189,19 +143,26 @@ XQUANT_DEVICE void decode_channel4(const typename M::Warp& warp, const StreamVie
             } words[2];
             std::uint32_t scales = 0, zeros = 0;
             for (unsigned h = 0; h < 2; ++h) {
-                const std::size_t c = channel + 2 * p + h, index = format.group_index(block, c);
-                words[h] = *reinterpret_cast<const Words*>(in.codes + format.code_offset(block, c) + 16 * strip.warp);
+                const unsigned index = first + (2 * p + h) * groups;
+                words[h] =
+                    *reinterpret_cast<const Words*>(in.codes + std::size_t{index} * (page_slots / 2) + 16 * strip.warp);
                 scales |= static_cast<std::uint32_t>(in.scales[index].bits) << (16 * h);
                 zeros |= static_cast<std::uint32_t>(zero_of<M>(in, index).bits) << (16 * h);
             }
+            XQUANT_UNROLL
             for (unsigned i = 0; i < 4; ++i) {
+                XQUANT_UNROLL
                 for (unsigned b = 0; b < 4; ++b) {
                     // Byte b of both channels, twice: a token in the low halves of the bytes, the one 64 later in the high ones.
                     const std::uint32_t both = M::select_bytes(words[0].at[i], words[1].at[i], 0x4400U + 0x1111U * b);
-                    for (unsigned tile = 0; tile < tiles; ++tile) {
+                    XQUANT_UNROLL
+                    for (unsigned tile = 0; tile < Tiles; ++tile) {
                         const unsigned row = 16 * tile + 4 * i + b;
-                        const std::uint32_t codes = (tile + strip.round == 0 ? both : both >> 4U) & 0x000F000FU;
-                        put(out, stride, row, 2 * p, strip.wants(row) ? decode_pair<M>(codes, scales, zeros) : 0);
+                        const std::uint32_t pair =
+                            tile + strip.round == 0
+                                ? decode_pair<M>(M::mask(both, 0x000F000FU, low_codes), low_codes, scales, zeros)
+                                : decode_pair<M>(M::mask(both, 0x00F000F0U, high_codes), high_codes, scales, zeros);
+                        put(out, stride, row, 2 * p, Whole || strip.wants(row) ? pair : 0);
                     }
                 }
             }
@@ -209,70 +170,172 @@ XQUANT_DEVICE void decode_channel4(const typename M::Warp& warp, const StreamVie
     });
 }
 
-/// Codes of 4 or 8 bits of groups of a token's channels: a lane takes 4 bytes of each of some rows.
-template <class M, unsigned Bits>
-XQUANT_DEVICE void decode_token(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
-                                std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
+/// Codes of any bits of groups of 32 or more tokens of a channel: a lane takes two channels, 4 tokens at a time.
+template <class M>
+XQUANT_DEVICE_COLD void decode_channel(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
+                                       std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
     const StreamFormat& format = in.format;
-    const unsigned words = channels * Bits / 32, padded = (channels + 15) / 16 * 16;
-    const unsigned group_words = format.group_channels * Bits / 32;
-    const std::size_t first_block = channel / format.group_channels;
+    const auto n = static_cast<unsigned>(format.group_tokens);
+    const unsigned pairs = (channels + 15) / 16 * 8;
+    warp.each([&](unsigned lane) {
+        for (unsigned p = lane; p < pairs; p += lanes) {
+            std::uint32_t scales = 0, zeros = 0;
+            std::size_t before = static_cast<std::size_t>(-1);
+            for (unsigned row = 0; row < strip.rows; row += 4) {
+                const unsigned offset = strip.offset(row);
+                const std::size_t block = strip.base / n + offset / n;
+                std::uint32_t words[2] = {0, 0};
+                for (unsigned h = 0; h < 2 && 2 * p < channels; ++h) {
+                    const std::size_t c = channel + 2 * p + h, index = format.group_index(block, c);
+                    if (block >= (strip.end + n - 1) / n) break;  // there may be no such group
+                    words[h] = code_word(in.codes + format.code_offset(block, c), n, format.bits, offset % n);
+                    if (block == before) continue;
+                    const std::uint32_t rest = h == 0 ? 0U : 0xFFFFU;
+                    scales = (scales & rest) | static_cast<std::uint32_t>(in.scales[index].bits) << (16 * h);
+                    zeros = (zeros & rest) | static_cast<std::uint32_t>(zero_of<M>(in, index).bits) << (16 * h);
+                }
+                before = block;
+                for (unsigned b = 0; b < 4; ++b) {
+                    const std::uint32_t both = M::select_bytes(words[0], words[1], 0x4400U + 0x1111U * b) & 0x00FF00FFU;
+                    const bool there = 2 * p < channels && strip.wants(row + b);
+                    put(out, stride, row + b, 2 * p,
+                        there ? decode_pair<M>(both | low_codes, low_codes, scales, zeros) : 0);
+                }
+            }
+        }
+    });
+}
+
+/// Calls f(row, place in the strip's row, group, n, index) for every word of codes of a token's groups of channels that are whole:
+/// code `index` of n is the first. A lane takes the same words of some rows.
+template <class Warp, class F>
+XQUANT_DEVICE_INLINE void each_word(const Warp& warp, const StreamFormat& format, const Strip& strip,
+                                    std::size_t channel, unsigned words, unsigned codes_each, F&& f) noexcept {
+    const unsigned group_words = format.group_channels / codes_each;
+    const unsigned first_block = static_cast<unsigned>(channel) / format.group_channels;
     unsigned side = 1;  // lanes for a row
     while (side < words && side < lanes) side *= 2;
     warp.each([&](unsigned lane) {
         for (unsigned w = lane % side; w < words; w += side) {
-            // Groups are whole: the word's group, and its place in it.
-            const unsigned group = w / group_words, place = w % group_words;
-            const std::size_t b = first_block + group;
-            const auto n = static_cast<unsigned>(format.channels_of(b));
-            const auto row_bytes = static_cast<unsigned>(format.group_bytes(n));
-            const std::byte* from = in.codes + format.code_offset(0, b) + 4 * place;
-            const std::size_t first_index = format.group_index(0, b);
-            f16* to = out + group * format.group_channels + 4 * place;
+            const unsigned group = w / group_words, place = w - group * group_words;
+            const TokenGroups at(format, first_block + group);
             for (unsigned row = lane / side; row < strip.rows; row += lanes / side) {
-                std::uint32_t word = 0, scales = 0, zeros = 0;
-                if (strip.wants(row)) {
-                    const std::size_t slot = strip.slot(row);
-                    word = *reinterpret_cast<const std::uint32_t*>(from + slot * row_bytes);
-                    scales = two(in.scales[first_index + slot].bits);
-                    zeros = two(zero_of<M>(in, first_index + slot).bits);
-                }
-                XQUANT_UNROLL
-                for (unsigned k = 0; k < 2; ++k) {
-                    const std::uint32_t both = M::select_bytes(word, word, k == 0 ? 0x1100U : 0x3322U);
-                    if constexpr (Bits == 8) {
-                        put(to, stride, row, 2 * k, decode_pair<M>(both & 0x00FF00FFU, scales, zeros));
-                    } else {
-                        put(to, stride, row, 2 * k, decode_pair<M>(both & 0x000F000FU, scales, zeros));
-                        put(to, stride, row, n / 2 + 2 * k, decode_pair<M>((both >> 4U) & 0x000F000FU, scales, zeros));
-                    }
-                }
+                const std::size_t slot = strip.slot(row);
+                f(row, group * format.group_channels, at.channels, place, at.first_code + slot * at.row_bytes,
+                  at.first_index + slot);
             }
         }
+    });
+}
+
+/// Codes of groups of a token's channels: a lane takes 4 of each of some rows, or, of 4 bits, a word with 8.
+template <class M, unsigned Bits>
+XQUANT_DEVICE_INLINE void decode_token(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
+                                       std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
+    constexpr unsigned each = Bits == 4 ? 8 : 4;
+    each_word(warp, in.format, strip, channel, channels / each, each,
+              [&](unsigned row, unsigned start, unsigned n, unsigned place, std::size_t at, std::size_t index) {
+                  std::uint32_t word = 0, scales = 0, zeros = 0;
+                  if (strip.wants(row)) {
+                      word = Bits == 0 ? code_word(in.codes + at, n, in.format.bits, 4 * place)
+                                       : *reinterpret_cast<const std::uint32_t*>(in.codes + at + 4 * place);
+                      scales = two(in.scales[index].bits);
+                      zeros = two(zero_of<M>(in, index).bits);
+                  }
+                  f16* to = out + start + 4 * place;
+                  XQUANT_UNROLL
+                  for (unsigned k = 0; k < 2; ++k) {
+                      if constexpr (Bits == 4) {
+                          const std::uint32_t both = M::select_bytes(word, word, k == 0 ? 0x1100U : 0x3322U);
+                          put(to, stride, row, 2 * k,
+                              decode_pair<M>(M::mask(both, 0x000F000FU, low_codes), low_codes, scales, zeros));
+                          put(to, stride, row, n / 2 + 2 * k,
+                              decode_pair<M>(M::mask(both, 0x00F000F0U, high_codes), high_codes, scales, zeros));
+                      } else {
+                          put(to, stride, row, 2 * k, decode_bytes<M>(word, k, scales, zeros));
+                      }
+                  }
+              });
+    const unsigned padded = (channels + 15) / 16 * 16;
+    warp.each([&](unsigned lane) {
         for (unsigned c = channels + 2 * lane; c < padded; c += 2 * lanes) {
             for (unsigned row = 0; row < strip.rows; ++row) put(out, stride, row, c, 0);
         }
     });
 }
 
+/// Of any bits.
+template <class M>
+XQUANT_DEVICE_COLD void decode_words(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
+                                     std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
+    decode_token<M, 0>(warp, in, strip, channel, channels, out, stride);
+}
+
 }  // namespace detail
 
 /// Channels channel .. + channels of a strip's slots -> out. They are there after wait_for_copies and sync.
-template <class M>
-XQUANT_DEVICE void decode_strip(typename M::Warp& warp, const StreamView& in, const Strip& strip, std::size_t channel,
-                                unsigned channels, f16* out, unsigned stride) noexcept {
+/// @tparam Tiles  of 16 rows
+template <class M, unsigned Tiles>
+XQUANT_DEVICE_INLINE void decode_strip(typename M::Warp& warp, const StreamView& in, const Strip& strip,
+                                       std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
     switch (strip_form(in.format, channel, channels)) {
         case StripForm::any:
             return detail::decode_any<M>(warp, in, strip, channel, channels, out, stride);
         case StripForm::halves:
             return detail::copy_halves<M>(warp, in, strip, channel, channels, out, stride);
+        case StripForm::channel:
+            return detail::decode_channel<M>(warp, in, strip, channel, channels, out, stride);
         case StripForm::channel4:
-            return detail::decode_channel4<M>(warp, in, strip, channel, channels, out, stride);
+            if (strip.whole()) {
+                return detail::decode_channel4<M, Tiles, true>(warp, in, strip, channel, channels, out, stride);
+            }
+            return detail::decode_channel4<M, Tiles, false>(warp, in, strip, channel, channels, out, stride);
+        case StripForm::token:
+            return detail::decode_words<M>(warp, in, strip, channel, channels, out, stride);
         case StripForm::token4:
             return detail::decode_token<M, 4>(warp, in, strip, channel, channels, out, stride);
         case StripForm::token8:
             return detail::decode_token<M, 8>(warp, in, strip, channel, channels, out, stride);
     }
+}
+
+/// The same, for where code would be long for nothing.
+template <class M, unsigned Tiles>
+XQUANT_DEVICE_COLD void decode_rarely(typename M::Warp& warp, const StreamView& in, const Strip& strip,
+                                      std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
+    decode_strip<M, Tiles>(warp, in, strip, channel, channels, out, stride);
+}
+
+/// The code that stands for 0 in signed bytes.
+XQUANT_DEVICE constexpr unsigned centre_of(unsigned bits) noexcept { return 1U << (bits - 1); }
+
+/// The same as codes less centre_of, a byte each, where groups are whole and lie along a token (fits_codes of matrices.cuh). What
+/// rounding A does to a sum over tokens is as large as the sum of the codes is: about their centre that is small.
+/// Shape   out: [rows][2 stride] bytes, 0 from `channels` up to the next multiple of `multiple`, and where a slot is not wanted.
+template <class M>
+XQUANT_DEVICE_INLINE void decode_codes(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
+                                       std::size_t channel, unsigned channels, unsigned multiple, f16* out,
+                                       unsigned stride) noexcept {
+    auto* bytes = reinterpret_cast<std::byte*>(out);
+    const auto put_word = [&](unsigned row, unsigned c, std::uint32_t word) {
+        *reinterpret_cast<std::uint32_t*>(bytes + row * 2 * stride + c) = word;
+    };
+    detail::each_word(warp, in.format, strip, channel, channels / 4, 4,
+                      [&](unsigned row, unsigned start, unsigned n, unsigned place, std::size_t at, std::size_t) {
+                          std::uint32_t word = 0;
+                          if (strip.wants(row)) {
+                              // Each byte less the centre: 128 is added and taken away, so that none borrows from the next.
+                              word = code_word(in.codes + at, n, in.format.bits, 4 * place);
+                              word = (word + (128 - centre_of(in.format.bits)) * 0x01010101U) ^ 0x80808080U;
+                          }
+                          put_word(row, start + 4 * place, word);
+                      });
+    const unsigned padded = (channels + multiple - 1) / multiple * multiple;
+    warp.each([&](unsigned lane) {
+        for (unsigned c = channels + 4 * lane; c < padded; c += 4 * lanes) {
+            for (unsigned row = 0; row < strip.rows; ++row) put_word(row, c, 0);
+        }
+    });
 }
 
 }  // namespace XQUANT_ABI_NS

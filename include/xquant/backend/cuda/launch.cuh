@@ -40,7 +40,7 @@ namespace backend {
 inline namespace XQUANT_ABI_NS {
 
 template <class Kernel, class... Arguments>
-__global__ void __launch_bounds__(Kernel::warps* gpu::lanes) run_kernel(Arguments... arguments) {
+__global__ void __launch_bounds__(Kernel::warps* gpu::lanes, Kernel::at_once) run_kernel(Arguments... arguments) {
     extern __shared__ __align__(16) std::byte shared[];
     cuda_gpu::Block block(shared);
     Kernel::template run<cuda_gpu>(block, blockIdx.x, blockIdx.y, blockIdx.z, arguments...);
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(Kernel::warps* gpu::lanes) run_kernel(Argument
 class CudaDevice {
 public:
     using machine = cuda_gpu;
-    static constexpr const char* name = "cuda";
+    static constexpr const char *name = "cuda_exact", *int8_name = "cuda";
 
     /// Works in this stream (null: the default one), on the device that is current now.
     explicit CudaDevice(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {
@@ -57,14 +57,22 @@ public:
         check_cuda("cudaGetDevice", cudaGetDevice(&device));
         check_cuda("cudaDeviceGetAttribute",
                    cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-        wanted_blocks_ = 4 * static_cast<unsigned>(multiprocessors);
+        blocks_at_once_ = 2 * static_cast<unsigned>(multiprocessors);
+        int shared = 0;
+        check_cuda("cudaDeviceGetAttribute",
+                   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+        shared_limit_ = static_cast<std::size_t>(shared);
         cudaMemPool_t pool{};
         check_cuda("cudaDeviceGetDefaultMemPool", cudaDeviceGetDefaultMemPool(&pool, device));
         std::uint64_t keep = ~std::uint64_t{0};
         check_cuda("cudaMemPoolSetAttribute", cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
     }
 
-    [[nodiscard]] unsigned wanted_blocks() const noexcept { return wanted_blocks_; }
+    /// Blocks of the larger kernels that run side by side.
+    [[nodiscard]] unsigned blocks_at_once() const noexcept { return blocks_at_once_; }
+
+    /// Bytes of shared memory that a block can have.
+    [[nodiscard]] std::size_t shared_limit() const noexcept { return shared_limit_; }
 
     [[nodiscard]] void* allocate(std::size_t bytes) {
         void* memory = nullptr;
@@ -101,7 +109,8 @@ public:
 
 private:
     cudaStream_t stream_;
-    unsigned wanted_blocks_ = 0;
+    unsigned blocks_at_once_ = 0;
+    std::size_t shared_limit_ = 0;
 };
 
 }  // namespace XQUANT_ABI_NS

@@ -11,13 +11,14 @@
 //            copy(to, from)    16 bytes from global to shared memory in the background, both aligned to 16
 //            wait_for_copies() until they are there; then sync()
 //            multiply(c, a, b) C [16 x 8] += A [16 x 16] B [16 x 8], halves; who holds what: fragments.cuh
+//                              or, for c in whole numbers, C [16 x 8] += A [16 x 32] B [32 x 8], signed bytes
 //            load_matrices<Transposed>(out, rows)   4 matrices of 8 x 8 halves: lane 8 i + r gives row r of matrix i (16 bytes,
 //                              aligned); lane l gets from matrix i the pair of column 2 (l % 4) in row l / 4, or, transposed,
 //                              that of row 2 (l % 4) in column l / 4
-//            exchange(x, mask) the value of lane ^ mask
+//            exchange(x, mask) the value of lane ^ mask             fetch(x, from)   the value of lane `from`
 //     pack(low, high)          two floats to halves, to nearest even      to_float, to_half
 //     subtract_halves(a, b)    a - b          scale_halves(a, b, c)   a b + c, rounded once: pairs of halves
-//     select_bytes(a, b, s)    byte i of the result is byte (s >> 4 i) & 7 of a, b
+//     select_bytes(a, b, s)    byte i of the result is byte (s >> 4 i) & 7 of a, b          mask(a, b, c)   (a & b) | c
 //     exp tanh inverse_root    of a float, relative error below 2^-21
 //     angle(turns, c, s)       cosine and sine of a whole circle's part, given in f64
 #pragma once
@@ -71,6 +72,14 @@ struct cuda_gpu {
                 : "r"(a[0].own), "r"(a[1].own), "r"(a[2].own), "r"(a[3].own), "r"(b[0].own), "r"(b[1].own));
         }
 
+        __device__ __forceinline__ void multiply(Lanes<std::int32_t> (&c)[4], const Lanes<std::uint32_t> (&a)[4],
+                                                 const Lanes<std::uint32_t> (&b)[2]) const noexcept {
+            asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                "{%0,%1,%2,%3};"
+                : "+r"(c[0].own), "+r"(c[1].own), "+r"(c[2].own), "+r"(c[3].own)
+                : "r"(a[0].own), "r"(a[1].own), "r"(a[2].own), "r"(a[3].own), "r"(b[0].own), "r"(b[1].own));
+        }
+
         template <bool Transposed>
         __device__ __forceinline__ void load_matrices(Lanes<std::uint32_t> (&out)[4],
                                                       const Lanes<const f16*>& rows) const noexcept {
@@ -90,6 +99,10 @@ struct cuda_gpu {
 
         __device__ __forceinline__ Lanes<float> exchange(const Lanes<float>& x, unsigned mask) const noexcept {
             return {__shfl_xor_sync(0xFFFFFFFFU, x.own, static_cast<int>(mask))};
+        }
+        __device__ __forceinline__ Lanes<float> fetch(const Lanes<float>& x,
+                                                      const Lanes<unsigned>& from) const noexcept {
+            return {__shfl_sync(0xFFFFFFFFU, x.own, static_cast<int>(from.own))};
         }
     };
 
@@ -144,6 +157,11 @@ struct cuda_gpu {
                                                                  std::uint32_t selector) noexcept {
         return __byte_perm(a, b, selector);
     }
+    __device__ __forceinline__ static std::uint32_t mask(std::uint32_t a, std::uint32_t b, std::uint32_t c) noexcept {
+        std::uint32_t out;
+        asm("lop3.b32 %0, %1, %2, %3, 0xEA;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+        return out;
+    }
     __device__ __forceinline__ static float exp(float x) noexcept { return __expf(x); }
     __device__ __forceinline__ static float tanh(float x) noexcept { return ::tanhf(x); }
     __device__ __forceinline__ static float inverse_root(float x) noexcept { return 1.0F / ::sqrtf(x); }
@@ -153,13 +171,16 @@ struct cuda_gpu {
     }
 
 private:
+    // Copies that cost nothing; taking halves out one by one does.
     __device__ __forceinline__ static std::uint32_t bits_of(__half2 pair) noexcept {
-        return static_cast<std::uint32_t>(__half_as_ushort(__low2half(pair))) |
-               static_cast<std::uint32_t>(__half_as_ushort(__high2half(pair))) << 16U;
+        std::uint32_t bits = 0;
+        memcpy(&bits, &pair, sizeof bits);
+        return bits;
     }
     __device__ __forceinline__ static __half2 halves_of(std::uint32_t bits) noexcept {
-        return __halves2half2(__ushort_as_half(static_cast<unsigned short>(bits)),
-                              __ushort_as_half(static_cast<unsigned short>(bits >> 16U)));
+        __half2 pair;
+        memcpy(&pair, &bits, sizeof pair);
+        return pair;
     }
 };
 

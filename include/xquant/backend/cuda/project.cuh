@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include <xquant/backend/cuda/codes.cuh>
 #include <xquant/backend/cuda/rope.cuh>
 #include <xquant/projection/rotation.hpp>
 #include <xquant/storage/plan.hpp>
@@ -20,20 +21,6 @@ inline namespace XQUANT_ABI_NS {
 
 /// Rows and columns of z that one block of project_block makes, and how far along D it goes at a time.
 inline constexpr unsigned project_rows = 16, project_columns = 64, project_depth = 16, project_warps = 4;
-
-/// x of an engine: [n, D] of any element type, `stride` elements apart.
-struct DeviceRows {
-    const void* data;
-    std::size_t stride;
-    DType type;
-
-    [[nodiscard]] XQUANT_DEVICE float at(std::size_t row, std::size_t channel) const noexcept {
-        const std::size_t i = row * stride + channel;
-        if (type == DType::f32) return static_cast<const float*>(data)[i];
-        if (type == DType::f16) return to_float(static_cast<const f16*>(data)[i]);
-        return to_float(static_cast<const bf16*>(data)[i]);
-    }
-};
 
 /// (x - mean) T + b for project_rows rows from `row` on and project_columns channels from `column` on. One warp makes 4 rows, a
 /// lane 2 columns of each.

@@ -1,8 +1,11 @@
-// RoPE on the device: the table of a tile of 128 slots, and the angles of its first slot, which a block computes once for each tile.
+// RoPE on the device. A key at base + offset, for a page that begins at position base, meets a query as
 //
-//     angle of slot base + offset = angle of base + offset * frequency      cosines and sines of sums are products
+//     q . R(base) R(offset) k = (R(-base) q) . (R(offset) k)
 //
-// Limit   two loads from the table (L1) and 10 operations for each pair of channels and token.
+// so that keys are turned by one table for all pages, and the few queries are turned back once for each. Where queries are many, keys
+// are turned twice instead.
+// Limit   keys: one load from the table (cosine and sine as halves, from L1) and 6 operations for each pair of channels and token.
+// Error   the table's halves: 2^-12 of a key's length.
 #pragma once
 
 #include <xquant/attention/task.hpp>
@@ -11,21 +14,37 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-/// RoPE of the 128 slots of a page: the tables of a tile, and the angles of its first slot.
-struct Angles {
-    const RopeView& rope;
-    const float *cosines, *sines;  ///< [pairs], of the first slot
+/// The table of the 128 slots of a page.
+struct Turns {
+    const std::uint32_t* table = nullptr;  ///< cosine (low) and sine of [tokens][pairs], halves
+    std::uint32_t pairs = 0;
+    bool interleaved = false;
+    const float *cosines = nullptr,
+                *sines = nullptr;  ///< [pairs] of a page's first slot, where keys are turned by it as well
 
-    /// Turns the two channels of a pair by the position of a slot, `offset` slots behind the first.
-    XQUANT_DEVICE void turn(float& a, float& b, unsigned pair, unsigned offset) const noexcept {
-        const std::size_t at = pair * rope.tokens + offset;
-        const float c = rope.cosines[at], s = rope.sines[at];
-        const float cosine = c * cosines[pair] - s * sines[pair], sine = c * sines[pair] + s * cosines[pair];
+    /// Cosines and sines of one slot, [pairs].
+    [[nodiscard]] XQUANT_DEVICE const std::uint32_t* row(unsigned offset) const noexcept {
+        return table + std::size_t{offset} * pairs;
+    }
+    /// Turns the two channels of a pair by an angle of the table.
+    template <class M>
+    XQUANT_DEVICE void turn(float& a, float& b, unsigned pair, std::uint32_t angle) const noexcept {
+        turn_by(a, b, M::to_float(f16{static_cast<std::uint16_t>(angle)}),
+                M::to_float(f16{static_cast<std::uint16_t>(angle >> 16U)}));
+        if (cosines != nullptr) turn_by(a, b, cosines[pair], sines[pair]);
+    }
+
+private:
+    XQUANT_DEVICE static void turn_by(float& a, float& b, float cosine, float sine) noexcept {
         const float x = a, y = b;
         a = x * cosine - y * sine;
         b = x * sine + y * cosine;
     }
 };
+
+constexpr Turns turns_of(const RopeView& rope, const std::uint32_t* table) noexcept {
+    return {table, static_cast<std::uint32_t>(rope.pairs), rope.pairing == RopePairing::interleaved};
+}
 
 /// Cosine and sine of pair j at a position, without the factor.
 template <class M>

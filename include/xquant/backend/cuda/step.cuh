@@ -2,7 +2,7 @@
 // pointers to device memory, and nothing waits for the device.
 //
 //     begin    plans, allocates pages, and copies the step's tables to the device: once, for all layers
-//     append   Project, FinishRow, Gather, (Difference,) Encode, (Accumulate)      attend   (Convert,) Attend, Finish
+//     append   Project, FinishRow, Gather, (Difference,) Encode, (Accumulate)      attend   (Convert or Absorb,) Attend, Finish
 //
 // Rows that are not finite are found when the device gets to them: XCache::take_bad_rows says whether there were some.
 #pragma once
@@ -95,25 +95,32 @@ public:
         const PreparedLayer& prepared = core_->layers()[layer];
         out_stride = check_queries(prepared, q, out, out_stride, total_);
         Device& device = state_->device();
+        const LayerForm form = state_->form(layer);
+        const DeviceRows given{q.data, q.stride, q.type};
+        const auto n = static_cast<unsigned>(total_);
         const float* queries = static_cast<const float*>(q.data);
         std::size_t q_stride = q.stride;
-        if (q.type != DType::f32) {
-            auto* converted = reinterpret_cast<float*>(state_->queries.data());
-            device.template launch<Convert>(static_cast<unsigned>(total_), 1U, 1U, 0,
-                                            DeviceRows{q.data, q.stride, q.type}, q.cols, converted);
-            queries = converted;
-            q_stride = q.cols;
+        if (form.absorbs_queries || q.type != DType::f32) {
+            auto* made = reinterpret_cast<float*>(state_->queries.data());
+            queries = made;
+            if (form.absorbs_queries) {
+                device.template launch<Absorb>(n, static_cast<unsigned>(prepared.shape.heads), 1U, 0,
+                                               state_->layer(layer), given, made);
+                q_stride = prepared.shape.heads * prepared.keys.front().width;
+            } else {
+                device.template launch<Convert>(n, 1U, 1U, 0, given, q.cols, made);
+                q_stride = q.cols;
+            }
         }
         with_size(prepared.shape.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
-            AttendTask like;
-            like.key = prepared.keys.front();
-            like.value = prepared.values.front();
-            like.head_dim = prepared.shape.head_dim;
-            if (rebuilds(like)) {
-                attend_with<Size, true>(prepared, layer, queries, q_stride, out, out_stride);
-            } else {
-                attend_with<Size, false>(prepared, layer, queries, q_stride, out, out_stride);
-            }
+            const auto run = [&]<bool Rebuilds, bool Many>(std::bool_constant<Rebuilds>, std::bool_constant<Many>) {
+                attend_with<Size, Rebuilds, Many>(prepared, layer, queries, q_stride, given, out, out_stride);
+            };
+            const auto both = [&](auto rebuilds) {
+                run(rebuilds, std::false_type{});
+                run(rebuilds, std::true_type{});
+            };
+            form.rebuilds ? both(std::true_type{}) : both(std::false_type{});
         });
     }
 
@@ -180,19 +187,22 @@ private:
         }
     }
 
-    template <unsigned Size, bool Rebuilds>
-    void attend_with(const PreparedLayer& prepared, std::size_t layer, const float* q, std::size_t q_stride, float* out,
-                     std::size_t out_stride) {
+    /// The blocks of one kernel.
+    template <unsigned Size, bool Rebuilds, bool Many>
+    void attend_with(const PreparedLayer& prepared, std::size_t layer, const float* q, std::size_t q_stride,
+                     const backend::gpu::DeviceRows& given, float* out, std::size_t out_stride) {
         using namespace backend::gpu;
-        using Kernel = AttendBlock<typename Device::machine, Size, Rebuilds>;
+        using Kernel = Attend<Size, Rebuilds, Many>;
         const StackTables& stack = stacks_[prepared.stack];
+        const unsigned blocks = Many ? stack.many : stack.few;
+        if (blocks == 0) return;
+        const StepTable step = stack.step_of(Many, prepared.shape.kv_heads, Size);
         const auto kv_heads = static_cast<unsigned>(prepared.shape.kv_heads);
+        constexpr std::size_t shared = Kernel::template On<typename Device::machine>::shared_bytes + sizeof(DeviceTask);
         Device& device = state_->device();
-        device.template launch<Attend<Size, Rebuilds>>(stack.blocks, kv_heads, 1U,
-                                                       Kernel::shared_bytes + sizeof(AttendTask), state_->layer(layer),
-                                                       stack.step, q, q_stride);
-        device.template launch<Finish<Size>>(stack.blocks, kv_heads, block_queries, sizeof(float) * Size,
-                                             state_->layer(layer), stack.step, out, out_stride);
+        device.template launch<Kernel>(blocks, kv_heads, 1U, shared, state_->layer(layer), step, q, q_stride, given);
+        device.template launch<Finish<Size>>(blocks, kv_heads, step.queries, sizeof(float) * Size, state_->layer(layer),
+                                             step, out, out_stride);
     }
 
     void end() noexcept {

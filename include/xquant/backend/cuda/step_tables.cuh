@@ -23,8 +23,32 @@ struct DevicePart {
 /// The tables of one stack's layers.
 struct StackTables {
     backend::gpu::StepTable step;
-    unsigned writes = 0, gathered = 0, blocks = 0, sums = 0, most_rows = 0;
+    unsigned writes = 0, gathered = 0, sums = 0, most_rows = 0;
+    unsigned few = 0, many = 0;  ///< blocks for AttendBlock, then those for AttendMany
+    unsigned many_queries = 0;   ///< of one of the latter
+    bool serves_many = true;     ///< AttendMany fits into the device's shared memory
     std::size_t group = 0, kv_heads = 0;
+
+    /// Floats of partial results of a layer with kernels for heads of `size` channels.
+    [[nodiscard]] std::size_t partial_floats(bool of_many, std::size_t layer_kv_heads, unsigned size) const noexcept {
+        const std::size_t queries = of_many ? std::size_t{many} * many_queries : few * backend::gpu::warp_queries;
+        return queries * layer_kv_heads * (size + 2);
+    }
+    /// The step for one of the two kernels.
+    [[nodiscard]] backend::gpu::StepTable step_of(bool of_many, std::size_t layer_kv_heads,
+                                                  unsigned size) const noexcept {
+        backend::gpu::StepTable out = step;
+        out.queries = of_many ? many_queries : backend::gpu::warp_queries;
+        if (of_many) out.blocks += few;
+        if (of_many) out.partials += partial_floats(false, layer_kv_heads, size);
+        return out;
+    }
+};
+
+/// Queries of a part that are to be cut into blocks.
+struct Cut {
+    std::uint32_t first_span, spans, queries;
+    const DevicePart* part;
 };
 
 /// The most channels that a row of a layer has, as it is given and as it is coded.
@@ -81,10 +105,16 @@ private:
         const std::size_t positions_at = all.add(positions);
         stacks_.resize(core_->stacks());
         // The widest layer decides into how many blocks a stack's queries are cut.
-        for (const PreparedLayer& layer : core_->layers()) {
+        for (std::size_t i = 0; i < core_->layers().size(); ++i) {
+            const PreparedLayer& layer = core_->layers()[i];
             StackTables& stack = stacks_[layer.stack];
             stack.group = std::max(stack.group, layer.shape.heads / layer.shape.kv_heads);
             stack.kv_heads = std::max(stack.kv_heads, layer.shape.kv_heads);
+            const unsigned most = many_queries(size_of_head(layer.shape.head_dim));
+            stack.many_queries = stack.many_queries == 0 ? most : std::min(stack.many_queries, most);
+            const std::size_t needed =
+                shared_bytes_of<typename Device::machine>(state_->form(i), layer.shape.head_dim, true);
+            stack.serves_many &= needed <= state_->device().shared_limit();
         }
         std::vector<SumTable> sums;
         sums_->for_each([&](const Page& page, const Page& sum, std::size_t begin, std::size_t end) {
@@ -101,11 +131,17 @@ private:
             std::vector<SpanTable> spans;
             std::vector<WriteTable> writes;
             std::vector<PieceTable> pieces;
+            std::vector<Cut> few, many;
+            for (std::size_t p = 0; p < parts_.size(); ++p) {
+                const Cut cut = add_part(stack, (*plans_)[p * stacks_.size() + i], parts_[p], spans, writes, pieces);
+                // Sealed parts read nothing.
+                const bool is_many = stack.serves_many && cut.queries > warp_queries;
+                if (cut.queries > 0) (is_many ? many : few).push_back(cut);
+            }
             std::vector<BlockTable> blocks;
-            for (std::size_t p = 0; p < parts_.size(); ++p)
-                add_part(stack, (*plans_)[p * stacks_.size() + i], parts_[p], spans, writes, pieces, blocks);
+            stack.few = cut_into_blocks(few, warp_queries, stack.kv_heads, blocks);
+            stack.many = cut_into_blocks(many, stack.many_queries, stack.kv_heads, blocks);
             stack.writes = static_cast<unsigned>(writes.size());
-            stack.blocks = static_cast<unsigned>(blocks.size());
             stack.sums = static_cast<unsigned>(sums.size());
             places.push_back({all.add(spans), all.add(writes), all.add(pieces), all.add(blocks)});
         }
@@ -124,9 +160,9 @@ private:
         state_->device().to_device(base, all.bytes().data(), all.bytes().size());
     }
 
-    void add_part(StackTables& stack, const StepPlan& plan, const DevicePart& part,
-                  std::vector<backend::gpu::SpanTable>& spans, std::vector<backend::gpu::WriteTable>& writes,
-                  std::vector<backend::gpu::PieceTable>& pieces, std::vector<backend::gpu::BlockTable>& blocks) {
+    Cut add_part(StackTables& stack, const StepPlan& plan, const DevicePart& part,
+                 std::vector<backend::gpu::SpanTable>& spans, std::vector<backend::gpu::WriteTable>& writes,
+                 std::vector<backend::gpu::PieceTable>& pieces) {
         using namespace backend::gpu;
         const auto number = [](std::size_t n) { return static_cast<std::uint32_t>(n); };
         const std::uint32_t first_span = number(spans.size()), first_piece = number(pieces.size());
@@ -168,22 +204,52 @@ private:
             stack.most_rows = std::max(stack.most_rows, entry.count);
             writes.push_back(entry);
         }
-        const std::uint32_t count = number(spans.size()) - first_span, queries = number(part.rows * stack.group);
-        if (queries == 0) return;  // sealed: nothing is read
-        const std::uint32_t groups = (queries + block_queries - 1) / block_queries;
-        const std::size_t alone = parts_.size() * groups * stack.kv_heads;
-        const auto wanted = number((state_->device().wanted_blocks() + alone - 1) / alone);
-        // A split reads 4 spans or more: less, and merging takes longer than reading.
-        const std::uint32_t splits = std::clamp<std::uint32_t>(wanted, 1, std::max(1U, count / 4));
-        const std::uint32_t each = (count + splits - 1) / splits, some = each == 0 ? 1 : (count + each - 1) / each;
-        for (std::uint32_t g = 0; g < groups; ++g) {
-            for (std::uint32_t s = 0; s < some; ++s) {
-                BlockTable block{first_span + s * each,  std::min(each, count - s * each),
-                                 number(part.first_row), number(part.rows),
-                                 g * block_queries,      s == 0 ? some : 0,
-                                 part.first_position};
-                blocks.push_back(block);
+        return {first_span, number(spans.size()) - first_span, number(part.rows * stack.group), &part};
+    }
+
+    /// Blocks of up to `most` queries against all spans of their parts, or shares of them, as many as keep the device busy.
+    /// @return  how many were added
+    unsigned cut_into_blocks(const std::vector<Cut>& cuts, std::uint32_t most, std::size_t kv_heads,
+                             std::vector<backend::gpu::BlockTable>& blocks) {
+        const std::size_t before = blocks.size();
+        const std::uint32_t each = spans_each(cuts, most, kv_heads);
+        for (const Cut& cut : cuts) {
+            const std::uint32_t splits = std::max(1U, (cut.spans + each - 1) / each);
+            for (std::uint32_t query = 0; query < cut.queries; query += most) {
+                for (std::uint32_t s = 0; s < splits; ++s) {
+                    backend::gpu::BlockTable block;
+                    block.first_span = cut.first_span + s * each;
+                    block.spans = std::min(each, cut.spans - s * each);
+                    block.part_row = static_cast<std::uint32_t>(cut.part->first_row);
+                    block.rows = static_cast<std::uint32_t>(cut.part->rows);
+                    block.first_query = query;
+                    block.splits = s == 0 ? splits : 0;
+                    block.first_position = cut.part->first_position;
+                    blocks.push_back(block);
+                }
             }
+        }
+        return static_cast<unsigned>(blocks.size() - before);
+    }
+
+    /// Spans for a block to read, so that the device is done soonest: rounds of as many blocks as it runs at once, each as long as its
+    /// spans and two more, for the start and for the merging of what was split.
+    [[nodiscard]] std::uint32_t spans_each(const std::vector<Cut>& cuts, std::uint32_t most,
+                                           std::size_t kv_heads) const noexcept {
+        std::uint32_t longest = 1;
+        for (const Cut& cut : cuts) longest = std::max(longest, cut.spans);
+        std::uint32_t best = longest;
+        std::size_t least = static_cast<std::size_t>(-1);
+        for (std::uint32_t each = 1;; each = std::min(longest, each + 1 + each / 8)) {
+            std::size_t count = 0;
+            for (const Cut& cut : cuts) {
+                count += std::size_t{(cut.queries + most - 1) / most} * ((cut.spans + each - 1) / each) * kv_heads;
+            }
+            const std::size_t at_once = state_->device().blocks_at_once();
+            const std::size_t cost = (count + at_once - 1) / at_once * (each + 2);
+            if (cost <= least) best = each;
+            least = std::min(least, cost);
+            if (each == longest) return best;
         }
     }
 
@@ -200,11 +266,12 @@ private:
             if (layer.role == CrossRole::difference) {
                 differences = std::max(differences, stack.gathered * coded_page_tokens * widest_rows(layer).coded);
             }
-            backend::gpu::with_size(layer.shape.head_dim, [&](auto size) {
-                partials = std::max<std::size_t>(
-                    partials, stack.blocks * layer.shape.kv_heads * backend::gpu::block_queries * (size() + 2));
-            });
-            queries = std::max(queries, total_ * layer.shape.heads * layer.shape.head_dim);
+            const std::size_t kv_heads = layer.shape.kv_heads;
+            const unsigned size = backend::gpu::size_of_head(layer.shape.head_dim);
+            partials = std::max(
+                partials, stack.partial_floats(false, kv_heads, size) + stack.partial_floats(true, kv_heads, size));
+            const std::size_t channels = std::max(layer.shape.head_dim, layer.keys.front().width);
+            queries = std::max(queries, total_ * layer.shape.heads * channels);
         }
         const auto floats = [](DeviceBuffer<Device>& buffer, std::size_t count) {
             return reinterpret_cast<float*>(buffer.reserve(count * sizeof(float)));

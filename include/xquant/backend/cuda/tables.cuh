@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include <xquant/attention/task.hpp>
+#include <xquant/backend/cuda/matrices.cuh>
 #include <xquant/model.hpp>
 #include <xquant/quantizer/uniform.hpp>
 #include <xquant/storage/page.hpp>
@@ -29,14 +30,17 @@ struct LayerTable {
     LayerShape shape;
     RopeView rope;
     ScoreRules rules;
-    bool keys_turned = false;
+    bool keys_turned = false, absorbs_queries = false;
     std::uint32_t key_stream = 0, value_stream = 0, shared_stream = 0;
     std::uint32_t shared_channels = 0, streams = 0;
     CrossRole role = CrossRole::none;
     xquant::detail::PageSection sum;                       ///< of an accumulator's page, where role is not none
     ScaleRule sum_rule = ScaleRule::other;                 ///< how accumulators are encoded
     const HeadDecoder *keys = nullptr, *values = nullptr;  ///< [kv heads]
-    const StreamTable* tables = nullptr;                   ///< [streams]
+    const MatrixTable *key_matrices = nullptr, *value_matrices = nullptr;  ///< the same, of those that are rebuilt
+    const float* key_gain = nullptr;                                       ///< of DeviceTask
+    const std::uint32_t* turns = nullptr;                                  ///< of Turns
+    const StreamTable* tables = nullptr;                                   ///< [streams]
 };
 
 /// Slots of a page, or rows of the step, that queries of a part read.
@@ -91,6 +95,27 @@ XQUANT_DEVICE inline StreamView view_of(const xquant::detail::PageSection& secti
 template <class Byte>
 XQUANT_DEVICE auto view_of(const StreamTable& table, PageKind kind, Byte* page) noexcept {
     return view_of(table.sections[static_cast<std::uint32_t>(kind)], page);
+}
+
+/// What all kernels of a step read.
+struct StepTable {
+    const SpanTable* spans = nullptr;
+    const WriteTable* writes = nullptr;
+    const PieceTable* pieces = nullptr;
+    const BlockTable* blocks = nullptr;
+    const SumTable* sums = nullptr;
+    const std::int64_t* positions = nullptr;  ///< [n] for which keys are turned that are stored so
+    float* rows = nullptr;                    ///< the layer's rows of all streams: [n, R] of each
+    float* gathered = nullptr;                ///< [indirect writes][streams][128, widest R]
+    float* differences = nullptr;             ///< the same, [128, widest coded row]
+    float* partials = nullptr;                ///< [blocks][kv heads][queries (Size + 2)]
+    std::uint32_t* bad = nullptr;             ///< set where a row is not finite
+    std::size_t tokens = 0;                   ///< n
+    std::uint32_t queries = 0;                ///< of a block
+};
+
+XQUANT_DEVICE inline float* rows_of(const StepTable& step, const StreamTable& stream) noexcept {
+    return step.rows + step.tokens * stream.first_float;
 }
 
 }  // namespace XQUANT_ABI_NS

@@ -14,12 +14,13 @@ inline namespace XQUANT_ABI_NS {
 class EmulatedDevice {
 public:
     using machine = emulated_gpu;
-    static constexpr const char* name = "emulated_device";
+    static constexpr const char *name = "emulated_device", *int8_name = "emulated_device_int8";
 
     explicit EmulatedDevice(void*) noexcept {}
 
-    /// Blocks that keep the device busy.
-    [[nodiscard]] static unsigned wanted_blocks() noexcept { return 24; }
+    /// As CudaDevice's.
+    [[nodiscard]] static unsigned blocks_at_once() noexcept { return 24; }
+    [[nodiscard]] static std::size_t shared_limit() noexcept { return std::size_t{227} * 1024; }
 
     [[nodiscard]] static void* allocate(std::size_t bytes) {
         return std::pmr::get_default_resource()->allocate(bytes, 256);

@@ -75,6 +75,29 @@ struct emulated_gpu {
             }
         }
 
+        void multiply(Lanes<std::int32_t> (&c)[4], const Lanes<std::uint32_t> (&a)[4],
+                      const Lanes<std::uint32_t> (&b)[2]) const noexcept {
+            std::int32_t left[16][32], right[32][8];
+            for (unsigned lane = 0; lane < gpu::lanes; ++lane) {
+                for (unsigned h = 0; h < 4; ++h) {
+                    for (unsigned i = 0; i < 4; ++i) {
+                        const gpu::Element at = gpu::element_a8(lane, i, h);
+                        left[at.row][at.column] = byte_of(a[i][lane], h);
+                    }
+                    for (unsigned i = 0; i < 2; ++i) {
+                        const gpu::Element at = gpu::element_b8(lane, i, h);
+                        right[at.row][at.column] = byte_of(b[i][lane], h);
+                    }
+                }
+            }
+            for (unsigned lane = 0; lane < gpu::lanes; ++lane) {
+                for (unsigned i = 0; i < 4; ++i) {
+                    const gpu::Element at = gpu::element_c(lane, i);
+                    for (unsigned k = 0; k < 32; ++k) c[i][lane] += left[at.row][k] * right[k][at.column];
+                }
+            }
+        }
+
         template <bool Transposed>
         void load_matrices(Lanes<std::uint32_t> (&out)[4], const Lanes<const f16*>& rows) const noexcept {
             for (unsigned lane = 0; lane < gpu::lanes; ++lane) {
@@ -95,6 +118,11 @@ struct emulated_gpu {
             for (unsigned lane = 0; lane < gpu::lanes; ++lane) out[lane] = x[lane ^ mask];
             return out;
         }
+        [[nodiscard]] Lanes<float> fetch(const Lanes<float>& x, const Lanes<unsigned>& from) const noexcept {
+            Lanes<float> out;
+            for (unsigned lane = 0; lane < gpu::lanes; ++lane) out[lane] = x[from[lane]];
+            return out;
+        }
 
     private:
         struct Copy {
@@ -103,6 +131,9 @@ struct emulated_gpu {
         };
         static float half_of(std::uint32_t pair, unsigned h) noexcept {
             return xquant::to_float(f16{static_cast<std::uint16_t>(pair >> (16 * h))});
+        }
+        static std::int32_t byte_of(std::uint32_t word, unsigned h) noexcept {
+            return static_cast<std::int8_t>(static_cast<std::uint8_t>(word >> (8 * h)));
         }
         std::vector<Copy> copies_;
     };
@@ -166,6 +197,7 @@ struct emulated_gpu {
         }
         return out;
     }
+    static std::uint32_t mask(std::uint32_t a, std::uint32_t b, std::uint32_t c) noexcept { return (a & b) | c; }
     static float exp(float x) noexcept { return std::exp(x); }
     static float tanh(float x) noexcept { return std::tanh(x); }
     static float inverse_root(float x) noexcept { return 1.0F / std::sqrt(x); }

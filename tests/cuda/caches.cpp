@@ -29,6 +29,15 @@ private:
 
 using Cache = XCache<Quantizer<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>, Device>;
 
+/// With so much shared memory.
+template <std::size_t KiB>
+struct SmallDevice : backend::EmulatedDevice {
+    using EmulatedDevice::EmulatedDevice;
+    static std::size_t shared_limit() noexcept { return KiB * 1024; }
+};
+template <std::size_t KiB>
+using OnSmall = backend::on_device<SmallDevice<KiB>>;
+
 }  // namespace
 
 TEST_CASE("caches on an emulated device: attention and bytes are those of the processor") {
@@ -61,6 +70,18 @@ TEST_CASE("codes that meet 8-bit weights: attention is off by what rounding thes
         CHECK(outcome.same_pages);
         CHECK(outcome.different * 500 <= outcome.bytes);
     });
+}
+
+TEST_CASE("a device with little shared memory serves prompts 16 queries at a time; with too little, none") {
+    using Split = Layout<PerChannel, PerToken>;
+    const on_device::Outcome outcome =
+        on_device::compare<OnSmall<100>, Memory, Quantizer<4>, Split, Projection<HeadSvd>, CrossLayer<Off>>(
+            {"svd_head4", {192, 6, 2, 64}});
+    CHECK(outcome.attention < 2e-3);
+    CHECK(outcome.attention > 1e-6);
+    const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
+    using Refused = XCache<Quantizer<4>, Split, CrossLayer<Off>, Projection<HeadSvd>, OnSmall<40>>;
+    CHECK_THROWS_AS(Refused(setup.model), state_error);
 }
 
 TEST_CASE("a cache on a device counts its bytes, and gives all of them back") {

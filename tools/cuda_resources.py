@@ -9,7 +9,10 @@ import sys
 def kernel_of(symbol):
     name = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout
     match = re.search(r"gpu::abi_\w+::(\w+(?:<[^>]*>)?)", name)
-    return re.sub(r"(\d)u\b", r"\1", match[1]) if match else name.strip()
+    if not match:
+        return name.strip()
+    short = re.sub(r"\([\w:]*Products\)(\d)", lambda products: ("none", "halves", "codes")[int(products[1])], match[1])
+    return re.sub(r"(\d)u\b", r"\1", short)
 
 
 def main():

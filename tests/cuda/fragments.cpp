@@ -35,7 +35,7 @@ std::set<std::pair<unsigned, unsigned>> elements(unsigned registers, unsigned ha
 template <class Q>
 void check_rebuilt(std::size_t width, std::size_t dh) {
     constexpr unsigned size = 128, tiles = 2, stride = 136;
-    using Rebuild = gpu::Rebuilder<Gpu, tiles, size>;
+    using Rebuild = gpu::Rebuilder<Gpu, tiles, size, true>;
     test::Random random(9);
     const std::vector<float> x = random.rows(128 * width), a = random.rows(width * dh, 0.3F);
     const QuantizedRows stored = quantize<Q, PerToken, scalar>(MatrixView(x.data(), 128, width));

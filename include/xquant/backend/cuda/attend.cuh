@@ -136,12 +136,12 @@ struct Absorb {
 
 /// x: blocks of the step, y: kv heads.
 /// @tparam Many  by AttendMany
-template <unsigned Size, bool Rebuilds, bool Many>
+template <unsigned Size, Products How, bool Many>
 struct Attend {
     template <class M>
-    using On = std::conditional_t<Many, AttendMany<M, Size, Rebuilds>, AttendBlock<M, Size, Rebuilds>>;
+    using On = std::conditional_t<Many, AttendMany<M, Size, How>, AttendBlock<M, Size, How>>;
     static constexpr unsigned warps = Many ? many_warps(Size) : block_warps;
-    static constexpr unsigned at_once = Many ? 1 : Rebuilds || Size > 128 ? 2 : 3;
+    static constexpr unsigned at_once = Many ? 1 : How != Products::none || Size > 128 ? 2 : 3;
     template <class M>
     static XQUANT_DEVICE_INLINE void run(typename M::Block& block, unsigned x, unsigned y, unsigned,
                                          const LayerTable* layer, StepTable step, const float* q, std::size_t q_stride,
@@ -161,9 +161,8 @@ struct Attend {
 };
 
 /// Shared memory of a block of Attend.
-template <class M, unsigned Size, bool Rebuilds, bool Many>
-inline constexpr std::size_t attend_bytes = Attend<Size, Rebuilds, Many>::template On<M>::shared_bytes +
-                                            sizeof(DeviceTask);
+template <class M, unsigned Size, Products How, bool Many>
+inline constexpr std::size_t attend_bytes = Attend<Size, How, Many>::template On<M>::shared_bytes + sizeof(DeviceTask);
 
 /// out = (sum / total) A_v + c_v, splits merged in order. x: blocks of the step, y: kv heads, z: the block's queries.
 template <unsigned Size>

@@ -20,9 +20,8 @@ namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
 /// The kernel for heads of up to Size channels.
-/// @tparam M         cuda_gpu or emulated_gpu
-/// @tparam Rebuilds  keys or values are products with a matrix; false: rows are read as they are, with fewer registers
-template <class M, unsigned Size, bool Rebuilds>
+/// @tparam M  cuda_gpu or emulated_gpu
+template <class M, unsigned Size, Products How>
 class AttendBlock {
     using Warp = typename M::Warp;
     template <class T>
@@ -30,17 +29,18 @@ class AttendBlock {
     using Pages = PageReader<M, Size, warp_queries, false>;
 
 public:
+    static constexpr bool rebuilding = How != Products::none;
     static constexpr unsigned warps = block_warps;
     static constexpr unsigned queries = warp_queries;
     /// Of 16 slots, in a warp's strip. Two share the loads of A and of the queries, as long as they fit into registers.
     static constexpr unsigned tiles = Size <= 128 ? 2 : 1;
     static constexpr unsigned rounds = 2 / tiles, rows = 16 * tiles;
-    using Rebuild = Rebuilder<M, tiles, Size>;
-    static constexpr unsigned strip_stride = (Rebuilds && Size < matrix_rows ? matrix_rows : Size) + 8;
+    using Rebuild = Rebuilder<M, tiles, Size, How == Products::codes>;
+    static constexpr unsigned strip_stride = (rebuilding && Size < matrix_rows ? matrix_rows : Size) + 8;
     static constexpr std::size_t strip_halves = warps * rows * strip_stride;
     /// Rows that need no product come for keys and values at once.
-    static constexpr unsigned strips = Rebuilds ? 1 : 2;
-    static constexpr std::size_t matrix_halves = Rebuilds ? Rebuild::halves : 0;
+    static constexpr unsigned strips = rebuilding ? 1 : 2;
+    static constexpr std::size_t matrix_halves = rebuilding ? Rebuild::halves : 0;
     static_assert(sizeof(float) * Softmax<M, Size, tiles>::merge_floats <= sizeof(f16) * strips * strip_halves);
     /// Of shared memory.
     static constexpr std::size_t shared_bytes =
@@ -73,13 +73,13 @@ public:
 
 private:
     struct Nothing {};
-    struct Products {
+    struct Rebuilt {
         Product<M, tiles, 8> keys;
         Product<M, 4, 2 * tiles> values;
         Lanes<float> squares[2 * tiles];  ///< of slots lane / 4 + 8 i: for the norm of K
     };
     /// What a warp keeps in registers.
-    struct State : Softmax<M, Size, tiles>, std::conditional_t<Rebuilds, Products, Nothing> {};
+    struct State : Softmax<M, Size, tiles>, std::conditional_t<rebuilding, Rebuilt, Nothing> {};
 
     /// A warp's strip; of values, where they have one of their own.
     [[nodiscard]] XQUANT_DEVICE_INLINE f16* strip_of(const Warp& warp, unsigned which = 0) const noexcept {
@@ -95,8 +95,8 @@ private:
     }
 
     XQUANT_DEVICE_INLINE void attend(const TokenSpan& span, const Strip& slots) noexcept {
-        const bool rebuilt = Rebuilds && task_.key.matrix != nullptr;
-        if constexpr (Rebuilds) {
+        const bool rebuilt = rebuilding && task_.key.matrix != nullptr;
+        if constexpr (rebuilding) {
             if (rebuilt) score_rebuilt(span.keys, slots);
         }
         block_.each_warp([&](Warp& warp) {
@@ -105,7 +105,7 @@ private:
             if (!rebuilt) {
                 state.clear_scores(warp);
                 warp.sync();
-                if constexpr (Rebuilds) {
+                if constexpr (rebuilding) {
                     decode_rarely<M, tiles>(warp, span.keys, place, task_.key.first,
                                             static_cast<unsigned>(task_.key_channels), strip_of(warp), strip_stride);
                 } else {
@@ -127,7 +127,7 @@ private:
             }
             state.soften(warp, pages_.asked, span, place);
         });
-        if constexpr (Rebuilds) {
+        if constexpr (rebuilding) {
             if (!absorbed_) {
                 add_rebuilt(span.values, slots);
                 return;

@@ -116,14 +116,20 @@ void attend_task(Backend, const AttendTask& task, Partial partial, float*) noexc
         }
     };
     gpu::with_size(task.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
-        const auto with = [&]<bool Rebuilds>(std::bool_constant<Rebuilds>) {
+        const auto with = [&]<gpu::Products How>(std::integral_constant<gpu::Products, How>) {
             if (task.rows * task.group > gpu::warp_queries) {
-                run(std::type_identity<gpu::AttendMany<emulated_gpu, Size, Rebuilds>>{});
+                run(std::type_identity<gpu::AttendMany<emulated_gpu, Size, How>>{});
             } else {
-                run(std::type_identity<gpu::AttendBlock<emulated_gpu, Size, Rebuilds>>{});
+                run(std::type_identity<gpu::AttendBlock<emulated_gpu, Size, How>>{});
             }
         };
-        gpu::rebuilds(packed.task()) ? with(std::true_type{}) : with(std::false_type{});
+        using gpu::Products;
+        constexpr Products products = Backend::int8_products ? Products::codes : Products::halves;
+        if (gpu::rebuilds(packed.task())) {
+            with(std::integral_constant<Products, products>{});
+        } else {
+            with(std::integral_constant<Products, Products::none>{});
+        }
     });
 }
 

@@ -45,7 +45,17 @@ private:
 
 /// Which kernels serve a layer.
 struct LayerForm {
-    bool absorbs_queries = false, rebuilds = false;
+    bool absorbs_queries = false;
+    backend::gpu::Products products = backend::gpu::Products::none;
+
+    /// Calls f(products) with these as a compile-time constant.
+    template <class F>
+    void with_products(F&& f) const {
+        using backend::gpu::Products;
+        if (products == Products::none) return f(std::integral_constant<Products, Products::none>{});
+        if (products == Products::halves) return f(std::integral_constant<Products, Products::halves>{});
+        return f(std::integral_constant<Products, Products::codes>{});
+    }
 };
 
 /// Shared memory of a block of the kernel for a layer's attention: AttendMany, or AttendBlock.
@@ -54,11 +64,9 @@ std::size_t shared_bytes_of(LayerForm form, std::size_t head_dim, bool many) noe
     using namespace backend::gpu;
     std::size_t bytes = 0;
     with_size(head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
-        if (many) {
-            bytes = form.rebuilds ? attend_bytes<M, Size, true, true> : attend_bytes<M, Size, false, true>;
-        } else {
-            bytes = form.rebuilds ? attend_bytes<M, Size, true, false> : attend_bytes<M, Size, false, false>;
-        }
+        form.with_products([&]<Products How>(std::integral_constant<Products, How>) {
+            bytes = many ? attend_bytes<M, Size, How, true> : attend_bytes<M, Size, How, false>;
+        });
     });
     return bytes;
 }
@@ -222,8 +230,6 @@ private:
         table_.absorbs_queries = absorbed;
         const auto rebuilt = [&](const HeadDecoder& key) { return key.matrix != nullptr && !absorbed; };
         const auto summed = [&](const HeadDecoder& value) { return sums_latents(value, dh); };
-        form_ = {absorbed, std::any_of(keys_.begin(), keys_.end(), rebuilt) ||
-                               !std::all_of(values_.begin(), values_.end(), summed)};
         // Sums of cross-layer caches have formats of their own.
         const auto format_of = [&](const HeadDecoder& head) -> const StreamFormat* {
             return coded && table_.role == CrossRole::none ? &streams_[head.stream].sections[0].format : nullptr;
@@ -235,6 +241,15 @@ private:
         for (const HeadDecoder& value : values_) {
             value_matrices_.push_back(
                 summed(value) ? Matrix() : Matrix(pack_matrix(value, value_order(size, dh), 0, format_of(value)), all));
+        }
+        const auto is_coded = [](const Matrix& matrix) { return matrix.coded; };
+        form_.absorbs_queries = absorbed;
+        if (std::any_of(keys_.begin(), keys_.end(), rebuilt) || !std::all_of(values_.begin(), values_.end(), summed)) {
+            form_.products = Products::halves;
+        }
+        if (std::any_of(key_matrices_.begin(), key_matrices_.end(), is_coded) ||
+            std::any_of(value_matrices_.begin(), value_matrices_.end(), is_coded)) {
+            form_.products = Products::codes;
         }
         has_gain_ = rebuilt(keys_.front()) && table_.rules.key_norm != nullptr;
         if (has_gain_) gain_ = all.add(pack_gain(table_.rules.key_norm, order));

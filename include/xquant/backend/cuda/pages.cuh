@@ -35,7 +35,14 @@ constexpr bool absorbs_queries(const HeadDecoder& key, std::size_t head_dim, con
            rules.key_norm == nullptr && shared_channels == 0;
 }
 
-/// Whether a task needs the form of the kernel that rebuilds.
+/// The forms of the kernels: which products they need. Each has the registers that it needs, and no more.
+enum class Products : unsigned char {
+    none,    ///< rows are read as they are
+    halves,  ///< keys or values are products with A, of halves
+    codes    ///< or of codes and 8-bit weights, where the stored rows are codes
+};
+
+/// Whether a task needs a form of the kernel that rebuilds.
 XQUANT_DEVICE_INLINE constexpr bool rebuilds(const AttendTask& task) noexcept {
     return task.key.matrix != nullptr || !sums_latents(task.value, task.head_dim);
 }

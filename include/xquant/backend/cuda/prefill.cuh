@@ -20,23 +20,24 @@ constexpr unsigned many_warps(unsigned size) noexcept { return block_warps * (si
 constexpr unsigned many_queries(unsigned size) noexcept { return many_warps(size) * warp_queries; }
 
 /// As AttendBlock.
-template <class M, unsigned Size, bool Rebuilds>
+template <class M, unsigned Size, Products How>
 class AttendMany {
     using Warp = typename M::Warp;
     template <class T>
     using Lanes = typename M::template Lanes<T>;
 
 public:
+    static constexpr bool rebuilding = How != Products::none;
     /// Of 16 slots that a warp's queries meet at a time; four times as many are in shared memory.
     static constexpr unsigned tiles = Size <= 128 ? 2 : 1, rounds = 2 / tiles, chunks = block_warps;
     static constexpr unsigned warps = many_warps(Size), queries = many_queries(Size);
     static_assert(warps == chunks * tiles);
     using Pages = PageReader<M, Size, queries, true>;
-    using Rebuild = Rebuilder<M, 1, Size>;
+    using Rebuild = Rebuilder<M, 1, Size, How == Products::codes>;
     static constexpr unsigned stride = Size + 8, strip_stride = matrix_rows + 8;
     static constexpr unsigned slots = 16 * warps;
-    static constexpr std::size_t strip_halves = Rebuilds ? warps * 16 * strip_stride : 0;
-    static constexpr std::size_t matrix_halves = Rebuilds ? Rebuild::halves : 0;
+    static constexpr std::size_t strip_halves = rebuilding ? warps * 16 * strip_stride : 0;
+    static constexpr std::size_t matrix_halves = rebuilding ? Rebuild::halves : 0;
     /// Of shared memory.
     static constexpr std::size_t shared_bytes =
         sizeof(f16) * (matrix_halves + strip_halves + 2 * slots * stride) + sizeof(float) * slots + Pages::shared_bytes;
@@ -79,12 +80,12 @@ public:
 
 private:
     struct Nothing {};
-    struct Products {
+    struct Rebuilt {
         Product<M, 1, 8> keys;
         Product<M, 4, 2> values;
         Lanes<float> squares[2];
     };
-    struct State : Softmax<M, Size, tiles>, std::conditional_t<Rebuilds, Products, Nothing> {};
+    struct State : Softmax<M, Size, tiles>, std::conditional_t<rebuilding, Rebuilt, Nothing> {};
 
     [[nodiscard]] XQUANT_DEVICE_INLINE Queries queries_of(const Warp& warp) const noexcept {
         const unsigned first = warp_queries * warp.index, all = pages_.asked.count;
@@ -105,8 +106,8 @@ private:
     }
 
     XQUANT_DEVICE_INLINE void find_keys(const TokenSpan& span, const Strip& page) noexcept {
-        const bool rebuilt = Rebuilds && task_.key.matrix != nullptr;
-        if constexpr (Rebuilds) {
+        const bool rebuilt = rebuilding && task_.key.matrix != nullptr;
+        if constexpr (rebuilding) {
             if (rebuilt) rebuild_keys(span.keys, page);
         }
         const bool shared = task_.shared_channels > 0;
@@ -116,7 +117,7 @@ private:
             f16* rows = keys_ + first_row(warp) * stride;
             if (!rebuilt) {
                 const auto channels = static_cast<unsigned>(task_.key_channels);
-                if constexpr (Rebuilds) {
+                if constexpr (rebuilding) {
                     decode_rarely<M, 1>(warp, span.keys, place, task_.key.first, channels, rows, stride);
                 } else {
                     decode_strip<M, 1>(warp, span.keys, place, task_.key.first, channels, rows, stride);
@@ -172,7 +173,7 @@ private:
     }
 
     XQUANT_DEVICE_INLINE void find_values(const TokenSpan& span, const Strip& page) noexcept {
-        if constexpr (Rebuilds) {
+        if constexpr (rebuilding) {
             if (!absorbed_) {
                 rebuild_values(span.values, page);
                 return;
@@ -205,7 +206,7 @@ private:
         State& state = warps_[warp];
         const Queries asked = queries_of(warp);
         if (!asked.see(span, page.begin, page.end)) return;
-        const bool rebuilt = Rebuilds && task_.key.matrix != nullptr;
+        const bool rebuilt = rebuilding && task_.key.matrix != nullptr;
         const unsigned channels = rebuilt ? Size : static_cast<unsigned>(task_.key_channels);
         const Operand rows = pages_.queries(warp_queries * warp.index);
         for (unsigned chunk = 0; chunk < chunks; ++chunk) {

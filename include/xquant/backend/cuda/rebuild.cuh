@@ -13,7 +13,8 @@ inline namespace XQUANT_ABI_NS {
 
 /// @tparam Tiles  of 16 slots, in a strip
 /// @tparam Size   of the kernel
-template <class M, unsigned Tiles, unsigned Size>
+/// @tparam Coded  whether codes may meet 8-bit weights
+template <class M, unsigned Tiles, unsigned Size, bool Coded>
 class Rebuilder {
     using Warp = typename M::Warp;
 
@@ -37,7 +38,7 @@ public:
                                   unsigned set, PlaceOf&& place_of, StripOf&& strip_of, unsigned strip_stride,
                                   ProductOf&& product_of) noexcept {
         block_.each_warp([&](Warp& warp) { product_of(warp).clear(warp); });
-        const bool codes = matrix.weights != nullptr && in.format.quantized();
+        const bool codes = Coded && matrix.weights != nullptr && in.format.quantized();
         const auto width = static_cast<unsigned>(head.width);
         const bool wide = width > matrix_rows, decodes = set == 0 || wide;
         const auto channels = [&](unsigned first) { return width - first < matrix_rows ? width - first : matrix_rows; };
@@ -70,20 +71,22 @@ public:
             block_.each_warp([&](Warp& warp) {
                 f16* strip = strip_of(warp);
                 const Strip place = place_of(warp);
-                if (codes) {
-                    if (decodes) {
-                        warp.sync();
-                        decode_codes<M>(warp, in, place, head.first + first, channels(first), matrix.group, strip,
-                                        code_stride);
-                        warp.sync();
+                if constexpr (Coded) {
+                    if (codes) {
+                        if (decodes) {
+                            warp.sync();
+                            decode_codes<M>(warp, in, place, head.first + first, channels(first), matrix.group, strip,
+                                            code_stride);
+                            warp.sync();
+                        }
+                        if (matrix.group == 128)
+                            add<Keys, 4>(warp, in, head, matrix, set, first, place, a, strip, product_of);
+                        if (matrix.group == 64)
+                            add<Keys, 2>(warp, in, head, matrix, set, first, place, a, strip, product_of);
+                        if (matrix.group == 32)
+                            add<Keys, 1>(warp, in, head, matrix, set, first, place, a, strip, product_of);
+                        return;
                     }
-                    if (matrix.group == 128)
-                        add<Keys, 4>(warp, in, head, matrix, set, first, place, a, strip, product_of);
-                    if (matrix.group == 64)
-                        add<Keys, 2>(warp, in, head, matrix, set, first, place, a, strip, product_of);
-                    if (matrix.group == 32)
-                        add<Keys, 1>(warp, in, head, matrix, set, first, place, a, strip, product_of);
-                    return;
                 }
                 if (decodes) {
                     warp.sync();

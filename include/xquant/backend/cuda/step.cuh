@@ -113,14 +113,10 @@ public:
             }
         }
         with_size(prepared.shape.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
-            const auto run = [&]<bool Rebuilds, bool Many>(std::bool_constant<Rebuilds>, std::bool_constant<Many>) {
-                attend_with<Size, Rebuilds, Many>(prepared, layer, queries, q_stride, given, out, out_stride);
-            };
-            const auto both = [&](auto rebuilds) {
-                run(rebuilds, std::false_type{});
-                run(rebuilds, std::true_type{});
-            };
-            form.rebuilds ? both(std::true_type{}) : both(std::false_type{});
+            form.with_products([&]<Products How>(std::integral_constant<Products, How>) {
+                attend_with<Size, How, false>(prepared, layer, queries, q_stride, given, out, out_stride);
+                attend_with<Size, How, true>(prepared, layer, queries, q_stride, given, out, out_stride);
+            });
         });
     }
 
@@ -188,11 +184,11 @@ private:
     }
 
     /// The blocks of one kernel.
-    template <unsigned Size, bool Rebuilds, bool Many>
+    template <unsigned Size, backend::gpu::Products How, bool Many>
     void attend_with(const PreparedLayer& prepared, std::size_t layer, const float* q, std::size_t q_stride,
                      const backend::gpu::DeviceRows& given, float* out, std::size_t out_stride) {
         using namespace backend::gpu;
-        using Kernel = Attend<Size, Rebuilds, Many>;
+        using Kernel = Attend<Size, How, Many>;
         const StackTables& stack = stacks_[prepared.stack];
         const unsigned blocks = Many ? stack.many : stack.few;
         if (blocks == 0) return;

@@ -84,6 +84,43 @@ TEST_CASE("a device with little shared memory serves prompts 16 queries at a tim
     CHECK_THROWS_AS(Refused(setup.model), state_error);
 }
 
+TEST_CASE("256 sequences of different lengths in one launch") {
+    using Expected =
+        XCache<Quantizer<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>, backend::scalar>;
+    const LayerShape shape{48, 4, 1, 16};
+    const test::Setup setup(shape, RopePairing::halves, 1);
+    Cache found(setup.model, {.sinks = 2, .recent = 8});
+    Expected expected(setup.model, {.sinks = 2, .recent = 8});
+    test::Random random(4);
+    std::vector<Sequence> a, b;
+    for (const bool one : {false, true}) {
+        std::vector<StepPart> parts_a, parts_b;
+        std::size_t n = 0;
+        for (std::size_t i = 0; i < 256; ++i) {
+            if (!one) {
+                a.push_back(expected.create());
+                b.push_back(found.create());
+            }
+            const std::size_t tokens = one ? 1 : 1 + i % 20 * (i % 3) * 5;
+            parts_a.push_back({a[i], tokens});
+            parts_b.push_back({b[i], tokens});
+            n += tokens;
+        }
+        const std::vector<float> x = random.rows(n * shape.width), q = random.rows(n * 64, 2);
+        std::vector<float> wanted(n * 64), out(n * 64);
+        auto step_a = expected.begin(parts_a);
+        auto step_b = found.begin(parts_b);
+        step_a.append(0, MatrixView(x.data(), n, shape.width));
+        step_b.append(0, MatrixView(x.data(), n, shape.width));
+        step_a.attend(0, MatrixView(q.data(), n, 64), wanted.data());
+        step_b.attend(0, MatrixView(q.data(), n, 64), out.data());
+        step_a.commit();
+        step_b.commit();
+        CHECK(on_device::distance(out, wanted) < 2e-3);
+        CHECK(on_device::distance(out, wanted) > 1e-6);
+    }
+}
+
 TEST_CASE("a cache on a device counts its bytes, and gives all of them back") {
     const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
     Cache cache(setup.model, {.sinks = 4, .recent = 16});

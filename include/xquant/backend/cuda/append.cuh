@@ -121,7 +121,9 @@ struct RuleScale {
     float top, zero_code;
 
     XQUANT_DEVICE RuleScale(ScaleRule by, const StreamFormat& format) noexcept
-        : rule(by), top(static_cast<float>((1U << format.bits) - 1)), zero_code(format.zero_code) {}
+        : rule(by),
+          top(format.quantized() ? static_cast<float>((1U << format.bits) - 1) : 0.0F),
+          zero_code(format.zero_code) {}
     /// Of n values x(i) between these.
     template <class X>
     XQUANT_DEVICE GroupScale operator()(Range range, std::size_t n, X&& x) const noexcept {

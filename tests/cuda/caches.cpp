@@ -29,6 +29,12 @@ private:
 
 using Cache = XCache<Quantizer<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>, Device>;
 
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool few = true;  // minutes otherwise
+#else
+constexpr bool few = false;
+#endif
+
 /// With so much shared memory.
 template <std::size_t KiB>
 struct SmallDevice : backend::EmulatedDevice {
@@ -42,11 +48,6 @@ using OnSmall = backend::on_device<SmallDevice<KiB>>;
 
 TEST_CASE("caches on an emulated device: attention and bytes are those of the processor") {
     std::cerr << "no GPU takes part: the CUDA backend runs on EmulatedDevice\n";
-#if defined(__SANITIZE_ADDRESS__)
-    constexpr bool few = true;  // minutes otherwise
-#else
-    constexpr bool few = false;
-#endif
     on_device::for_each_case<Device, Memory>(
         [](const on_device::Case& c, const on_device::Outcome& outcome) {
             INFO(c.name << ": attention off by " << outcome.attention << ", " << outcome.different << " of "
@@ -63,13 +64,15 @@ TEST_CASE("caches on an emulated device: attention and bytes are those of the pr
 
 TEST_CASE("codes that meet 8-bit weights: attention is off by what rounding these does, and bytes are the same") {
     using Coded = backend::int8<Device>;
-    on_device::for_each_coded_case<Coded, Memory>([](const on_device::Case& c, const on_device::Outcome& outcome) {
-        INFO(c.name << ": attention off by " << outcome.attention);
-        CHECK(outcome.attention < 0.03);
-        CHECK(outcome.attention > 2e-3);
-        CHECK(outcome.same_pages);
-        CHECK(outcome.different * 500 <= outcome.bytes);
-    });
+    on_device::for_each_coded_case<Coded, Memory>(
+        [](const on_device::Case& c, const on_device::Outcome& outcome) {
+            INFO(c.name << ": attention off by " << outcome.attention);
+            CHECK(outcome.attention < 0.03);
+            CHECK(outcome.attention > 2e-3);
+            CHECK(outcome.same_pages);
+            CHECK(outcome.different * 500 <= outcome.bytes);
+        },
+        few);
 }
 
 TEST_CASE("a device with little shared memory serves prompts 16 queries at a time; with too little, none") {

@@ -163,14 +163,15 @@ void for_each_case(F&& f, bool few = false) {
     run_deltas(Quantizer<3, 128, MinMse>{}, float{}, Projection<JointSvd<Hadamard, FullRank>>{}, "cl_svd_rot3");
 }
 
-/// The same for caches whose codes meet 8-bit weights.
+/// The same for caches whose codes meet 8-bit weights; `few`: for one of them.
 template <class Backend, class Memory, class F>
-void for_each_coded_case(F&& f) {
+void for_each_coded_case(F&& f, bool few = false) {
     using namespace xquant;
     const auto run = [&]<class Q>(Q, const Case& c) {
         f(c, compare<Backend, Memory, Q, Layout<PerToken>, Projection<Rotated>, CrossLayer<Off>>(c));
     };
     run(Quantizer<4>{}, {"x4_rot, 8-bit weights", {192, 6, 2, 64}});
+    if (few) return;
     run(Quantizer<4>{}, {"x4_rot, 8-bit weights, MHA", {256, 2, 2, 128}});
     run(Quantizer<3, 32>{}, {"x3_rot, groups of 32, 8-bit weights", {192, 6, 2, 64}});
 }

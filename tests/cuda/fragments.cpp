@@ -52,10 +52,7 @@ void check_rebuilt(std::size_t width, std::size_t dh) {
             const gpu::ChannelOrder order{size, static_cast<unsigned>(dh), keys ? static_cast<unsigned>(dh) / 2 : 0,
                                           keys};
             const gpu::PackedMatrix packed = gpu::pack_matrix(head, order, 0, codes ? &in.format : nullptr);
-            gpu::MatrixTable matrix = packed.table;
-            matrix.halves = packed.halves.data();
-            matrix.weights = codes ? packed.weights.data() : nullptr;
-            matrix.factors = packed.factors.data();
+            const gpu::MatrixTable matrix = packed.view();
             Gpu::Block block(gpu::block_warps, sizeof(f16) * (Rebuild::halves + gpu::block_warps * 32 * stride), false);
             auto* memory = reinterpret_cast<f16*>(block.shared());
             Rebuild rebuild(block, memory);

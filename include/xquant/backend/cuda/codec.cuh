@@ -38,8 +38,8 @@ XQUANT_DEVICE constexpr StripForm strip_form(const StreamFormat& format, std::si
         return whole && (first - block * group) % 8 == 0 && last <= (block + 1) * group ? StripForm::halves
                                                                                         : StripForm::any;
     }
-    const bool groups =
-        first % group == 0 && group % 8 == 0 && (last % group == 0 || last == format.width) && format.quantized();
+    if (!format.quantized()) return StripForm::any;
+    const bool groups = first % group == 0 && group % 8 == 0 && (last % group == 0 || last == format.width);
     const bool words = has_words(group, format.bits) && has_words(format.width % group, format.bits);
     if (!groups || !words) return StripForm::any;
     return format.bits == 4 ? StripForm::token4 : format.bits == 8 ? StripForm::token8 : StripForm::token;
@@ -93,11 +93,17 @@ XQUANT_DEVICE_COLD void decode_any(const typename M::Warp& warp, const StreamVie
     });
 }
 
-/// Calls f(row, piece) for the pieces of rows, spread over the lanes; neighbours take neighbouring pieces. One division for each lane.
+/// Lanes that share a row of n pieces: a power of two, so that rows are dealt out without a division.
+XQUANT_DEVICE constexpr unsigned lanes_of_row(unsigned n) noexcept {
+    unsigned side = 1;
+    while (side < n && side < lanes) side *= 2;
+    return side;
+}
+
+/// Calls f(row, piece) for the pieces of rows, spread over the lanes; neighbours take neighbouring pieces.
 template <class Warp, class F>
 XQUANT_DEVICE_INLINE void each_piece(const Warp& warp, unsigned rows, unsigned pieces, F&& f) noexcept {
-    unsigned side = 1;  // lanes for a row
-    while (side < pieces && side < lanes) side *= 2;
+    const unsigned side = lanes_of_row(pieces);
     warp.each([&](unsigned lane) {
         for (unsigned piece = lane % side; piece < pieces; piece += side) {
             for (unsigned row = lane / side; row < rows; row += lanes / side) f(row, piece);
@@ -213,8 +219,7 @@ XQUANT_DEVICE_INLINE void each_word(const Warp& warp, const StreamFormat& format
                                     std::size_t channel, unsigned words, unsigned codes_each, F&& f) noexcept {
     const unsigned group_words = format.group_channels / codes_each;
     const unsigned first_block = static_cast<unsigned>(channel) / format.group_channels;
-    unsigned side = 1;  // lanes for a row
-    while (side < words && side < lanes) side *= 2;
+    const unsigned side = lanes_of_row(words);
     warp.each([&](unsigned lane) {
         for (unsigned w = lane % side; w < words; w += side) {
             const unsigned group = w / group_words, place = w - group * group_words;

@@ -89,6 +89,13 @@ XQUANT_DEVICE inline std::uint32_t code_word(const std::byte* group, unsigned n,
     return word;
 }
 
+/// The scale and zero of a group, as read back: stored_scale of backend/scalar/codec.hpp.
+template <class M>
+XQUANT_DEVICE GroupScale scale_of(const StreamView& in, std::size_t index) noexcept {
+    const float scale = M::to_float(in.scales[index]);
+    return {scale, in.format.stores_zero ? M::to_float(in.zeros[index]) : -in.format.zero_code * scale};
+}
+
 /// One stored value, whatever the format.
 template <class M>
 XQUANT_DEVICE float stored_value(const StreamView& in, std::size_t slot, std::size_t channel) noexcept {
@@ -109,9 +116,8 @@ XQUANT_DEVICE float stored_value(const StreamView& in, std::size_t slot, std::si
         if (static_cast<std::size_t>(in.places[at]) == place) return M::to_float(in.outliers[at]);
     }
     const unsigned code = code_at(group, n, format.bits, place);
-    const float scale = M::to_float(in.scales[index]);
-    const float zero = format.stores_zero ? M::to_float(in.zeros[index]) : -format.zero_code * scale;
-    return zero + scale * (format.levels != nullptr ? format.levels[code] : static_cast<float>(code));
+    const GroupScale scale = scale_of<M>(in, index);
+    return scale.zero + scale.scale * (format.levels != nullptr ? format.levels[code] : static_cast<float>(code));
 }
 
 /// Rows of an engine, x [n, D] or q [n, H * Dh], of any element type, `stride` elements apart.

@@ -39,7 +39,7 @@ public:
         if (task_.key.matrix != nullptr) {
             keys_ = pack_matrix(task.key, key_order(size, task.head_dim, task.rope, task.shared_channels),
                                 task.shared_channels, format_of(&TokenSpan::keys));
-            task_.key_matrix = table_of(keys_);
+            task_.key_matrix = keys_.view();
             if (task.rules.key_norm != nullptr) {
                 gain_ = pack_gain(task.rules.key_norm, key_order(size, task.head_dim, task.rope, task.shared_channels));
                 task_.key_gain = gain_.data();
@@ -47,7 +47,7 @@ public:
         }
         if (!sums_latents(task.value, task.head_dim)) {
             values_ = pack_matrix(task.value, value_order(size, task.head_dim), 0, format_of(&TokenSpan::values));
-            task_.value_matrix = table_of(values_);
+            task_.value_matrix = values_.view();
         }
         turns_ = pack_turns(task.rope);
         task_.turns = turns_of(task.rope, turns_.data());
@@ -69,15 +69,6 @@ private:
         task_.q = queries_.data();
         task_.q_stride = task.group * width;
         absorb(task_);
-    }
-
-    static MatrixTable table_of(const PackedMatrix& packed) noexcept {
-        MatrixTable table = packed.table;
-        table.halves = packed.halves.data();
-        if (!packed.weights.empty()) table.weights = packed.weights.data();
-        table.factors = packed.factors.data();
-        if (!packed.constant.empty()) table.constant = packed.constant.data();
-        return table;
     }
 
     PackedMatrix keys_, values_;
@@ -125,7 +116,7 @@ void attend_task(Backend, const AttendTask& task, Partial partial, float*) noexc
         };
         using gpu::Products;
         constexpr Products products = Backend::int8_products ? Products::codes : Products::halves;
-        if (gpu::rebuilds(packed.task())) {
+        if (packed.task().key.matrix != nullptr || !gpu::sums_latents(task.value, task.head_dim)) {
             with(std::integral_constant<Products, products>{});
         } else {
             with(std::integral_constant<Products, Products::none>{});

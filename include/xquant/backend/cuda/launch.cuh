@@ -39,6 +39,7 @@ inline void check_cuda(const char* call, cudaError_t status) {
 namespace backend {
 inline namespace XQUANT_ABI_NS {
 
+/// Kernel::warps is the size of a block; Kernel::at_once blocks are to find registers on a multiprocessor.
 template <class Kernel, class... Arguments>
 __global__ void __launch_bounds__(Kernel::warps* gpu::lanes, Kernel::at_once) run_kernel(Arguments... arguments) {
     extern __shared__ __align__(16) std::byte shared[];

@@ -46,6 +46,7 @@ private:
 /// Which kernels serve a layer.
 struct LayerForm {
     bool absorbs_queries = false;
+    bool serves_many = false;  ///< AttendMany fits into the device's shared memory
     backend::gpu::Products products = backend::gpu::Products::none;
 
     /// Calls f(products) with these as a compile-time constant.
@@ -96,11 +97,10 @@ public:
             table_.sum = core.accumulators().sections.front();
             table_.sum_rule = core.accumulator().rule;
         }
-        const RopeView& rope = table_.rope;
+        RopeView& rope = table_.rope;
         frequencies_ = all.add(rope.inverse_frequencies, rope.pairs);
-        cosines_ = all.add(rope.cosines, rope.pairs * rope.tokens);
-        sines_ = all.add(rope.sines, rope.pairs * rope.tokens);
         turns_ = all.add(pack_turns(rope));
+        rope.cosines = rope.sines = nullptr;  // kernels read the packed ones
         const Stack& stack = core.stack(layer.stack);
         std::size_t floats = 0;
         for (std::size_t s = 0; s < layer.encoders.size(); ++s) {
@@ -160,10 +160,8 @@ public:
             for (Matrix& matrix : *matrices) matrix.relocate(base);
         }
         table_.rope.inverse_frequencies = at<double>(base, frequencies_);
-        table_.rope.cosines = at<float>(base, cosines_);
-        table_.rope.sines = at<float>(base, sines_);
         table_.turns = at<std::uint32_t>(base, turns_);
-        if (has_gain_) table_.key_gain = at<float>(base, gain_);
+        if (table_.rules.key_norm != nullptr) table_.key_gain = at<float>(base, gain_);
         table_.keys = at<HeadDecoder>(base, keys_at_);
         table_.values = at<HeadDecoder>(base, values_at_);
         table_.key_matrices = at<backend::gpu::MatrixTable>(base, key_matrices_at_);
@@ -251,8 +249,7 @@ private:
             std::any_of(value_matrices_.begin(), value_matrices_.end(), is_coded)) {
             form_.products = Products::codes;
         }
-        has_gain_ = rebuilt(keys_.front()) && table_.rules.key_norm != nullptr;
-        if (has_gain_) gain_ = all.add(pack_gain(table_.rules.key_norm, order));
+        if (table_.rules.key_norm != nullptr) gain_ = all.add(pack_gain(table_.rules.key_norm, order));
     }
 
     const PreparedLayer* layer_;
@@ -261,10 +258,9 @@ private:
     std::vector<HeadDecoder> keys_, values_;
     std::vector<Matrix> key_matrices_, value_matrices_;
     LayerForm form_;
-    bool has_gain_ = false;
     std::size_t at_ = 0, floats_ = 0, streams_at_ = 0, keys_at_ = 0, values_at_ = 0, key_matrices_at_ = 0,
                 value_matrices_at_ = 0;
-    std::size_t cosines_ = 0, sines_ = 0, frequencies_ = 0, turns_ = 0, gain_ = 0;
+    std::size_t frequencies_ = 0, turns_ = 0, gain_ = 0;
 };
 
 }  // namespace detail

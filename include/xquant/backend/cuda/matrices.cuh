@@ -88,6 +88,16 @@ struct PackedMatrix {
     std::vector<ColumnFactor> factors;
     std::vector<float> constant;
     MatrixTable table;  ///< without pointers
+
+    /// With pointers to these numbers, where they are.
+    [[nodiscard]] MatrixTable view() const noexcept {
+        MatrixTable out = table;
+        out.halves = halves.data();
+        if (!weights.empty()) out.weights = weights.data();
+        out.factors = factors.data();
+        if (!constant.empty()) out.constant = constant.data();
+        return out;
+    }
 };
 
 /// @param masked  first channels of the head that count as 0: they come from elsewhere

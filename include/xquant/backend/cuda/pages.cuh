@@ -42,11 +42,6 @@ enum class Products : unsigned char {
     codes    ///< or of codes and 8-bit weights, where the stored rows are codes
 };
 
-/// Whether a task needs a form of the kernel that rebuilds.
-XQUANT_DEVICE_INLINE constexpr bool rebuilds(const AttendTask& task) noexcept {
-    return task.key.matrix != nullptr || !sums_latents(task.value, task.head_dim);
-}
-
 /// What the kernels make of a task whose queries have absorbed A.
 XQUANT_DEVICE inline void absorb(DeviceTask& task) noexcept {
     task.absorbed = task.key.matrix;

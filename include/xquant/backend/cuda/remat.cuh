@@ -145,12 +145,10 @@ struct SlotFactors {
                 const unsigned row = Keys ? lane / 4 + 8 * i : 8 * (i / 2) + 2 * (lane % 4) + i % 2;
                 scale[i][lane] = zero[i][lane] = 0;
                 if (!place.wants(row)) continue;
-                const std::size_t index = first + place.slot(row);
-                scale[i][lane] = M::to_float(in.scales[index]);
+                const GroupScale of_slot = scale_of<M>(in, first + place.slot(row));
+                scale[i][lane] = of_slot.scale;
                 // Codes come less centre_of.
-                zero[i][lane] =
-                    static_cast<float>(centre_of(in.format.bits)) * scale[i][lane] +
-                    (in.format.stores_zero ? M::to_float(in.zeros[index]) : -in.format.zero_code * scale[i][lane]);
+                zero[i][lane] = static_cast<float>(centre_of(in.format.bits)) * of_slot.scale + of_slot.zero;
             }
         });
     }
@@ -159,6 +157,25 @@ struct SlotFactors {
 /// Sums of whole numbers, as the bits of floats: 1.5 * 2^23 + n has n in its lowest bits. A conversion would take longer than the
 /// products. For |n| < 2^22, and 16 * 127 * 128 is less.
 inline constexpr float whole_offset = 12582912.0F;
+
+namespace detail {
+
+template <class M, unsigned Rows>
+XQUANT_DEVICE_INLINE void clear_sums(const typename M::Warp& warp,
+                                     Lanes<M, std::int32_t> (&sums)[Rows][2][4]) noexcept {
+    warp.each([&](unsigned lane) {
+        XQUANT_UNROLL
+        for (auto& pair : sums) {
+            XQUANT_UNROLL
+            for (auto& block : pair) {
+                XQUANT_UNROLL
+                for (auto& sum : block) sum[lane] = std::bit_cast<std::int32_t>(whole_offset);
+            }
+        }
+    });
+}
+
+}  // namespace detail
 
 /// keys += s (q W) step + z sum, for one group of 32 Steps channels: codes q [16 Tiles slots], weights W [64 columns].
 /// @param factors  of the 64 columns
@@ -178,16 +195,7 @@ XQUANT_DEVICE_INLINE void add_codes(const typename M::Warp& warp, Product<M, Til
     XQUANT_UNROLL
     for (unsigned j = 0; j < 8; j += 2) {
         Lanes<M, std::int32_t> sums[Tiles][2][4];
-        warp.each([&](unsigned lane) {
-            XQUANT_UNROLL
-            for (auto& of_tile : sums) {
-                XQUANT_UNROLL
-                for (auto& of_block : of_tile) {
-                    XQUANT_UNROLL
-                    for (auto& sum : of_block) sum[lane] = std::bit_cast<std::int32_t>(whole_offset);
-                }
-            }
-        });
+        detail::clear_sums<M>(warp, sums);
         XQUANT_UNROLL
         for (unsigned k = 0; k < Steps; ++k) {
             Lanes<M, std::uint32_t> b[2][2];
@@ -233,21 +241,15 @@ XQUANT_DEVICE_INLINE void add_codes(const typename M::Warp& warp, Product<M, 4, 
     }
     XQUANT_UNROLL
     for (unsigned i = 0; i < 4; ++i) {
-        Lanes<M, std::int32_t> sums[Tiles2][4];
-        warp.each([&](unsigned lane) {
-            XQUANT_UNROLL
-            for (auto& of_block : sums) {
-                XQUANT_UNROLL
-                for (auto& sum : of_block) sum[lane] = std::bit_cast<std::int32_t>(whole_offset);
-            }
-        });
+        Lanes<M, std::int32_t> sums[Tiles2 / 2][2][4];
+        detail::clear_sums<M>(warp, sums);
         XQUANT_UNROLL
         for (unsigned k = 0; k < Steps; ++k) {
             Lanes<M, std::uint32_t> a[4];
             detail::load_rows<M>(warp, a, weights.at + 16 * i * weights.stride, weights.stride, k);
             XQUANT_UNROLL
             for (unsigned j = 0; j < Tiles2; ++j) {
-                warp.multiply(sums[j], a, b[k][j / 2][j % 2]);
+                warp.multiply(sums[j / 2][j % 2], a, b[k][j / 2][j % 2]);
             }
         }
         warp.each([&](unsigned lane) {
@@ -256,7 +258,7 @@ XQUANT_DEVICE_INLINE void add_codes(const typename M::Warp& warp, Product<M, 4, 
                 const ColumnFactor row = factors[16 * i + lane / 4 + 8 * r];
                 XQUANT_UNROLL
                 for (unsigned n = 0; n < 2 * Tiles2; ++n) {
-                    const float sum = std::bit_cast<float>(sums[n / 2][2 * r + n % 2][lane]) - whole_offset;
+                    const float sum = std::bit_cast<float>(sums[n / 4][n / 2 % 2][2 * r + n % 2][lane]) - whole_offset;
                     float& to = values.at[i][n / 2][2 * r + n % 2][lane];
                     to = std::fma(slots.scale[n][lane], row.step * sum, std::fma(slots.zero[n][lane], row.sum, to));
                 }

@@ -14,6 +14,16 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
+namespace detail {
+
+/// One of a pair of halves, low or high.
+template <class M>
+XQUANT_DEVICE_INLINE float half_of(std::uint32_t pair, unsigned h) noexcept {
+    return M::to_float(f16{static_cast<std::uint16_t>(pair >> (16 * h))});
+}
+
+}  // namespace detail
+
 /// The table of the 128 slots of a page.
 struct Turns {
     const std::uint32_t* table = nullptr;  ///< cosine (low) and sine of [tokens][pairs], halves
@@ -29,8 +39,7 @@ struct Turns {
     /// Turns the two channels of a pair by an angle of the table.
     template <class M>
     XQUANT_DEVICE void turn(float& a, float& b, unsigned pair, std::uint32_t angle) const noexcept {
-        turn_by(a, b, M::to_float(f16{static_cast<std::uint16_t>(angle)}),
-                M::to_float(f16{static_cast<std::uint16_t>(angle >> 16U)}));
+        turn_by(a, b, detail::half_of<M>(angle, 0), detail::half_of<M>(angle, 1));
         if (cosines != nullptr) turn_by(a, b, cosines[pair], sines[pair]);
     }
 

@@ -172,16 +172,13 @@ template <class M>
 XQUANT_DEVICE_INLINE void turn_fragments(const typename M::Warp& warp, Lanes<M, std::uint32_t> (&b)[2][2],
                                          Lanes<M, std::uint32_t> (*partners)[2], const Turns& turns, const Strip& place,
                                          unsigned tile, unsigned k) noexcept {
-    const auto half = [](std::uint32_t pair, unsigned h) {
-        return M::to_float(f16{static_cast<std::uint16_t>(pair >> (16 * h))});
-    };
     warp.each([&](unsigned lane) {
         XQUANT_UNROLL
         for (unsigned i = 0; i < 4; ++i) {
             const std::uint32_t* angles = turns.row(place.offset(16 * tile + 8 * (i / 2) + lane / 4));
             const unsigned channel = 16 * k + 8 * (i % 2) + 2 * (lane % 4);
             std::uint32_t& here = b[i / 2][i % 2][lane];
-            float x = half(here, 0), y = half(here, 1);
+            float x = half_of<M>(here, 0), y = half_of<M>(here, 1);
             if (partners == nullptr) {
                 if (channel / 2 >= turns.pairs) continue;
                 turns.turn<M>(x, y, channel / 2, angles[channel / 2]);
@@ -189,7 +186,7 @@ XQUANT_DEVICE_INLINE void turn_fragments(const typename M::Warp& warp, Lanes<M, 
                 continue;
             }
             std::uint32_t& there = partners[i / 2][i % 2][lane];
-            float u = half(there, 0), v = half(there, 1);
+            float u = half_of<M>(there, 0), v = half_of<M>(there, 1);
             turns.turn<M>(x, u, channel, angles[channel]);
             turns.turn<M>(y, v, channel + 1, angles[channel + 1]);
             here = M::pack(x, y);

@@ -104,13 +104,17 @@ public:
         std::vector<LayerEntry> layers;
         for (std::size_t i = 0; i < core.layers().size(); ++i) {
             layers.emplace_back(core, i, coded, all);
-            const std::size_t needed =
-                shared_bytes_of<typename Device::machine>(layers.back().form(), core.layers()[i].shape.head_dim, false);
-            expects<state_error>(needed <= device_.shared_limit(),
-                                 "the device has too little shared memory for heads of this size");
+            LayerForm form = layers.back().form();
+            const auto fits = [&](bool many) {
+                return shared_bytes_of<typename Device::machine>(form, core.layers()[i].shape.head_dim, many) <=
+                       device_.shared_limit();
+            };
+            expects<state_error>(fits(false), "the device has too little shared memory for heads of this size");
+            form.serves_many = fits(true);
+            layers_.push_back({0, form});
         }
         std::byte* base = tables_.reserve(all.bytes().size());
-        for (LayerEntry& layer : layers) layers_.push_back({layer.relocate(base, all), layer.form()});
+        for (std::size_t i = 0; i < layers.size(); ++i) layers_[i].at = layers[i].relocate(base, all);
         device_.to_device(base, all.bytes().data(), all.bytes().size());
     }
 

@@ -26,7 +26,7 @@ struct StackTables {
     unsigned writes = 0, gathered = 0, sums = 0, most_rows = 0;
     unsigned few = 0, many = 0;  ///< blocks for AttendBlock, then those for AttendMany
     unsigned many_queries = 0;   ///< of one of the latter
-    bool serves_many = true;     ///< AttendMany fits into the device's shared memory
+    bool serves_many = true;     ///< all layers can: LayerForm
     std::size_t group = 0, kv_heads = 0;
 
     /// Floats of partial results of a layer with kernels for heads of `size` channels.
@@ -112,9 +112,7 @@ private:
             stack.kv_heads = std::max(stack.kv_heads, layer.shape.kv_heads);
             const unsigned most = many_queries(size_of_head(layer.shape.head_dim));
             stack.many_queries = stack.many_queries == 0 ? most : std::min(stack.many_queries, most);
-            const std::size_t needed =
-                shared_bytes_of<typename Device::machine>(state_->form(i), layer.shape.head_dim, true);
-            stack.serves_many &= needed <= state_->device().shared_limit();
+            stack.serves_many &= state_->form(i).serves_many;
         }
         std::vector<SumTable> sums;
         sums_->for_each([&](const Page& page, const Page& sum, std::size_t begin, std::size_t end) {

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include <xquant/detail/core.hpp>
+#include <xquant/core/core.hpp>
 
 #include "roofline.hpp"
 

@@ -14,24 +14,16 @@ namespace bench {
 
 namespace xq = xquant;
 
-/// The same cache on another backend.
-template <class Cache, class Tag>
-struct OnBackend;
-template <class Quantizer, class Layout, class CrossLayer, class Projection, class Old, class Tag>
-struct OnBackend<xq::XCache<Quantizer, Layout, CrossLayer, Projection, Old>, Tag> {
-    using type = xq::XCache<Quantizer, Layout, CrossLayer, Projection, Tag>;
-};
-
 template <class Tag>
 class StepOf final : public Step {
 public:
-    explicit StepOf(xq::detail::Step<Tag> step) : step_(std::move(step)) {}
+    explicit StepOf(typename xq::Cache<Tag>::Step step) : step_(std::move(step)) {}
     void append(const xq::MatrixView& x) override { step_.append(0, x); }
     void attend(const xq::MatrixView& q, float* out) override { step_.attend(0, q, out); }
     void commit() override { step_.commit(); }
 
 private:
-    xq::detail::Step<Tag> step_;
+    typename xq::Cache<Tag>::Step step_;
 };
 
 template <class Library>
@@ -100,7 +92,7 @@ private:
 template <class Library, class Tag>
 Scheme scheme(const char* name, bool stores_x, double bound) {
     return {name, stores_x, bound, [](const xq::Model& model) -> std::unique_ptr<Cache> {
-                return std::make_unique<CacheOf<typename OnBackend<Library, Tag>::type>>(model);
+                return std::make_unique<CacheOf<typename Library::template on<Tag>>>(model);
             }};
 }
 

@@ -27,11 +27,11 @@ void for_each_backend(F&& f) {
 template <class F>
 void for_each_format(const xq::LayerShape& shape, F&& f) {
     f.template operator()<xq::Unquantized<xq::f16>, xq::PerToken>("f16", shape.kv_width());
-    f.template operator()<xq::Quantizer<8, 64>, xq::PerToken>("kv8", shape.kv_width());
-    f.template operator()<xq::Quantizer<4, 64>, xq::PerToken>("kv4", shape.kv_width());
-    f.template operator()<xq::Quantizer<4, 128>, xq::PerChannel>("svd_head4", shape.kv_width());
-    f.template operator()<xq::Quantizer<4, 128>, xq::PerToken>("x4", shape.width);
-    f.template operator()<xq::Quantizer<3, 128>, xq::PerToken>("x3", shape.width);
+    f.template operator()<xq::Uniform<8, 64>, xq::PerToken>("kv8", shape.kv_width());
+    f.template operator()<xq::Uniform<4, 64>, xq::PerToken>("kv4", shape.kv_width());
+    f.template operator()<xq::Uniform<4, 128>, xq::PerChannel>("svd_head4", shape.kv_width());
+    f.template operator()<xq::Uniform<4, 128>, xq::PerToken>("x4", shape.width);
+    f.template operator()<xq::Uniform<3, 128>, xq::PerToken>("x3", shape.width);
 }
 
 /// T rows of a stream, as f32 and encoded by the scalar backend.

@@ -21,7 +21,7 @@ namespace {
 
 using namespace xquant;
 namespace preset = xquant::preset;
-using Base = detail::CacheBase<backend::best>;
+using Base = Cache<backend::best>;
 
 constexpr std::size_t layers = 4;
 constexpr LayerShape shape{.width = 576, .heads = 9, .kv_heads = 3, .head_dim = 64};
@@ -172,7 +172,7 @@ void add(const char* scheme) {
 #endif
     add<preset::cross_layer_rotated_x<3>>("cl_x_rot3");
     // One page: the cost of the operation is that times the pages.
-    using Requantized = XCache<Requantizable<Quantizer<4>, Quantizer<2>>, Layout<PerToken>>;
+    using Requantized = XCache<Requantizable<Uniform<4>, Uniform<2>>, Layout<PerToken>>;
     benchmark::RegisterBenchmark(
         "requantize_page/x4_rot_to_2",
         [](benchmark::State& state) {

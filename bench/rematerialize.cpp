@@ -93,7 +93,7 @@ void rematerialize(benchmark::State& state, const Shape& shape, Latent latent, s
             for (const std::size_t tokens : {512U, 4096U}) {
                 const auto add = [&]<class Axis>(const char* scheme, Axis, Latent latent) {
                     benchmark::RegisterBenchmark(name_of("rematerialize", scheme, shape, tokens, Tag::name).c_str(),
-                                                 rematerialize<xq::Quantizer<4, 128>, Axis, Tag>, shape, latent, tokens)
+                                                 rematerialize<xq::Uniform<4, 128>, Axis, Tag>, shape, latent, tokens)
                         ->Unit(benchmark::kMicrosecond)
                         ->MinTime(0.05);
                 };

@@ -7,7 +7,7 @@
 
 int main() {
     namespace xq = xquant;
-    using Cache = xq::XCache<xq::Quantizer<4, 128>, xq::Layout<xq::PerToken>>;  // X rotated, 4 bits, per token
+    using Cache = xq::XCache<xq::Uniform<4, 128>, xq::Layout<xq::PerToken>>;  // X rotated, 4 bits, per token
 
     const xq::LayerShape shape{.width = 512, .heads = 8, .kv_heads = 8, .head_dim = 64};
     const std::size_t n = 1060;

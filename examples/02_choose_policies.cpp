@@ -79,10 +79,10 @@ int main() {
     show<preset::q4_0>("K and V, ggml q4_0", data, exact);
     show<preset::split_svd<4>>("latents of W_k and W_v, 4 bits", data, exact);
     show<preset::head_svd<4>>("a latent for each key head, V rotated, 4 bits", data, exact);
-    show<XCache<Quantizer<4, 32>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>>(
+    show<XCache<Uniform<4, 32>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>>(
         "  the same in groups of 32", data, exact);
-    show<XCache<PerStream<Quantizer<5>, Quantizer<3>>, Layout<PerChannel, PerToken>, CrossLayer<Off>,
-                Projection<HeadSvd>>>("  keys in 5 bits, values in 3", data, exact);
-    show<XCache<Quantizer<2, 32, MinMse>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>>(
+    show<XCache<PerStream<Uniform<5>, Uniform<3>>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>>(
+        "  keys in 5 bits, values in 3", data, exact);
+    show<XCache<Uniform<2, 32, MinMse>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>>(
         "  2 bits, groups of 32, scales by least error", data, exact);
 }

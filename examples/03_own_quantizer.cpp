@@ -51,9 +51,9 @@ int main() {
     std::normal_distribution<float> normal;
     std::vector<float> x(256 * 512);
     for (float& value : x) value = normal(random);
-    std::printf("root mean square error on normal rows, groups of 32: Fp4 %.4f   Nf4 %.4f   Quantizer<4> %.4f\n",
+    std::printf("root mean square error on normal rows, groups of 32: Fp4 %.4f   Nf4 %.4f   Uniform<4> %.4f\n",
                 error_of<Fp4>(x, 256, 512), error_of<xq::Nf4<32>>(x, 256, 512),
-                error_of<xq::Quantizer<4, 32>>(x, 256, 512));
+                error_of<xq::Uniform<4, 32>>(x, 256, 512));
 
     // It drops into a cache like any other.
     using Cache = xq::XCache<Fp4, xq::Layout<xq::PerToken>, xq::CrossLayer<xq::Off>, xq::Projection<xq::KeyValue<>>>;

@@ -34,7 +34,7 @@ std::vector<float> make_rows() {
 
 template <class Axis>
 void show(const char* name, const std::vector<float>& x) {
-    const xq::QuantizedRows stored = xq::quantize<xq::Quantizer<4, 128>, Axis>(xq::MatrixView(x.data(), tokens, width));
+    const xq::QuantizedRows stored = xq::quantize<xq::Uniform<4, 128>, Axis>(xq::MatrixView(x.data(), tokens, width));
     std::vector<float> back(x.size());
     xq::dequantize(stored, back.data());
     double error = 0, size = 0;
@@ -55,7 +55,7 @@ int main() {
     show<xq::PerChannel>("PerChannel", x);
 
     // It drops into a cache like any other; each stream may have its own.
-    using Cache = xq::XCache<xq::Quantizer<4, 128>, xq::Layout<xq::PerChannel, Tiles>, xq::CrossLayer<xq::Off>,
+    using Cache = xq::XCache<xq::Uniform<4, 128>, xq::Layout<xq::PerChannel, Tiles>, xq::CrossLayer<xq::Off>,
                              xq::Projection<xq::KeyValue<>>>;
     const std::vector<float> w(64 * width, 0.01F);
     xq::Model model =

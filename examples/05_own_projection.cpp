@@ -107,6 +107,6 @@ int main() {
     };
     show("X, 4 bits", attend<preset::plain_x<4>>(model, x, q));
     show("X normalized, 4 bits",
-         attend<XCache<Quantizer<4>, Layout<PerToken>, CrossLayer<Off>, Projection<Normalized>>>(model, x, q));
+         attend<XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Off>, Projection<Normalized>>>(model, x, q));
     show("X rotated, 4 bits", attend<preset::rotated_x<4>>(model, x, q));
 }

@@ -50,7 +50,7 @@ void feed(Cache& cache, xq::Sequence sequence, Data& data, std::size_t n) {
 }  // namespace
 
 int main() {
-    using Cache = xq::XCache<xq::Requantizable<xq::Quantizer<4>, xq::Quantizer<2>>, xq::Layout<xq::PerToken>>;
+    using Cache = xq::XCache<xq::Requantizable<xq::Uniform<4>, xq::Uniform<2>>, xq::Layout<xq::PerToken>>;
     Data data;
     Cache cache(data.model, {.sinks = 4, .recent = 64});
 

@@ -202,7 +202,7 @@ void measure(const char* scheme, const NamedShape& of, const Model& model, const
 template <class Quantizer, class Axis>
 void measure_encode(const char* scheme, std::vector<Row>& rows) {
     constexpr std::size_t n = 32768, width = 4096;
-    StreamFormat format = xquant::detail::make_codec<Quantizer, Axis>(width).format;
+    StreamFormat format = xquant::make_codec<Quantizer, Axis>(width).format;
     format.tokens = n;
     test::Random random(3);
     const Array<float> values(random.rows(n * width));
@@ -285,8 +285,8 @@ int main(int argc, char** argv) {
     using Token = Layout<PerToken>;
     using Split = Layout<PerChannel, PerToken>;
     std::vector<Row> rows;
-    measure_encode<Quantizer<4>, PerToken>("4 bit per token", rows);
-    measure_encode<Quantizer<4>, PerChannel>("4 bit per channel", rows);
+    measure_encode<Uniform<4>, PerToken>("4 bit per token", rows);
+    measure_encode<Uniform<4>, PerChannel>("4 bit per channel", rows);
     const NamedShape shapes[] = {{"llama3_8b", {4096, 32, 8, 128}}, {"llama2_7b", {4096, 32, 32, 128}}};
     for (const NamedShape& of : shapes) {
         const test::Setup setup(of.shape, RopePairing::halves);
@@ -298,15 +298,15 @@ int main(int argc, char** argv) {
                 const LayerShape& s = of.shape;
                 measure<Cache<Unquantized<f16>, Token, Projection<KeyValue<AfterRope>>>>("f16", of, setup.model, {},
                                                                                          tokens, batch, rows);
-                measure<Cache<Quantizer<8, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
+                measure<Cache<Uniform<8, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
                     "kv8", of, setup.model, {}, tokens, batch, rows);
-                measure<Cache<Quantizer<4, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
+                measure<Cache<Uniform<4, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
                     "kv4", of, setup.model, {}, tokens, batch, rows);
-                measure<Cache<Quantizer<4>, Split, Projection<HeadSvd>>>("svd_head4", of, setup.model,
-                                                                         {s.head_dim, false}, tokens, batch, rows);
+                measure<Cache<Uniform<4>, Split, Projection<HeadSvd>>>("svd_head4", of, setup.model,
+                                                                       {s.head_dim, false}, tokens, batch, rows);
                 if (s.kv_heads == s.heads && tokens <= 8192) {
-                    measure<Cache<Quantizer<4>, Token, Projection<Rotated>>>("x4_rot", of, setup.model,
-                                                                             {2 * s.width, true}, tokens, batch, rows);
+                    measure<Cache<Uniform<4>, Token, Projection<Rotated>>>("x4_rot", of, setup.model,
+                                                                           {2 * s.width, true}, tokens, batch, rows);
                 }
             }
         }

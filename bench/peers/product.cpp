@@ -87,7 +87,7 @@ template <class Tag>
 void ours_codes(benchmark::State& state, Size size) {
     Product p(size);
     const xq::QuantizedRows rows =
-        xq::quantize<xq::Quantizer<4, 128>, xq::PerToken>(xq::MatrixView(p.z.data(), size.tokens, size.width));
+        xq::quantize<xq::Uniform<4, 128>, xq::PerToken>(xq::MatrixView(p.z.data(), size.tokens, size.width));
     std::vector<float> decoded(p.z.size()), scratch(xq::backend::rematerialize_scratch(size.dh));
     xq::dequantize<xq::backend::scalar>(rows, decoded.data());
     const xq::HeadDecoder head{0, 0, size.width, p.a.data(), nullptr};

@@ -4,14 +4,12 @@
 
 #include <cstddef>
 #include <memory>
-#include <string>
 #include <string_view>
-#include <vector>
 
+#include <xquant/cache_types.hpp>
 #include <xquant/model.hpp>
 
 #include "attention_cache.hpp"
-#include "schemes.hpp"
 
 namespace llm {
 
@@ -20,20 +18,12 @@ struct DeviceShape {
     std::size_t width, q_width;
 };
 
-/// Schemes that devices serve here.
-inline constexpr std::string_view device_schemes[] = {"f16",    "kv8",        "kv4",       "kivi4",
-                                                      "x4_rot", "svd_joint4", "svd_head4", "svd_head3"};
-
-/// A sequence of the scheme; null for a scheme that is not in device_schemes.
-using MakeDeviceCache = std::unique_ptr<AttentionCache> (*)(std::string_view scheme, const xquant::Model& model,
-                                                            const SchemeOptions& options, const DeviceShape& shape);
-
-/// On a GPU in plain C++: what the kernels compute, slowly.
+/// A sequence on a GPU in plain C++: what the kernels compute, slowly. Where the tests are built (XQUANT_LLM_EMULATED_CUDA).
 std::unique_ptr<AttentionCache> make_emulated_cache(std::string_view scheme, const xquant::Model& model,
-                                                    const SchemeOptions& options, const DeviceShape& shape);
+                                                    const xquant::Options& options, const DeviceShape& shape);
 
-/// On a CUDA device; only where the build found nvcc (XQUANT_LLM_CUDA).
+/// A sequence on a CUDA device. Where the build found nvcc (XQUANT_LLM_CUDA).
 std::unique_ptr<AttentionCache> make_cuda_cache(std::string_view scheme, const xquant::Model& model,
-                                                const SchemeOptions& options, const DeviceShape& shape);
+                                                const xquant::Options& options, const DeviceShape& shape);
 
 }  // namespace llm

@@ -5,7 +5,7 @@
 namespace llm {
 
 std::unique_ptr<AttentionCache> make_cuda_cache(std::string_view scheme, const xquant::Model& model,
-                                                const SchemeOptions& options, const DeviceShape& shape) {
+                                                const xquant::Options& options, const DeviceShape& shape) {
     return make_device_cache<xquant::backend::CudaDevice>(scheme, model, options, shape);
 }
 

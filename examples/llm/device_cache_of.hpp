@@ -1,9 +1,8 @@
 /// The body of make_*_cache for one device. Included once for each.
 #pragma once
 
-#include <xquant/backend/cuda/backend.cuh>
-#include <xquant/projection/svd.hpp>
-#include <xquant/xquant.hpp>
+#include <xquant/core/device/backend.cuh>
+#include <xquant/registry_svd.hpp>
 
 #include "device_cache.hpp"
 #include "sequence_cache.hpp"
@@ -13,7 +12,7 @@ namespace llm {
 template <class Device>
 using DeviceTag = xquant::backend::int8<xquant::backend::on_device<Device>>;
 template <class Device>
-using DeviceBase = xquant::detail::CacheBase<DeviceTag<Device>>;
+using DeviceBase = xquant::Cache<DeviceTag<Device>>;
 
 template <class Device>
 class DeviceCache final : public SequenceCache<DeviceBase<Device>> {
@@ -22,7 +21,7 @@ class DeviceCache final : public SequenceCache<DeviceBase<Device>> {
     using Common::step_;
 
 public:
-    DeviceCache(std::shared_ptr<DeviceBase<Device>> cache, const DeviceShape& shape)
+    DeviceCache(std::unique_ptr<DeviceBase<Device>> cache, const DeviceShape& shape)
         : Common(std::move(cache)), shape_(shape), device_(nullptr) {}
     ~DeviceCache() override {
         for (Buffer* buffer : {&x_, &q_, &out_}) {
@@ -75,30 +74,8 @@ private:
 
 template <class Device>
 std::unique_ptr<AttentionCache> make_device_cache(std::string_view scheme, const xquant::Model& model,
-                                                  const SchemeOptions& from, const DeviceShape& shape) {
-    using namespace xquant;
-    using Token = Layout<PerToken>;
-    using Split = Layout<PerChannel, PerToken>;
-    Options options;
-    options.sinks = from.sinks;
-    options.recent = from.tail;
-    options.strict = from.strict;
-    std::unique_ptr<AttentionCache> made;
-    const auto offer = [&]<class Q, class L, class P>(std::string_view name, Q, L, P) {
-        using Cache = XCache<Q, L, CrossLayer<Off>, P, DeviceTag<Device>>;
-        if (name == scheme) {
-            made = std::make_unique<DeviceCache<Device>>(std::make_shared<Cache>(model, options), shape);
-        }
-    };
-    offer("f16", Unquantized<f16>{}, Token{}, Projection<KeyValue<AfterRope>>{});
-    offer("kv8", Quantizer<8, 64>{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{});
-    offer("kv4", Quantizer<4, 64>{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{});
-    offer("kivi4", Quantizer<4>{}, Split{}, Projection<KeyValue<BeforeRope>>{});
-    offer("x4_rot", Quantizer<4>{}, Token{}, Projection<Rotated>{});
-    offer("svd_joint4", Quantizer<4>{}, Split{}, Projection<SplitSvd>{});
-    offer("svd_head4", Quantizer<4>{}, Split{}, Projection<HeadSvd>{});
-    offer("svd_head3", Quantizer<3>{}, Split{}, Projection<HeadSvd>{});
-    return made;
+                                                  const xquant::Options& options, const DeviceShape& shape) {
+    return std::make_unique<DeviceCache<Device>>(xquant::make_cache<DeviceTag<Device>>(scheme, model, options), shape);
 }
 
 }  // namespace llm

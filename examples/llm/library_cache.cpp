@@ -1,7 +1,6 @@
 #include "library_cache.hpp"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <utility>
 #include <xquant/persistence.hpp>
@@ -9,11 +8,8 @@
 #include "calibrate.hpp"
 #include "device_cache.hpp"
 #include "error.hpp"
-#include "library_schemes.hpp"
 #include "model.hpp"
 #include "sequence_cache.hpp"
-
-template class xquant::detail::CacheBase<xquant::backend::best>;
 
 namespace llm {
 namespace {
@@ -46,7 +42,7 @@ xq::Model describe(const Model& model, Needs needs, const Calibration* calibrati
         to.window = from.window;
         to.softmax_scale = static_cast<double>(config.softmax_scale);
         if (needs == Needs::mean) to.mean = calibration->mean[i].data();
-        if (needs == Needs::rows) {
+        if (needs == Needs::calibration) {
             const std::vector<float>& rows = calibration->rows[i];
             to.calibration = xq::MatrixView(rows.data(), rows.size() / config.width, config.width);
         }
@@ -54,10 +50,19 @@ xq::Model describe(const Model& model, Needs needs, const Calibration* calibrati
     return out;
 }
 
-class LibraryCache final : public SequenceCache<LibraryBase> {
+xq::Options library_options(const SchemeOptions& options) {
+    xq::Options out;
+    out.sinks = options.sinks;
+    out.recent = options.tail;
+    out.strict = options.strict;
+    return out;
+}
+
+class LibraryCache final : public SequenceCache<xq::Cache<>> {
 public:
-    LibraryCache(const LibraryScheme& scheme, const Model& model, const SchemeOptions& options)
-        : SequenceCache(scheme.make(describe(model, scheme.needs, options.calibration), library_options(options))),
+    LibraryCache(const Scheme& scheme, const Model& model, const SchemeOptions& options)
+        : SequenceCache(xq::make_cache(scheme.library_name(), describe(model, scheme.needs, options.calibration),
+                                       library_options(options))),
           shape_(model.config()),
           pool_(options.pool) {}
 
@@ -92,38 +97,28 @@ private:
         return std::move(loaded.note);
     }
 
-    static xq::Options library_options(const SchemeOptions& options) {
-        xq::Options out;
-        out.sinks = options.sinks;
-        out.recent = options.tail;
-        out.strict = options.strict;
-        return out;
-    }
-
     Config shape_;
     ThreadPool* pool_;
 };
 
 }  // namespace
 
-std::unique_ptr<AttentionCache> make_library_sequence(const LibraryScheme& scheme, const Model& model,
+std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, const Model& model,
                                                       const SchemeOptions& options) {
     if (scheme.needs != Needs::nothing && options.calibration == nullptr)
         throw Error(fmt::format("{} needs a calibration, which only perplexity has", scheme.name));
-    if (options.place != Place::processor) {
-        const DeviceShape shape{model.config().width, model.config().q_width()};
-        MakeDeviceCache make = make_emulated_cache;
+    if (options.place == Place::processor) return std::make_unique<LibraryCache>(scheme, model, options);
+    const DeviceShape shape{model.config().width, model.config().q_width()};
+    const xq::Model described = describe(model, scheme.needs, options.calibration);
 #if defined(XQUANT_LLM_CUDA)
-        if (options.place == Place::cuda) make = make_cuda_cache;
+    if (options.place == Place::cuda)
+        return make_cuda_cache(scheme.library_name(), described, library_options(options), shape);
 #endif
-        auto cache = make(scheme.name, describe(model, Needs::nothing, nullptr), options, shape);
-        if (cache == nullptr || (scheme.group != 0 && scheme.group != 128)) {
-            throw Error(fmt::format("{} does not run on a device here; those that do are {}", scheme.name,
-                                    fmt::join(device_schemes, ", ")));
-        }
-        return cache;
-    }
-    return std::make_unique<LibraryCache>(scheme, model, options);
+#if defined(XQUANT_LLM_EMULATED_CUDA)
+    if (options.place == Place::emulated_cuda)
+        return make_emulated_cache(scheme.library_name(), described, library_options(options), shape);
+#endif
+    throw Error("this program was built without that backend");  // parse_place says so before
 }
 
 }  // namespace llm

@@ -9,9 +9,8 @@
 namespace llm {
 
 class Model;
-struct LibraryScheme;
 
-std::unique_ptr<AttentionCache> make_library_sequence(const LibraryScheme& scheme, const Model& model,
+std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, const Model& model,
                                                       const SchemeOptions& options);
 
 }  // namespace llm

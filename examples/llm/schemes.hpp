@@ -1,6 +1,6 @@
 /// Makes caches by the names of the schemes: "f32" (exact), "f16", "svd_head4", "x3_rot:group=32:tail=128" ...
 ///
-/// Every scheme but the exact one is a cache of the library; f32 is the engine's own (exact_cache.hpp), so that the
+/// Every scheme but the exact one is one of xquant/registry.hpp, schemes_rank.cpp adds some of this engine's own; f32 is the engine's own (exact_cache.hpp), so that the
 /// yardstick owes nothing to the library.
 #pragma once
 
@@ -9,6 +9,8 @@
 #include <optional>
 #include <string>
 #include <vector>
+
+#include <xquant/registry.hpp>
 
 #include "attention_cache.hpp"
 #include "threads.hpp"
@@ -31,25 +33,30 @@ struct SchemeOptions {
 };
 
 /// What a scheme takes of a calibration.
-enum class Needs : unsigned char { nothing, mean, rows };
+using xquant::Needs;
 
 struct Scheme {
     std::string text, name;                  // "svd_head4:tail=128", "svd_head4"
     std::optional<std::size_t> tail, sinks;  // instead of the options'
-    std::optional<std::size_t> group;        // 32, 64 or 128 (the default): values that share a scale
+    std::optional<std::size_t> group;        // values that share a scale, instead of the scheme's first choice
     Needs needs = Needs::nothing;            // of SchemeOptions::calibration
+
+    std::string library_name() const;  // as xquant::make_cache has it: "svd_head4:group=64"
 };
 
 /// NAME[:tail=N][:sinks=N][:group=N]. Throws llm::Error for names that aren't known, listing those that are, and for
 /// suffixes that the scheme doesn't take.
 Scheme parse_scheme(const std::string& text);
 
+/// Adds the schemes of schemes_rank.cpp to the library's. Once.
+void register_rank_schemes();
+
 std::vector<std::string> scheme_names();  // without suffixes, in table order
 
 /// "processor", "cuda", "emulated_cuda". Throws llm::Error for other names, and for a place that this build does not have.
 Place parse_place(const std::string& name);
 
-/// The families of schemes, a line for each, and the suffixes.
+/// All schemes, a line for each, and the suffixes.
 std::string schemes_help();
 
 /// An empty cache for one sequence; model must outlive it.

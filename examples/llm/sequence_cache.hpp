@@ -14,11 +14,11 @@
 
 namespace llm {
 
-/// @tparam Base  xquant::detail::CacheBase of a backend
+/// @tparam Base  xquant::Cache of a backend
 template <class Base>
 class SequenceCache : public AttentionCache {
 public:
-    explicit SequenceCache(std::shared_ptr<Base> cache) : cache_(std::move(cache)), sequence_(cache_->create()) {}
+    explicit SequenceCache(std::unique_ptr<Base> cache) : cache_(std::move(cache)), sequence_(cache_->create()) {}
 
     void reset() override {
         step_.reset();
@@ -42,7 +42,7 @@ public:
     }
 
 protected:
-    std::shared_ptr<Base> cache_;
+    std::unique_ptr<Base> cache_;
     xquant::Sequence sequence_;
     std::optional<typename Base::Step> step_;
 };

@@ -1,251 +1,289 @@
-// XCache: a quantized cache of attention, put together from policies.
+// Cache<Backend>: what every cache can do, whatever its policies. Start reading here.
 //
-//     using Cache = xquant::XCache<xquant::Quantizer<4, 128>, xquant::Layout<xquant::PerToken>>;
-//     Cache cache(model);                          // reads W_k and W_v; the engine may free them
-//     auto s = cache.create();
-//     auto step = cache.begin({{s, n}});           // n new tokens
-//     for each layer:  step.append(layer, x);      // x [n, D], the attention input after the norm
-//                      step.attend(layer, q, out); // q [n, H * Dh] after RoPE -> out [n, H * Dh]
+//     auto s = cache.create();                     // a sequence
+//     auto step = cache.begin({{s, n}});           // n new tokens; everything that the step stores is allocated here
+//     for each layer l:
+//         step.append(l, x);                       // x [n, D], the attention input after its norm: encoded and stored
+//         step.attend(l, q, out);                  // q [n, H * Dh] after RoPE -> out [n, H * Dh]
 //     step.commit();                               // until here nothing has changed
 //
-// This header is glue: rows go through projection/, layout/ and quantizer/ into storage/, and come back through backend/.
-// Source  XQuant (arXiv 2508.10395).
+// A cache is made from policies (xcache.hpp), from a preset (preset.hpp), or by name (registry.hpp). Its policies have become functions
+// and data by then, so this class is compiled once for each backend, and caches of different schemes are all held by a
+// Cache<Backend>& or a std::unique_ptr<Cache<Backend>>. Options, StepPart and what else crosses the interface: cache_types.hpp.
+//
+// Threads  Different sequences may be used by different threads at the same time, whatever pages they share. One sequence has one
+//          writer (begin, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads it meanwhile; any number of
+//          readers (fork, size, next_position, for_each_page, save) may share it. create, drop and bytes may be called at any time.
+//          Constructor, destructor and moves are for one thread. append and attend run on the executor that they are given.
+// Errors   Every call that throws leaves the cache, and every byte it counts, as they were, unless its comment says otherwise.
 #pragma once
 
+#include <cstdint>
 #include <initializer_list>
-#include <type_traits>
+#include <memory>
+#include <span>
+#include <utility>
 
-#include <xquant/concepts.hpp>
-#include <xquant/detail/cache_base.hpp>
-#include <xquant/position/scaling.hpp>
-#include <xquant/projection/key_value.hpp>
-#include <xquant/projection/latent.hpp>
-#include <xquant/projection/x.hpp>
-#include <xquant/quantizer/codebook.hpp>
-#include <xquant/quantizer/ggml.hpp>
-#include <xquant/quantizer/non_uniform.hpp>
-#include <xquant/quantizer/outliers.hpp>
-#include <xquant/quantizer/requantizable.hpp>
-#include <xquant/quantizer/uniform.hpp>
+#include <xquant/cache_types.hpp>
+#include <xquant/core/backend_parts.hpp>
+#include <xquant/core/learn.hpp>
+#include <xquant/core/operations.hpp>
+#include <xquant/core/requantize.hpp>
+#include <xquant/executor.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
-
-/// One way to store a layer by itself. A MixedCache has several.
-template <class Quantizer = Quantizer<4, 128>, class Layout = Layout<PerToken>, class Projection = Projection<Rotated>>
-struct Scheme {
-    using Policy = typename Projection::policy;
-    using LayerSizes = detail::LayerSizes;
-    using LayerParts = detail::LayerParts;
-    static_assert(
-        projection_policy<Policy>,
-        "xquant: the projection needs streams, footprint(layer) and prepare(layer); SplitSvd and HeadSvd need "
-        "#include <xquant/projection/svd.hpp>");
-    static_assert(Layout::count == 1 || Layout::count == Policy::streams,
-                  "xquant: Layout<...> has one axis for all streams, or one for each stream of the projection");
-
-    static constexpr std::size_t streams = Policy::streams;
-
-    static LayerSizes sizes(const Layer& layer) {
-        check_kind(layer);
-        return sizes_of(Policy::footprint(layer), {});
-    }
-    static LayerParts prepare(const Layer& layer) {
-        check_kind(layer);
-        detail::expects(
-            !learns || !layer.calibration.empty(),
-            "Layer::calibration is missing: the quantizer learns its levels from rows of X (NonUniform does)");
-        return with_codecs(Policy::prepare(layer));
-    }
-
-    /// The same for a layer that stores a difference to the layers below.
-    static LayerSizes difference_sizes(const Layer& layer) {
-        check_kind(layer);
-        return sizes_of(Policy::difference_footprint(layer), {layer.shape.width});
-    }
-    static LayerParts prepare_difference(const Layer& layer) {
-        check_kind(layer);
-        return with_codecs(Policy::prepare_difference(layer));
-    }
-
-    static detail::LayerRecipe recipe() noexcept { return {sizes, prepare, streams, CrossRole::none, requantizes}; }
-    static detail::LayerRecipe base_recipe() noexcept {
-        return {sizes, prepare, streams, CrossRole::base, requantizes};
-    }
-    static detail::LayerRecipe difference_recipe() noexcept {
-        static_assert(!learns,
-                      "xquant: a quantizer that learns its levels from rows of X has none of the differences that "
-                      "CrossLayer<Delta> stores");
-        return {difference_sizes, prepare_difference, streams, CrossRole::difference, requantizes};
-    }
-
-private:
-    template <std::size_t I>
-    using quantizer = typename detail::quantizer_of<Quantizer, I>::type;
-    template <std::size_t I>
-    using old_quantizer = typename detail::old_quantizer_of<Quantizer, I>::type;
-    static constexpr bool requantizes = detail::is_requantizable<Quantizer>;
-    static constexpr bool learns = []<std::size_t... I>(std::index_sequence<I...>) {
-        return ((learning_policy<quantizer<I>> || learning_policy<old_quantizer<I>>) || ...);
-    }
-    (std::make_index_sequence<streams>{});
-
-    /// A projection reads W_k and W_v either from X or from the model's latent.
-    static void check_kind(const Layer& layer) {
-        if constexpr (requires { Policy::reads_latent; }) {
-            detail::expects(layer.latent.present(), "Projection<Latent> serves layers whose Layer::latent is given");
-        } else {
-            detail::expects(
-                !layer.latent.present(),
-                "Layer::latent is given: K and V come from the model's own latent, which Projection<Latent> stores");
-        }
-    }
-
-    template <std::size_t I, class Codecs>
-    static void add_codecs(Codecs& out, std::size_t width) {
-        using Axis = typename Layout::template axis<I>;
-        out.codecs.push_back(detail::make_codec<quantizer<I>, Axis>(width));
-        if constexpr (requantizes) out.old_codecs.push_back(detail::make_codec<old_quantizer<I>, Axis>(width));
-    }
-    static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths) {
-        LayerSizes out;
-        if (row_widths.empty()) row_widths.assign(footprint.widths.begin(), footprint.widths.end());
-        out.row_widths = std::move(row_widths);
-        out.weight_floats = footprint.weight_floats;
-        [&]<std::size_t... I>(std::index_sequence<I...>) { (add_codecs<I>(out, footprint.widths[I]), ...); }
-        (std::make_index_sequence<streams>{});
-        return out;
-    }
-    static LayerParts with_codecs(LayerPlan plan) {
-        detail::expects(plan.streams.size() == streams, "a projection's plan has as many streams as it says");
-        LayerParts out{std::move(plan), {}, {}};
-        [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (add_codecs<I>(out, out.plan.streams[I].coded_width()), ...);
-        }
-        (std::make_index_sequence<streams>{});
-        return out;
-    }
-};
+namespace detail {
+struct CacheAccess;
+}
 
 /// A cache for all layers of one model and any number of sequences.
 ///
-/// @tparam Quantizer   bits and group: Quantizer<4, 128>, Nf4<>, NonUniform<3>, WithOutliers<...>, GgmlQ4_0, Unquantized<f16>,
-///                     PerStream<A, B>, Requantizable<A, B>, or your own
-/// @tparam Layout      axis of the groups: Layout<PerToken>, Layout<PerChannel, PerToken> (one for each stream)
-/// @tparam CrossLayer  CrossLayer<Off>: every layer stands alone; CrossLayer<Delta>: layers store what they add
-/// @tparam Projection  what is stored of X: Projection<Rotated>, Plain, KeyValue<...>, SplitSvd, HeadSvd, or your own
-/// @tparam Backend     the machine; default: the best of this build
-///
-/// Not safe for use by several threads at once; append and attend use the executor they are given.
-template <class Quantizer = Quantizer<4, 128>, class Layout = Layout<PerToken>, class CrossLayer = CrossLayer<Off>,
-          class Projection = Projection<Rotated>, class Backend = backend::best>
-class XCache : public detail::CacheBase<Backend> {
-    using Policy = typename Projection::policy;
-    using Rule = typename CrossLayer::rule;
-    static_assert(cross_layer_policy<Rule>, "xquant: the cross-layer rule needs stores_difference");
+/// @tparam Backend  the machine: backend::best, scalar, int8<...>, cuda. It never changes what is stored.
+template <class Backend = backend::best>
+class Cache {
+    using Parts = detail::BackendParts<Backend>;
 
 public:
-    using scheme = Scheme<Quantizer, Layout, Projection>;
-    static constexpr std::size_t streams = scheme::streams;
+    using backend = Backend;
 
-    /// Prepares every layer's projection. Throws shape_error for shapes that do not fit, value_error for weights that are
-    /// not finite. Cost: an SVD for each layer or head where the projection needs one.
-    explicit XCache(const Model& model, const Options& options = {})
-        : detail::CacheBase<Backend>(model, options, recipe(model, options)) {}
+    /// New tokens of one or several sequences on their way through the layers. Move-only, made by begin(); destroying it without
+    /// commit() leaves the cache as it was. The cache must outlive it.
+    ///
+    /// Rows of several sequences lie one after another, in the order of the list that begin() was given: with
+    /// begin({{a, 2}, {b, 1}}), rows 0 and 1 are a's new tokens and row 2 is b's.
+    class Step {
+    public:
+        Step(Step&&) noexcept = default;
+        Step& operator=(Step&&) = delete;
 
-    /// The bytes() of a cache of this model with one sequence of `tokens` tokens, workspace left out, from a formula:
-    /// nothing is allocated or prepared. An upper bound where every layer has a window.
-    [[nodiscard]] static Bytes predict(const Model& model, const Options& options, std::size_t tokens) {
-        return detail::predict_bytes(model, options, tokens, recipe(model, options));
-    }
+        /// Tokens of the step, all sequences together: n.
+        [[nodiscard]] std::size_t size() const noexcept { return step_.size(); }
 
-    /// Bytes of the accumulators of a step over one sequence with this many coded tokens; 0 without CrossLayer<Delta>.
-    [[nodiscard]] static std::size_t predict_accumulator(const Model& model, const Options& options,
-                                                         std::size_t tokens) {
-        return detail::predict_accumulator(model, recipe(model, options), tokens);
-    }
-
-private:
-    static detail::Recipe recipe(const Model& model, const Options& options) {
-        detail::Recipe out;
-        if constexpr (!Rule::stores_difference) {
-            out.layers.assign(model.layers.size(), scheme::recipe());
-        } else {
-            static_assert(
-                requires { typename Policy::base; },
-                "xquant: CrossLayer<Delta> adds up rows that mean the same in every layer: Projection<Plain>, "
-                "Projection<Rotated>, Projection<JointSvd<...>>, or one of your own with below, base and "
-                "prepare_difference");
-            using First = std::conditional_t<std::is_same_v<typename CrossLayer::first, FourBits>,
-                                             xquant::Quantizer<4, 128>, typename CrossLayer::first>;
-            using Below = typename Policy::below;
-            using Base = Scheme<First, Layout, xquant::Projection<typename Policy::base>>;
-            // A latent of keys beside one of values: the axes that suit them.
-            using BelowLayout = std::conditional_t<Below::streams == 2, xquant::Layout<PerChannel, PerToken>, Layout>;
-            using Alone = Scheme<First, BelowLayout, xquant::Projection<Below>>;
-            using Last = Scheme<First, Layout, Projection>;
-            const std::size_t layers = model.layers.size();
-            detail::expects(options.base_layer < layers, "base_layer: the model has no such layer");
-            detail::expects(options.base_layer + options.last_layers < layers, "last_layers: reaches the base layer");
-            for (std::size_t i = 0; i < layers; ++i) {
-                out.layers.push_back(i < options.base_layer             ? Alone::recipe()
-                                     : i == options.base_layer          ? Base::base_recipe()
-                                     : i < layers - options.last_layers ? scheme::difference_recipe()
-                                                                        : Last::difference_recipe());
+        /// Stores a layer's rows: they are projected, and what leaves the window of recent tokens is encoded. Layers come in order,
+        /// each once.
+        ///
+        /// @param layer    0, 1, .. in order
+        /// @param x        [n, D] f32, f16 or bf16: the attention input after its norm, before W_k. Read before this returns. On a
+        ///                 device: device memory, read when the device gets there.
+        /// @param threads  runs the tasks (executor.hpp); the answer does not depend on it. Ignored on a device.
+        ///
+        /// Throws shape_error, state_error and, before anything is stored, value_error for rows that are not finite or beyond f16's
+        /// 65504 once projected (take_bad_rows() on a device): the step goes on as if append had not been called. std::bad_alloc,
+        /// or what the executor throws: the step can only be destroyed; the cache is as it was.
+        /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
+        template <executor Executor = const Serial>
+        void append(std::size_t layer, const MatrixView& x, Executor&& threads = Serial{}) {
+            if constexpr (Parts::on_device) {
+                step_.append(layer, x);
+            } else {
+                step_.append(layer, x, threads);
             }
-            out.accumulator = [](std::size_t width) {
-                using Kept = typename CrossLayer::accumulator;
-                static_assert(!learning_policy<Kept>, "xquant: the accumulator's quantizer cannot be one that learns");
-                if constexpr (is_element<Kept>) {
-                    return detail::make_codec<Unquantized<Kept>, PerToken>(width);
-                } else {
-                    return detail::make_codec<Kept, PerToken>(width);
-                }
-            };
         }
-        return out;
+
+        /// Attention of the layer that was appended last. Each row sees its own sequence up to and including itself, within the
+        /// layer's window. May be called more than once, or not at all.
+        ///
+        /// @param q           [n, H * Dh] f32, f16 or bf16, after RoPE (and a norm of Q); heads side by side. Not scaled.
+        /// @param out         [n, H * Dh] f32, rows `out_stride` floats apart; all of it is written. On a device: device memory.
+        /// @param out_stride  0: H * Dh
+        /// @param threads     as in append
+        ///
+        /// Throws shape_error, state_error, std::bad_alloc; the step goes on.
+        /// Cost: reads the codes of every token that the rows see; 2 H Dh products a row and token, and what rebuilding K takes.
+        template <executor Executor = const Serial>
+        void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
+                    Executor&& threads = Serial{}) {
+            if constexpr (Parts::on_device) {
+                step_.attend(layer, q, out, out_stride);
+            } else {
+                step_.attend(layer, q, out, out_stride, threads);
+            }
+        }
+
+        /// The sequences have the step's tokens from here on, and the step has ended. Throws state_error unless every layer was
+        /// appended. Cannot fail otherwise.
+        void commit() { step_.commit(); }
+
+    private:
+        friend class Cache;
+        explicit Step(typename Parts::Step&& step) noexcept : step_(std::move(step)) {}
+
+        typename Parts::Step step_;
+    };
+
+    virtual ~Cache() = default;
+    Cache(Cache&&) noexcept = default;
+    Cache& operator=(Cache&& other) noexcept {
+        Cache taken(std::move(other));
+        std::swap(core_, taken.core_);
+        std::swap(state_, taken.state_);
+        return *this;
     }
-};
 
-/// A cache whose layers are stored in different ways: a set of schemes known to the compiler, a choice for each layer made
-/// when it is constructed.
-///
-///     using Cache = MixedCache<Scheme<Quantizer<8>>, Scheme<Quantizer<4>, Layout<PerToken>, Projection<Rotated>>>;
-///     Cache cache(model, {0, 1, 1, 1, 0});          // the first and the last layer in 8 bits
-///
-/// All schemes must have one backend; a layer takes room for its own streams only.
-template <class Backend, class... Schemes>
-class BasicMixedCache : public detail::CacheBase<Backend> {
-    static_assert(sizeof...(Schemes) >= 1, "xquant: MixedCache<...> needs at least one Scheme");
+    /// An empty sequence. Throws std::bad_alloc. Cost: constant.
+    [[nodiscard]] Sequence create() { return core_->create(); }
 
-public:
-    /// Throws shape_error unless `choice` names one of the schemes, from 0, for each layer.
-    BasicMixedCache(const Model& model, std::span<const std::size_t> choice, const Options& options = {})
-        : detail::CacheBase<Backend>(model, options, recipe(model, choice)) {}
-    BasicMixedCache(const Model& model, std::initializer_list<std::size_t> choice, const Options& options = {})
-        : BasicMixedCache(model, std::span<const std::size_t>(choice.begin(), choice.size()), options) {}
+    /// Forgets a sequence and frees what no other one shares. Throws sequence_error if it is part of a step.
+    /// Cost: a reference for each page.
+    void drop(Sequence sequence) { core_->drop(sequence); }
 
-    /// As XCache::predict.
-    [[nodiscard]] static Bytes predict(const Model& model, std::span<const std::size_t> choice, const Options& options,
-                                       std::size_t tokens) {
-        return detail::predict_bytes(model, options, tokens, recipe(model, choice));
+    /// A second sequence with the same tokens, or the first `tokens` of them: how many prompts share a prefix. Pages are shared and
+    /// counted once; either sequence goes on in pages of its own, and nothing is ever copied.
+    /// Throws sequence_error if it is part of a step, shape_error as truncate does, std::bad_alloc.
+    /// Cost: a reference for each page.
+    [[nodiscard]] Sequence fork(Sequence sequence) { return fork_sequence(*core_, sequence, size(sequence)); }
+    [[nodiscard]] Sequence fork(Sequence sequence, std::size_t tokens) {
+        return fork_sequence(*core_, sequence, tokens);
+    }
+
+    /// Keeps the first `tokens` tokens and forgets the rest, rows that were encoded among them: what is left stays as it is
+    /// stored. Pages that nothing else shares are freed or filled again.
+    /// Throws sequence_error if it is part of a step, shape_error if it has fewer tokens, or if layers with a sliding window
+    /// have freed rows that the next token would see; std::bad_alloc. Cost: a reference for each page.
+    void truncate(Sequence sequence, std::size_t tokens) { truncate_sequence(*core_, sequence, tokens); }
+
+    /// Takes out tokens begin .. end. Those that follow move up by end - begin positions, exactly: X, latents and keys before
+    /// RoPE carry no position, and keys that were stored after RoPE meet queries that are turned back by as much.
+    /// Pages are freed when none of their tokens is left. Throws and costs as truncate.
+    void erase(Sequence sequence, std::size_t begin, std::size_t end) { erase_tokens(*core_, sequence, begin, end); }
+
+    /// Moves tokens `begin` .. (and the next one) by `delta` positions, exactly as erase does: opens a gap, or closes one.
+    /// Throws shape_error where a token would stand at or before the one that precedes it; else throws and costs as truncate.
+    void shift(Sequence sequence, std::size_t begin, std::int64_t delta) {
+        shift_tokens(*core_, sequence, begin, delta);
+    }
+
+    /// Sequence i becomes what sequence parents[i], counted in the same list, was: one step of beam search.
+    /// Throws sequence_error if one is part of a step or appears twice, shape_error if a parent is not in the list,
+    /// std::bad_alloc. Cost: a reference for each page of each sequence.
+    void gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents) {
+        gather_sequences(*core_, sequences, parents);
+    }
+
+    /// Tokens of a sequence.
+    [[nodiscard]] std::size_t size(Sequence sequence) const { return core_->find(sequence).states.front().tokens; }
+
+    /// The position of the next token of a sequence: size() where none was erased or shifted.
+    [[nodiscard]] std::int64_t next_position(Sequence sequence) const {
+        return core_->find(sequence).states.front().next_position;
+    }
+
+    /// Starts a step that adds tokens to one or several sequences. Everything the step will store is allocated here.
+    /// Throws sequence_error, shape_error, budget_error, std::bad_alloc; on a device, state_error while another step is under way.
+    [[nodiscard]] Step begin(std::span<const StepPart> parts) { return Step(Parts::begin(*core_, *state_, parts)); }
+    [[nodiscard]] Step begin(std::initializer_list<StepPart> parts) {
+        return begin(std::span<const StepPart>(parts.begin(), parts.size()));
+    }
+
+    /// Encodes every row outside the window now, unfinished groups included, and frees their f16 copies: for a sequence
+    /// that rests. A group that was cut short stays short; later tokens start a new page.
+    /// Throws sequence_error if it is part of a step, budget_error, std::bad_alloc. Cost: encoding at most 127 rows of each layer.
+    void seal(Sequence sequence) { Parts::seal(*core_, *state_, core_->find_idle(sequence)); }
+
+    /// Rewrites coded pages with the second quantizer of Requantizable<Fresh, Old>: fewer bytes, more error, and no way back. Of
+    /// the pages of these sequences, choose(PageChoice) picks some; a page that several of them share is rewritten once and
+    /// stays shared, one that other sequences share as well is left to those as it was.
+    /// Throws state_error where the cache has no second quantizer, sequence_error as truncate; nothing has changed then. If
+    /// memory runs out the pages done so far stay done, and the report says so. Options::budget may be exceeded by the one page
+    /// that is being rewritten. Cost: decoding and encoding the pages.
+    template <class Choose>
+    Requantized requantize(std::span<const Sequence> sequences, Choose&& choose) {
+        static_assert(!Parts::on_device, "xquant: requantize is not there for caches on a device");
+        return requantize_pages(Backend{}, *core_, sequences, choose);
+    }
+    /// The same for all full pages.
+    Requantized requantize(std::span<const Sequence> sequences) {
+        return requantize(sequences, [](const PageChoice& page) { return page.filled == coded_page_tokens; });
+    }
+
+    /// Whether rows were appended since this was last asked that are not finite, or beyond f16's 65504: attention over them means
+    /// nothing. Caches on a device find out when the device gets there; others throw in append. Waits for the device.
+    [[nodiscard]] bool take_bad_rows() {
+        if constexpr (Parts::on_device) return state_->take_bad_rows();
+        return false;
+    }
+
+    /// What is allocated, by purpose; adds up to what the memory resource was asked for.
+    [[nodiscard]] Bytes bytes() const noexcept { return core_->ledger().bytes(); }
+
+    /// The most bytes that the accumulators of a step took so far. They live as long as the step; 0 without
+    /// CrossLayer<Delta>.
+    [[nodiscard]] std::size_t peak_accumulator_bytes() const noexcept { return core_->peak_accumulator(); }
+
+    /// Bits of codes, scales, zeros and outliers for `tokens` encoded tokens, per token and layer: the figure of the literature.
+    /// f16 rows, accumulators, page rounding and weights are not in it; bytes() has everything.
+    [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const {
+        double bits = 0;
+        for (std::size_t layer = 0; layer < core_->layers().size(); ++layer) {
+            for (std::size_t stream = 0; stream < core_->layers()[layer].encoders.size(); ++stream) {
+                bits += static_cast<double>(core_->codec(layer, stream).format.ideal_bits(tokens));
+            }
+        }
+        return tokens == 0 ? 0 : bits / static_cast<double>(tokens * core_->layers().size());
+    }
+
+    [[nodiscard]] const Options& options() const noexcept { return core_->options(); }
+
+    /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it. Layers with the same window
+    /// have pages of their own, so positions start again where the model has several windows.
+    template <class F>
+    void for_each_page(Sequence sequence, F&& f) const {
+        for (const detail::SequenceState& state : core_->find(sequence).states) {
+            for (const detail::Segment& segment : state.segments) {
+                f(PageView{segment.page->format().purpose, segment.begin, segment.end, segment.first_position,
+                           segment.moved, std::as_const(*segment.page.get()).data()});
+            }
+        }
+    }
+
+protected:
+    /// For xcache.hpp and registry.hpp, which know policies. Throws shape_error for shapes that do not fit, value_error for
+    /// numbers that are not finite, std::bad_alloc. Cost: that of the projections.
+    Cache(const Model& model, const Options& options, const detail::Recipe& recipe)
+        : core_(std::make_unique<detail::Core>(options, detail::stacks_of(model, recipe.accumulator != nullptr),
+                                               recipe.streams(), recipe.requantizes())),
+          state_(std::make_unique<typename Parts::State>(*core_, options)) {
+        if (recipe.accumulator != nullptr) {
+            core_->set_accumulator(recipe.accumulator(model.layers.front().shape.width));
+        }
+        const Rope* previous = nullptr;
+        for (std::size_t i = 0; i < model.layers.size(); ++i) {
+            const Layer& layer = model.layers[i];
+            detail::check_layer(layer);
+            core_->add_layer(layer, recipe.layers[i].role, recipe.layers[i].prepare(layer), previous,
+                             &detail::learn_stream<Backend>);
+            previous = &layer.rope;
+        }
+        state_->prepare(*core_);
     }
 
 private:
-    static detail::Recipe recipe(const Model& model, std::span<const std::size_t> choice) {
-        detail::expects(choice.size() == model.layers.size(), "MixedCache: one choice for each layer");
-        detail::Recipe out;
-        const detail::LayerRecipe all[] = {Schemes::recipe()...};
-        for (const std::size_t which : choice) {
-            detail::expects(which < sizeof...(Schemes), "MixedCache: a layer's choice is not one of the schemes");
-            out.layers.push_back(all[which]);
-        }
-        return out;
+    friend struct detail::CacheAccess;
+
+    std::unique_ptr<detail::Core> core_;
+    std::unique_ptr<typename Parts::State> state_;
+};
+
+namespace detail {
+
+/// The way in for what is not part of every cache: saving (persistence/), making one by name (registry.hpp).
+struct CacheAccess {
+    template <class Backend>
+    static Core& core(const Cache<Backend>& cache) noexcept {
+        return *cache.core_;
+    }
+    template <class Backend>
+    static std::unique_ptr<Cache<Backend>> make(const Model& model, const Options& options, const Recipe& recipe) {
+        return std::unique_ptr<Cache<Backend>>(new Cache<Backend>(model, options, recipe));
+    }
+    /// The policies of an XCache as data.
+    template <class XCache>
+    static Recipe recipe(const Model& model, const Options& options) {
+        return XCache::recipe(model, options);
     }
 };
 
-template <class... Schemes>
-using MixedCache = BasicMixedCache<backend::best, Schemes...>;
-
+}  // namespace detail
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant

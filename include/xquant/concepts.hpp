@@ -5,8 +5,8 @@
 #include <cstddef>
 #include <span>
 
-#include <xquant/cross_layer/cross_layer.hpp>
-#include <xquant/layout/layout.hpp>
+#include <xquant/cross_layer.hpp>
+#include <xquant/layout.hpp>
 #include <xquant/projection/projection.hpp>
 #include <xquant/quantizer/group.hpp>
 #include <xquant/quantizer/per_stream.hpp>
@@ -91,67 +91,6 @@ concept cross_layer_policy = requires {
     { C::stores_difference } -> std::convertible_to<bool>;
 };
 
-/// Runs f(0) .. f(n - 1), in any order and on any threads, and returns when all are done.
-template <class E>
-concept executor = requires(E& e, void (*f)(std::size_t)) { e.parallel_for(std::size_t{}, f); };
-
 // clang-format on
 
-/// The executor that uses the calling thread alone.
-struct Serial {
-    template <class F>
-    void parallel_for(std::size_t n, F&& f) const {
-        for (std::size_t i = 0; i < n; ++i) f(i);
-    }
-};
-
-inline namespace XQUANT_ABI_NS {
-namespace detail {
-
-/// Encodes a group by a policy of either form.
-template <quantizer_policy Q>
-GroupScale encode_group(std::span<const float> x, std::span<std::uint8_t> codes, const float* levels) noexcept {
-    if constexpr (learning_policy<Q>) {
-        return Q::encode(x, codes, levels);
-    } else {
-        return Q::encode(x, codes);
-    }
-}
-
-/// The format and encoder of a stream of `width` channels under these policies.
-template <element_policy Q, axis_policy Axis>
-StreamCodec make_codec(std::size_t width) {
-    const auto columns = static_cast<std::uint32_t>(width);
-    if constexpr (unquantized_policy<Q>) {
-        using T = typename Q::element;
-        constexpr CodeKind kind = std::is_same_v<T, float> ? CodeKind::f32
-                                  : std::is_same_v<T, f16> ? CodeKind::f16
-                                                           : CodeKind::bf16;
-        return {{columns, 1, columns, kind, static_cast<std::uint8_t>(8 * sizeof(T)), false, 0, nullptr}, nullptr};
-    } else {
-        constexpr GroupShape shape = Axis::group_shape(Q::group);
-        static_assert(shape.tokens >= 1 && 128 % shape.tokens == 0,
-                      "xquant: the tokens of a group must divide 128, the tokens of a page");
-        StreamFormat format{
-            columns, shape.tokens, shape.channels, CodeKind::planes, static_cast<std::uint8_t>(Q::bits), Q::stores_zero,
-            0,       nullptr};
-        if constexpr (!Q::stores_zero) format.zero_code = Q::zero_code;
-        if constexpr (requires { Q::levels; }) {
-            static_assert(std::size(Q::levels) == (1U << Q::bits), "xquant: levels needs 2^bits entries");
-            format.levels = std::data(Q::levels);
-        }
-        StreamCodec codec{format, &encode_group<Q>};
-        if constexpr (learning_policy<Q>) codec.learn = &Q::learn;
-        if constexpr (requires { Q::scale_rule; }) codec.rule = Q::scale_rule;
-        if constexpr (requires(Range range) { Q::scale_of(range); }) codec.scale_of = &Q::scale_of;
-        if constexpr (outlier_policy<Q>) {
-            codec.choose = &Q::choose;
-            codec.format.outliers = static_cast<std::uint8_t>(Q::outliers);
-        }
-        return codec;
-    }
-}
-
-}  // namespace detail
-}  // namespace XQUANT_ABI_NS
 }  // namespace xquant

@@ -1,7 +1,7 @@
 // The CUDA backend, for nvcc (C++20, --expt-relaxed-constexpr): the library of xquant.hpp, and caches on a GPU.
 //
 //     #include <xquant/cuda.cuh>
-//     using Cache = xquant::XCache<xquant::Quantizer<4>, xquant::Layout<xquant::PerToken>, xquant::CrossLayer<xquant::Off>,
+//     using Cache = xquant::XCache<xquant::Uniform<4>, xquant::Layout<xquant::PerToken>, xquant::CrossLayer<xquant::Off>,
 //                                  xquant::Projection<xquant::Rotated>, xquant::backend::cuda>;
 //     Cache cache(model, {.stream = stream});     // weights are read by the processor, and copied to the device
 //     auto step = cache.begin({{s, n}});
@@ -10,8 +10,8 @@
 // docs/backends.md says what is there, and how an engine hands over its stream and memory.
 #pragma once
 
-#include <xquant/backend/cuda/backend.cuh>
-#include <xquant/backend/cuda/launch.cuh>
+#include <xquant/backend/cuda/machine/launch.cuh>
+#include <xquant/core/device/backend.cuh>
 #include <xquant/xquant.hpp>
 
 namespace xquant::backend {

@@ -5,56 +5,56 @@
 // docs/accuracy.md has the table and the command.
 #pragma once
 
-#include <xquant/cache.hpp>
+#include <xquant/xcache.hpp>
 
 namespace xquant::preset {
 inline namespace XQUANT_ABI_NS {
 
 /// X itself per token. The paper's form for MHA.
 template <unsigned Bits, unsigned Group = 128>
-using plain_x = XCache<Quantizer<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
+using plain_x = XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
 
 /// X rotated per token; less its mean where Layer::mean is given.
 template <unsigned Bits, unsigned Group = 128>
-using rotated_x = XCache<Quantizer<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>>;
+using rotated_x = XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>>;
 
 /// Latents of W_k per channel and of W_v per token. The paper's form for GQA. Needs <xquant/projection/svd.hpp>.
 template <unsigned Bits, unsigned Group = 128>
-using split_svd = XCache<Quantizer<Bits, Group>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<SplitSvd>>;
+using split_svd = XCache<Uniform<Bits, Group>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<SplitSvd>>;
 
 /// A latent for each key head per channel, rotated V per token. Needs <xquant/projection/svd.hpp>.
 template <unsigned Bits, unsigned Group = 128>
-using head_svd = XCache<Quantizer<Bits, Group>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>;
+using head_svd = XCache<Uniform<Bits, Group>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>;
 
 /// XQuant-CL on X: layers store what they add to the layers below. The paper's form for MHA.
 template <unsigned Bits, unsigned Group = 128>
 using cross_layer_x =
-    XCache<Quantizer<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Quantizer<4, Group>>, Projection<Plain>>;
+    XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>, Projection<Plain>>;
 
 /// The same with X rotated; differences of 3 and 2 bits with the scale of least squared error.
 template <unsigned Bits, unsigned Group = 128>
-using cross_layer_rotated_x = XCache<Quantizer<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
-                                     Layout<PerToken>, CrossLayer<Delta, Quantizer<4, Group>>, Projection<Rotated>>;
+using cross_layer_rotated_x = XCache<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
+                                     Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>, Projection<Rotated>>;
 
 /// XQuant-CL on latents of [W_k W_v]. The paper's form for GQA. Needs <xquant/projection/joint_svd.hpp>.
 template <unsigned Bits, unsigned Group = 128>
-using cross_layer_svd = XCache<Quantizer<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Quantizer<4, Group>>,
+using cross_layer_svd = XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>,
                                Projection<JointSvd<NoMix, FullRank>>>;
 
 /// The same with base and latents rotated; differences of 3 and 2 bits with the scale of least squared error.
 template <unsigned Bits, unsigned Group = 128>
 using cross_layer_rotated_svd =
-    XCache<Quantizer<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>, Layout<PerToken>,
-           CrossLayer<Delta, Quantizer<4, Group>>, Projection<JointSvd<Hadamard, FullRank>>>;
+    XCache<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>, Layout<PerToken>,
+           CrossLayer<Delta, Uniform<4, Group>>, Projection<JointSvd<Hadamard, FullRank>>>;
 
 /// Multi-head latent attention: the model's latent per token, and the shared rotary part of the keys in f16.
 template <unsigned Bits>
-using mla = XCache<PerStream<Quantizer<Bits>, Unquantized<f16>>, Layout<PerToken>, CrossLayer<Off>, Projection<Latent>>;
+using mla = XCache<PerStream<Uniform<Bits>, Unquantized<f16>>, Layout<PerToken>, CrossLayer<Off>, Projection<Latent>>;
 
 /// K before RoPE per channel and V per token: KIVI* of the paper.
 template <unsigned Bits, unsigned Group = 128>
 using kivi =
-    XCache<Quantizer<Bits, Group>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope>>>;
+    XCache<Uniform<Bits, Group>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope>>>;
 
 /// K before RoPE per channel and V per token, with levels learnt from Layer::calibration and 1 of 128 values kept in f16: like
 /// KVQuant (arXiv 2401.18079) with 1 % outliers, in groups of 128 and scaled online, as kivi. KLD 0.015, 0.069 and 0.33 at 4, 3
@@ -72,7 +72,7 @@ using f16_kv = XCache<Unquantized<f16>, Layout<PerToken>, CrossLayer<Off>, Proje
 /// K after RoPE and V, each head rotated, in groups of 64 along a token: a head's codes lie together and nothing is rebuilt
 /// when they are read. Bits + 0.5 bits a value. KLD 0.0002 with 8 bits, 0.045 with 4 (and 2.5 times that without the rotation).
 template <unsigned Bits>
-using kv = XCache<Quantizer<Bits, 64>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
+using kv = XCache<Uniform<Bits, 64>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
 
 /// ggml's 8-bit and 4-bit caches, the latter also with each head rotated by a Hadamard matrix.
 using q8_0 = XCache<GgmlQ8_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;

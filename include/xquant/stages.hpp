@@ -1,6 +1,6 @@
 // The stages by themselves, for engines that want only a part: the codec, or a tile of keys.
 //
-//     quantize<Quantizer<4>, PerToken>(rows)   ->  QuantizedRows      dequantize(quantized, out)
+//     quantize<Uniform<4>, PerToken>(rows)   ->  QuantizedRows      dequantize(quantized, out)
 //     quantize<NonUniform<4>>(rows, others)    the same, with levels learnt from other rows
 //     rematerialize(quantized, head, token, tokens, out)
 //
@@ -13,7 +13,8 @@
 
 #include <xquant/backend/simd/machines.hpp>
 #include <xquant/concepts.hpp>
-#include <xquant/detail/learn.hpp>
+#include <xquant/core/learn.hpp>
+#include <xquant/core/make_codec.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
@@ -87,7 +88,7 @@ inline std::vector<float> checked_rows(const MatrixView& rows) {
 template <element_policy Quantizer, axis_policy Axis = PerToken, class Backend = backend::best>
 QuantizedRows quantize(const MatrixView& rows, const MatrixView& calibration = {}) {
     const std::vector<float> values = detail::checked_rows(rows);
-    const StreamCodec codec = detail::make_codec<Quantizer, Axis>(rows.cols);
+    const StreamCodec codec = make_codec<Quantizer, Axis>(rows.cols);
     std::vector<float> levels;
     if constexpr (learning_policy<Quantizer>) {
         detail::expects(calibration.rows > 0 && calibration.cols == rows.cols,

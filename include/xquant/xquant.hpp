@@ -3,8 +3,8 @@
 // <xquant/projection/svd.hpp> adds the projections that need Eigen (SplitSvd, HeadSvd).
 #pragma once
 
-#include <xquant/cache.hpp>
-#include <xquant/prefix_index.hpp>
 #include <xquant/preset.hpp>
+#include <xquant/serving/prefix_index.hpp>
 #include <xquant/stages.hpp>
 #include <xquant/version.hpp>
+#include <xquant/xcache.hpp>

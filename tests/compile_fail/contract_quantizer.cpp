@@ -1,7 +1,7 @@
 #include <xquant/testing/contract.hpp>
 
 #ifdef GOOD
-using Mine = xquant::Quantizer<4>;
+using Mine = xquant::Uniform<4>;
 #else
 struct Mine {
     static constexpr unsigned bits = 4;

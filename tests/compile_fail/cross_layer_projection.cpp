@@ -1,4 +1,4 @@
-#include <xquant/cache.hpp>
+#include <xquant/xcache.hpp>
 
 using namespace xquant;
 
@@ -9,6 +9,6 @@ using Kept = KeyValue<BeforeRope>;
 #endif
 
 int main() {
-    using Cache = XCache<Quantizer<4>, Layout<PerToken>, CrossLayer<Delta>, Projection<Kept>>;
+    using Cache = XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Delta>, Projection<Kept>>;
     return Cache::predict(Model{}, Options{}, 0).total() == 0 ? 0 : 1;
 }

@@ -1,4 +1,4 @@
-#include <xquant/cache.hpp>
+#include <xquant/xcache.hpp>
 
 using namespace xquant;
 
@@ -8,4 +8,4 @@ using Rule = Off;
 struct Rule {};
 #endif
 
-int main() { return XCache<Quantizer<4>, Layout<PerToken>, CrossLayer<Rule>>::streams == 1 ? 0 : 1; }
+int main() { return XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Rule>>::streams == 1 ? 0 : 1; }

@@ -1,4 +1,4 @@
-#include <xquant/cache.hpp>
+#include <xquant/xcache.hpp>
 
 using namespace xquant;
 
@@ -8,4 +8,4 @@ using Axes = Layout<PerChannel, PerToken>;
 using Axes = Layout<PerChannel, PerToken, PerToken>;
 #endif
 
-int main() { return Scheme<Quantizer<4>, Axes, Projection<KeyValue<>>>::streams == 2 ? 0 : 1; }
+int main() { return Scheme<Uniform<4>, Axes, Projection<KeyValue<>>>::streams == 2 ? 0 : 1; }

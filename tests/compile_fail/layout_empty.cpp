@@ -1,4 +1,4 @@
-#include <xquant/layout/layout.hpp>
+#include <xquant/layout.hpp>
 
 #ifdef GOOD
 using Axes = xquant::Layout<xquant::PerToken>;

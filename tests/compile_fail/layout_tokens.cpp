@@ -1,4 +1,4 @@
-#include <xquant/cache.hpp>
+#include <xquant/xcache.hpp>
 
 using namespace xquant;
 
@@ -12,4 +12,4 @@ constexpr unsigned group = 32;  // 8 tokens
 constexpr unsigned group = 48;  // 12 tokens
 #endif
 
-int main() { return Scheme<Quantizer<4, group>, Layout<FourChannels>>::recipe().streams == 1 ? 0 : 1; }
+int main() { return Scheme<Uniform<4, group>, Layout<FourChannels>>::recipe().streams == 1 ? 0 : 1; }

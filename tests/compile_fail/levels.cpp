@@ -1,4 +1,4 @@
-#include <xquant/cache.hpp>
+#include <xquant/xcache.hpp>
 
 #include <array>
 

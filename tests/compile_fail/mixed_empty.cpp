@@ -1,11 +1,11 @@
-#include <xquant/cache.hpp>
+#include <xquant/xcache.hpp>
 
 using namespace xquant;
 
 #ifdef GOOD
-using Cache = MixedCache<Scheme<>>;
+using Mixed = MixedCache<Scheme<>>;
 #else
-using Cache = MixedCache<>;
+using Mixed = MixedCache<>;
 #endif
 
-int main() { return sizeof(Cache) > 0 ? 0 : 1; }
+int main() { return sizeof(Mixed) > 0 ? 0 : 1; }

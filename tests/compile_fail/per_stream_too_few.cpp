@@ -1,4 +1,4 @@
-#include <xquant/cache.hpp>
+#include <xquant/xcache.hpp>
 
 using namespace xquant;
 
@@ -9,9 +9,9 @@ struct ThreeStreams {
 };
 
 #ifdef GOOD
-using Quantizers = PerStream<Quantizer<4>, Quantizer<4>, Quantizer<3>>;
+using Quantizers = PerStream<Uniform<4>, Uniform<4>, Uniform<3>>;
 #else
-using Quantizers = PerStream<Quantizer<4>, Quantizer<3>>;
+using Quantizers = PerStream<Uniform<4>, Uniform<3>>;
 #endif
 
 int main() { return Scheme<Quantizers, Layout<PerToken>, Projection<ThreeStreams>>::recipe().streams == 3 ? 0 : 1; }

@@ -1,4 +1,4 @@
-#include <xquant/cache.hpp>
+#include <xquant/xcache.hpp>
 
 using namespace xquant;
 
@@ -11,4 +11,4 @@ struct Mine {
 #endif
 };
 
-int main() { return Scheme<Quantizer<4>, Layout<PerToken>, Projection<Mine>>::streams == 1 ? 0 : 1; }
+int main() { return Scheme<Uniform<4>, Layout<PerToken>, Projection<Mine>>::streams == 1 ? 0 : 1; }

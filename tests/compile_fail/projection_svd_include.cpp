@@ -1,4 +1,4 @@
-#include <xquant/cache.hpp>
+#include <xquant/xcache.hpp>
 
 using namespace xquant;
 
@@ -8,4 +8,4 @@ using Kept = Plain;
 using Kept = HeadSvd;  // without its header
 #endif
 
-int main() { return Scheme<Quantizer<4>, Layout<PerToken>, Projection<Kept>>::streams == 1 ? 0 : 1; }
+int main() { return Scheme<Uniform<4>, Layout<PerToken>, Projection<Kept>>::streams == 1 ? 0 : 1; }

@@ -6,4 +6,4 @@ constexpr unsigned group = 4096;
 constexpr unsigned group = 4;
 #endif
 
-int main() { return xquant::Quantizer<4, group>::group == group ? 0 : 1; }
+int main() { return xquant::Uniform<4, group>::group == group ? 0 : 1; }

@@ -6,4 +6,4 @@ using Scale = xquant::Symmetric;
 struct Scale {};
 #endif
 
-int main() { return xquant::Quantizer<4, 128, Scale>::bits == 4 ? 0 : 1; }
+int main() { return xquant::Uniform<4, 128, Scale>::bits == 4 ? 0 : 1; }

@@ -52,7 +52,7 @@ struct LearnsTwo {
 };
 
 /// The first and the last value of each group are kept as they are.
-struct EndsExact : xquant::Quantizer<3, 24> {
+struct EndsExact : xquant::Uniform<3, 24> {
     static constexpr unsigned outliers = 2;
     static void choose(std::span<const float> x, std::span<std::uint8_t> places) noexcept {
         places.front() = 0;

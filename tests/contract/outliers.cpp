@@ -49,7 +49,7 @@ TEST_CASE("outliers come back as f16, and the rest as if they were not there") {
         if (std::abs(inner[i]) > 2) inner[i] = x[i % width == 0 ? i + 1 : i - 1];
     }
     const auto check = [&]<class Axis>(Axis, std::size_t most) {
-        using Dense = Quantizer<4, 128>;
+        using Dense = Uniform<4, 128>;
         const std::vector<float> dense = round_trip<Dense, Axis>(x),
                                  sparse = round_trip<WithOutliers<Dense, 2>, Axis>(x);
         std::size_t exact = 0;
@@ -65,7 +65,7 @@ TEST_CASE("outliers come back as f16, and the rest as if they were not there") {
     };
     check(PerToken{}, rows * 2);
     // 200 tokens are a group of 128 and one of 72; each channel has up to three outliers, so two are not always enough.
-    using Three = WithOutliers<Quantizer<4, 64>, 16>;
+    using Three = WithOutliers<Uniform<4, 64>, 16>;
     const std::vector<float> by_channel = round_trip<Three, PerChannel>(x);
     for (std::size_t i = 0; i < x.size(); ++i) {
         if (std::abs(x[i]) > 2) CHECK(by_channel[i] == round_to_f16(x[i]));
@@ -75,8 +75,7 @@ TEST_CASE("outliers come back as f16, and the rest as if they were not there") {
 TEST_CASE("any tile of a stream with outliers is a part of the whole") {
     const std::vector<float> x = rows_with_outliers();
     const auto check = [&]<class Axis>(Axis) {
-        const QuantizedRows stored =
-            quantize<WithOutliers<Quantizer<3, 64>, 3>, Axis>(MatrixView(x.data(), rows, width));
+        const QuantizedRows stored = quantize<WithOutliers<Uniform<3, 64>, 3>, Axis>(MatrixView(x.data(), rows, width));
         std::vector<float> whole(x.size());
         dequantize(stored, whole.data());
         test::Random random(9);
@@ -105,7 +104,7 @@ TEST_CASE("any tile of a stream with outliers is a part of the whole") {
 TEST_CASE("a place that its group does not have changes nothing, its own group or another") {
     const std::vector<float> x = rows_with_outliers();
     const auto check = [&]<class Axis>(Axis) {
-        QuantizedRows stored = quantize<WithOutliers<Quantizer<4, 64>>, Axis>(MatrixView(x.data(), rows, width));
+        QuantizedRows stored = quantize<WithOutliers<Uniform<4, 64>>, Axis>(MatrixView(x.data(), rows, width));
         const MutableStreamView view = stored.view();
         std::vector<float> codes(x.size()), found(x.size());
         // What the codes alone give.
@@ -126,7 +125,7 @@ TEST_CASE("a place that its group does not have changes nothing, its own group o
 
 TEST_CASE("groups of fewer values than outliers keep all of them") {
     const std::vector<float> x{3.0F, -7.5F, 100.0F};
-    const QuantizedRows stored = quantize<WithOutliers<Quantizer<2, 16>, 8>>(MatrixView(x.data(), 1, 3));
+    const QuantizedRows stored = quantize<WithOutliers<Uniform<2, 16>, 8>>(MatrixView(x.data(), 1, 3));
     std::vector<float> out(3);
     dequantize(stored, out.data());
     CHECK(out == x);
@@ -140,7 +139,7 @@ TEST_CASE("levels learnt are no worse than even ones on their own rows, and bett
         for (float& value : *all) value = std::pow(random(), 5.0F);  // crowded around 0
     }
     const auto check = [&]<unsigned Bits>(std::integral_constant<unsigned, Bits>) {
-        const double even = rms(round_trip<Quantizer<Bits>, PerToken>(x), x);
+        const double even = rms(round_trip<Uniform<Bits>, PerToken>(x), x);
         const double learnt = rms(round_trip<NonUniform<Bits>, PerToken>(x, others), x);
         INFO(Bits << " bits: even " << even << ", learnt " << learnt);
         CHECK(learnt < 0.8 * even);
@@ -174,7 +173,7 @@ TEST_CASE("NF4 holds a normal distribution better than even levels") {
         for (int i = 0; i < 12; ++i) value += random();
     }
     const double nf4 = rms(round_trip<Nf4<64>, PerToken>(x), x);
-    const double even = rms(round_trip<Quantizer<4, 64, Symmetric>, PerToken>(x), x);
+    const double even = rms(round_trip<Uniform<4, 64, Symmetric>, PerToken>(x), x);
     CHECK(nf4 < 0.9 * even);
     CHECK(nf4 > 0.4 * even);
 }

@@ -18,9 +18,9 @@ template <unsigned Bits, unsigned Group>
 void check_uniform() {
     INFO("bits " << Bits << ", group " << Group);
     const auto half_a_step = [](GroupScale s) { return s.scale / 2; };
-    CHECK_NOTHROW((check_quantizer<Quantizer<Bits, Group>>({.max_error = half_a_step})));
-    CHECK_NOTHROW((check_quantizer<Quantizer<Bits, Group, Symmetric>>({.max_error = half_a_step})));
-    CHECK_NOTHROW((check_quantizer<Quantizer<Bits, Group, MinMse>>()));
+    CHECK_NOTHROW((check_quantizer<Uniform<Bits, Group>>({.max_error = half_a_step})));
+    CHECK_NOTHROW((check_quantizer<Uniform<Bits, Group, Symmetric>>({.max_error = half_a_step})));
+    CHECK_NOTHROW((check_quantizer<Uniform<Bits, Group, MinMse>>()));
 }
 
 /// What contract_violation says about Q, or "".
@@ -36,11 +36,11 @@ std::string complaint(const testing::QuantizerPromise& promise = {}) {
 
 bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
-/// Quantizer<4> with one thing changed.
+/// Uniform<4> with one thing changed.
 struct Base {
     static constexpr unsigned bits = 4, group = 64;
     static constexpr bool stores_zero = true;
-    using Good = Quantizer<4, 64>;
+    using Good = Uniform<4, 64>;
 };
 
 struct CodeTooLarge : Base {
@@ -84,7 +84,7 @@ struct WrongZero {
     static constexpr bool stores_zero = false;
     static constexpr float zero_code = 7;
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
-        return Quantizer<4, 64, Symmetric>::encode(x, codes);
+        return Uniform<4, 64, Symmetric>::encode(x, codes);
     }
 };
 struct WritesBeyond : Base {
@@ -181,9 +181,9 @@ TEST_CASE("codebooks, learnt levels and outliers keep the contract") {
     CHECK_NOTHROW(check_quantizer<NonUniform<3>>());
     CHECK_NOTHROW((check_quantizer<NonUniform<8, 4096>>()));
     CHECK_NOTHROW(check_quantizer<WithOutliers<NonUniform<4>>>());
-    CHECK_NOTHROW((check_quantizer<WithOutliers<Quantizer<2, 256, MinMse>, 128>>()));
+    CHECK_NOTHROW((check_quantizer<WithOutliers<Uniform<2, 256, MinMse>, 128>>()));
     CHECK_NOTHROW((check_quantizer<WithOutliers<GgmlQ4_0>>({.negative_scale = true})));
-    static_assert(WithOutliers<Quantizer<4, 128>>::outliers == 1 && WithOutliers<Quantizer<4, 256>>::outliers == 3);
+    static_assert(WithOutliers<Uniform<4, 128>>::outliers == 1 && WithOutliers<Uniform<4, 256>>::outliers == 3);
 }
 
 TEST_CASE("users' quantizers keep the contract: ternary, learnt, the least one can write") {
@@ -210,7 +210,7 @@ TEST_CASE("a quantizer that breaks a rule is told which") {
     CHECK(contains(complaint<IgnoresX>(), "more than the range of its group"));
     CHECK(contains(complaint<BadConstants>(), "constant group does not come back"));
     CHECK(contains(complaint<InfiniteLevel>(), "levels is not finite"));
-    // Quantizer<4, 64, MinMse> clips: half a step is more than it may promise.
-    CHECK(contains(complaint<Quantizer<4, 64, MinMse>>({.max_error = [](GroupScale s) { return s.scale / 2; }}),
+    // Uniform<4, 64, MinMse> clips: half a step is more than it may promise.
+    CHECK(contains(complaint<Uniform<4, 64, MinMse>>({.max_error = [](GroupScale s) { return s.scale / 2; }}),
                    "more than the promised error"));
 }

@@ -86,7 +86,7 @@ bool bounded_by_own_rounding(const std::vector<std::vector<float>>& x, const std
 
 template <unsigned Bits, class Projected = Plain, class Accumulator = float>
 using Differences =
-    XCache<Quantizer<Bits>, Layout<PerToken>, CrossLayer<Delta, FourBits, Accumulator>, Projection<Projected>>;
+    XCache<Uniform<Bits>, Layout<PerToken>, CrossLayer<Delta, FourBits, Accumulator>, Projection<Projected>>;
 
 }  // namespace
 
@@ -107,7 +107,7 @@ TEST_CASE("an open loop fails that test") {
     for (std::size_t i = 3; i < x.size(); ++i) {
         std::vector<float> difference(width), decoded(width);
         for (std::size_t c = 0; c < width; ++c) difference[c] = x[i][c] - x[i - 1][c];  // not against what was kept
-        dequantize(quantize<Quantizer<3>>(MatrixView(difference.data(), 1, width)), decoded.data());
+        dequantize(quantize<Uniform<3>>(MatrixView(difference.data(), 1, width)), decoded.data());
         for (std::size_t c = 0; c < width; ++c) decoded[c] += kept[i - 1][c];
         kept.push_back(decoded);
     }
@@ -129,7 +129,7 @@ TEST_CASE("rotated, and in every type of accumulator, errors do not pile up") {
     check("rotated", remembered<Differences<3, Rotated>>(mirror.model, x));
     check("f16", remembered<Differences<3, Plain, f16>>(mirror.model, x));
     check("bf16", remembered<Differences<3, Plain, bf16>>(mirror.model, x));
-    check("8 bit", remembered<Differences<3, Rotated, Quantizer<8>>>(mirror.model, x));
+    check("8 bit", remembered<Differences<3, Rotated, Uniform<8>>>(mirror.model, x));
 }
 
 TEST_CASE("layers up to the base and the last ones keep the first quantizer's bits") {
@@ -137,8 +137,8 @@ TEST_CASE("layers up to the base and the last ones keep the first quantizer's bi
     Options options;
     options.base_layer = 4;
     options.last_layers = 2;
-    const XCache<Quantizer<2>, Layout<PerToken>, CrossLayer<Delta, Quantizer<8>>, Projection<Plain>> cache(mirror.model,
-                                                                                                           options);
+    const XCache<Uniform<2>, Layout<PerToken>, CrossLayer<Delta, Uniform<8>>, Projection<Plain>> cache(mirror.model,
+                                                                                                       options);
     // 5 layers up to the base and the last 2 in 8 bits, 32 bits of scale and zero for each group of 128.
     CHECK(std::abs(cache.bits_per_token_layer(256) - 128.0 * (7 * 8.25 + 23 * 2.25) / 30) < 1e-9);
     options.base_layer = 29;
@@ -171,8 +171,8 @@ TEST_CASE("joint SVD: a layer reads its own subspace back whatever the base was"
         return remembered<XCache<Unquantized<float>, Layout<PerToken>, CrossLayer<Delta, First>,
                                  Projection<JointSvd<Mix, FullRank>>>>(setup.model, x);
     };
-    const auto coarse = run(NoMix{}, Quantizer<2>{}), fine = run(NoMix{}, Quantizer<8>{});
-    const auto turned = run(Hadamard{}, Quantizer<2>{});
+    const auto coarse = run(NoMix{}, Uniform<2>{}), fine = run(NoMix{}, Uniform<8>{});
+    const auto turned = run(Hadamard{}, Uniform<2>{});
     const auto exact = remembered<preset::f16_kv>(setup.model, x);
     CHECK(largest_error(coarse[2], fine[2]) > 0.1F);  // the bases differ
     for (std::size_t i = 3; i < x.size(); ++i) {

@@ -85,8 +85,8 @@ const Result& exact() {
     return result;
 }
 
-template <class P, class Axis, class Accumulator, class Q = Quantizer<6, 64>>
-using Differences = XCache<Q, Layout<Axis>, CrossLayer<Delta, Quantizer<8, 32>, Accumulator>, Projection<P>>;
+template <class P, class Axis, class Accumulator, class Q = Uniform<6, 64>>
+using Differences = XCache<Q, Layout<Axis>, CrossLayer<Delta, Uniform<8, 32>, Accumulator>, Projection<P>>;
 
 }  // namespace
 
@@ -106,17 +106,17 @@ TEST_CASE("every accumulator and axis, for X and for latents: the last layer is 
         CHECK(result.accumulator <= 2 * (128 * (d * bits / 8 + 12) + 192));
     };
     check("X rotated, per token", Rotated{}, PerToken{}, std::type_identity<f16>{}, 16);
-    check("X rotated, per token", Rotated{}, PerToken{}, std::type_identity<Quantizer<8, 32>>{}, 8);
+    check("X rotated, per token", Rotated{}, PerToken{}, std::type_identity<Uniform<8, 32>>{}, 8);
     check("X rotated, per channel", Rotated{}, PerChannel{}, std::type_identity<bf16>{}, 16);
     check("latents, per token", JointSvd<NoMix, FullRank>{}, PerToken{}, std::type_identity<float>{}, 32);
     check("latents, per token", JointSvd<NoMix, FullRank>{}, PerToken{},
-          std::type_identity<WithOutliers<Quantizer<8, 96>>>{}, 8);
+          std::type_identity<WithOutliers<Uniform<8, 96>>>{}, 8);
     check("latents rotated, per channel", JointSvd<Hadamard, FullRank>{}, PerChannel{},
-          std::type_identity<Quantizer<8, 32>>{}, 8);
+          std::type_identity<Uniform<8, 32>>{}, 8);
 }
 
 TEST_CASE("outliers of differences are kept like any others") {
-    using Dense = Quantizer<2, 96>;
+    using Dense = Uniform<2, 96>;
     const Result dense = run<Differences<Rotated, PerToken, float, Dense>>();
     const Result sparse = run<Differences<Rotated, PerToken, float, WithOutliers<Dense, 6>>>();
     CHECK(error_of(sparse, exact(), 5) < 0.9 * error_of(dense, exact(), 5));
@@ -125,7 +125,7 @@ TEST_CASE("outliers of differences are kept like any others") {
 }
 
 TEST_CASE("layers at the start and at the end keep the first quantizer's bits, and are as good") {
-    using Cache = XCache<Quantizer<2, 32>, Layout<PerToken>, CrossLayer<Delta, Quantizer<8, 32>>, Projection<Rotated>>;
+    using Cache = XCache<Uniform<2, 32>, Layout<PerToken>, CrossLayer<Delta, Uniform<8, 32>>, Projection<Rotated>>;
     Options early, late;
     early.base_layer = 3;
     late.last_layers = 2;

@@ -106,7 +106,7 @@ TEST_CASE("unquantized differences are plain attention, whatever the steps, sink
 }
 
 TEST_CASE("differences grouped per channel are stored 128 tokens at a time") {
-    using Cache = XCache<Quantizer<8>, Layout<PerChannel>, CrossLayer<Delta, Quantizer<8>>, Projection<Rotated>>;
+    using Cache = XCache<Uniform<8>, Layout<PerChannel>, CrossLayer<Delta, Uniform<8>>, Projection<Rotated>>;
     Options options;
     options.recent = 0;
     for (const bool strict : {false, true}) {
@@ -119,7 +119,7 @@ TEST_CASE("differences grouped per channel are stored 128 tokens at a time") {
 
 TEST_CASE("sequences that share steps are each what they are alone, on any executor, bit for bit") {
     const test::Setup s = setup();
-    using Cache = Differences<JointSvd<Hadamard, FullRank>, Quantizer<3>>;
+    using Cache = Differences<JointSvd<Hadamard, FullRank>, Uniform<3>>;
     Options options;
     options.recent = 20;
     Cache together(s.model, options), alone(s.model, options);
@@ -136,7 +136,7 @@ TEST_CASE("sequences that share steps are each what they are alone, on any execu
 
 TEST_CASE("a step that is not committed leaves no trace") {
     const test::Setup s = setup();
-    using Cache = Differences<Rotated, Quantizer<3>>;
+    using Cache = Differences<Rotated, Uniform<3>>;
     Options options;
     options.recent = 0;
     Cache with(s.model, options), without(s.model, options);
@@ -153,7 +153,7 @@ TEST_CASE("a sealed sequence goes on from its codes") {
     const test::Setup s = setup();
     Options options;
     options.recent = 0;
-    using Cache = XCache<Quantizer<8>, Layout<PerChannel>, CrossLayer<Delta, Quantizer<8>>, Projection<Rotated>>;
+    using Cache = XCache<Uniform<8>, Layout<PerChannel>, CrossLayer<Delta, Uniform<8>>, Projection<Rotated>>;
     Cache sealed(s.model, options);
     Exact exact(s.model, options);
     Feed a{sealed.create(), 0, 1}, b{exact.create(), 0, 1};
@@ -173,7 +173,7 @@ TEST_CASE("accumulators are counted while a step lives, and predicted") {
     const test::Setup s = setup();
     Options options;
     options.recent = 0;
-    using Cache = XCache<Quantizer<2>, Layout<PerToken>, CrossLayer<Delta, Quantizer<8>, f16>, Projection<Rotated>>;
+    using Cache = XCache<Uniform<2>, Layout<PerToken>, CrossLayer<Delta, Uniform<8>, f16>, Projection<Rotated>>;
     Cache cache(s.model, options);
     Feed feed{cache.create(), 0, 1};
     run(cache, {&feed}, 304);
@@ -195,8 +195,8 @@ TEST_CASE("accumulators are counted while a step lives, and predicted") {
 
 TEST_CASE("mixed stacks: each layer in the scheme that was chosen for it") {
     const test::Setup s = setup();
-    using Cache = MixedCache<Scheme<Quantizer<8>, Layout<PerChannel, PerToken>, Projection<HeadSvd>>,
-                             Scheme<Quantizer<8>, Layout<PerToken>, Projection<Rotated>>>;
+    using Cache = MixedCache<Scheme<Uniform<8>, Layout<PerChannel, PerToken>, Projection<HeadSvd>>,
+                             Scheme<Uniform<8>, Layout<PerToken>, Projection<Rotated>>>;
     Options options;
     options.recent = 0;
     const std::size_t choice[] = {0, 1, 1, 0, 1, 0};

@@ -1,9 +1,9 @@
 /// Caches on a device in plain C++: kernels, tables and bookkeeping of the CUDA backend, all but CUDA itself.
 #include "cuda/caches.hpp"
 
-#include <xquant/backend/cuda/backend.cuh>
-#include <xquant/backend/emulated/device.hpp>
+#include <xquant/core/device/backend.cuh>
 #include <xquant/persistence.hpp>
+#include "support/gpu/device.hpp"
 
 #include <iostream>
 #include <limits>
@@ -27,7 +27,7 @@ private:
     mutable std::vector<float> values_;
 };
 
-using Cache = XCache<Quantizer<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>, Device>;
+using DeviceCache = XCache<Uniform<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>, Device>;
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool few = true;  // minutes otherwise
@@ -78,21 +78,21 @@ TEST_CASE("codes that meet 8-bit weights: attention is off by what rounding thes
 TEST_CASE("a device with little shared memory serves prompts 16 queries at a time; with too little, none") {
     using Split = Layout<PerChannel, PerToken>;
     const on_device::Outcome outcome =
-        on_device::compare<OnSmall<100>, Memory, Quantizer<4>, Split, Projection<HeadSvd>, CrossLayer<Off>>(
+        on_device::compare<OnSmall<100>, Memory, Uniform<4>, Split, Projection<HeadSvd>, CrossLayer<Off>>(
             {"svd_head4", {192, 6, 2, 64}});
     CHECK(outcome.attention < 2e-3);
     CHECK(outcome.attention > 1e-6);
     const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
-    using Refused = XCache<Quantizer<4>, Split, CrossLayer<Off>, Projection<HeadSvd>, OnSmall<40>>;
+    using Refused = XCache<Uniform<4>, Split, CrossLayer<Off>, Projection<HeadSvd>, OnSmall<40>>;
     CHECK_THROWS_AS(Refused(setup.model), state_error);
 }
 
 TEST_CASE("256 sequences of different lengths in one launch") {
     using Expected =
-        XCache<Quantizer<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>, backend::scalar>;
+        XCache<Uniform<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>, backend::scalar>;
     const LayerShape shape{48, 4, 1, 16};
     const test::Setup setup(shape, RopePairing::halves, 1);
-    Cache found(setup.model, {.sinks = 2, .recent = 8});
+    DeviceCache found(setup.model, {.sinks = 2, .recent = 8});
     Expected expected(setup.model, {.sinks = 2, .recent = 8});
     test::Random random(4);
     std::vector<Sequence> a, b;
@@ -126,7 +126,7 @@ TEST_CASE("256 sequences of different lengths in one launch") {
 
 TEST_CASE("a cache on a device counts its bytes, and gives all of them back") {
     const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
-    Cache cache(setup.model, {.sinks = 4, .recent = 16});
+    DeviceCache cache(setup.model, {.sinks = 4, .recent = 16});
     const Bytes before = cache.bytes();
     CHECK(before.weights > 0);
     const Sequence sequence = cache.create();
@@ -136,21 +136,21 @@ TEST_CASE("a cache on a device counts its bytes, and gives all of them back") {
         for (std::size_t layer = 0; layer < 2; ++layer) step.append(layer, MatrixView(x.data(), 300, 192));
         step.commit();
     }
-    const Bytes predicted = Cache::predict(setup.model, {.sinks = 4, .recent = 16}, 300);
+    const Bytes predicted = DeviceCache::predict(setup.model, {.sinks = 4, .recent = 16}, 300);
     CHECK(cache.bytes().codes == predicted.codes);
     CHECK(cache.bytes().scales == predicted.scales);
     CHECK(cache.bytes().tail == predicted.tail);
     cache.drop(sequence);
     CHECK(cache.bytes().codes == 0);
-    Cache moved(std::move(cache));
-    cache = Cache(setup.model);
+    DeviceCache moved(std::move(cache));
+    cache = DeviceCache(setup.model);
     moved = std::move(cache);
     CHECK(moved.bytes().codes == 0);
 }
 
 TEST_CASE("a device runs one step at a time, in order, and finds rows that are not finite") {
     const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
-    Cache cache(setup.model);
+    DeviceCache cache(setup.model);
     const Sequence a = cache.create(), b = cache.create();
     std::vector<float> x(192, 0.5F), q(384, 1), out(384);
     {
@@ -171,9 +171,9 @@ TEST_CASE("a device runs one step at a time, in order, and finds rows that are n
 }
 
 TEST_CASE("a cache saved on a device loads on the processor, and the other way round") {
-    using OnProcessor = XCache<Quantizer<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>;
+    using OnProcessor = XCache<Uniform<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>>;
     const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
-    Cache device(setup.model, {.sinks = 4, .recent = 16});
+    DeviceCache device(setup.model, {.sinks = 4, .recent = 16});
     OnProcessor processor(setup.model, {.sinks = 4, .recent = 16});
     test::Random random(3);
     const Sequence sequence = device.create();
@@ -197,6 +197,6 @@ TEST_CASE("what a device does not serve is refused when the cache is made") {
     using Levels = XCache<Nf4<>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>, Device>;
     CHECK_THROWS_AS(Levels(setup.model), state_error);
     using Sums =
-        XCache<Quantizer<4>, Layout<PerToken>, CrossLayer<Delta, FourBits, GgmlQ8_0>, Projection<Rotated>, Device>;
+        XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Delta, FourBits, GgmlQ8_0>, Projection<Rotated>, Device>;
     CHECK_THROWS_AS(Sums(setup.model), state_error);
 }

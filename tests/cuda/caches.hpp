@@ -136,31 +136,31 @@ void for_each_case(F&& f, bool few = false) {
     const LayerShape gqa{192, 6, 2, 64};
     const Projection<HeadSvd> head;
     run(Unquantized<f16>{}, Token{}, Projection<KeyValue<AfterRope>>{}, {"f16", gqa});
-    run(Quantizer<8, 64>{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{}, {"kv8", gqa});
-    run(Quantizer<4, 64>{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{}, {"kv4", gqa});
-    run(Quantizer<4>{}, Split{}, Projection<KeyValue<BeforeRope>>{}, {"kivi4", gqa});
-    run(Quantizer<4>{}, Split{}, head, {"svd_head4", gqa});
-    run(Quantizer<3>{}, Split{}, head, {"svd_head3", gqa});
-    run(Quantizer<4, 32>{}, Split{}, head, {"svd_head4, groups of 32", gqa});
-    run(Quantizer<4>{}, Split{}, head, {"svd_head4, a norm of K", gqa, {.sinks = 4, .recent = 16}, true});
-    run(Quantizer<4>{}, Split{}, head, {"svd_head4, strict", gqa, {.sinks = 4, .recent = 0, .strict = true}});
-    run(Quantizer<2, 64>{}, Split{}, head, {"svd_head2, groups of 64", gqa});
-    run(Quantizer<3, 64>{}, Token{}, Projection<KeyValue<AfterRope>>{}, {"kv3", gqa});
-    run(Quantizer<4>{}, Split{}, Projection<SplitSvd>{}, {"svd_split4", gqa});
-    run(Quantizer<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot", gqa});
-    run(Quantizer<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, MHA", {256, 4, 4, 64}});
-    run(Quantizer<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, head_dim 128", {256, 2, 2, 128}});
-    run(Quantizer<4>{}, Split{}, head,
+    run(Uniform<8, 64>{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{}, {"kv8", gqa});
+    run(Uniform<4, 64>{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{}, {"kv4", gqa});
+    run(Uniform<4>{}, Split{}, Projection<KeyValue<BeforeRope>>{}, {"kivi4", gqa});
+    run(Uniform<4>{}, Split{}, head, {"svd_head4", gqa});
+    run(Uniform<3>{}, Split{}, head, {"svd_head3", gqa});
+    run(Uniform<4, 32>{}, Split{}, head, {"svd_head4, groups of 32", gqa});
+    run(Uniform<4>{}, Split{}, head, {"svd_head4, a norm of K", gqa, {.sinks = 4, .recent = 16}, true});
+    run(Uniform<4>{}, Split{}, head, {"svd_head4, strict", gqa, {.sinks = 4, .recent = 0, .strict = true}});
+    run(Uniform<2, 64>{}, Split{}, head, {"svd_head2, groups of 64", gqa});
+    run(Uniform<3, 64>{}, Token{}, Projection<KeyValue<AfterRope>>{}, {"kv3", gqa});
+    run(Uniform<4>{}, Split{}, Projection<SplitSvd>{}, {"svd_split4", gqa});
+    run(Uniform<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot", gqa});
+    run(Uniform<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, MHA", {256, 4, 4, 64}});
+    run(Uniform<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, head_dim 128", {256, 2, 2, 128}});
+    run(Uniform<4>{}, Split{}, head,
         {"svd_head4, head_dim 128", {512, 4, 1, 128}, {.sinks = 4, .recent = 16}, false, true});
-    run(Quantizer<4>{}, Split{}, head,
+    run(Uniform<4>{}, Split{}, head,
         {"svd_head4, head_dim 256", {512, 4, 1, 256}, {.sinks = 4, .recent = 16}, false, true});
-    run(Quantizer<4>{}, Split{}, head,
+    run(Uniform<4>{}, Split{}, head,
         {"svd_head4, head_dim 80", {240, 3, 1, 80}, {.sinks = 4, .recent = 16}, false, true});
-    run(Quantizer<4>{}, Split{}, head,
+    run(Uniform<4>{}, Split{}, head,
         {"svd_head4, half of a head turned", gqa, {.sinks = 4, .recent = 16}, false, true, 16});
-    run_deltas(Quantizer<4>{}, f16{}, Projection<Rotated>{}, "cl_x_rot4");
-    run_deltas(Quantizer<2, 128, MinMse>{}, Quantizer<8>{}, Projection<Rotated>{}, "cl_x_rot2, sums in 8 bits");
-    run_deltas(Quantizer<3, 128, MinMse>{}, float{}, Projection<JointSvd<Hadamard, FullRank>>{}, "cl_svd_rot3");
+    run_deltas(Uniform<4>{}, f16{}, Projection<Rotated>{}, "cl_x_rot4");
+    run_deltas(Uniform<2, 128, MinMse>{}, Uniform<8>{}, Projection<Rotated>{}, "cl_x_rot2, sums in 8 bits");
+    run_deltas(Uniform<3, 128, MinMse>{}, float{}, Projection<JointSvd<Hadamard, FullRank>>{}, "cl_svd_rot3");
 }
 
 /// The same for caches whose codes meet 8-bit weights; `few`: for one of them.
@@ -170,10 +170,10 @@ void for_each_coded_case(F&& f, bool few = false) {
     const auto run = [&]<class Q>(Q, const Case& c) {
         f(c, compare<Backend, Memory, Q, Layout<PerToken>, Projection<Rotated>, CrossLayer<Off>>(c));
     };
-    run(Quantizer<4>{}, {"x4_rot, 8-bit weights", {192, 6, 2, 64}});
+    run(Uniform<4>{}, {"x4_rot, 8-bit weights", {192, 6, 2, 64}});
     if (few) return;
-    run(Quantizer<4>{}, {"x4_rot, 8-bit weights, MHA", {256, 2, 2, 128}});
-    run(Quantizer<3, 32>{}, {"x3_rot, groups of 32, 8-bit weights", {192, 6, 2, 64}});
+    run(Uniform<4>{}, {"x4_rot, 8-bit weights, MHA", {256, 2, 2, 128}});
+    run(Uniform<3, 32>{}, {"x3_rot, groups of 32, 8-bit weights", {192, 6, 2, 64}});
 }
 
 }  // namespace on_device

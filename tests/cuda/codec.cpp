@@ -4,10 +4,10 @@
 #include <string>
 #include <vector>
 
-#include <xquant/backend/cuda/append.cuh>
-#include <xquant/backend/cuda/codec.cuh>
-#include <xquant/backend/emulated/gpu.hpp>
+#include <xquant/backend/cuda/device/decode.cuh>
+#include <xquant/backend/cuda/kernels/append.cuh>
 #include <xquant/xquant.hpp>
+#include "support/gpu/machine.hpp"
 
 #include "support/catch.hpp"
 #include "support/model.hpp"
@@ -113,20 +113,20 @@ void check_decode(std::size_t rows, std::size_t width, std::size_t channel, unsi
 }  // namespace
 
 TEST_CASE("bytes of the device's encoder are the scalar encoder's") {
-    check_encode_sizes<Quantizer<2>>();
-    check_encode_sizes<Quantizer<3, 32>>();
-    check_encode_sizes<Quantizer<4>>();
-    check_encode_sizes<Quantizer<4, 64>>();
-    check_encode_sizes<Quantizer<5, 32>>();
-    check_encode_sizes<Quantizer<6>>();
-    check_encode_sizes<Quantizer<8, 64>>();
-    check_encode_sizes<Quantizer<4, 128, Symmetric>>();
-    check_encode_sizes<Quantizer<2, 128, MinMse>>();
-    check_encode_sizes<Quantizer<3, 32, MinMse>>();
-    check_encode<Quantizer<4, 12>, PerToken>(7, 100);
-    check_encode<Quantizer<3, 8>, PerChannel>(21, 40);
-    CHECK(!backend::gpu::encodes(detail::make_codec<Nf4<>, PerToken>(64)));
-    CHECK(!backend::gpu::encodes(detail::make_codec<GgmlQ4_0, PerToken>(64)));
+    check_encode_sizes<Uniform<2>>();
+    check_encode_sizes<Uniform<3, 32>>();
+    check_encode_sizes<Uniform<4>>();
+    check_encode_sizes<Uniform<4, 64>>();
+    check_encode_sizes<Uniform<5, 32>>();
+    check_encode_sizes<Uniform<6>>();
+    check_encode_sizes<Uniform<8, 64>>();
+    check_encode_sizes<Uniform<4, 128, Symmetric>>();
+    check_encode_sizes<Uniform<2, 128, MinMse>>();
+    check_encode_sizes<Uniform<3, 32, MinMse>>();
+    check_encode<Uniform<4, 12>, PerToken>(7, 100);
+    check_encode<Uniform<3, 8>, PerChannel>(21, 40);
+    CHECK(!backend::gpu::encodes(make_codec<Nf4<>, PerToken>(64)));
+    CHECK(!backend::gpu::encodes(make_codec<GgmlQ4_0, PerToken>(64)));
 }
 
 TEST_CASE("a code is where the planes have it") {
@@ -164,31 +164,31 @@ TEST_CASE("four codes at a time are the single ones") {
 
 TEST_CASE("strips of every kind of stream are what is stored, rounded to f16") {
     using backend::gpu::StripForm;
-    check_decode<Quantizer<4>, PerChannel>(128, 192, 64, 64, 0, 128, StripForm::channel4);
-    check_decode<Quantizer<4>, PerChannel>(128, 192, 2, 80, 17, 101, StripForm::channel4);
-    check_decode<Quantizer<4>, PerChannel>(256, 32, 0, 32, 130, 256, StripForm::channel4);
-    check_decode<Quantizer<4>, PerChannel>(133, 32, 0, 32, 128, 133, StripForm::channel4);
-    check_decode<Quantizer<4, 128, Symmetric>, PerChannel>(128, 64, 0, 64, 0, 128, StripForm::channel4);
-    check_decode<Quantizer<4, 32>, PerChannel>(128, 64, 0, 64, 3, 128, StripForm::channel);
-    check_decode<Quantizer<4, 32>, PerChannel>(70, 40, 0, 40, 3, 70, StripForm::channel);
-    check_decode<Quantizer<3>, PerChannel>(128, 64, 0, 64, 0, 100, StripForm::channel);
-    check_decode<Quantizer<2, 64>, PerChannel>(256, 72, 8, 58, 140, 256, StripForm::channel);
-    check_decode<Quantizer<5>, PerChannel>(128, 64, 0, 64, 0, 128, StripForm::channel);
-    check_decode<Quantizer<8>, PerChannel>(128, 64, 0, 63, 0, 128, StripForm::any);
-    check_decode<Quantizer<2, 8>, PerChannel>(128, 64, 0, 64, 0, 128, StripForm::any);
-    check_decode<Quantizer<4, 64>, PerToken>(128, 192, 64, 64, 0, 128, StripForm::token4);
-    check_decode<Quantizer<4>, PerToken>(128, 576, 512, 64, 5, 60, StripForm::token4);
-    check_decode<Quantizer<4, 64>, PerToken>(128, 192, 0, 192, 0, 128, StripForm::token4);
-    check_decode<Quantizer<4, 32>, PerToken>(128, 72, 64, 8, 0, 128, StripForm::token4);
+    check_decode<Uniform<4>, PerChannel>(128, 192, 64, 64, 0, 128, StripForm::channel4);
+    check_decode<Uniform<4>, PerChannel>(128, 192, 2, 80, 17, 101, StripForm::channel4);
+    check_decode<Uniform<4>, PerChannel>(256, 32, 0, 32, 130, 256, StripForm::channel4);
+    check_decode<Uniform<4>, PerChannel>(133, 32, 0, 32, 128, 133, StripForm::channel4);
+    check_decode<Uniform<4, 128, Symmetric>, PerChannel>(128, 64, 0, 64, 0, 128, StripForm::channel4);
+    check_decode<Uniform<4, 32>, PerChannel>(128, 64, 0, 64, 3, 128, StripForm::channel);
+    check_decode<Uniform<4, 32>, PerChannel>(70, 40, 0, 40, 3, 70, StripForm::channel);
+    check_decode<Uniform<3>, PerChannel>(128, 64, 0, 64, 0, 100, StripForm::channel);
+    check_decode<Uniform<2, 64>, PerChannel>(256, 72, 8, 58, 140, 256, StripForm::channel);
+    check_decode<Uniform<5>, PerChannel>(128, 64, 0, 64, 0, 128, StripForm::channel);
+    check_decode<Uniform<8>, PerChannel>(128, 64, 0, 63, 0, 128, StripForm::any);
+    check_decode<Uniform<2, 8>, PerChannel>(128, 64, 0, 64, 0, 128, StripForm::any);
+    check_decode<Uniform<4, 64>, PerToken>(128, 192, 64, 64, 0, 128, StripForm::token4);
+    check_decode<Uniform<4>, PerToken>(128, 576, 512, 64, 5, 60, StripForm::token4);
+    check_decode<Uniform<4, 64>, PerToken>(128, 192, 0, 192, 0, 128, StripForm::token4);
+    check_decode<Uniform<4, 32>, PerToken>(128, 72, 64, 8, 0, 128, StripForm::token4);
     check_decode<GgmlQ4_0, PerToken>(128, 128, 64, 64, 0, 128, StripForm::token4);
-    check_decode<Quantizer<8, 64>, PerToken>(128, 128, 64, 64, 1, 127, StripForm::token8);
+    check_decode<Uniform<8, 64>, PerToken>(128, 128, 64, 64, 1, 127, StripForm::token8);
     check_decode<GgmlQ8_0, PerToken>(128, 96, 0, 96, 0, 128, StripForm::token8);
-    check_decode<Quantizer<4>, PerToken>(128, 192, 64, 64, 0, 128, StripForm::any);
-    check_decode<Quantizer<5, 32>, PerToken>(128, 64, 0, 64, 0, 128, StripForm::token);
-    check_decode<Quantizer<3, 64>, PerToken>(128, 192, 64, 128, 9, 128, StripForm::token);
-    check_decode<Quantizer<2>, PerToken>(128, 144, 0, 144, 0, 77, StripForm::token);
-    check_decode<Quantizer<6, 32>, PerToken>(128, 64, 32, 32, 0, 128, StripForm::token);
-    check_decode<Quantizer<3>, PerToken>(128, 136, 0, 136, 0, 128, StripForm::any);
+    check_decode<Uniform<4>, PerToken>(128, 192, 64, 64, 0, 128, StripForm::any);
+    check_decode<Uniform<5, 32>, PerToken>(128, 64, 0, 64, 0, 128, StripForm::token);
+    check_decode<Uniform<3, 64>, PerToken>(128, 192, 64, 128, 9, 128, StripForm::token);
+    check_decode<Uniform<2>, PerToken>(128, 144, 0, 144, 0, 77, StripForm::token);
+    check_decode<Uniform<6, 32>, PerToken>(128, 64, 32, 32, 0, 128, StripForm::token);
+    check_decode<Uniform<3>, PerToken>(128, 136, 0, 136, 0, 128, StripForm::any);
     check_decode<Nf4<>, PerToken>(128, 64, 0, 64, 0, 128, StripForm::any);
     check_decode<WithOutliers<NonUniform<3>>, PerChannel>(128, 40, 3, 21, 0, 128, StripForm::any);
     check_decode<Unquantized<f16>, PerToken>(200, 64, 16, 48, 130, 200, StripForm::halves);

@@ -5,9 +5,9 @@
 #include <set>
 #include <vector>
 
-#include <xquant/backend/cuda/pages.cuh>
-#include <xquant/backend/emulated/gpu.hpp>
+#include <xquant/backend/cuda/device/query_tile.cuh>
 #include <xquant/xquant.hpp>
+#include "support/gpu/machine.hpp"
 
 #include "support/catch.hpp"
 #include "support/model.hpp"
@@ -249,9 +249,9 @@ TEST_CASE("every channel of a head has one place, and RoPE's pairs meet in a lan
 
 TEST_CASE("products of strips with A, of halves and of codes, as keys and as values, are those of plain code") {
     for (const std::size_t width : {40, 128, 192, 320}) {
-        for (const std::size_t dh : {64, 80}) check_rebuilt<Quantizer<4>>(width, dh);
-        check_rebuilt<Quantizer<4, 64>>(width, 64);
-        if (width % 32 == 0) check_rebuilt<Quantizer<3, 32>>(width, 64);
+        for (const std::size_t dh : {64, 80}) check_rebuilt<Uniform<4>>(width, dh);
+        check_rebuilt<Uniform<4, 64>>(width, 64);
+        if (width % 32 == 0) check_rebuilt<Uniform<3, 32>>(width, 64);
     }
 }
 

@@ -54,5 +54,5 @@ TEST_CASE("depths that can't be measured are refused", "[bench]") {
     options.schemes = {"x4_rot_mean"};
     CHECK(refused().find("calibration") != std::string::npos);
     options.schemes = {"f17"};
-    CHECK(refused().find("unknown scheme 'f17'") == 0);
+    CHECK(refused().find("unknown scheme 'f17'") != std::string::npos);
 }

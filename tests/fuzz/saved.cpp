@@ -132,10 +132,10 @@ void load_changed(const std::uint8_t* data, std::size_t size) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     using Outliers =
-        XCache<WithOutliers<Quantizer<4, 32>, 1>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
+        XCache<WithOutliers<Uniform<4, 32>, 1>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
     using Levels = XCache<Nf4<>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
-    using Differences = XCache<Quantizer<3, 32>, Layout<PerToken>, CrossLayer<Delta>, Projection<Plain>>;
-    using PerChannels = XCache<Requantizable<Quantizer<4>, Quantizer<2>>, Layout<PerChannel>>;
+    using Differences = XCache<Uniform<3, 32>, Layout<PerToken>, CrossLayer<Delta>, Projection<Plain>>;
+    using PerChannels = XCache<Requantizable<Uniform<4>, Uniform<2>>, Layout<PerChannel>>;
     if (size == 0) return 0;
     switch (data[0] % 4) {
         case 0:

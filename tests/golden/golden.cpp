@@ -71,23 +71,23 @@ using Encode = QuantizedRows (*)(const MatrixView&);
 
 const std::map<std::string, Encode>& quantizers() {
     static const std::map<std::string, Encode> all{
-        {"minmax2_token128", encode<Quantizer<2, 128>, PerToken>},
-        {"minmax3_token128", encode<Quantizer<3, 128>, PerToken>},
-        {"minmax4_token128", encode<Quantizer<4, 128>, PerToken>},
-        {"minmax5_token128", encode<Quantizer<5, 128>, PerToken>},
-        {"minmax6_token128", encode<Quantizer<6, 128>, PerToken>},
-        {"minmax8_token128", encode<Quantizer<8, 128>, PerToken>},
-        {"minmax4_token32", encode<Quantizer<4, 32>, PerToken>},
-        {"minmax4_token53", encode<Quantizer<4, 53>, PerToken>},
-        {"minmax4_token64", encode<Quantizer<4, 64>, PerToken>},
-        {"clip2_token128", encode<Quantizer<2, 128, MinMse>, PerToken>},
-        {"clip3_token128", encode<Quantizer<3, 128, MinMse>, PerToken>},
+        {"minmax2_token128", encode<Uniform<2, 128>, PerToken>},
+        {"minmax3_token128", encode<Uniform<3, 128>, PerToken>},
+        {"minmax4_token128", encode<Uniform<4, 128>, PerToken>},
+        {"minmax5_token128", encode<Uniform<5, 128>, PerToken>},
+        {"minmax6_token128", encode<Uniform<6, 128>, PerToken>},
+        {"minmax8_token128", encode<Uniform<8, 128>, PerToken>},
+        {"minmax4_token32", encode<Uniform<4, 32>, PerToken>},
+        {"minmax4_token53", encode<Uniform<4, 53>, PerToken>},
+        {"minmax4_token64", encode<Uniform<4, 64>, PerToken>},
+        {"clip2_token128", encode<Uniform<2, 128, MinMse>, PerToken>},
+        {"clip3_token128", encode<Uniform<3, 128, MinMse>, PerToken>},
         {"q8_0", encode<GgmlQ8_0, PerToken>},
         {"q4_0", encode<GgmlQ4_0, PerToken>},
-        {"minmax2_channel128", encode<Quantizer<2, 128>, PerChannel>},
-        {"minmax3_channel128", encode<Quantizer<3, 128>, PerChannel>},
-        {"minmax4_channel128", encode<Quantizer<4, 128>, PerChannel>},
-        {"minmax8_channel128", encode<Quantizer<8, 128>, PerChannel>},
+        {"minmax2_channel128", encode<Uniform<2, 128>, PerChannel>},
+        {"minmax3_channel128", encode<Uniform<3, 128>, PerChannel>},
+        {"minmax4_channel128", encode<Uniform<4, 128>, PerChannel>},
+        {"minmax8_channel128", encode<Uniform<8, 128>, PerChannel>},
     };
     return all;
 }
@@ -201,7 +201,7 @@ TEST_CASE("a sealed page is that of the file, byte for byte, whatever the steps 
         layer.w_k = MatrixView(w_k.data(), r, d);
         layer.w_v = MatrixView(w_v.data(), r, d);
     }
-    using Cache = XCache<PerStream<Quantizer<3, 128>, Quantizer<4, 64>>, Layout<PerChannel, PerToken>, CrossLayer<Off>,
+    using Cache = XCache<PerStream<Uniform<3, 128>, Uniform<4, 64>>, Layout<PerChannel, PerToken>, CrossLayer<Off>,
                          Projection<KeyValue<BeforeRope>>>;
     const std::vector<std::size_t> all_at_once{tokens}, in_pieces{1, 31, 64, 2, 30};
     for (const auto& steps : {all_at_once, in_pieces}) {

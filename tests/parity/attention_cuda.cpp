@@ -1,4 +1,4 @@
-#include <xquant/backend/cuda/emulation.hpp>
+#include "support/gpu/kernels.hpp"
 
 #include "parity/attention_of.hpp"
 

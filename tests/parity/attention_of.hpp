@@ -65,39 +65,39 @@ std::vector<float> run(Form form, const Case& c) {
         case Form::bf16:
             return with(Unquantized<bf16>{}, Token{}, turned);
         case Form::kv4:
-            return with(Quantizer<4, 64>{}, Token{}, turned);
+            return with(Uniform<4, 64>{}, Token{}, turned);
         case Form::kv8:
-            return with(Quantizer<8, 64>{}, Token{}, turned);
+            return with(Uniform<8, 64>{}, Token{}, turned);
         case Form::q8_0:
             return with(GgmlQ8_0{}, Token{}, turned);
         case Form::q4_0_hadamard:
             return with(GgmlQ4_0{}, Token{}, Projection<KeyValue<AfterRope, Hadamard>>{});
         case Form::kivi2:
-            return with(Quantizer<2>{}, Split{}, unturned);
+            return with(Uniform<2>{}, Split{}, unturned);
         case Form::kivi4:
-            return with(Quantizer<4>{}, Split{}, unturned);
+            return with(Uniform<4>{}, Split{}, unturned);
         case Form::head3:
-            return with(Quantizer<3>{}, Split{}, head);
+            return with(Uniform<3>{}, Split{}, head);
         case Form::head4:
-            return with(Quantizer<4>{}, Split{}, head);
+            return with(Uniform<4>{}, Split{}, head);
         case Form::head4_group32:
-            return with(Quantizer<4, 32>{}, Split{}, head);
+            return with(Uniform<4, 32>{}, Split{}, head);
         case Form::head5:
-            return with(Quantizer<5>{}, Split{}, head);
+            return with(Uniform<5>{}, Split{}, head);
         case Form::head8:
-            return with(Quantizer<8>{}, Split{}, head);
+            return with(Uniform<8>{}, Split{}, head);
         case Form::split4:
-            return with(Quantizer<4>{}, Split{}, Projection<SplitSvd>{});
+            return with(Uniform<4>{}, Split{}, Projection<SplitSvd>{});
         case Form::x4:
-            return with(Quantizer<4>{}, Token{}, Projection<Rotated>{});
+            return with(Uniform<4>{}, Token{}, Projection<Rotated>{});
         case Form::x4_group64:
-            return with(Quantizer<4, 64>{}, Token{}, Projection<Rotated>{});
+            return with(Uniform<4, 64>{}, Token{}, Projection<Rotated>{});
         case Form::x4_group32:
-            return with(Quantizer<4, 32>{}, Token{}, Projection<Rotated>{});
+            return with(Uniform<4, 32>{}, Token{}, Projection<Rotated>{});
         case Form::x3_group32:
-            return with(Quantizer<3, 32>{}, Token{}, Projection<Rotated>{});
+            return with(Uniform<3, 32>{}, Token{}, Projection<Rotated>{});
         case Form::kv3:
-            return with(Quantizer<3, 64>{}, Token{}, turned);
+            return with(Uniform<3, 64>{}, Token{}, turned);
         case Form::nf4:
             return with(Nf4<>{}, Token{}, turned);
         case Form::count:

@@ -27,7 +27,7 @@ std::vector<float> difficult_rows(std::size_t rows, std::size_t width) {
 
 template <class Q, class Axis>
 void check(std::size_t rows, std::size_t width) {
-    const StreamCodec codec = xquant::detail::make_codec<Q, Axis>(width);
+    const StreamCodec codec = xquant::make_codec<Q, Axis>(width);
     const std::vector<float> x = difficult_rows(rows, width);
     QuantizedRows expected(codec, rows);
     encode_rows(backend::scalar{}, codec, x.data(), width, 0, rows, expected.view());
@@ -85,27 +85,27 @@ void check_sizes() {
 }  // namespace
 
 TEST_CASE("codes, scales and zeros are the same bytes on every backend") {
-    check_sizes<Quantizer<2>>();
-    check_sizes<Quantizer<3>>();
-    check_sizes<Quantizer<4>>();
-    check_sizes<Quantizer<5>>();
-    check_sizes<Quantizer<6>>();
-    check_sizes<Quantizer<8>>();
-    check_sizes<Quantizer<4, 32>>();
-    check_sizes<Quantizer<3, 64>>();
-    check_sizes<Quantizer<5, 32>>();
-    check_sizes<Quantizer<4, 128, Symmetric>>();
-    check_sizes<Quantizer<2, 128, MinMse>>();
+    check_sizes<Uniform<2>>();
+    check_sizes<Uniform<3>>();
+    check_sizes<Uniform<4>>();
+    check_sizes<Uniform<5>>();
+    check_sizes<Uniform<6>>();
+    check_sizes<Uniform<8>>();
+    check_sizes<Uniform<4, 32>>();
+    check_sizes<Uniform<3, 64>>();
+    check_sizes<Uniform<5, 32>>();
+    check_sizes<Uniform<4, 128, Symmetric>>();
+    check_sizes<Uniform<2, 128, MinMse>>();
     check_sizes<GgmlQ8_0>();
     check_sizes<GgmlQ4_0>();
     check_sizes<Nf4<>>();
-    check_sizes<WithOutliers<Quantizer<4>>>();
+    check_sizes<WithOutliers<Uniform<4>>>();
 }
 
 TEST_CASE("rows of one channel that are stored as they are come back in either order") {
     const std::vector<float> x{1.0F, -2.5F, 0.25F, 7.0F, -8.0F, 9.0F, 10.0F, -11.0F, 12.0F};
     const auto decodes = [&]<class T>(std::type_identity<T>) {
-        const StreamCodec codec = xquant::detail::make_codec<Unquantized<T>, PerToken>(1);
+        const StreamCodec codec = xquant::make_codec<Unquantized<T>, PerToken>(1);
         QuantizedRows stored(codec, x.size());
         encode_rows(backend::scalar{}, codec, x.data(), 1, 0, x.size(), stored.view());
         parity::for_each_registers([&]<class R>() {

@@ -17,7 +17,7 @@ constexpr std::size_t tokens = 128, width = 64, head_dim = 20;
 QuantizedRows some_rows() {
     test::Random random(2);
     const std::vector<float> x = random.rows(tokens * width);
-    return quantize<Quantizer<4>, PerChannel>(MatrixView(x.data(), tokens, width));
+    return quantize<Uniform<4>, PerChannel>(MatrixView(x.data(), tokens, width));
 }
 
 /// Calls f(name, keys [Dh, tokens]) for the scalar and each vector backend.

@@ -11,7 +11,7 @@ using namespace xquant;
 namespace {
 
 constexpr LayerShape shape{.width = 64, .heads = 2, .kv_heads = 1, .head_dim = 32};
-using Cache = XCache<Quantizer<4, 32>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>>;
+using Cache = XCache<Uniform<4, 32>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>>;
 
 /// Bytes of codes after `tokens` tokens, fed 50 at a time.
 std::size_t coded_bytes(const Model& model, std::size_t tokens, std::size_t& pages) {

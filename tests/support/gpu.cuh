@@ -1,7 +1,7 @@
 /// What tests and benchmarks on a GPU have in common.
 #pragma once
 
-#include <xquant/backend/cuda/launch.cuh>
+#include <xquant/backend/cuda/machine/launch.cuh>
 
 #include <cstddef>
 #include <cstdio>

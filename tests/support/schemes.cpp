@@ -23,8 +23,8 @@ struct Entry : Scheme {
         : Scheme{called, make_cache<C>, C::predict, C::predict_accumulator, stored_as} {}
 };
 
-using MixedOfTwo = MixedCache<xquant::Scheme<Quantizer<8>, Layout<PerChannel, PerToken>, Projection<HeadSvd>>,
-                              xquant::Scheme<Quantizer<4>, Layout<PerToken>, Projection<Rotated>>>;
+using MixedOfTwo = MixedCache<xquant::Scheme<Uniform<8>, Layout<PerChannel, PerToken>, Projection<HeadSvd>>,
+                              xquant::Scheme<Uniform<4>, Layout<PerToken>, Projection<Rotated>>>;
 
 /// Even layers in the first scheme, odd ones in the second.
 std::vector<std::size_t> alternating(const Model& model) {
@@ -156,22 +156,22 @@ std::vector<Scheme> make_schemes() {
         Entry<ExactDifferences<JointSvd<Hadamard, FullRank>>>("f32 cross-layer joint svd", joint_differences_f32),
         Entry<preset::plain_x<4>>("x 4", x_per_token<4>),
         Entry<preset::rotated_x<3>>("x rotated 3", x_per_token<3>),
-        Entry<Alone<Requantizable<Quantizer<4>, Quantizer<2>>, Tokens, Rotated>>("x rotated 4, requantizable to 2",
-                                                                                 x_per_token<4>),
-        Entry<Alone<Quantizer<6>, Layout<PerChannel>, Rotated>>("x per channel 6", x_per_channel<6>),
-        Entry<Alone<Quantizer<2, 128, MinMse>, Tokens, Rotated>>("x clipped 2", x_per_token<2>),
-        Entry<Alone<Quantizer<5, 8, Symmetric>, Tokens, KeyValue<BeforeRope>>>("k and v symmetric 5",
-                                                                               kv_symmetric<5, 8>),
+        Entry<Alone<Requantizable<Uniform<4>, Uniform<2>>, Tokens, Rotated>>("x rotated 4, requantizable to 2",
+                                                                             x_per_token<4>),
+        Entry<Alone<Uniform<6>, Layout<PerChannel>, Rotated>>("x per channel 6", x_per_channel<6>),
+        Entry<Alone<Uniform<2, 128, MinMse>, Tokens, Rotated>>("x clipped 2", x_per_token<2>),
+        Entry<Alone<Uniform<5, 8, Symmetric>, Tokens, KeyValue<BeforeRope>>>("k and v symmetric 5", kv_symmetric<5, 8>),
         Entry<Alone<Nf4<>, Tokens, KeyValue<BeforeRope>>>("k and v in levels", kv_symmetric<4, 64>),
-        Entry<Alone<Quantizer<4, 64>, Layout<FourTokens>, Plain>>(
-            "x in blocks of 4 tokens",
-            [](const Model& model) {
-                return each(model, [](std::size_t d, std::size_t) { return Streams{{d, 4, 16, 4, true, true}}; });
-            }),
+        Entry<Alone<Uniform<4, 64>, Layout<FourTokens>, Plain>>("x in blocks of 4 tokens",
+                                                                [](const Model& model) {
+                                                                    return each(model, [](std::size_t d, std::size_t) {
+                                                                        return Streams{{d, 4, 16, 4, true, true}};
+                                                                    });
+                                                                }),
         Entry<preset::split_svd<4>>("split svd 4", kv_by_both<4, 4>),
         Entry<preset::head_svd<4>>("head svd 4", kv_by_both<4, 4>),
-        Entry<Alone<PerStream<Quantizer<5>, Quantizer<3>>, Both, HeadSvd>>("head svd 5 and 3", kv_by_both<5, 3>),
-        Entry<Alone<Quantizer<4>, Tokens, JointSvd<NoMix, FullRank>>>("joint svd 4", joint_per_token<4>),
+        Entry<Alone<PerStream<Uniform<5>, Uniform<3>>, Both, HeadSvd>>("head svd 5 and 3", kv_by_both<5, 3>),
+        Entry<Alone<Uniform<4>, Tokens, JointSvd<NoMix, FullRank>>>("joint svd 4", joint_per_token<4>),
         Entry<preset::kivi<2>>("kivi 2", kv_by_both<2, 2>),
         Entry<preset::f16_kv>("f16 k and v", kv_as_is<16>),
         Entry<preset::q8_0>("q8_0", kv_symmetric<8, 32>),
@@ -179,7 +179,7 @@ std::vector<Scheme> make_schemes() {
         Entry<preset::q4_0_hadamard>("q4_0, Hadamard", kv_symmetric<4, 32>),
         Entry<preset::cross_layer_x<3>>("cross-layer x 3", x_differences<3>),
         Entry<preset::cross_layer_rotated_x<2>>("cross-layer x rotated 2", x_differences<2>),
-        Entry<XCache<Quantizer<8>, Tokens, CrossLayer<Delta, FourBits, f16>, Projection<Rotated>>>(
+        Entry<XCache<Uniform<8>, Tokens, CrossLayer<Delta, FourBits, f16>, Projection<Rotated>>>(
             "cross-layer x rotated 8, f16 sums", x_differences<8>),
         Entry<preset::cross_layer_svd<3>>("cross-layer svd 3", joint_differences<3>),
         Entry<preset::cross_layer_rotated_svd<4>>("cross-layer svd rotated 4", joint_differences<4>),

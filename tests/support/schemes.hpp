@@ -5,13 +5,13 @@
 #include <string>
 #include <vector>
 
-#include <xquant/detail/cache_base.hpp>
+#include <xquant/cache.hpp>
 
 #include "support/format.hpp"
 
 namespace test {
 
-using Cache = xquant::detail::CacheBase<xquant::backend::best>;
+using Cache = xquant::Cache<xquant::backend::best>;
 using StoredLayers = std::vector<std::vector<StoredStream>>;
 
 struct Scheme {

@@ -1,7 +1,7 @@
 /// Memory on huge pages: where it lies, what is given back, and an arena that serves the same bytes again and again.
 #if __has_include(<sys/mman.h>)
-#include <xquant/huge_pages.hpp>
 #include <xquant/preset.hpp>
+#include <xquant/serving/huge_pages.hpp>
 
 #include <algorithm>
 #include <cstdint>

@@ -1,6 +1,6 @@
 /// An arena that several threads take from and give back to at once.
 #if __has_include(<sys/mman.h>)
-#include <xquant/huge_pages.hpp>
+#include <xquant/serving/huge_pages.hpp>
 
 #include <algorithm>
 #include <atomic>

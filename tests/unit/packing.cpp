@@ -1,6 +1,6 @@
 /// Codes to bytes and back: planes of every width against a writer that sets bit after bit, and rows in every format.
 #include <xquant/backend/scalar/codec.hpp>
-#include <xquant/concepts.hpp>
+#include <xquant/core/make_codec.hpp>
 #include <xquant/quantizer/uniform.hpp>
 
 #include <algorithm>
@@ -156,12 +156,12 @@ TEST_CASE("rows of odd widths and counts, in groups along tokens, channels and b
                 check_stream({{width, tokens, channels, CodeKind::planes, Q::bits}, &xquant::detail::encode_group<Q>},
                              rows, seed++);
             };
-            check(Quantizer<2, g>{}, 1, g);
-            check(Quantizer<3, g>{}, g, 1);
-            check(Quantizer<4, g>{}, 1, g);
-            check(Quantizer<5, g>{}, 4, g / 4);
-            check(Quantizer<6, g>{}, g, 1);
-            check(Quantizer<8, g>{}, 1, g);
+            check(Uniform<2, g>{}, 1, g);
+            check(Uniform<3, g>{}, g, 1);
+            check(Uniform<4, g>{}, 1, g);
+            check(Uniform<5, g>{}, 4, g / 4);
+            check(Uniform<6, g>{}, g, 1);
+            check(Uniform<8, g>{}, 1, g);
         }
     }
 }

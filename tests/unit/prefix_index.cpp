@@ -1,6 +1,6 @@
 /// The longest known prefix of a prompt: written-out cases, a reference that compares with every sequence, hashes that collide,
 /// memory that fails.
-#include <xquant/prefix_index.hpp>
+#include <xquant/serving/prefix_index.hpp>
 
 #include <algorithm>
 #include <cstdint>

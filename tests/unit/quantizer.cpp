@@ -59,8 +59,8 @@ void check_uniform_errors(double range) {
 
 template <unsigned Bits>
 void check_bits() {
-    check_uniform_errors<Quantizer<Bits, 128>>(6.0 / ((1U << Bits) - 1));
-    check_uniform_errors<Quantizer<Bits, 128, Symmetric>>(3.0 / ((1U << (Bits - 1)) - 1));
+    check_uniform_errors<Uniform<Bits, 128>>(6.0 / ((1U << Bits) - 1));
+    check_uniform_errors<Uniform<Bits, 128, Symmetric>>(3.0 / ((1U << (Bits - 1)) - 1));
 }
 
 template <class Q>
@@ -84,7 +84,7 @@ TEST_CASE("uniform quantizers are off by half a step at most, and by that much")
     check_bits<5>();
     check_bits<6>();
     check_bits<8>();
-    check_uniform_errors<Quantizer<2, 128>>(2.0);
+    check_uniform_errors<Uniform<2, 128>>(2.0);
     check_uniform_errors<GgmlQ8_0>(3.0 / 127);
 }
 
@@ -94,7 +94,7 @@ TEST_CASE("smallest and largest value of a group come back to f16 rounding") {
         const std::vector<float> x = random.rows(128, 10);
         const auto [low, high] = range_of(x);
         std::vector<std::uint8_t> codes(128);
-        const GroupScale scale = Quantizer<2, 128>::encode(x, codes);
+        const GroupScale scale = Uniform<2, 128>::encode(x, codes);
         CHECK(scale.zero == round_to_f16(low));
         CHECK(std::abs(scale.zero + 3 * scale.scale - high) <= 20 * 0x1p-10F);
         for (std::size_t j = 0; j < x.size(); ++j) {
@@ -116,9 +116,9 @@ TEST_CASE("order is kept inside a group") {
             }
         }
     };
-    check(Quantizer<2, 128>{});
-    check(Quantizer<3, 128, Symmetric>{});
-    check(Quantizer<2, 128, MinMse>{});
+    check(Uniform<2, 128>{});
+    check(Uniform<3, 128, Symmetric>{});
+    check(Uniform<2, 128, MinMse>{});
     check(GgmlQ4_0{});
 }
 
@@ -126,11 +126,11 @@ TEST_CASE("the scale of least squared error is never worse, and better where the
     test::Random random(8);
     for (int i = 0; i < 20; ++i) {
         std::vector<float> x = random.rows(128, 1);
-        const double plain = square_error(x, decoded<Quantizer<2, 128>>(x));
-        CHECK(square_error(x, decoded<Quantizer<2, 128, MinMse>>(x)) <= plain);
+        const double plain = square_error(x, decoded<Uniform<2, 128>>(x));
+        CHECK(square_error(x, decoded<Uniform<2, 128, MinMse>>(x)) <= plain);
         for (float& value : x) value = value * value * value;  // heavy tails
-        const double heavy = square_error(x, decoded<Quantizer<2, 128>>(x));
-        const double clipped = square_error(x, decoded<Quantizer<2, 128, MinMse>>(x));
+        const double heavy = square_error(x, decoded<Uniform<2, 128>>(x));
+        const double clipped = square_error(x, decoded<Uniform<2, 128, MinMse>>(x));
         CHECK(clipped < 0.95 * heavy);
         CHECK(clipped > 0.1 * heavy);
     }
@@ -138,7 +138,7 @@ TEST_CASE("the scale of least squared error is never worse, and better where the
 
 TEST_CASE("a symmetric quantizer stores 0 exactly, whatever stands beside it") {
     const std::vector<float> x{0, 1, -0.3F, 0, 7, -2.5F, 0, 0.01F};
-    const std::vector<float> out = decoded<Quantizer<4, 8, Symmetric>>(x);
+    const std::vector<float> out = decoded<Uniform<4, 8, Symmetric>>(x);
     CHECK((out[0] == 0 && out[3] == 0 && out[6] == 0));
 }
 
@@ -146,7 +146,7 @@ TEST_CASE("one value, the whole group, and one value more") {
     test::Random random(9);
     for (const std::size_t n : {std::size_t{1}, std::size_t{31}, std::size_t{32}, std::size_t{33}}) {
         const std::vector<float> x = random.rows(n, 5);
-        const QuantizedRows stored = quantize<Quantizer<8, 32>>(MatrixView(x.data(), 1, n));
+        const QuantizedRows stored = quantize<Uniform<8, 32>>(MatrixView(x.data(), 1, n));
         CHECK(stored.bytes() == (n + 7) / 8 * 8 + (n + 31) / 32 * 4);
         std::vector<float> out(n);
         dequantize(stored, out.data());
@@ -162,10 +162,10 @@ TEST_CASE("zero and scale are never -0, whatever the order of zeros of both sign
                           std::vector<float>(8, -0.0F)}) {
         std::vector<std::uint8_t> room(64);  // g++ 12 warns of vectorized stores beyond 8 bytes, which do not happen
         const std::span<std::uint8_t> codes(room.data(), x.size());
-        const GroupScale scale = Quantizer<8, 8>::encode(x, codes);
+        const GroupScale scale = Uniform<8, 8>::encode(x, codes);
         CHECK_FALSE(std::signbit(scale.zero));
         CHECK_FALSE(std::signbit(scale.scale));
-        const GroupScale clipped = Quantizer<2, 8, MinMse>::encode(x, codes);
+        const GroupScale clipped = Uniform<2, 8, MinMse>::encode(x, codes);
         CHECK_FALSE(std::signbit(clipped.zero));
         CHECK_FALSE(std::signbit(clipped.scale));
     }
@@ -191,20 +191,20 @@ TEST_CASE("what cannot be stored is refused with its place") {
         std::vector<float> x(3 * 40, 1.0F);
         x[40 + 17] = bad;
         try {
-            static_cast<void>(quantize<Quantizer<4, 32>>(MatrixView(x.data(), 3, 40)));
+            static_cast<void>(quantize<Uniform<4, 32>>(MatrixView(x.data(), 3, 40)));
             FAIL("not refused");
         } catch (const value_error& e) {
             CHECK(std::string(e.what()).find("row 1, channel 17") != std::string::npos);
         }
         x[40 + 17] = std::copysign(f16_max, bad);
-        CHECK_NOTHROW(static_cast<void>(quantize<Quantizer<4, 32>>(MatrixView(x.data(), 3, 40))));
+        CHECK_NOTHROW(static_cast<void>(quantize<Uniform<4, 32>>(MatrixView(x.data(), 3, 40))));
     }
 }
 
 TEST_CASE("stages say what is wrong with their arguments") {
     const std::vector<float> x(4 * 8, 1.0F);
     std::vector<float> out(4 * 8);
-    using Q = Quantizer<4, 8>;
+    using Q = Uniform<4, 8>;
     CHECK_THROWS_AS(static_cast<void>(quantize<Q>(MatrixView())), shape_error);
     CHECK_THROWS_AS(static_cast<void>(quantize<Q>(MatrixView(x.data(), 4, 0))), shape_error);
     CHECK_THROWS_AS(static_cast<void>(quantize<Q>(MatrixView(x.data(), 4, 8, 7))), shape_error);
@@ -229,8 +229,8 @@ TEST_CASE("a rematerialized tile is z A + c") {
     const std::vector<float> z = random.rows(tokens * width, 2);
     for (const bool per_channel : {false, true}) {
         const QuantizedRows rows = per_channel
-                                       ? quantize<Quantizer<8, 32>, PerChannel>(MatrixView(z.data(), tokens, width))
-                                       : quantize<Quantizer<8, 32>>(MatrixView(z.data(), tokens, width));
+                                       ? quantize<Uniform<8, 32>, PerChannel>(MatrixView(z.data(), tokens, width))
+                                       : quantize<Uniform<8, 32>>(MatrixView(z.data(), tokens, width));
         std::vector<float> stored(z.size());
         dequantize(rows, stored.data());
         const HeadPlan head{0, 5, 33, random.rows(33 * dh), random.rows(dh)};

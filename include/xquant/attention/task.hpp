@@ -9,7 +9,7 @@
 #include <span>
 
 #include <xquant/position/rope.hpp>
-#include <xquant/storage/plan.hpp>
+#include <xquant/projection/plan.hpp>
 #include <xquant/storage/stream.hpp>
 
 namespace xquant {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include <xquant/backend/scalar/remat.hpp>
-#include <xquant/detail/core.hpp>
+#include <xquant/core/core.hpp>
 #include <xquant/persistence/bytes.hpp>
 
 namespace xquant {

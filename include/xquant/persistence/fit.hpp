@@ -5,7 +5,7 @@
 #include <limits>
 #include <string>
 
-#include <xquant/detail/operations.hpp>
+#include <xquant/core/operations.hpp>
 #include <xquant/persistence/description.hpp>
 
 namespace xquant {

@@ -10,7 +10,7 @@
 #include <utility>
 #include <vector>
 
-#include <xquant/detail/cache_base.hpp>
+#include <xquant/cache.hpp>
 #include <xquant/persistence/file.hpp>
 #include <xquant/persistence/fit.hpp>
 #include <xquant/persistence/layout.hpp>

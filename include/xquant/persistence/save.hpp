@@ -7,7 +7,7 @@
 #include <span>
 #include <string>
 
-#include <xquant/detail/cache_base.hpp>
+#include <xquant/cache.hpp>
 #include <xquant/persistence/file.hpp>
 #include <xquant/persistence/layout.hpp>
 

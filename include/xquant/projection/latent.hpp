@@ -4,7 +4,7 @@
 //     stream 1   x W_shared^T [Dr]        the first channels of every key, before RoPE
 //
 // Stream 1 is small (64 of 576 channels in DeepSeek-V2) and what position hangs on, so it is usually left in f16:
-// PerStream<Quantizer<4>, Unquantized<f16>>. Stored before RoPE, it moves to other positions exactly, as everything here.
+// PerStream<Uniform<4>, Unquantized<f16>>. Stored before RoPE, it moves to other positions exactly, as everything here.
 // Cost    each head decodes the latent for itself, H times in all.
 // Source  DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, equations 9 to 11 and 41 to 47.
 #pragma once

@@ -11,7 +11,7 @@
 // A projection of your own is a struct with
 //     static constexpr std::size_t streams                      stored rows per token and layer
 //     static LayerFootprint<streams> footprint(const Layer&)    their widths, and the floats of prepared weights
-//     static LayerPlan prepare(const Layer&)                    the affine pair T, A; see storage/plan.hpp
+//     static LayerPlan prepare(const Layer&)                    the affine pair T, A; see projection/plan.hpp
 //     static constexpr bool reads_latent = true                 if it is for layers with a Layer::latent; else those are refused
 // and, to serve CrossLayer<Delta>,
 //     below, base                       projections of the layers below the base layer and of the base layer itself
@@ -23,7 +23,7 @@
 #include <cstddef>
 
 #include <xquant/model.hpp>
-#include <xquant/storage/plan.hpp>
+#include <xquant/projection/plan.hpp>
 
 namespace xquant {
 

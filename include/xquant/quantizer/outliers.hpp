@@ -1,7 +1,7 @@
 // WithOutliers<Quantizer, N>: N values of each group are kept in f16, with their place; the others are quantized as if those
 // were not there.
 //
-//     WithOutliers<Quantizer<4>>             1 of 128: 3 bytes a group, 0.19 bits a value
+//     WithOutliers<Uniform<4>>             1 of 128: 3 bytes a group, 0.19 bits a value
 //     WithOutliers<NonUniform<3>, 2>         2 of 128
 //
 // Chosen are the values farthest from the group's mean.

@@ -9,7 +9,7 @@ namespace xquant {
 
 /// Old should take fewer bits than Fresh. Either is a quantizer, or PerStream<...> of several.
 ///
-///     XCache<Requantizable<Quantizer<4>, Quantizer<2>>, Layout<PerToken>>
+///     XCache<Requantizable<Uniform<4>, Uniform<2>>, Layout<PerToken>>
 template <class Fresh, class Old>
 struct Requantizable {};
 

@@ -1,4 +1,4 @@
-// Quantizer<Bits, Group, Scale>: uniform codes, an f16 scale and (unless symmetric) an f16 zero for each group.
+// Uniform<Bits, Group, Scale>: evenly spaced codes, an f16 scale and (unless symmetric) an f16 zero for each group.
 //
 //     codes = clip(rte((x - zero) * (1 / scale)), 0, 2^Bits - 1)        x ~ zero + scale * code
 //
@@ -72,13 +72,16 @@ constexpr GroupScale min_mse_scale(Range full, float top, std::size_t n, X&& x) 
     return best;
 }
 
+/// @tparam Bits   of a code: 2, 3, 4, 5, 6 or 8
+/// @tparam Group  values that share a scale: 8 to 4096
+/// @tparam Scale  MinMax, Symmetric or MinMse
 template <unsigned Bits, unsigned Group = 128, class Scale = MinMax>
-struct Quantizer {
+struct Uniform {
     static_assert(Bits == 2 || Bits == 3 || Bits == 4 || Bits == 5 || Bits == 6 || Bits == 8,
-                  "xquant: Quantizer<Bits, Group> takes 2, 3, 4, 5, 6 or 8 bits");
-    static_assert(Group >= 8 && Group <= 4096, "xquant: Quantizer<Bits, Group> takes groups of 8 to 4096 values");
+                  "xquant: Uniform<Bits, Group> takes 2, 3, 4, 5, 6 or 8 bits");
+    static_assert(Group >= 8 && Group <= 4096, "xquant: Uniform<Bits, Group> takes groups of 8 to 4096 values");
     static_assert(std::is_same_v<Scale, MinMax> || std::is_same_v<Scale, Symmetric> || std::is_same_v<Scale, MinMse>,
-                  "xquant: the scale rule of Quantizer is MinMax, Symmetric or MinMse");
+                  "xquant: the scale rule of Uniform is MinMax, Symmetric or MinMse");
 
     static constexpr unsigned bits = Bits;
     static constexpr unsigned group = Group;
@@ -110,6 +113,10 @@ struct Quantizer {
 private:
     static constexpr float top = static_cast<float>((1U << Bits) - 1);
 };
+
+/// The name that Uniform has in papers about quantized caches.
+template <unsigned Bits, unsigned Group = 128, class Scale = MinMax>
+using Quantizer = Uniform<Bits, Group, Scale>;
 
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant

@@ -47,9 +47,9 @@ void check_layout() {
             }
         }
     };
-    check(Quantizer<8, 32>{});
-    check(Quantizer<4, 64>{});
-    check(Quantizer<3, 128>{});
+    check(Uniform<8, 32>{});
+    check(Uniform<4, 64>{});
+    check(Uniform<3, 128>{});
 }
 
 }  // namespace XQUANT_ABI_NS

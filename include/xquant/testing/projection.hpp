@@ -6,7 +6,7 @@
 
 #include <xquant/backend/simd/machines.hpp>
 #include <xquant/concepts.hpp>
-#include <xquant/detail/prepared.hpp>
+#include <xquant/core/prepared.hpp>
 #include <xquant/testing/violation.hpp>
 
 namespace xquant::testing {

@@ -6,7 +6,8 @@
 #include <limits>
 
 #include <xquant/concepts.hpp>
-#include <xquant/detail/learn.hpp>
+#include <xquant/core/learn.hpp>
+#include <xquant/core/make_codec.hpp>
 #include <xquant/testing/violation.hpp>
 
 namespace xquant::testing {

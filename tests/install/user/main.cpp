@@ -4,5 +4,5 @@
 
 int main() {
     std::printf("xquant %d.%d.%d %s, %u bits\n", XQUANT_VERSION_MAJOR, XQUANT_VERSION_MINOR, XQUANT_VERSION_PATCH,
-                xquant::abi_name(), xquant::Quantizer<4>::bits);
+                xquant::abi_name(), xquant::Uniform<4>::bits);
 }

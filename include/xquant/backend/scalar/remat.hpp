@@ -14,8 +14,8 @@
 
 #include <xquant/backend/scalar/codec.hpp>
 #include <xquant/backend/scalar/rope.hpp>
+#include <xquant/projection/plan.hpp>
 #include <xquant/projection/rotation.hpp>
-#include <xquant/storage/plan.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {

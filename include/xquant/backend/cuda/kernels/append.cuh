@@ -1,0 +1,206 @@
+// The kernels by which a step's rows reach their pages. Each is a type with run(block, x, y, z, arguments): what one block of a grid
+// does. launch.cuh starts them.
+//
+//     Project   z of a stream           FinishRow   its norms, RoPE, rotation
+//     Gather    rows out of pages       Difference  less what layers below added up
+//     Encode    rows into pages         Accumulate  what this layer adds
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+#include <xquant/backend/cuda/device/encode.cuh>
+#include <xquant/backend/cuda/device/tables.cuh>
+#include <xquant/backend/cuda/kernels/project.cuh>
+
+namespace xquant::backend::gpu {
+inline namespace XQUANT_ABI_NS {
+
+/// x: blocks of 64 channels, y: of 16 rows, z: streams.
+struct Project {
+    static constexpr unsigned warps = project_warps, at_once = 2;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned z, const LayerTable* layer,
+                                  StepTable step, DeviceRows input) noexcept {
+        const StreamTable& stream = layer->tables[z];
+        const std::size_t column = static_cast<std::size_t>(x) * project_columns;
+        if (column >= stream.encoder.width) return;
+        project_block<M>(block, stream.encoder, input, step.tokens, layer->shape.width,
+                         static_cast<std::size_t>(y) * project_rows, column, rows_of(step, stream));
+    }
+};
+
+/// x: rows, y: streams.
+struct FinishRow {
+    static constexpr unsigned warps = 4, at_once = 2;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned, const LayerTable* layer,
+                                  StepTable step) noexcept {
+        const StreamTable& stream = layer->tables[y];
+        finish_row<M>(block, stream.encoder, step.positions[x], layer->rope, layer->shape.head_dim,
+                      rows_of(step, stream) + x * stream.encoder.width, step.bad);
+    }
+};
+
+/// Whether a write stores what a layer adds to the layers below.
+XQUANT_DEVICE inline bool is_difference(const LayerTable& layer, const WriteTable& write) noexcept {
+    return layer.role == CrossRole::difference && write.kind == PageKind::coded;
+}
+
+/// Rows of a write that come from several places, side by side. x: writes, y: streams, z: groups of 4 rows.
+struct Gather {
+    static constexpr unsigned warps = 4, at_once = 2;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned z, const LayerTable* layer,
+                                  StepTable step, std::size_t widest) noexcept {
+        const WriteTable& write = step.writes[x];
+        if (write.direct) return;
+        const StreamTable& stream = layer->tables[y];
+        const std::size_t width = stream.encoder.width;
+        float* gathered =
+            step.gathered + (static_cast<std::size_t>(write.gathered) * layer->streams + y) * page_slots * widest;
+        block.each_warp([&](typename M::Warp& warp) {
+            std::uint32_t row = z * warps + warp.index;
+            if (row >= write.count) return;
+            float* to = gathered + row * width;
+            const PieceTable* piece = step.pieces + write.first_piece;
+            while (row >= piece->count) row -= (piece++)->count;
+            row += piece->begin;
+            const StreamView in = piece->page == nullptr
+                                      ? view_rows(rows_of(step, stream), static_cast<std::uint32_t>(width))
+                                      : view_of(stream, piece->kind, piece->page);
+            warp.each([&](unsigned lane) {
+                for (std::size_t c = lane; c < width; c += lanes) to[c] = stored_value<M>(in, row, c);
+            });
+        });
+    }
+};
+
+/// Gathered rows become what is coded: z = (y - accumulator) U. x: writes, y: groups of 4 rows.
+struct Difference {
+    static constexpr unsigned warps = 4, at_once = 2;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned, const LayerTable* layer,
+                                  StepTable step, std::size_t widest, std::size_t widest_coded) noexcept {
+        const WriteTable& write = step.writes[x];
+        if (!is_difference(*layer, write)) return;
+        const StreamEncoder& encoder = layer->tables[0].encoder;
+        const std::size_t d = encoder.width, r = encoder.coded_width;
+        const StreamView sum = view_of(layer->sum, write.sum);
+        block.each_warp([&](typename M::Warp& warp) {
+            const std::uint32_t row = y * warps + warp.index;
+            if (row >= write.count) return;
+            float* from = step.gathered + static_cast<std::size_t>(write.gathered) * page_slots * widest + row * d;
+            float* to =
+                step.differences + static_cast<std::size_t>(write.gathered) * page_slots * widest_coded + row * r;
+            const auto within = [](float value) {
+                return value > f16_max ? f16_max : value < -f16_max ? -f16_max : value;
+            };
+            warp.each([&](unsigned lane) {
+                for (std::size_t c = lane; c < d; c += lanes) {
+                    from[c] -= stored_value<M>(sum, write.slot + row, c);
+                    if (encoder.latent == nullptr) to[c] = within(from[c]);
+                }
+            });
+            warp.sync();
+            warp.each([&](unsigned lane) {
+                for (std::size_t j = lane; j < r && encoder.latent != nullptr; j += lanes) {
+                    float value = 0;
+                    for (std::size_t c = 0; c < d; ++c) value = std::fma(from[c], encoder.latent[c * r + j], value);
+                    to[j] = within(value);
+                }
+            });
+        });
+    }
+};
+
+/// How a quantizer of a rule finds the scale of a group.
+struct RuleScale {
+    ScaleRule rule;
+    float top, zero_code;
+
+    XQUANT_DEVICE RuleScale(ScaleRule by, const StreamFormat& format) noexcept
+        : rule(by),
+          top(format.quantized() ? static_cast<float>((1U << format.bits) - 1) : 0.0F),
+          zero_code(format.zero_code) {}
+    /// Of n values x(i) between these.
+    template <class X>
+    XQUANT_DEVICE GroupScale operator()(Range range, std::size_t n, X&& x) const noexcept {
+        if (rule == ScaleRule::symmetric) return symmetric_scale(range, zero_code);
+        if (rule == ScaleRule::min_mse) return min_mse_scale(range, top, n, x);
+        return min_max_scale(range, top);
+    }
+};
+
+/// x: writes, y: streams, z: shares of a write's parts.
+struct Encode {
+    static constexpr unsigned warps = 4, at_once = 2;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned z, const LayerTable* layer,
+                                  StepTable step, std::size_t widest, std::size_t widest_coded,
+                                  unsigned shares) noexcept {
+        const WriteTable& write = step.writes[x];
+        const StreamTable& stream = layer->tables[y];
+        const std::size_t place = static_cast<std::size_t>(write.gathered) * layer->streams + y;
+        std::size_t width = stream.encoder.width;
+        const float* rows = step.gathered + place * page_slots * widest;
+        if (write.direct) rows = rows_of(step, stream) + step.pieces[write.first_piece].begin * width;
+        if (is_difference(*layer, write)) {
+            rows = step.differences + place * page_slots * widest_coded;
+            width = stream.encoder.coded_width;
+        }
+        const MutableStreamView out = view_of(stream, write.kind, write.page);
+        const std::size_t parts = encode_parts(out.format, write.count);
+        const RuleScale scale(stream.rule, out.format);
+        block.each_warp([&](typename M::Warp& warp) {
+            for (std::size_t part = z * warps + warp.index; part < parts; part += shares * warps) {
+                encode_part<M>(warp, part, rows, width, write.slot, write.count, out, scale);
+            }
+        });
+    }
+};
+
+/// accumulator = z, or += z U^T, for the coded slots that a step touches. x: pages, y: groups of 4 slots.
+/// Shared memory: 4 D floats.
+struct Accumulate {
+    static constexpr unsigned warps = 4, at_once = 2;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned, const LayerTable* layer,
+                                  StepTable step) noexcept {
+        const SumTable& about = step.sums[x];
+        const StreamTable& stream = layer->tables[0];
+        const StreamEncoder& encoder = stream.encoder;
+        const std::size_t d = encoder.width, r = encoder.coded_width;
+        const StreamView coded = view_of(stream, PageKind::coded, about.page);
+        const MutableStreamView sum = view_of(layer->sum, about.sum);
+        const StreamView before = view_of(layer->sum, static_cast<const std::byte*>(about.sum));
+        const RuleScale scale(layer->sum_rule, sum.format);
+        block.each_warp([&](typename M::Warp& warp) {
+            const std::size_t slot = y * warps + warp.index;
+            if (slot < about.begin || slot >= about.end) return;
+            float* row = reinterpret_cast<float*>(block.shared()) + warp.index * d;
+            warp.each([&](unsigned lane) {
+                for (std::size_t c = lane; c < d; c += lanes) {
+                    const bool difference = layer->role == CrossRole::difference;
+                    float value = difference ? stored_value<M>(before, slot, c) : 0.0F;
+                    if (encoder.spread == nullptr) {
+                        value += stored_value<M>(coded, slot, c);
+                    } else {
+                        for (std::size_t k = 0; k < r; ++k) {
+                            value = std::fma(stored_value<M>(coded, slot, k), encoder.spread[k * d + c], value);
+                        }
+                    }
+                    row[c] = value;
+                }
+            });
+            warp.sync();
+            for (std::size_t part = 0; part < encode_parts(sum.format, 1); ++part) {
+                encode_part<M>(warp, part, row, d, slot, 1, sum, scale);
+            }
+        });
+    }
+};
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend::gpu

@@ -1,0 +1,51 @@
+// The plain types of a cache's interface: what it is told, and what it answers. cache.hpp has the verbs.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory_resource>
+
+#include <xquant/sequence/handle.hpp>
+#include <xquant/types.hpp>
+
+namespace xquant {
+
+/// Settings of a cache. Sizes are in tokens unless they say layers.
+struct Options {
+    std::size_t sinks = 4;     ///< first tokens of a sequence, kept in f16: they decide quality out of proportion
+    std::size_t recent = 128;  ///< newest tokens kept in f16
+    DType rows = DType::f16;   ///< what sinks and newest tokens are kept in; f32 and bf16 are possible
+    /// Queries read every row outside the sinks and the window from codes, those of their own step included.
+    bool strict = false;
+    std::size_t base_layer = 2;   ///< CrossLayer<Delta>: the layer whose rows become the accumulator
+    std::size_t last_layers = 0;  ///< CrossLayer<Delta>: this many layers at the end keep the first quantizer's bits
+    std::pmr::memory_resource* memory = nullptr;  ///< where everything is allocated; null: the default resource
+    /// Bytes that Bytes::stored() may reach, at no time more; 0: no limit. What would go beyond throws budget_error and changes
+    /// nothing; steps do so when they begin. Weights, and the workspace of steps, are not counted.
+    std::size_t budget = 0;
+    void* stream = nullptr;  ///< caches on a device: the cudaStream_t they work in; null: the default stream
+};
+
+/// n new tokens of a sequence.
+struct StepPart {
+    Sequence sequence;
+    std::size_t tokens = 0;
+};
+
+/// A coded page that may be requantized, as the caller is asked about it.
+struct PageChoice {
+    std::size_t sequence = 0;         ///< the first of the given sequences that has it
+    std::int64_t first_position = 0;  ///< of its first token in that sequence
+    std::size_t behind = 0;           ///< tokens of that sequence that are newer than the page
+    std::size_t filled = 0;           ///< slots in use, of 128
+    std::size_t bytes = 0, bytes_after = 0;
+};
+
+/// What requantize did.
+struct Requantized {
+    std::size_t pages = 0, tokens = 0;  ///< tokens: slots of these pages that are in use
+    std::size_t bytes_before = 0, bytes_after = 0;
+    bool out_of_memory = false;  ///< it stopped there: some pages that were chosen are as before
+};
+
+}  // namespace xquant

@@ -1,0 +1,29 @@
+// What a backend brings to a cache: its steps, and what it keeps beside the core.
+#pragma once
+
+#include <span>
+
+#include <xquant/core/step.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// What a backend brings to a cache. Backends whose pages lie on a device specialize it.
+template <class Backend>
+struct BackendParts {
+    using Step = detail::Step<Backend>;
+    static constexpr bool on_device = false;
+
+    /// Kept beside the core.
+    struct State {
+        State(Core&, const Options&) noexcept {}
+        void prepare(const Core&) noexcept {}
+    };
+    static Step begin(Core& core, State&, std::span<const StepPart> parts) { return Step(core, parts); }
+    static void seal(Core& core, State&, Slot& slot) { seal_sequence(Backend{}, core, slot); }
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

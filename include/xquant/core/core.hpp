@@ -1,0 +1,249 @@
+// The cache behind XCache's types: layers, page formats, sequences. Policies have become data by now, so this is compiled
+// once for each backend, whatever the number of schemes.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include <xquant/backend/backend.hpp>
+#include <xquant/cache_types.hpp>
+#include <xquant/core/recipe.hpp>
+#include <xquant/core/scratch.hpp>
+#include <xquant/error.hpp>
+#include <xquant/sequence/slots.hpp>
+
+namespace xquant {
+
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// How the tail and the sinks keep rows of a stream.
+constexpr StreamFormat exact_rows(std::uint32_t width, DType type) noexcept {
+    const CodeKind kind = type == DType::f32 ? CodeKind::f32 : type == DType::f16 ? CodeKind::f16 : CodeKind::bf16;
+    return {width, 1, width, kind, static_cast<std::uint8_t>(8 * size_of(type)), false, 0, nullptr};
+}
+
+/// Channels of a stream that each of its heads reads, where they are parts of equal width side by side; else all of them.
+inline std::uint32_t head_channels(const PreparedLayer& layer, std::size_t stream, std::size_t width) noexcept {
+    std::size_t each = 0;
+    bool equal = true;
+    for (const auto* heads : {&layer.keys, &layer.values}) {
+        for (const HeadDecoder& head : *heads) {
+            if (head.stream != stream) continue;
+            if (each == 0) each = head.width;
+            equal &= head.width == each && head.first % each == 0;
+        }
+    }
+    return static_cast<std::uint32_t>(equal && each > 0 && width % each == 0 ? each : width);
+}
+
+/// Layers whose rows live and die together, in pages of their own: those with the same window. Pages that lie outside the
+/// window are freed, whatever other layers still see.
+struct Stack {
+    Stack(Ledger& ledger, const Options& options, std::size_t streams)
+        : coded(ledger, Purpose::codes, coded_page_tokens, streams),
+          old(ledger, Purpose::codes, coded_page_tokens, streams),
+          rows(ledger, Purpose::tail, row_page_tokens, streams),
+          sinks(ledger, Purpose::sinks, options.sinks, streams) {}
+
+    PageFormat coded, old, rows, sinks;  ///< old: pages that were requantized
+    std::size_t layers = 0, granularity = 1, window = 0;
+};
+
+class Core {
+public:
+    /// Streams are counted per layer; stream_count is the most that a layer has. stack_of [layers] from stacks_of.
+    Core(const Options& options, std::vector<std::size_t> stack_of, std::size_t stream_count, bool requantizes)
+        : options_(options),
+          ledger_(options.memory, options.budget),
+          layers_(LedgerAllocator<PreparedLayer, Purpose::weights>(ledger_)),
+          ropes_(LedgerAllocator<RopeTable, Purpose::weights>(ledger_)),
+          codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
+          old_codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
+          stacks_(LedgerAllocator<Stack, Purpose::index>(ledger_)),
+          accumulators_(ledger_, Purpose::accumulator, coded_page_tokens, 1),
+          slots_(ledger_),
+          scratch_(ledger_),
+          stack_of_(std::move(stack_of)),
+          streams_(stream_count) {
+        const std::size_t layer_count = stack_of_.size();
+        expects(layer_count > 0, "a model needs at least one layer");
+        expects(options.sinks <= 4096, "sinks: at most 4096 tokens");
+        expects(options.recent <= (std::size_t{1} << 20U), "recent: at most 1048576 tokens");
+        layers_.reserve(layer_count);
+        ropes_.reserve(layer_count);
+        codecs_.reserve(layer_count * stream_count);
+        if (requantizes) old_codecs_.reserve(layer_count * stream_count);
+        const std::size_t stacks = *std::max_element(stack_of_.begin(), stack_of_.end()) + 1;
+        stacks_.reserve(stacks);
+        for (std::size_t i = 0; i < stacks; ++i) {
+            const auto in_stack = static_cast<std::size_t>(std::count(stack_of_.begin(), stack_of_.end(), i));
+            Stack& stack = stacks_.emplace_back(ledger_, options_, streams_);
+            for (PageFormat* format : {&stack.coded, &stack.old, &stack.rows, &stack.sinks}) {
+                if (format != &stack.old || requantizes) format->sections.reserve(in_stack * streams_);
+                format->sizes.total = page_header_bytes;
+            }
+        }
+    }
+
+    /// Says what accumulators are kept in. At construction only.
+    void set_accumulator(const StreamCodec& codec) {
+        expects(codec.format.group_tokens == 1,
+                "the accumulator is grouped per token: it is read and written by ranges");
+        accumulator_ = codec;
+        accumulators_.sections.reserve(1);
+        accumulators_.sizes.total = page_header_bytes;
+        accumulators_.sections.push_back(accumulators_.sizes.place(codec.format, accumulators_.tokens));
+    }
+
+    /// Layers are added in order, at construction only.
+    void add_layer(const Layer& layer, CrossRole role, LayerParts parts, const Rope* previous, LearnStream learn) {
+        if (ropes_.empty() || previous == nullptr || !(*previous == layer.rope)) {
+            ropes_.emplace_back(ledger_, layer.rope, tile_tokens);
+        }
+        const std::size_t at = stack_of_[layers_.size()];
+        Stack& stack = stacks_[at];
+        const std::size_t levels = learnt_levels(parts.codecs) + learnt_levels(parts.old_codecs);
+        layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1, levels);
+        PreparedLayer& prepared = layers_.back();
+        prepared.stack = at;
+        prepared.place = stack.layers++;
+        expects(parts.codecs.size() == prepared.encoders.size(), "a layer needs one codec for each of its streams");
+        expects(role == CrossRole::none ||
+                    (prepared.encoders.size() == 1 && prepared.encoders[0].width == accumulator_.format.width),
+                "cross-layer: a layer's rows do not have the accumulator's width; all layers need the same");
+        const bool requantizes = old_codecs_.capacity() > 0;
+        for (std::size_t stream = 0; stream < streams_; ++stream) {
+            if (stream >= parts.codecs.size()) {
+                codecs_.emplace_back();
+                for (PageFormat* format : {&stack.coded, &stack.rows, &stack.sinks}) format->sections.emplace_back();
+                if (!requantizes) continue;
+                old_codecs_.emplace_back();
+                stack.old.sections.emplace_back();
+                continue;
+            }
+            const auto place = [](PageFormat& format, const StreamFormat& section) {
+                format.sections.push_back(format.sizes.place(section, format.tokens));
+            };
+            const auto complete = [&](StreamCodec codec) {
+                expects(codec.format.width == prepared.encoders[stream].coded_width,
+                        "a codec's width is not that of its stream's coded rows");
+                if (codec.learn != nullptr) {
+                    codec.format.levels = prepared.keep_levels(learn(prepared, layer, stream, rope(prepared), codec));
+                }
+                // Rows that are not quantized have no groups: what each head reads is one.
+                if (!codec.format.quantized()) {
+                    codec.format.group_channels = head_channels(prepared, stream, codec.format.width);
+                }
+                if (codec.format.group_tokens > 1) stack.granularity = coded_page_tokens;
+                return codec;
+            };
+            const std::size_t width = prepared.encoders[stream].width;
+            const StreamFormat exact = exact_rows(static_cast<std::uint32_t>(width), options_.rows);
+            codecs_.push_back(complete(parts.codecs[stream]));
+            place(stack.coded, codecs_.back().format);
+            place(stack.rows, exact);
+            place(stack.sinks, exact);
+            if (!requantizes) continue;
+            old_codecs_.push_back(parts.old_codecs.empty() ? codecs_.back() : complete(parts.old_codecs[stream]));
+            place(stack.old, old_codecs_.back().format);
+        }
+        // Layers that share a stack in spite of different windows: nothing may be freed before the widest is past it.
+        if (stack.layers == 1) stack.window = layer.window;
+        stack.window = stack.window > 0 && layer.window > 0 ? std::max(stack.window, layer.window) : 0;
+    }
+
+    [[nodiscard]] Sequence create() { return slots_.create(stacks_.size()); }
+
+    void drop(Sequence sequence) {
+        Slot& slot = find_idle(sequence);
+        for (SequenceState& state : slot.states) {
+            Segments(state.segments.get_allocator()).swap(state.segments);
+            state.tokens = 0;
+            state.next_position = state.moved = 0;
+        }
+        slots_.release(slot);
+    }
+
+    /// Lets go of every page. No step may be under way, and no sequence is used after this.
+    void forget_pages() noexcept {
+        slots_.for_each([](Slot& slot) {
+            for (SequenceState& state : slot.states) Segments(state.segments.get_allocator()).swap(state.segments);
+        });
+    }
+
+    /// A sequence that is not part of a step.
+    [[nodiscard]] Slot& find_idle(Sequence sequence) {
+        Slot& slot = find(sequence);
+        expects<sequence_error>(!slot.busy, "the sequence is part of a step; commit or destroy the step first");
+        return slot;
+    }
+
+    [[nodiscard]] Slot& find(Sequence sequence) { return slots_.find(sequence); }
+    [[nodiscard]] const Slot& find(Sequence sequence) const { return const_cast<Core*>(this)->find(sequence); }
+
+    [[nodiscard]] std::size_t stacks() const noexcept { return stacks_.size(); }
+    /// The window of a stack's layers, 0 where some layer sees everything.
+    [[nodiscard]] std::size_t window(std::size_t stack) const noexcept { return stacks_[stack].window; }
+    /// What n new tokens (or sealing) do to a sequence in one stack.
+    [[nodiscard]] StepPlan plan(const Slot& slot, std::size_t stack, std::size_t n, bool everything = false) {
+        const Stack& in = stacks_[stack];
+        const Retention keep{options_.sinks, options_.recent, in.granularity, options_.strict, in.window};
+        return {ledger_, slot.states[stack], n, keep, {&in.coded, &in.rows, &in.sinks}, everything};
+    }
+    [[nodiscard]] const PageFormat& accumulators() const noexcept { return accumulators_; }
+    [[nodiscard]] const StreamCodec& accumulator() const noexcept { return accumulator_; }
+    /// Most bytes that accumulators took at one time.
+    [[nodiscard]] std::size_t peak_accumulator() const noexcept { return peak_accumulator_; }
+    void note_accumulators() noexcept {
+        const std::size_t now = ledger_.bytes().accumulator;
+        std::size_t peak = peak_accumulator_;
+        while (now > peak && !peak_accumulator_.compare_exchange_weak(peak, now)) {
+        }
+    }
+    [[nodiscard]] SlotTable& slots() noexcept { return slots_; }
+    /// Whether some layer keeps keys as RoPE turned them, so that moving them is left to the reader.
+    [[nodiscard]] bool keys_turned() const noexcept {
+        return std::any_of(layers_.begin(), layers_.end(),
+                           [this](const PreparedLayer& layer) { return layer.keys_turned && rope(layer).pairs > 0; });
+    }
+    /// The most streams that a layer has; [layers][streams] tables have that many for each.
+    [[nodiscard]] std::size_t streams() const noexcept { return streams_; }
+    [[nodiscard]] const StreamCodec& codec(std::size_t layer, std::size_t stream) const noexcept {
+        return codecs_[layer * streams() + stream];
+    }
+    /// Of pages that were requantized; only where requantizes() holds.
+    [[nodiscard]] const StreamCodec& old_codec(std::size_t layer, std::size_t stream) const noexcept {
+        return old_codecs_[layer * streams() + stream];
+    }
+    [[nodiscard]] bool requantizes() const noexcept { return !old_codecs_.empty(); }
+    [[nodiscard]] const Stack& stack(std::size_t at) const noexcept { return stacks_[at]; }
+    [[nodiscard]] RopeView rope(const PreparedLayer& layer) const noexcept { return ropes_[layer.rope].view(); }
+    [[nodiscard]] const auto& layers() const noexcept { return layers_; }
+    [[nodiscard]] const Options& options() const noexcept { return options_; }
+    [[nodiscard]] Ledger& ledger() noexcept { return ledger_; }
+    [[nodiscard]] const Ledger& ledger() const noexcept { return ledger_; }
+    [[nodiscard]] ScratchPool& scratch() noexcept { return scratch_; }
+
+    static constexpr std::size_t tile_tokens = coded_page_tokens;
+
+private:
+    Options options_;
+    Ledger ledger_;
+    LedgerVector<PreparedLayer, Purpose::weights> layers_;
+    LedgerVector<RopeTable, Purpose::weights> ropes_;
+    LedgerVector<StreamCodec, Purpose::index> codecs_, old_codecs_;  ///< [layers][streams]; the latter may be empty
+    LedgerVector<Stack, Purpose::index> stacks_;
+    PageFormat accumulators_;
+    StreamCodec accumulator_;
+    SlotTable slots_;
+    ScratchPool scratch_;
+    std::vector<std::size_t> stack_of_;  ///< read at construction
+    std::size_t streams_;
+    std::atomic<std::size_t> peak_accumulator_{0};
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,224 @@
+// One step of a cache whose pages lie on a device. The same verbs as core/step.hpp, and the same plan; x, q and out are
+// pointers to device memory, and nothing waits for the device.
+//
+//     begin    plans, allocates pages, and copies the step's tables to the device: once, for all layers
+//     append   Project, FinishRow, Gather, (Difference,) Encode, (Accumulate)      attend   (Convert or Absorb,) Attend, Finish
+//
+// Rows that are not finite are found when the device gets to them: XCache::take_bad_rows says whether there were some.
+#pragma once
+
+#include <span>
+#include <utility>
+#include <vector>
+
+#include <xquant/core/commit.hpp>
+#include <xquant/core/device/step_tables.cuh>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// A step over one or several sequences. Move-only; destroying it without commit() leaves the cache as it was. One step at a time:
+/// steps share the cache's workspace.
+template <class Device>
+class DeviceStep {
+public:
+    DeviceStep(Core& core, DeviceState<Device>& state, std::span<const StepPart> parts) : DeviceStep(core, state) {
+        check_parts(core, parts);
+        plans_.reserve(parts.size() * core.stacks());
+        for (const StepPart& part : parts) {
+            Slot& slot = core.find(part.sequence);
+            for (std::size_t stack = 0; stack < core.stacks(); ++stack) {
+                plans_.push_back(core.plan(slot, stack, part.tokens));
+            }
+            parts_.push_back({&slot, total_, part.tokens, slot.states.front().next_position});
+            total_ += part.tokens;
+        }
+        expects(total_ < (std::size_t{1} << 31U), "a step of this size overflows");
+        sums_.open(core, plans_);
+        stacks_ = tables().make(total_);
+        // From here on nothing throws.
+        for (const DevicePart& part : parts_) part.slot->busy = true;
+        state.busy = true;
+    }
+    DeviceStep(DeviceStep&& other) noexcept
+        : core_(std::exchange(other.core_, nullptr)),
+          state_(other.state_),
+          parts_(std::move(other.parts_)),
+          plans_(std::move(other.plans_)),
+          sums_(std::move(other.sums_)),
+          stacks_(std::move(other.stacks_)),
+          total_(other.total_),
+          next_(other.next_) {}
+    DeviceStep& operator=(DeviceStep&&) = delete;
+    ~DeviceStep() { end(); }
+
+    /// Encodes all rows of a sequence outside its window, unfinished groups included.
+    static void seal(Core& core, DeviceState<Device>& state, Slot& slot) {
+        DeviceStep step(core, state, slot);
+        for (std::size_t layer = 0; layer < core.layers().size(); ++layer) step.write_rows(layer);
+        step.next_ = core.layers().size();
+        step.commit();
+    }
+
+    /// Tokens of the step, all sequences together.
+    [[nodiscard]] std::size_t size() const noexcept { return total_; }
+
+    /// As Step::append; x [n, D] lies on the device, and has been read when the device gets there.
+    void append(std::size_t layer, const MatrixView& x) {
+        using namespace backend::gpu;
+        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects<state_error>(layer == next_, "layers are appended in order, each once");
+        expects<state_error>(layer < core_->layers().size(), "the step has all its layers");
+        const PreparedLayer& prepared = core_->layers()[layer];
+        check_input(prepared, x, total_);
+        const StackTables& stack = stacks_[prepared.stack];
+        const LayerTable* table = state_->layer(layer);
+        const auto n = static_cast<unsigned>(total_), streams = static_cast<unsigned>(prepared.encoders.size());
+        const std::size_t widest = widest_rows(prepared).given;
+        Device& device = state_->device();
+        const DeviceRows input{x.data, x.stride, x.type};
+        const auto columns = static_cast<unsigned>((widest + project_columns - 1) / project_columns);
+        device.template launch<Project>(columns, (n + project_rows - 1) / project_rows, streams,
+                                        sizeof(float) * project_depth * (project_rows + project_columns), table,
+                                        stack.step, input);
+        device.template launch<FinishRow>(n, streams, 1U, sizeof(float) * (2 * widest + 1), table, stack.step);
+        ++next_;
+        write_rows(layer);
+    }
+
+    /// As Step::attend; q [n, H * Dh] and out [n, H * Dh] (f32) lie on the device.
+    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0) {
+        using namespace backend::gpu;
+        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects<state_error>(layer + 1 == next_, "attend follows append of the same layer");
+        const PreparedLayer& prepared = core_->layers()[layer];
+        out_stride = check_queries(prepared, q, out, out_stride, total_);
+        Device& device = state_->device();
+        const LayerForm form = state_->form(layer);
+        const DeviceRows given{q.data, q.stride, q.type};
+        const auto n = static_cast<unsigned>(total_);
+        const float* queries = static_cast<const float*>(q.data);
+        std::size_t q_stride = q.stride;
+        if (form.absorbs_queries || q.type != DType::f32) {
+            auto* made = reinterpret_cast<float*>(state_->queries.data());
+            queries = made;
+            if (form.absorbs_queries) {
+                device.template launch<Absorb>(n, static_cast<unsigned>(prepared.shape.heads), 1U, 0,
+                                               state_->layer(layer), given, made);
+                q_stride = prepared.shape.heads * prepared.keys.front().width;
+            } else {
+                device.template launch<Convert>(n, 1U, 1U, 0, given, q.cols, made);
+                q_stride = q.cols;
+            }
+        }
+        with_size(prepared.shape.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
+            form.with_products([&]<Products How>(std::integral_constant<Products, How>) {
+                attend_with<Size, How, false>(prepared, layer, queries, q_stride, given, out, out_stride);
+                attend_with<Size, How, true>(prepared, layer, queries, q_stride, given, out, out_stride);
+            });
+        });
+    }
+
+    /// As Step::commit. The device may be behind; what follows in its stream sees the step.
+    void commit() {
+        expects<state_error>(core_ != nullptr, "the step has ended");
+        expects<state_error>(next_ == core_->layers().size(), "commit before every layer was appended");
+        for (std::size_t i = 0; i < plans_.size(); ++i) {
+            commit_plan(parts_[i / core_->stacks()].slot->states[i % core_->stacks()], plans_[i]);
+        }
+        end();
+    }
+
+private:
+    /// Of nothing yet. Where this throws, no step has begun.
+    DeviceStep(Core& core, DeviceState<Device>& state)
+        : core_(&core),
+          state_(&state),
+          plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())),
+          sums_(core) {
+        expects<state_error>(!state.busy,
+                             "a device runs one step of a cache at a time: commit or destroy the other one");
+    }
+
+    /// Without new tokens.
+    DeviceStep(Core& core, DeviceState<Device>& state, Slot& slot) : DeviceStep(core, state) {
+        plans_.reserve(core.stacks());
+        for (std::size_t stack = 0; stack < core.stacks(); ++stack) plans_.push_back(core.plan(slot, stack, 0, true));
+        parts_.push_back({&slot, 0, 0, slot.states.front().next_position});
+        sums_.open(core, plans_, false);
+        stacks_ = tables().make(0);
+        slot.busy = state.busy = true;
+    }
+
+    using Plans = LedgerVector<StepPlan, Purpose::workspace>;
+
+    [[nodiscard]] StepTables<Device, Plans> tables() { return {*core_, *state_, parts_, plans_, sums_}; }
+
+    /// Rows of a layer go into their pages.
+    void write_rows(std::size_t layer) {
+        using namespace backend::gpu;
+        const PreparedLayer& prepared = core_->layers()[layer];
+        const StackTables& stack = stacks_[prepared.stack];
+        const auto streams = static_cast<unsigned>(prepared.encoders.size());
+        const auto [widest, widest_coded] = widest_rows(prepared);
+        Device& device = state_->device();
+        const LayerTable* table = state_->layer(layer);
+        if (stack.gathered > 0) {
+            constexpr unsigned groups = page_slots / Gather::warps;
+            device.template launch<Gather>(stack.writes, streams, groups, 0, table, stack.step, widest);
+            if (prepared.role == CrossRole::difference) {
+                device.template launch<Difference>(stack.writes, groups, 1U, 0, table, stack.step, widest,
+                                                   widest_coded);
+            }
+        }
+        if (stack.writes > 0) {
+            const unsigned shares = stack.most_rows > 8 ? 16U : 1U;
+            device.template launch<Encode>(stack.writes, streams, shares, 0, table, stack.step, widest, widest_coded,
+                                           shares);
+        }
+        if (prepared.role != CrossRole::none && stack.sums > 0) {
+            device.template launch<Accumulate>(stack.sums, page_slots / Accumulate::warps, 1U,
+                                               sizeof(float) * Accumulate::warps * widest, table, stack.step);
+        }
+    }
+
+    /// The blocks of one kernel.
+    template <unsigned Size, backend::gpu::Products How, bool Many>
+    void attend_with(const PreparedLayer& prepared, std::size_t layer, const float* q, std::size_t q_stride,
+                     const backend::gpu::DeviceRows& given, float* out, std::size_t out_stride) {
+        using namespace backend::gpu;
+        using Kernel = Attend<Size, How, Many>;
+        const StackTables& stack = stacks_[prepared.stack];
+        const unsigned blocks = Many ? stack.many : stack.few;
+        if (blocks == 0) return;
+        const StepTable step = stack.step_of(Many, prepared.shape.kv_heads, Size);
+        const auto kv_heads = static_cast<unsigned>(prepared.shape.kv_heads);
+        constexpr std::size_t shared = Kernel::template On<typename Device::machine>::shared_bytes + sizeof(DeviceTask);
+        Device& device = state_->device();
+        device.template launch<Kernel>(blocks, kv_heads, 1U, shared, state_->layer(layer), step, q, q_stride, given);
+        device.template launch<Finish<Size>>(blocks, kv_heads, step.queries, sizeof(float) * Size, state_->layer(layer),
+                                             step, out, out_stride);
+    }
+
+    void end() noexcept {
+        if (core_ == nullptr) return;
+        for (const DevicePart& part : parts_) part.slot->busy = false;
+        state_->busy = false;
+        parts_.clear();
+        plans_.clear();
+        core_ = nullptr;
+    }
+
+    Core* core_;
+    DeviceState<Device>* state_;
+    std::vector<DevicePart> parts_;
+    Plans plans_;  ///< [parts][stacks]
+    Accumulators sums_;
+    std::vector<StackTables> stacks_;
+    std::size_t total_ = 0, next_ = 0;
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,73 @@
+// Levels that a quantizer learns from calibration rows, when a cache is constructed or rows are quantized by themselves.
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/core/prepared.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// The levels [2^bits] of a stream from rows [n, width]: its quantizer sees the groups that it would encode, outliers taken
+/// out. A last group that is not full is left out where there are full ones.
+/// Throws value_error for levels that are not finite.
+inline std::vector<float> learn_levels(const StreamCodec& codec, const float* rows, std::size_t n) {
+    const StreamFormat& format = codec.format;
+    const std::size_t width = format.width, blocks = std::max<std::size_t>(1, n / format.group_tokens);
+    std::vector<float> values;
+    values.reserve(n * width);
+    std::vector<std::span<const float>> groups;
+    std::vector<f16> outliers(format.outliers);
+    std::vector<std::byte> places(format.outliers);
+    for (std::size_t block = 0; block < blocks; ++block) {
+        const std::size_t first = block * format.group_tokens,
+                          tokens = std::min<std::size_t>(format.group_tokens, n - first);
+        for (std::size_t b = 0; b < format.channel_blocks(); ++b) {
+            const std::size_t begin = values.size();
+            for (std::size_t t = first; t < first + tokens; ++t) {
+                const float* row = rows + t * width + b * format.group_channels;
+                values.insert(values.end(), row, row + format.channels_of(b));
+            }
+            const std::span<float> group(values.data() + begin, values.size() - begin);
+            if (codec.choose != nullptr) backend::take_outliers(codec, group, outliers.data(), places.data());
+            groups.push_back(group);
+        }
+    }
+    std::vector<float> levels(codec.learnt_levels());
+    codec.learn(groups, levels);
+    for (const float level : levels) {
+        if (!std::isfinite(level)) raise<value_error>("a level that a quantizer learnt is not finite");
+    }
+    return levels;
+}
+
+/// The same for a stream of a layer, from Layer::calibration. Rows stand at positions 0, 1, ...
+template <class Backend>
+std::vector<float> learn_stream(const PreparedLayer& prepared, const Layer& layer, std::size_t stream,
+                                const RopeView& rope, const StreamCodec& codec) {
+    const MatrixView& x = layer.calibration;
+    const StreamEncoder& encoder = prepared.encoders[stream];
+    std::vector<float> input(x.cols), rows(x.rows * encoder.width);
+    std::vector<float> scratch(backend::project_scratch(x.cols, encoder.width, 1));
+    for (std::size_t i = 0; i < x.rows; ++i) {
+        const auto position = static_cast<std::int64_t>(i);
+        load_row(x.row(i), x.type, x.cols, input.data());
+        float* row = rows.data() + i * encoder.width;
+        backend::project(Backend{}, encoder, input.data(), 1, x.cols, &position, rope, layer.shape.head_dim, row,
+                         scratch.data());
+        for (std::size_t c = 0; c < encoder.width; ++c) {
+            if (std::abs(row[c]) <= f16_max) continue;
+            raise<value_error>("calibration: row " + std::to_string(i) +
+                               " is not finite, or beyond f16's 65504 once projected");
+        }
+    }
+    return learn_levels(codec, rows.data(), x.rows);
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,217 @@
+// Prepared weights: the matrices of one layer's plan in one block, and the views of them that kernels read.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <vector>
+
+#include <xquant/attention/task.hpp>
+#include <xquant/error.hpp>
+#include <xquant/model.hpp>
+#include <xquant/position/rope.hpp>
+#include <xquant/projection/plan.hpp>
+#include <xquant/projection/rotation.hpp>
+#include <xquant/storage/page.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+template <class T>
+using WeightVector = LedgerVector<T, Purpose::weights>;
+
+/// One layer, ready for the kernels.
+class PreparedLayer {
+public:
+    /// Leaves room for `levels` floats of keep_levels. Throws shape_error if the plan does not fit the layer.
+    PreparedLayer(Ledger& ledger, const Layer& layer, LayerPlan plan, CrossRole cross_role, std::size_t rope_table,
+                  std::size_t levels = 0)
+        : shape(layer.shape),
+          rope(rope_table),
+          role(cross_role),
+          keys_turned(plan.keys_turned),
+          shared(plan.shared),
+          encoders(LedgerAllocator<StreamEncoder, Purpose::weights>(ledger)),
+          keys(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
+          values(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
+          floats_(LedgerAllocator<float, Purpose::weights>(ledger)) {
+        check(plan, layer);
+        floats_.reserve(count(plan) + rule_floats(layer) + levels);
+        encoders.reserve(plan.streams.size());
+        const float* gain = keep(layer_floats(layer.k_norm, shape.head_dim));
+        for (const StreamPlan& stream : plan.streams) {
+            StreamEncoder out;
+            out.width = stream.width;
+            out.mean = keep(stream.mean);
+            out.matrix = keep(stream.matrix);
+            out.bias = keep(stream.bias);
+            const bool own_norm = !stream.row_norm.empty();
+            out.norm = own_norm           ? keep(stream.row_norm)
+                       : stream.norm      ? gain
+                       : stream.unit_norm ? keep(std::vector<float>(shape.head_dim, 1.0F))
+                                          : nullptr;
+            out.norm_width = own_norm ? stream.width : shape.head_dim;
+            out.norm_epsilon = static_cast<float>(own_norm ? stream.row_norm_epsilon : layer.k_norm_epsilon);
+            out.rope = stream.rope;
+            out.rotate = stream.rotate;
+            if (stream.rotate != 0) out.dct = keep(dct_matrix(dct_size(stream.rotate)));
+            out.coded_width = stream.coded_width();
+            out.latent = keep(stream.latent);
+            if (out.latent != nullptr) out.spread = keep_transposed(stream.latent, stream.width);
+            encoders.push_back(out);
+        }
+        const auto keep_heads = [this](const std::vector<HeadPlan>& heads, WeightVector<HeadDecoder>& out) {
+            out.reserve(heads.size());
+            for (const HeadPlan& head : heads) {
+                out.push_back({head.stream, head.first, head.width, keep(head.matrix), keep(head.constant)});
+            }
+        };
+        keep_heads(plan.keys, keys);
+        keep_heads(plan.values, values);
+        rules.scale = static_cast<float>(
+            layer.softmax_scale > 0 ? layer.softmax_scale : 1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
+        rules.soft_cap = static_cast<float>(layer.soft_cap);
+        rules.window = layer.window;
+        if (!plan.keys_normed) rules.key_norm = gain;
+        rules.key_norm_epsilon = static_cast<float>(layer.k_norm_epsilon);
+        rules.slopes = keep(layer_floats(layer.alibi_slopes, shape.heads));
+        rules.sink_logits = keep(layer_floats(layer.sink_logits, shape.heads));
+    }
+
+    /// The matrices and vectors of the plan, one after another: what all pointers of encoders, heads and rules point into.
+    [[nodiscard]] std::span<const float> floats() const noexcept { return {floats_.data(), floats_.size()}; }
+
+    /// Levels that a quantizer learnt become part of the weights.
+    const float* keep_levels(const std::vector<float>& levels) { return keep(levels); }
+
+    /// Bytes a layer takes whose plan and learnt levels hold this many floats.
+    static constexpr std::size_t bytes(const Layer& layer, std::size_t floats, std::size_t streams) noexcept {
+        return (floats + rule_floats(layer)) * sizeof(float) + streams * sizeof(StreamEncoder) +
+               2 * layer.shape.kv_heads * sizeof(HeadDecoder);
+    }
+
+    LayerShape shape;
+    std::size_t rope;                  ///< which table
+    std::size_t stack = 0, place = 0;  ///< which stack, and the layer's number in it
+    CrossRole role;
+    bool keys_turned;
+    SharedKeys shared;
+    ScoreRules rules;
+    WeightVector<StreamEncoder> encoders;
+    WeightVector<HeadDecoder> keys, values;
+
+private:
+    void check(const LayerPlan& plan, const Layer& layer) const {
+        const std::size_t d = shape.width, dh = shape.head_dim;
+        expects(plan.keys.size() == shape.kv_heads && plan.values.size() == shape.kv_heads,
+                "a projection must plan one key and one value for each kv head");
+        for (const StreamPlan& s : plan.streams) {
+            expects(s.width > 0 && (s.matrix.empty() ? s.width == d : s.matrix.size() == d * s.width),
+                    "a stream's matrix is [D, R], or empty with R = D");
+            expects(s.mean.empty() || s.mean.size() == d, "a stream's mean is [D]");
+            expects(s.rotate == 0 || s.width % s.rotate == 0, "a stream's rotated blocks must divide its width");
+            expects(!(s.rope || s.norm || s.unit_norm) || s.width % dh == 0,
+                    "a stream stored after k_norm or RoPE holds whole heads");
+            expects(s.row_norm.empty() || (s.row_norm.size() == s.width && !s.norm && !s.unit_norm),
+                    "a stream has the norm of its row, with a gain [R], or that of its heads");
+            expects(s.bias.empty() || s.bias.size() == s.width, "a stream's bias is [R]");
+            expects(s.latent.size() % s.width == 0, "a stream's latent is [R, coded channels]");
+            expects(s.latent.empty() || role == CrossRole::difference,
+                    "only a layer that stores a difference has a latent");
+        }
+        expects(plan.shared.width == 0 || (plan.shared.stream < plan.streams.size() &&
+                                           plan.streams[plan.shared.stream].width == plan.shared.width &&
+                                           plan.shared.width == 2 * layer.rope.inverse_frequencies.size() &&
+                                           !plan.keys_turned && layer.k_norm == nullptr),
+                "shared keys are a stream of their own, of the channels that RoPE turns when reading, without a norm");
+        for (const auto* heads : {&plan.keys, &plan.values}) {
+            for (const HeadPlan& head : *heads) {
+                expects(head.stream < plan.streams.size() && head.stream == heads->front().stream,
+                        "all heads of K (or V) must read the same stream");
+                expects(head.first + head.width <= plan.streams[head.stream].width, "a head reads beyond its stream");
+                expects(head.matrix.empty() ? head.width == dh : head.matrix.size() == head.width * dh,
+                        "a head's matrix is [width, Dh], or empty with width = Dh");
+                expects(head.constant.empty() || head.constant.size() == dh, "a head's constant is [Dh]");
+            }
+        }
+    }
+
+    [[nodiscard]] std::size_t count(const LayerPlan& plan) const noexcept {
+        std::size_t floats = 0;
+        for (const StreamPlan& s : plan.streams) {
+            if (s.unit_norm) floats += shape.head_dim;
+            floats += s.mean.size() + s.matrix.size() + s.bias.size() + s.row_norm.size() + 2 * s.latent.size();
+            if (s.rotate != 0) floats += dct_size(s.rotate) * dct_size(s.rotate);
+        }
+        for (const auto* heads : {&plan.keys, &plan.values}) {
+            for (const HeadPlan& head : *heads) floats += head.matrix.size() + head.constant.size();
+        }
+        return floats;
+    }
+
+    /// Floats that a layer brings beside its plan. The gain of k_norm is used once: by the encoder or by the reader.
+    static constexpr std::size_t rule_floats(const Layer& layer) noexcept {
+        return (layer.k_norm != nullptr ? layer.shape.head_dim : 0) +
+               (layer.alibi_slopes != nullptr ? layer.shape.heads : 0) +
+               (layer.sink_logits != nullptr ? layer.shape.heads : 0);
+    }
+
+    static std::vector<float> layer_floats(const float* values, std::size_t count) {
+        return values != nullptr ? std::vector<float>(values, values + count) : std::vector<float>();
+    }
+
+    const float* keep_transposed(const std::vector<float>& source, std::size_t rows) {
+        const std::size_t columns = source.size() / rows;
+        std::vector<float> out(source.size());
+        for (std::size_t i = 0; i < rows; ++i) {
+            for (std::size_t j = 0; j < columns; ++j) out[j * rows + i] = source[i * columns + j];
+        }
+        return keep(out);
+    }
+
+    const float* keep(const std::vector<float>& source) {
+        if (source.empty()) return nullptr;
+        const std::size_t at = floats_.size();
+        floats_.insert(floats_.end(), source.begin(), source.end());
+        return floats_.data() + at;
+    }
+
+    WeightVector<float> floats_;
+};
+
+/// The RoPE tables of a tile for one set of frequencies.
+class RopeTable {
+public:
+    RopeTable(Ledger& ledger, const Rope& rope, std::size_t tokens)
+        : pairing_(rope.pairing),
+          factor_(static_cast<float>(rope.factor)),
+          tokens_(tokens),
+          frequencies_(rope.inverse_frequencies.begin(), rope.inverse_frequencies.end(),
+                       LedgerAllocator<double, Purpose::weights>(ledger)),
+          table_(2 * frequencies_.size() * tokens, LedgerAllocator<float, Purpose::weights>(ledger)) {
+        fill_rope_table(rope, tokens, table_.data(), table_.data() + table_.size() / 2);
+    }
+
+    static constexpr std::size_t bytes(std::size_t pairs, std::size_t tokens) noexcept {
+        return pairs * sizeof(double) + 2 * pairs * tokens * sizeof(float);
+    }
+
+    [[nodiscard]] RopeView view() const noexcept {
+        return {pairing_,      frequencies_.size(),
+                tokens_,       frequencies_.data(),
+                table_.data(), table_.data() + table_.size() / 2,
+                factor_};
+    }
+
+private:
+    RopePairing pairing_;
+    float factor_;
+    std::size_t tokens_;
+    WeightVector<double> frequencies_;
+    WeightVector<float> table_;
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

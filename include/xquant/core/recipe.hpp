@@ -1,0 +1,77 @@
+// How the layers of a cache are to be stored: its policies, as functions and data.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include <xquant/core/prepared.hpp>
+#include <xquant/storage/stream.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// What one layer is made of, after its policies had their say.
+struct LayerParts {
+    LayerPlan plan;
+    std::vector<StreamCodec> codecs;      ///< widths are those of coded rows
+    std::vector<StreamCodec> old_codecs;  ///< of pages that were requantized; empty: the same
+};
+
+/// Finds the levels of a stream whose quantizer learns them.
+using LearnStream = std::vector<float> (*)(const PreparedLayer&, const Layer&, std::size_t stream, const RopeView&,
+                                           const StreamCodec&);
+
+/// The sizes of that, known without preparing anything.
+struct LayerSizes {
+    std::vector<StreamCodec> codecs, old_codecs;
+    std::vector<std::size_t> row_widths;  ///< channels of rows as the tail keeps them
+    std::size_t weight_floats = 0;
+};
+
+/// How one layer is to be stored: its policies as functions.
+struct LayerRecipe {
+    LayerSizes (*sizes)(const Layer&);
+    LayerParts (*prepare)(const Layer&);
+    std::size_t streams;
+    CrossRole role = CrossRole::none;
+    bool requantizes = false;  ///< pages can be rewritten by other codecs
+};
+
+/// Floats of the levels that codecs learn.
+inline std::size_t learnt_levels(const std::vector<StreamCodec>& codecs) noexcept {
+    std::size_t levels = 0;
+    for (const StreamCodec& codec : codecs) levels += codec.learnt_levels();
+    return levels;
+}
+
+/// The stack of each layer: 0 for all of them where a layer's rows depend on other layers'.
+inline std::vector<std::size_t> stacks_of(const Model& model, bool together) {
+    std::vector<std::size_t> out, windows;
+    for (const Layer& layer : model.layers) {
+        const std::size_t window = together ? 0 : layer.window;
+        const auto at = std::find(windows.begin(), windows.end(), window);
+        out.push_back(static_cast<std::size_t>(at - windows.begin()));
+        if (at == windows.end()) windows.push_back(window);
+    }
+    return out;
+}
+
+/// A cache's layers, and (cross-layer) what the accumulator is kept in.
+struct Recipe {
+    std::vector<LayerRecipe> layers;
+    StreamCodec (*accumulator)(std::size_t width) = nullptr;
+
+    [[nodiscard]] std::size_t streams() const noexcept {
+        std::size_t most = 1;
+        for (const LayerRecipe& layer : layers) most = std::max(most, layer.streams);
+        return most;
+    }
+    [[nodiscard]] bool requantizes() const noexcept {
+        return std::any_of(layers.begin(), layers.end(), [](const LayerRecipe& layer) { return layer.requantizes; });
+    }
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,117 @@
+// Coded pages, rewritten in another format: with fewer bits when memory is short, or as another cache has them.
+#pragma once
+
+#include <functional>
+#include <new>
+#include <span>
+
+#include <xquant/core/operations.hpp>
+#include <xquant/core/write.hpp>
+
+namespace xquant {
+
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// The first `tokens` slots of a coded page, encoded again into another: codec_of(layer, stream) -> const StreamCodec&. Layers
+/// that store differences are added up and the loop is closed anew, so that errors do not pile up here either.
+/// Throws std::bad_alloc.
+template <class Backend, class CodecOf>
+void recode_page(Backend tag, Core& core, std::size_t stack, Page* from, Page* to, std::size_t tokens,
+                 CodecOf&& codec_of) {
+    Accumulators old_sums(core), new_sums(core);
+    old_sums.hold(core, from, tokens);
+    new_sums.hold(core, to, tokens);
+    for (std::size_t i = 0; i < core.layers().size(); ++i) {
+        const PreparedLayer& layer = core.layers()[i];
+        if (layer.stack != stack) continue;
+        old_sums.advance(tag, core, i, Serial{});
+        for (std::size_t stream = 0; stream < layer.encoders.size(); ++stream) {
+            const StreamEncoder& encoder = layer.encoders[stream];
+            const MutableStreamView target = to->stream(layer.place, stream);
+            const std::size_t width = std::max(encoder.width, encoder.coded_width);
+            ScratchPool::Loan scratch(core.scratch(), 2 * tokens * width);
+            float* rows = scratch.data();
+            const bool difference = layer.role == CrossRole::difference;
+            const StreamView source =
+                difference ? read_only(old_sums.view(from)) : read_only(from->stream(layer.place, stream));
+            decode_rows(tag, source, 0, tokens, rows);
+            if (difference) {
+                float* coded = rows + tokens * width;
+                take_difference(tag, encoder, read_only(new_sums.view(to)), 0, tokens, rows, coded);
+                rows = coded;
+            } else {
+                // What a scale and a zero of f16 make of a code may lie beyond the largest f16.
+                for (std::size_t k = 0; k < tokens * encoder.coded_width; ++k) {
+                    rows[k] = std::clamp(rows[k], -f16_max, f16_max);
+                }
+            }
+            encode_rows(tag, codec_of(i, stream), rows, encoder.coded_width, 0, tokens, target);
+        }
+        new_sums.advance(tag, core, i, Serial{});
+    }
+    to->filled = tokens;
+}
+
+/// Puts a page in the place of another one wherever these sequences have it.
+inline void replace_page(Core& core, std::span<const Sequence> sequences, std::size_t stack, const Page* from,
+                         const PageRef& to) {
+    for (const Sequence sequence : sequences) {
+        for (Segment& segment : core.find(sequence).states[stack].segments) {
+            if (segment.page.get() == from) segment.page = to;
+        }
+    }
+}
+
+template <class Backend, class Choose>
+Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> sequences, Choose&& choose) {
+    expects<state_error>(core.requantizes(),
+                         "requantize: the cache has one quantizer; give it two, Requantizable<Fresh, Old>");
+    for (const Sequence sequence : sequences) static_cast<void>(core.find_idle(sequence));
+    Requantized report;
+    for (std::size_t stack = 0; stack < core.stacks(); ++stack) {
+        const PageFormat &fresh = core.stack(stack).coded, &old = core.stack(stack).old;
+        for (std::size_t s = 0; s < sequences.size(); ++s) {
+            SequenceState& state = core.find(sequences[s]).states[stack];
+            std::size_t behind = rows_in(state.segments);
+            const Page* asked = nullptr;
+            for (std::size_t i = 0; i < state.segments.size(); ++i) {
+                const Segment& segment = state.segments[i];
+                behind -= segment.size();
+                const PageRef page = segment.page;
+                if (&page->format() != &fresh || page.get() == asked) continue;
+                asked = page.get();
+                bool earlier = false;  // asked about for an earlier sequence
+                for (std::size_t before = 0; before < s; ++before) {
+                    earlier |= references_in(core.find(sequences[before]).states[stack].segments, *asked) > 0;
+                }
+                const PageChoice about{
+                    s, segment.first_position, behind, page->filled, fresh.sizes.total, old.sizes.total};
+                if (earlier || !choose(about)) continue;
+                try {
+                    const PageRef made(Page::create(core.ledger(), old, false));
+                    recode_page(tag, core, stack, page.get(), made.get(), page->filled,
+                                [&](std::size_t layer, std::size_t stream) -> const StreamCodec& {
+                                    return core.old_codec(layer, stream);
+                                });
+                    replace_page(core, sequences, stack, page.get(), made);
+                } catch (const std::bad_alloc&) {
+                    report.out_of_memory = true;
+                    return report;
+                } catch (const budget_error&) {  // of an accumulator
+                    report.out_of_memory = true;
+                    return report;
+                }
+                ++report.pages;
+                report.tokens += about.filled;
+                report.bytes_before += fresh.sizes.total;
+                report.bytes_after += old.sizes.total;
+            }
+        }
+    }
+    return report;
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,74 @@
+// Rows on their way into pages.
+#pragma once
+
+#include <algorithm>
+
+#include <xquant/core/accumulate.hpp>
+#include <xquant/core/commit.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Encode the rows that a plan writes, for one stream of one layer. `step_rows` [n, width] are the step's own.
+template <class Backend>
+XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums, const StepPlan& plan,
+                               const Write& write, std::size_t layer, std::size_t stream, const float* step_rows) {
+    const PreparedLayer& prepared = core.layers()[layer];
+    const MutableStreamView target = write.page->stream(prepared.place, stream);
+    const StreamEncoder& encoder = prepared.encoders[stream];
+    const std::size_t width = encoder.width;
+    const bool coded = write.page->format().purpose == Purpose::codes;
+    const StreamCodec codec = coded ? core.codec(layer, stream) : StreamCodec{target.format, nullptr};
+    const bool difference = coded && prepared.role == CrossRole::difference;
+    const Piece* pieces = plan.pieces.data() + write.first_piece;
+    if (write.pieces == 1 && pieces->page == nullptr && !difference) {
+        encode_rows(tag, codec, step_rows + pieces->begin * width, width, write.slot, write.count, target);
+        return;
+    }
+    ScratchPool::Loan scratch(core.scratch(), write.count * width * (difference ? 2 : 1));
+    float* rows = scratch.data();
+    for (std::size_t i = 0; i < write.pieces; ++i) {
+        const Piece& piece = pieces[i];
+        if (piece.page == nullptr) {
+            std::copy_n(step_rows + piece.begin * width, piece.count * width, rows);
+        } else {
+            decode_rows(tag, read_only(piece.page->stream(prepared.place, stream)), piece.begin, piece.count, rows);
+        }
+        rows += piece.count * width;
+    }
+    rows = scratch.data();
+    if (difference) {
+        float* coded_rows = rows + write.count * width;
+        take_difference(tag, encoder, read_only(sums.view(write.page)), write.slot, write.count, rows, coded_rows);
+        encode_rows(tag, codec, coded_rows, encoder.coded_width, write.slot, write.count, target);
+    } else {
+        encode_rows(tag, codec, rows, width, write.slot, write.count, target);
+    }
+}
+
+/// Encodes all rows of a sequence outside its window, unfinished groups included.
+/// Throws std::bad_alloc; nothing has changed then.
+template <class Backend>
+void seal_sequence(Backend tag, Core& core, Slot& slot) {
+    LedgerVector<StepPlan, Purpose::workspace> plans(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger()));
+    plans.reserve(core.stacks());
+    for (std::size_t stack = 0; stack < core.stacks(); ++stack) plans.push_back(core.plan(slot, stack, 0, true));
+    Accumulators sums(core);
+    sums.open(core, plans, false);
+    for (std::size_t layer = 0; layer < core.layers().size(); ++layer) {
+        const PreparedLayer& prepared = core.layers()[layer];
+        const StepPlan& plan = plans[prepared.stack];
+        for (const Write& write : plan.writes) {
+            for (std::size_t stream = 0; stream < prepared.encoders.size(); ++stream) {
+                run_write(tag, core, sums, plan, write, layer, stream, nullptr);
+            }
+        }
+        sums.advance(tag, core, layer, Serial{});
+    }
+    for (std::size_t stack = 0; stack < core.stacks(); ++stack) commit_plan(slot.states[stack], plans[stack]);
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

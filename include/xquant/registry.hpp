@@ -1,0 +1,256 @@
+// Caches by name, chosen at run time.
+//
+//     std::unique_ptr<xquant::Cache<>> cache = xquant::make_cache("kv4", model, {.recent = 64});
+//     auto on_gpu = xquant::make_cache<xquant::backend::cuda>("kv4:group=32", model);
+//     for (const xquant::SchemeInfo& scheme : xquant::schemes()) puts(xquant::to_string(scheme).c_str());
+//     xquant::register_scheme<MyCache>("mine", "what it stores, in a line");    // MyCache: an XCache with policies of yours
+//
+// The schemes are those of preset.hpp. #include <xquant/registry_svd.hpp> (it needs Eigen) adds those whose latents come from an SVD:
+// svd_head4 and its like. A scheme serves every backend, since its policies are data by the time a backend sees them.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <xquant/preset.hpp>
+
+namespace xquant {
+
+/// What a scheme reads of a Layer beside its shape, weights and rules.
+enum class Needs : unsigned char {
+    nothing,
+    mean,        ///< Layer::mean; without it nothing is subtracted
+    calibration  ///< Layer::calibration; without it the constructor throws shape_error
+};
+
+/// A scheme that make_cache knows.
+struct SchemeInfo {
+    /// One size of its groups.
+    struct Form {
+        std::size_t group = 0;      ///< values that share a scale; 0: rows are not quantized
+        double bits_per_value = 0;  ///< scales, zeros and outliers included
+    };
+
+    std::string name;         ///< "kivi4"; with a group that is not the first: "kivi4:group=64"
+    std::string summary;      ///< what is stored, in a line
+    std::vector<Form> forms;  ///< the default first
+    Needs needs = Needs::nothing;
+};
+
+inline namespace XQUANT_ABI_NS {
+
+/// "kivi4            4.25 bits   K before RoPE per channel, V per token; groups of 128, 64, 32"
+inline std::string to_string(const SchemeInfo& scheme) {
+    std::array<char, 64> head{};
+    std::snprintf(head.data(), head.size(), "%-16.24s %5.2f bits   ", scheme.name.c_str(),
+                  scheme.forms.front().bits_per_value);
+    std::string line = head.data() + scheme.summary;
+    for (std::size_t i = 0; i < scheme.forms.size() && scheme.forms.front().group > 0; ++i) {
+        line += (i == 0 ? "; groups of " : ", ") + std::to_string(scheme.forms[i].group);
+    }
+    return line;
+}
+
+namespace detail {
+
+/// The schemes of this build. Threads may use it side by side.
+class Registry {
+public:
+    using MakeRecipe = Recipe (*)(const Model&, const Options&);
+
+    /// Adds a scheme, or another group of one that is there. Throws state_error if there is one of that name and group,
+    /// shape_error for a name that could not be asked for.
+    void add(const std::string& name, const std::string& summary, Needs needs, SchemeInfo::Form form,
+             MakeRecipe recipe) {
+        expects(!name.empty() && name.find_first_of(": \t\n") == std::string::npos,
+                "register_scheme: a name is a word without ':'");
+        const std::lock_guard lock(mutex_);
+        const auto known =
+            std::find_if(all_.begin(), all_.end(), [&](const Entry& entry) { return entry.info.name == name; });
+        Entry& entry = known != all_.end() ? *known : all_.emplace_back(Entry{{name, summary, {}, needs}, {}});
+        for (const SchemeInfo::Form& other : entry.info.forms) {
+            if (other.group == form.group) {
+                raise<state_error>("register_scheme: there is a scheme '" + name + "' in groups of " +
+                                   std::to_string(form.group) + " already");
+            }
+        }
+        entry.info.forms.push_back(form);
+        entry.recipes.push_back(recipe);
+    }
+
+    [[nodiscard]] std::vector<SchemeInfo> list() const {
+        const std::lock_guard lock(mutex_);
+        std::vector<SchemeInfo> out;
+        for (const Entry& entry : all_) out.push_back(entry.info);
+        return out;
+    }
+
+    struct Found {
+        SchemeInfo info;  ///< with the one form that was asked for
+        MakeRecipe recipe;
+    };
+
+    /// "NAME" or "NAME:group=N". Throws shape_error with the names that are nearest, or the groups that there are.
+    [[nodiscard]] Found find(std::string_view text) const {
+        const std::lock_guard lock(mutex_);
+        const std::string_view name = text.substr(0, text.find(':'));
+        for (const Entry& entry : all_) {
+            if (entry.info.name != name) continue;
+            const std::size_t form = form_of(entry, text);
+            return {{std::string(text), entry.info.summary, {entry.info.forms[form]}, entry.info.needs},
+                    entry.recipes[form]};
+        }
+        raise<shape_error>("unknown scheme '" + std::string(text) + "'" + nearest(name) +
+                           "; xquant::schemes() lists all " + std::to_string(all_.size()));
+    }
+
+private:
+    struct Entry {
+        SchemeInfo info;
+        std::vector<MakeRecipe> recipes;  ///< one for each of info.forms
+    };
+
+    /// Which of a scheme's forms "NAME:group=N" names.
+    static std::size_t form_of(const Entry& entry, std::string_view text) {
+        constexpr std::string_view key = ":group=";
+        const std::string_view suffix = text.substr(entry.info.name.size());
+        if (suffix.empty()) return 0;
+        std::string groups;
+        for (std::size_t i = 0; i < entry.info.forms.size(); ++i) {
+            const std::string group = std::to_string(entry.info.forms[i].group);
+            if (suffix.starts_with(key) && suffix.substr(key.size()) == group) return i;
+            groups += (i == 0 ? "" : ", ") + group;
+        }
+        raise<shape_error>("scheme '" + std::string(text) + "': " +
+                           (entry.info.forms.front().group == 0
+                                ? entry.info.name + " has no groups, and takes no suffix"
+                                : "after " + entry.info.name + " there may be :group=N, with N one of " + groups));
+    }
+
+    /// ", did you mean ...", of at most three names that few letters tell apart.
+    [[nodiscard]] std::string nearest(std::string_view name) const {
+        std::vector<std::pair<std::size_t, std::string_view>> all;
+        for (const Entry& entry : all_) all.emplace_back(distance(name, entry.info.name), entry.info.name);
+        std::stable_sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+        std::string out;
+        for (std::size_t i = 0; i < std::min<std::size_t>(3, all.size()); ++i) {
+            if (all[i].first > std::max<std::size_t>(2, name.size() / 2)) break;
+            out += (i == 0 ? ", did you mean " : ", ") + std::string(all[i].second);
+        }
+        const bool has_svd = std::any_of(all.begin(), all.end(),
+                                         [](const auto& one) { return one.second.find("svd") != one.second.npos; });
+        if (name.find("svd") != name.npos && !has_svd)
+            out += "; #include <xquant/registry_svd.hpp> adds those of an SVD";
+        return out;
+    }
+
+    /// Letters to insert, delete or replace (Levenshtein).
+    static std::size_t distance(std::string_view a, std::string_view b) {
+        std::vector<std::size_t> row(b.size() + 1);
+        for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+        for (std::size_t i = 0; i < a.size(); ++i) {
+            std::size_t diagonal = row[0]++;
+            for (std::size_t j = 0; j < b.size(); ++j) {
+                const std::size_t replaced = diagonal + (a[i] == b[j] ? 0U : 1U);
+                diagonal = row[j + 1];
+                row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+            }
+        }
+        return row[b.size()];
+    }
+
+    mutable std::mutex mutex_;
+    std::vector<Entry> all_;
+};
+
+/// Adds an XCache.
+template <class Cached>
+void add_scheme(Registry& to, const std::string& name, const std::string& summary, Needs needs = Needs::nothing) {
+    using Stored = typename Cached::scheme;
+    to.add(name, summary, needs, {Stored::group(), Stored::bits_per_value()}, &CacheAccess::recipe<Cached>);
+}
+
+/// Adds Cached<4>, Cached<3> and Cached<2> as NAME4, NAME3, NAME2, or with a suffix behind the number.
+template <unsigned Group, template <unsigned, unsigned> class Cached>
+void add_bits(Registry& to, const std::string& name, const char* summary, const std::string& suffix = "",
+              Needs needs = Needs::nothing) {
+    add_scheme<Cached<4, Group>>(to, name + "4" + suffix, summary, needs);
+    add_scheme<Cached<3, Group>>(to, name + "3" + suffix, summary, needs);
+    add_scheme<Cached<2, Group>>(to, name + "2" + suffix, summary, needs);
+}
+
+template <unsigned Group>
+void add_grouped_presets(Registry& to) {
+    add_bits<Group, preset::kivi>(to, "kivi", "K before RoPE per channel, V per token");
+    add_bits<Group, preset::plain_x>(to, "x", "X, the input of attention, per token");
+    add_bits<Group, preset::rotated_x>(to, "x", "X rotated, per token", "_rot");
+    add_bits<Group, preset::rotated_x>(to, "x", "X less its mean, rotated, per token", "_rot_mean", Needs::mean);
+    add_bits<Group, preset::cross_layer_x>(to, "cl_x", "what X adds from layer to layer, per token");
+    add_bits<Group, preset::cross_layer_rotated_x>(to, "cl_x_rot", "what X rotated adds from layer to layer");
+}
+
+inline void add_presets(Registry& to) {
+    add_scheme<preset::f16_kv>(to, "f16", "K and V as they are");
+    add_scheme<preset::q8_0>(to, "q8_0", "K and V, 8 bits as ggml has them");
+    add_scheme<preset::q4_0>(to, "q4_0", "K and V, 4 bits as ggml has them");
+    add_scheme<preset::q4_0_hadamard>(to, "q4_0_hadamard", "K and V, each head rotated, 4 bits as ggml has them");
+    add_scheme<preset::kv<8>>(to, "kv8", "K after RoPE and V, each head rotated, per token");
+    add_scheme<preset::kv<4>>(to, "kv4", "K after RoPE and V, each head rotated, per token");
+    add_scheme<preset::nf4>(to, "nf4", "K after RoPE and V in the NF4 levels of QLoRA");
+    constexpr const char* kvquant = "K before RoPE and V, learnt levels, 1 of 128 values kept in f16 (KVQuant)";
+    add_scheme<preset::kvquant<4>>(to, "kvquant4", kvquant, Needs::calibration);
+    add_scheme<preset::kvquant<3>>(to, "kvquant3", kvquant, Needs::calibration);
+    add_scheme<preset::kvquant<2>>(to, "kvquant2", kvquant, Needs::calibration);
+    add_grouped_presets<128>(to);
+    add_grouped_presets<64>(to);
+    add_grouped_presets<32>(to);
+}
+
+inline Registry& registry() {
+    static Registry all;
+    static const bool filled = (add_presets(all), true);
+    static_cast<void>(filled);
+    return all;
+}
+
+}  // namespace detail
+
+/// All schemes, the library's and those that were registered.
+[[nodiscard]] inline std::vector<SchemeInfo> schemes() { return detail::registry().list(); }
+
+/// The scheme of a name, "NAME" or "NAME:group=N", with that form alone.
+/// Throws shape_error if there is none, with the names that are nearest or the groups that there are.
+[[nodiscard]] inline SchemeInfo find_scheme(std::string_view name) { return detail::registry().find(name).info; }
+
+/// A cache of a scheme, "NAME" or "NAME:group=N". Throws as find_scheme, and as the constructor of XCache.
+template <class Backend = backend::best>
+[[nodiscard]] std::unique_ptr<Cache<Backend>> make_cache(std::string_view name, const Model& model,
+                                                         const Options& options = {}) {
+    const auto found = detail::registry().find(name);
+    return detail::CacheAccess::make<Backend>(model, options, found.recipe(model, options));
+}
+
+/// XCache::predict of a scheme: the bytes() of its cache with one sequence of `tokens` tokens, workspace left out. Nothing is
+/// allocated or prepared. Throws as find_scheme.
+[[nodiscard]] inline Bytes predict(std::string_view name, const Model& model, const Options& options,
+                                   std::size_t tokens) {
+    const auto found = detail::registry().find(name);
+    return detail::predict_bytes(model, options, tokens, found.recipe(model, options));
+}
+
+/// Adds a scheme of yours: an XCache with your policies, or another group of a scheme that has that name. From here on make_cache,
+/// predict and schemes() know it, on every backend.
+/// Throws state_error if the name has a scheme with that group already, shape_error for names with ':' or white space.
+template <class Cached>
+void register_scheme(const std::string& name, const std::string& summary, Needs needs = Needs::nothing) {
+    detail::add_scheme<Cached>(detail::registry(), name, summary, needs);
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,138 @@
+// Scheme: how one layer is stored by itself, as a type. XCache has one for all layers, MixedCache one for each.
+//
+// Here policies become data (core/recipe.hpp): what follows, pages and kernels, is compiled once whatever the number of schemes.
+#pragma once
+
+#include <cstddef>
+#include <utility>
+#include <vector>
+
+#include <xquant/concepts.hpp>
+#include <xquant/core/make_codec.hpp>
+#include <xquant/core/recipe.hpp>
+#include <xquant/projection/x.hpp>
+#include <xquant/quantizer/requantizable.hpp>
+#include <xquant/quantizer/uniform.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+
+/// One way to store a layer by itself. A MixedCache has several.
+template <class Quantizer = Uniform<4, 128>, class Layout = Layout<PerToken>, class Projection = Projection<Rotated>>
+struct Scheme {
+    using Policy = typename Projection::policy;
+    using LayerSizes = detail::LayerSizes;
+    using LayerParts = detail::LayerParts;
+    static_assert(
+        projection_policy<Policy>,
+        "xquant: the projection needs streams, footprint(layer) and prepare(layer); SplitSvd and HeadSvd need "
+        "#include <xquant/projection/svd.hpp>");
+    static_assert(Layout::count == 1 || Layout::count == Policy::streams,
+                  "xquant: Layout<...> has one axis for all streams, or one for each stream of the projection");
+
+    static constexpr std::size_t streams = Policy::streams;
+
+    static LayerSizes sizes(const Layer& layer) {
+        check_kind(layer);
+        return sizes_of(Policy::footprint(layer), {});
+    }
+    static LayerParts prepare(const Layer& layer) {
+        check_kind(layer);
+        detail::expects(
+            !learns || !layer.calibration.empty(),
+            "Layer::calibration is missing: the quantizer learns its levels from rows of X (NonUniform does)");
+        return with_codecs(Policy::prepare(layer));
+    }
+
+    /// The same for a layer that stores a difference to the layers below.
+    static LayerSizes difference_sizes(const Layer& layer) {
+        check_kind(layer);
+        return sizes_of(Policy::difference_footprint(layer), {layer.shape.width});
+    }
+    static LayerParts prepare_difference(const Layer& layer) {
+        check_kind(layer);
+        return with_codecs(Policy::prepare_difference(layer));
+    }
+
+    /// Bits of a stored value, its share of scales, zeros and outliers included; the mean over the streams.
+    static double bits_per_value() {
+        constexpr std::size_t n = 4096;  // tokens, and channels: whole groups
+        double bits = 0;
+        [&]<std::size_t... I>(std::index_sequence<I...>) {
+            ((bits +=
+              static_cast<double>(make_codec<quantizer<I>, typename Layout::template axis<I>>(n).format.ideal_bits(n))),
+             ...);
+        }
+        (std::make_index_sequence<streams>{});
+        return bits / static_cast<double>(streams * n * n);
+    }
+    /// Values that share a scale in the first stream; 0 where rows are stored as they are.
+    static constexpr std::size_t group() noexcept {
+        if constexpr (unquantized_policy<quantizer<0>>) {
+            return 0;
+        } else {
+            return quantizer<0>::group;
+        }
+    }
+
+    static detail::LayerRecipe recipe() noexcept { return {sizes, prepare, streams, CrossRole::none, requantizes}; }
+    static detail::LayerRecipe base_recipe() noexcept {
+        return {sizes, prepare, streams, CrossRole::base, requantizes};
+    }
+    static detail::LayerRecipe difference_recipe() noexcept {
+        static_assert(!learns,
+                      "xquant: a quantizer that learns its levels from rows of X has none of the differences that "
+                      "CrossLayer<Delta> stores");
+        return {difference_sizes, prepare_difference, streams, CrossRole::difference, requantizes};
+    }
+
+private:
+    template <std::size_t I>
+    using quantizer = typename detail::quantizer_of<Quantizer, I>::type;
+    template <std::size_t I>
+    using old_quantizer = typename detail::old_quantizer_of<Quantizer, I>::type;
+    static constexpr bool requantizes = detail::is_requantizable<Quantizer>;
+    static constexpr bool learns = []<std::size_t... I>(std::index_sequence<I...>) {
+        return ((learning_policy<quantizer<I>> || learning_policy<old_quantizer<I>>) || ...);
+    }
+    (std::make_index_sequence<streams>{});
+
+    /// A projection reads W_k and W_v either from X or from the model's latent.
+    static void check_kind(const Layer& layer) {
+        if constexpr (requires { Policy::reads_latent; }) {
+            detail::expects(layer.latent.present(), "Projection<Latent> serves layers whose Layer::latent is given");
+        } else {
+            detail::expects(
+                !layer.latent.present(),
+                "Layer::latent is given: K and V come from the model's own latent, which Projection<Latent> stores");
+        }
+    }
+
+    template <std::size_t I, class Codecs>
+    static void add_codecs(Codecs& out, std::size_t width) {
+        using Axis = typename Layout::template axis<I>;
+        out.codecs.push_back(make_codec<quantizer<I>, Axis>(width));
+        if constexpr (requantizes) out.old_codecs.push_back(make_codec<old_quantizer<I>, Axis>(width));
+    }
+    static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths) {
+        LayerSizes out;
+        if (row_widths.empty()) row_widths.assign(footprint.widths.begin(), footprint.widths.end());
+        out.row_widths = std::move(row_widths);
+        out.weight_floats = footprint.weight_floats;
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (add_codecs<I>(out, footprint.widths[I]), ...); }
+        (std::make_index_sequence<streams>{});
+        return out;
+    }
+    static LayerParts with_codecs(LayerPlan plan) {
+        detail::expects(plan.streams.size() == streams, "a projection's plan has as many streams as it says");
+        LayerParts out{std::move(plan), {}, {}};
+        [&]<std::size_t... I>(std::index_sequence<I...>) {
+            (add_codecs<I>(out, out.plan.streams[I].coded_width()), ...);
+        }
+        (std::make_index_sequence<streams>{});
+        return out;
+    }
+};
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

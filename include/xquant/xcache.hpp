@@ -1,0 +1,158 @@
+// XCache: a quantized cache of attention, put together from policies. cache.hpp has what it can do.
+//
+//     using Cache = xquant::XCache<xquant::Uniform<4, 128>, xquant::Layout<xquant::PerToken>>;
+//     Cache cache(model);                              // reads W_k and W_v; the engine may free them
+//     std::unique_ptr<xquant::Cache<>> any = std::make_unique<Cache>(model);     // any scheme behind one type
+//
+// Rows go through projection/, layout.hpp and quantizer/ into storage/, and come back through backend/.
+// Source  XQuant (arXiv 2508.10395).
+#pragma once
+
+#include <initializer_list>
+#include <type_traits>
+
+#include <xquant/cache.hpp>
+#include <xquant/core/predict.hpp>
+#include <xquant/cross_layer.hpp>
+#include <xquant/position/scaling.hpp>
+#include <xquant/projection/key_value.hpp>
+#include <xquant/projection/latent.hpp>
+#include <xquant/projection/x.hpp>
+#include <xquant/quantizer/codebook.hpp>
+#include <xquant/quantizer/ggml.hpp>
+#include <xquant/quantizer/non_uniform.hpp>
+#include <xquant/quantizer/outliers.hpp>
+#include <xquant/quantizer/requantizable.hpp>
+#include <xquant/quantizer/uniform.hpp>
+#include <xquant/scheme.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+
+/// A cache for all layers of one model and any number of sequences.
+///
+/// @tparam Quantizer   bits and group: Uniform<4, 128>, Nf4<>, NonUniform<3>, WithOutliers<...>, GgmlQ4_0, Unquantized<f16>,
+///                     PerStream<A, B>, Requantizable<A, B>, or your own
+/// @tparam Layout      axis of the groups: Layout<PerToken>, Layout<PerChannel, PerToken> (one for each stream)
+/// @tparam CrossLayer  CrossLayer<Off>: every layer stands alone; CrossLayer<Delta>: layers store what they add
+/// @tparam Projection  what is stored of X: Projection<Rotated>, Plain, KeyValue<...>, SplitSvd, HeadSvd, or your own
+/// @tparam Backend     the machine; default: the best of this build
+/// It adds nothing to Cache<Backend> but its constructor and what can be said of a cache before there is one.
+template <class Quantizer = Uniform<4, 128>, class Layout = Layout<PerToken>, class CrossLayer = CrossLayer<Off>,
+          class Projection = Projection<Rotated>, class Backend = backend::best>
+class XCache : public Cache<Backend> {
+    using Policy = typename Projection::policy;
+    using Rule = typename CrossLayer::rule;
+    static_assert(cross_layer_policy<Rule>, "xquant: the cross-layer rule needs stores_difference");
+
+public:
+    using scheme = Scheme<Quantizer, Layout, Projection>;
+    static constexpr std::size_t streams = scheme::streams;
+
+    /// The same policies on another machine: preset::gqa4::on<backend::cuda>.
+    template <class Other>
+    using on = XCache<Quantizer, Layout, CrossLayer, Projection, Other>;
+
+    /// Prepares every layer's projection. Throws shape_error for shapes that do not fit, value_error for weights that are
+    /// not finite. Cost: an SVD for each layer or head where the projection needs one.
+    explicit XCache(const Model& model, const Options& options = {})
+        : Cache<Backend>(model, options, recipe(model, options)) {}
+
+    /// The bytes() of a cache of this model with one sequence of `tokens` tokens, workspace left out, from a formula:
+    /// nothing is allocated or prepared. An upper bound where every layer has a window.
+    [[nodiscard]] static Bytes predict(const Model& model, const Options& options, std::size_t tokens) {
+        return detail::predict_bytes(model, options, tokens, recipe(model, options));
+    }
+
+    /// Bytes of the accumulators of a step over one sequence with this many coded tokens; 0 without CrossLayer<Delta>.
+    [[nodiscard]] static std::size_t predict_accumulator(const Model& model, const Options& options,
+                                                         std::size_t tokens) {
+        return detail::predict_accumulator(model, recipe(model, options), tokens);
+    }
+
+private:
+    friend struct detail::CacheAccess;
+
+    static detail::Recipe recipe(const Model& model, const Options& options) {
+        detail::Recipe out;
+        if constexpr (!Rule::stores_difference) {
+            out.layers.assign(model.layers.size(), scheme::recipe());
+        } else {
+            static_assert(
+                requires { typename Policy::base; },
+                "xquant: CrossLayer<Delta> adds up rows that mean the same in every layer: Projection<Plain>, "
+                "Projection<Rotated>, Projection<JointSvd<...>>, or one of your own with below, base and "
+                "prepare_difference");
+            using First = std::conditional_t<std::is_same_v<typename CrossLayer::first, FourBits>,
+                                             xquant::Uniform<4, 128>, typename CrossLayer::first>;
+            using Below = typename Policy::below;
+            using Base = Scheme<First, Layout, xquant::Projection<typename Policy::base>>;
+            // A latent of keys beside one of values: the axes that suit them.
+            using BelowLayout = std::conditional_t<Below::streams == 2, xquant::Layout<PerChannel, PerToken>, Layout>;
+            using Alone = Scheme<First, BelowLayout, xquant::Projection<Below>>;
+            using Last = Scheme<First, Layout, Projection>;
+            const std::size_t layers = model.layers.size();
+            detail::expects(options.base_layer < layers, "base_layer: the model has no such layer");
+            detail::expects(options.base_layer + options.last_layers < layers, "last_layers: reaches the base layer");
+            for (std::size_t i = 0; i < layers; ++i) {
+                out.layers.push_back(i < options.base_layer             ? Alone::recipe()
+                                     : i == options.base_layer          ? Base::base_recipe()
+                                     : i < layers - options.last_layers ? scheme::difference_recipe()
+                                                                        : Last::difference_recipe());
+            }
+            out.accumulator = [](std::size_t width) {
+                using Kept = typename CrossLayer::accumulator;
+                static_assert(!learning_policy<Kept>, "xquant: the accumulator's quantizer cannot be one that learns");
+                if constexpr (is_element<Kept>) {
+                    return make_codec<Unquantized<Kept>, PerToken>(width);
+                } else {
+                    return make_codec<Kept, PerToken>(width);
+                }
+            };
+        }
+        return out;
+    }
+};
+
+/// A cache whose layers are stored in different ways: a set of schemes known to the compiler, a choice for each layer made
+/// when it is constructed.
+///
+///     using Cache = MixedCache<Scheme<Uniform<8>>, Scheme<Uniform<4>, Layout<PerToken>, Projection<Rotated>>>;
+///     Cache cache(model, {0, 1, 1, 1, 0});          // the first and the last layer in 8 bits
+///
+/// All schemes must have one backend; a layer takes room for its own streams only.
+template <class Backend, class... Schemes>
+class BasicMixedCache : public Cache<Backend> {
+    static_assert(sizeof...(Schemes) >= 1, "xquant: MixedCache<...> needs at least one Scheme");
+
+public:
+    /// Throws shape_error unless `choice` names one of the schemes, from 0, for each layer.
+    BasicMixedCache(const Model& model, std::span<const std::size_t> choice, const Options& options = {})
+        : Cache<Backend>(model, options, recipe(model, choice)) {}
+    BasicMixedCache(const Model& model, std::initializer_list<std::size_t> choice, const Options& options = {})
+        : BasicMixedCache(model, std::span<const std::size_t>(choice.begin(), choice.size()), options) {}
+
+    /// As XCache::predict.
+    [[nodiscard]] static Bytes predict(const Model& model, std::span<const std::size_t> choice, const Options& options,
+                                       std::size_t tokens) {
+        return detail::predict_bytes(model, options, tokens, recipe(model, choice));
+    }
+
+private:
+    static detail::Recipe recipe(const Model& model, std::span<const std::size_t> choice) {
+        detail::expects(choice.size() == model.layers.size(), "MixedCache: one choice for each layer");
+        detail::Recipe out;
+        const detail::LayerRecipe all[] = {Schemes::recipe()...};
+        for (const std::size_t which : choice) {
+            detail::expects(which < sizeof...(Schemes), "MixedCache: a layer's choice is not one of the schemes");
+            out.layers.push_back(all[which]);
+        }
+        return out;
+    }
+};
+
+template <class... Schemes>
+using MixedCache = BasicMixedCache<backend::best, Schemes...>;
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -22,6 +22,15 @@ else()
   target_include_directories(xquant_catch PUBLIC "${PROJECT_SOURCE_DIR}/tests/support" "${PROJECT_SOURCE_DIR}/tests")
 endif()
 
+# What tests share is compiled once: caches of the best backend, and (a precompiled header) Catch2 and the library's front door.
+add_library(xquant_test_instances STATIC EXCLUDE_FROM_ALL "${PROJECT_SOURCE_DIR}/tests/support/instances.cpp")
+target_include_directories(xquant_test_instances PUBLIC "${PROJECT_SOURCE_DIR}/tests")
+target_link_libraries(xquant_test_instances PUBLIC xquant::xquant PRIVATE xquant_build_flags)
+add_library(xquant_test_pch OBJECT EXCLUDE_FROM_ALL "${PROJECT_SOURCE_DIR}/tests/support/pch.cpp")
+target_link_libraries(xquant_test_pch PRIVATE xquant_catch xquant_test_instances xquant_build_flags)
+target_precompile_headers(xquant_test_pch PRIVATE
+  "${PROJECT_SOURCE_DIR}/tests/support/catch.hpp" "${PROJECT_SOURCE_DIR}/tests/support/instances.hpp")
+
 add_custom_target(xquant_threads_tests COMMENT "the tests labelled threads")
 
 # Registers one run of test program `program`.
@@ -57,7 +66,8 @@ function(xquant_test name)
   cmake_path(GET CMAKE_CURRENT_SOURCE_DIR FILENAME folder)
 
   add_executable(test_${name} ${arg_SOURCES})
-  target_link_libraries(test_${name} PRIVATE ${arg_LIBS} xquant_catch xquant::xquant xquant_build_flags)
+  target_link_libraries(test_${name} PRIVATE ${arg_LIBS} xquant_test_instances xquant_catch xquant::xquant xquant_build_flags)
+  target_precompile_headers(test_${name} REUSE_FROM xquant_test_pch)
 
   set(test ${folder}.${name})
   if(folder STREQUAL name)

@@ -26,9 +26,7 @@
 
 #include <xquant/cache_types.hpp>
 #include <xquant/core/backend_parts.hpp>
-#include <xquant/core/learn.hpp>
-#include <xquant/core/operations.hpp>
-#include <xquant/core/requantize.hpp>
+#include <xquant/core/function_ref.hpp>
 #include <xquant/executor.hpp>
 
 namespace xquant {
@@ -38,6 +36,8 @@ struct CacheAccess;
 }
 
 /// A cache for all layers of one model and any number of sequences.
+///
+/// The bodies of its members are in core/cache_members.hpp, out of the class: instantiate.hpp has them compiled once.
 ///
 /// @tparam Backend  the machine: backend::best, scalar, int8<...>, cuda. It never changes what is stored.
 template <class Backend = backend::best>
@@ -58,7 +58,7 @@ public:
         Step& operator=(Step&&) = delete;
 
         /// Tokens of the step, all sequences together: n.
-        [[nodiscard]] std::size_t size() const noexcept { return step_.size(); }
+        [[nodiscard]] std::size_t size() const noexcept;
 
         /// Stores a layer's rows: they are projected, and what leaves the window of recent tokens is encoded. Layers come in order,
         /// each once.
@@ -72,14 +72,7 @@ public:
         /// 65504 once projected (take_bad_rows() on a device): the step goes on as if append had not been called. std::bad_alloc,
         /// or what the executor throws: the step can only be destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
-        template <executor Executor = const Serial>
-        void append(std::size_t layer, const MatrixView& x, Executor&& threads = Serial{}) {
-            if constexpr (Parts::on_device) {
-                step_.append(layer, x);
-            } else {
-                step_.append(layer, x, threads);
-            }
-        }
+        void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = serial);
 
         /// Attention of the layer that was appended last. Each row sees its own sequence up to and including itself, within the
         /// layer's window. May be called more than once, or not at all.
@@ -91,87 +84,68 @@ public:
         ///
         /// Throws shape_error, state_error, std::bad_alloc; the step goes on.
         /// Cost: reads the codes of every token that the rows see; 2 H Dh products a row and token, and what rebuilding K takes.
-        template <executor Executor = const Serial>
         void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
-                    Executor&& threads = Serial{}) {
-            if constexpr (Parts::on_device) {
-                step_.attend(layer, q, out, out_stride);
-            } else {
-                step_.attend(layer, q, out, out_stride, threads);
-            }
-        }
+                    ExecutorRef threads = serial);
 
         /// The sequences have the step's tokens from here on, and the step has ended. Throws state_error unless every layer was
         /// appended. Cannot fail otherwise.
-        void commit() { step_.commit(); }
+        void commit();
 
     private:
         friend class Cache;
+        static constexpr Serial serial{};
         explicit Step(typename Parts::Step&& step) noexcept : step_(std::move(step)) {}
 
         typename Parts::Step step_;
     };
 
-    virtual ~Cache() = default;
-    Cache(Cache&&) noexcept = default;
-    Cache& operator=(Cache&& other) noexcept {
-        Cache taken(std::move(other));
-        std::swap(core_, taken.core_);
-        std::swap(state_, taken.state_);
-        return *this;
-    }
+    virtual ~Cache();
+    Cache(Cache&&) noexcept;
+    Cache& operator=(Cache&& other) noexcept;
 
     /// An empty sequence. Throws std::bad_alloc. Cost: constant.
-    [[nodiscard]] Sequence create() { return core_->create(); }
+    [[nodiscard]] Sequence create();
 
     /// Forgets a sequence and frees what no other one shares. Throws sequence_error if it is part of a step.
     /// Cost: a reference for each page.
-    void drop(Sequence sequence) { core_->drop(sequence); }
+    void drop(Sequence sequence);
 
     /// A second sequence with the same tokens, or the first `tokens` of them: how many prompts share a prefix. Pages are shared and
     /// counted once; either sequence goes on in pages of its own, and nothing is ever copied.
     /// Throws sequence_error if it is part of a step, shape_error as truncate does, std::bad_alloc.
     /// Cost: a reference for each page.
-    [[nodiscard]] Sequence fork(Sequence sequence) { return fork_sequence(*core_, sequence, size(sequence)); }
-    [[nodiscard]] Sequence fork(Sequence sequence, std::size_t tokens) {
-        return fork_sequence(*core_, sequence, tokens);
-    }
+    [[nodiscard]] Sequence fork(Sequence sequence);
+    [[nodiscard]] Sequence fork(Sequence sequence, std::size_t tokens);
 
     /// Keeps the first `tokens` tokens and forgets the rest, rows that were encoded among them: what is left stays as it is
     /// stored. Pages that nothing else shares are freed or filled again.
     /// Throws sequence_error if it is part of a step, shape_error if it has fewer tokens, or if layers with a sliding window
     /// have freed rows that the next token would see; std::bad_alloc. Cost: a reference for each page.
-    void truncate(Sequence sequence, std::size_t tokens) { truncate_sequence(*core_, sequence, tokens); }
+    void truncate(Sequence sequence, std::size_t tokens);
 
     /// Takes out tokens begin .. end. Those that follow move up by end - begin positions, exactly: X, latents and keys before
     /// RoPE carry no position, and keys that were stored after RoPE meet queries that are turned back by as much.
     /// Pages are freed when none of their tokens is left. Throws and costs as truncate.
-    void erase(Sequence sequence, std::size_t begin, std::size_t end) { erase_tokens(*core_, sequence, begin, end); }
+    void erase(Sequence sequence, std::size_t begin, std::size_t end);
 
     /// Moves tokens `begin` .. (and the next one) by `delta` positions, exactly as erase does: opens a gap, or closes one.
     /// Throws shape_error where a token would stand at or before the one that precedes it; else throws and costs as truncate.
-    void shift(Sequence sequence, std::size_t begin, std::int64_t delta) {
-        shift_tokens(*core_, sequence, begin, delta);
-    }
+    void shift(Sequence sequence, std::size_t begin, std::int64_t delta);
 
     /// Sequence i becomes what sequence parents[i], counted in the same list, was: one step of beam search.
     /// Throws sequence_error if one is part of a step or appears twice, shape_error if a parent is not in the list,
     /// std::bad_alloc. Cost: a reference for each page of each sequence.
-    void gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents) {
-        gather_sequences(*core_, sequences, parents);
-    }
+    void gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents);
 
     /// Tokens of a sequence.
-    [[nodiscard]] std::size_t size(Sequence sequence) const { return core_->find(sequence).states.front().tokens; }
+    [[nodiscard]] std::size_t size(Sequence sequence) const;
 
     /// The position of the next token of a sequence: size() where none was erased or shifted.
-    [[nodiscard]] std::int64_t next_position(Sequence sequence) const {
-        return core_->find(sequence).states.front().next_position;
-    }
+    [[nodiscard]] std::int64_t next_position(Sequence sequence) const;
 
     /// Starts a step that adds tokens to one or several sequences. Everything the step will store is allocated here.
     /// Throws sequence_error, shape_error, budget_error, std::bad_alloc; on a device, state_error while another step is under way.
-    [[nodiscard]] Step begin(std::span<const StepPart> parts) { return Step(Parts::begin(*core_, *state_, parts)); }
+    [[nodiscard]] Step begin(std::span<const StepPart> parts);
     [[nodiscard]] Step begin(std::initializer_list<StepPart> parts) {
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }
@@ -179,7 +153,7 @@ public:
     /// Encodes every row outside the window now, unfinished groups included, and frees their f16 copies: for a sequence
     /// that rests. A group that was cut short stays short; later tokens start a new page.
     /// Throws sequence_error if it is part of a step, budget_error, std::bad_alloc. Cost: encoding at most 127 rows of each layer.
-    void seal(Sequence sequence) { Parts::seal(*core_, *state_, core_->find_idle(sequence)); }
+    void seal(Sequence sequence);
 
     /// Rewrites coded pages with the second quantizer of Requantizable<Fresh, Old>: fewer bytes, more error, and no way back. Of
     /// the pages of these sequences, choose(PageChoice) picks some; a page that several of them share is rewritten once and
@@ -190,40 +164,29 @@ public:
     template <class Choose>
     Requantized requantize(std::span<const Sequence> sequences, Choose&& choose) {
         static_assert(!Parts::on_device, "xquant: requantize is not there for caches on a device");
-        return requantize_pages(Backend{}, *core_, sequences, choose);
+        return requantize_chosen(sequences, choose);
     }
-    /// The same for all full pages.
+    /// Likewise for all full pages.
     Requantized requantize(std::span<const Sequence> sequences) {
         return requantize(sequences, [](const PageChoice& page) { return page.filled == coded_page_tokens; });
     }
 
     /// Whether rows were appended since this was last asked that are not finite, or beyond f16's 65504: attention over them means
     /// nothing. Caches on a device find out when the device gets there; others throw in append. Waits for the device.
-    [[nodiscard]] bool take_bad_rows() {
-        if constexpr (Parts::on_device) return state_->take_bad_rows();
-        return false;
-    }
+    [[nodiscard]] bool take_bad_rows();
 
     /// What is allocated, by purpose; adds up to what the memory resource was asked for.
-    [[nodiscard]] Bytes bytes() const noexcept { return core_->ledger().bytes(); }
+    [[nodiscard]] Bytes bytes() const noexcept;
 
     /// The most bytes that the accumulators of a step took so far. They live as long as the step; 0 without
     /// CrossLayer<Delta>.
-    [[nodiscard]] std::size_t peak_accumulator_bytes() const noexcept { return core_->peak_accumulator(); }
+    [[nodiscard]] std::size_t peak_accumulator_bytes() const noexcept;
 
     /// Bits of codes, scales, zeros and outliers for `tokens` encoded tokens, per token and layer: the figure of the literature.
     /// f16 rows, accumulators, page rounding and weights are not in it; bytes() has everything.
-    [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const {
-        double bits = 0;
-        for (std::size_t layer = 0; layer < core_->layers().size(); ++layer) {
-            for (std::size_t stream = 0; stream < core_->layers()[layer].encoders.size(); ++stream) {
-                bits += static_cast<double>(core_->codec(layer, stream).format.ideal_bits(tokens));
-            }
-        }
-        return tokens == 0 ? 0 : bits / static_cast<double>(tokens * core_->layers().size());
-    }
+    [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const;
 
-    [[nodiscard]] const Options& options() const noexcept { return core_->options(); }
+    [[nodiscard]] const Options& options() const noexcept;
 
     /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it. Layers with the same window
     /// have pages of their own, so positions start again where the model has several windows.
@@ -240,26 +203,13 @@ public:
 protected:
     /// For xcache.hpp and registry.hpp, which know policies. Throws shape_error for shapes that do not fit, value_error for
     /// numbers that are not finite, std::bad_alloc. Cost: that of the projections.
-    Cache(const Model& model, const Options& options, const detail::Recipe& recipe)
-        : core_(std::make_unique<detail::Core>(options, detail::stacks_of(model, recipe.accumulator != nullptr),
-                                               recipe.streams(), recipe.requantizes())),
-          state_(std::make_unique<typename Parts::State>(*core_, options)) {
-        if (recipe.accumulator != nullptr) {
-            core_->set_accumulator(recipe.accumulator(model.layers.front().shape.width));
-        }
-        const Rope* previous = nullptr;
-        for (std::size_t i = 0; i < model.layers.size(); ++i) {
-            const Layer& layer = model.layers[i];
-            detail::check_layer(layer);
-            core_->add_layer(layer, recipe.layers[i].role, recipe.layers[i].prepare(layer), previous,
-                             &detail::learn_stream<Backend>);
-            previous = &layer.rope;
-        }
-        state_->prepare(*core_);
-    }
+    Cache(const Model& model, const Options& options, const detail::Recipe& recipe);
 
 private:
     friend struct detail::CacheAccess;
+
+    Requantized requantize_chosen(std::span<const Sequence> sequences,
+                                  detail::FunctionRef<bool(const PageChoice&)> choose);
 
     std::unique_ptr<detail::Core> core_;
     std::unique_ptr<typename Parts::State> state_;
@@ -287,3 +237,5 @@ struct CacheAccess {
 }  // namespace detail
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant
+
+#include <xquant/core/cache_members.hpp>

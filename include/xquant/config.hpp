@@ -2,11 +2,13 @@
 //
 // Yours to set:   XQUANT_FORCE_SCALAR   use the scalar backend whatever the flags allow
 //                 XQUANT_ALLOW_FAST_MATH  accept that -ffast-math changes stored bytes
-// Ours:           XQUANT_ABI_NS, XQUANT_RESTRICT, XQUANT_NOINLINE, XQUANT_INLINE, XQUANT_UNROLL, XQUANT_DEVICE, XQUANT_DEVICE_INLINE, XQUANT_DEVICE_COLD,
-//                 XQUANT_HAS_AVX2, XQUANT_HAS_AVX512
+// Ours:           XQUANT_ABI_NS, XQUANT_HAS_*, XQUANT_RESTRICT, XQUANT_NOINLINE, XQUANT_COLD, XQUANT_INLINE, XQUANT_UNROLL,
+//                 XQUANT_DEVICE, XQUANT_DEVICE_INLINE, XQUANT_DEVICE_COLD
 //
-// All code (not data) lives in an inline namespace named after the instruction set the translation unit may use. Two
-// translation units with different -m flags then get two sets of functions instead of one set picked by the linker.
+// All code (not data) lives in an inline namespace named after what changes it: the instruction set that the translation unit may
+// use, and whether it has exceptions. Two translation units with different flags then get two sets of functions instead of one set
+// picked by the linker. Functions of the standard library have no such namespace: docs/embedding.md says what follows for
+// programs that mix instruction sets.
 #pragma once
 
 #if defined(__FAST_MATH__) && !defined(XQUANT_ALLOW_FAST_MATH)
@@ -21,15 +23,23 @@
 #define XQUANT_HAS_AVX512 1
 #endif
 
-#if defined(XQUANT_HAS_AVX512)
-#define XQUANT_ABI_NS abi_avx512
-#define XQUANT_ABI_NAME "abi_avx512"
-#elif defined(XQUANT_HAS_AVX2)
-#define XQUANT_ABI_NS abi_avx2
-#define XQUANT_ABI_NAME "abi_avx2"
+#if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
+#define XQUANT_HAS_EXCEPTIONS 1
+#define XQUANT_ABI_OF(isa) abi_##isa
 #else
-#define XQUANT_ABI_NS abi_base
-#define XQUANT_ABI_NAME "abi_base"
+#define XQUANT_HAS_EXCEPTIONS 0
+#define XQUANT_ABI_OF(isa) abi_##isa##_no_exceptions
+#endif
+
+#define XQUANT_TEXT_OF(name) XQUANT_TEXT_AS_IT_IS(name)
+#define XQUANT_TEXT_AS_IT_IS(name) #name
+
+#if defined(XQUANT_HAS_AVX512)
+#define XQUANT_ABI_NS XQUANT_ABI_OF(avx512)
+#elif defined(XQUANT_HAS_AVX2)
+#define XQUANT_ABI_NS XQUANT_ABI_OF(avx2)
+#else
+#define XQUANT_ABI_NS XQUANT_ABI_OF(base)
 #endif
 
 // XQUANT_NOINLINE: one body in the whole program, whoever calls it. g++ would make copies for callers all the same (noclone,
@@ -37,18 +47,17 @@
 #if defined(__clang__)
 #define XQUANT_RESTRICT __restrict__
 #define XQUANT_NOINLINE __attribute__((noinline))
+#define XQUANT_COLD __attribute__((cold, noinline))
 #define XQUANT_INLINE inline __attribute__((always_inline))
 #elif defined(__GNUC__)
 #define XQUANT_RESTRICT __restrict__
 #define XQUANT_NOINLINE __attribute__((noipa))
+#define XQUANT_COLD __attribute__((cold, noinline))
 #define XQUANT_INLINE inline __attribute__((always_inline))
-#elif defined(_MSC_VER)
-#define XQUANT_RESTRICT __restrict
-#define XQUANT_NOINLINE __declspec(noinline)
-#define XQUANT_INLINE __forceinline
 #else
 #define XQUANT_RESTRICT
 #define XQUANT_NOINLINE
+#define XQUANT_COLD
 #define XQUANT_INLINE inline
 #endif
 
@@ -78,7 +87,7 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
 /// The name of the inline namespace this translation unit's code lives in.
-constexpr const char* abi_name() noexcept { return XQUANT_ABI_NAME; }
+constexpr const char* abi_name() noexcept { return XQUANT_TEXT_OF(XQUANT_ABI_NS); }
 
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant

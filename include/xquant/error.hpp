@@ -1,11 +1,20 @@
 // Errors: thrown before anything changes, each with a sentence that says what was given and what was expected.
+//
+// Without exceptions (-fno-exceptions) an error calls the handler of set_error_handler, which must not return; the default one writes
+// the message to stderr and calls std::terminate. std::bad_alloc cannot be thrown there either: memory resources have to succeed.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
+#include <cstdio>
+#include <exception>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
 
-#include <xquant/config.hpp>
+#include <xquant/types.hpp>
 
 namespace xquant {
 
@@ -24,7 +33,7 @@ struct value_error : error {
     using error::error;
 };
 
-/// A sequence that does not exist (never created, or dropped), or that another step is using.
+/// A sequence that does not exist (never created here, or dropped), or that another step is using.
 struct sequence_error : error {
     using error::error;
 };
@@ -48,19 +57,98 @@ struct budget_error : error {
     std::size_t budget;
 };
 
+/// What an error does where there are no exceptions. It gets the sentence that what() would give, and must not return.
+using ErrorHandler = void (*)(const char* message);
+
 inline namespace XQUANT_ABI_NS {
+
 namespace detail {
 
-template <class Error>
-[[noreturn]] void raise(std::string message) {
-    throw Error("xquant: " + std::move(message));
+/// A shape, for messages.
+struct Shape {
+    std::size_t rows = 0, cols = 0;
+};
+
+inline std::atomic<ErrorHandler>& error_handler() noexcept {
+    static std::atomic<ErrorHandler> handler{nullptr};
+    return handler;
 }
 
-template <class Error = shape_error>
-void expects(bool holds, const char* message) {
-    if (!holds) raise<Error>(message);
+/// Throws, or without exceptions calls the handler.
+template <class Error>
+[[noreturn]] void raise_error(const Error& raised) {
+#if XQUANT_HAS_EXCEPTIONS
+    throw raised;
+#else
+    if (const ErrorHandler handler = error_handler().load()) handler(raised.what());
+    std::fprintf(stderr, "%s\n", raised.what());
+    std::terminate();
+#endif
 }
+
+inline void add_text(std::string& to, std::string_view part) { to += part; }
+template <class Number>
+    requires std::is_integral_v<Number>
+void add_text(std::string& to, Number number) { to += std::to_string(number); }
+inline void add_text(std::string& to, double number) {
+    char digits[32];
+    std::snprintf(digits, sizeof digits, "%g", number);
+    to += digits;
+}
+
+inline void add_text(std::string& to, const Shape& shape) {
+    to += "[" + std::to_string(shape.rows) + ", " + std::to_string(shape.cols) + "]";
+}
+inline void add_text(std::string& to, const MatrixView& view) {
+    add_text(to, Shape{view.rows, view.cols});
+    if (view.stride != view.cols) to += " with stride " + std::to_string(view.stride);
+    if (view.data == nullptr) to += " without data";
+}
+
+/// Words, numbers and shapes, one after another.
+template <class... Parts>
+std::string text_of(const Parts&... parts) {
+    std::string text;
+    (add_text(text, parts), ...);
+    return text;
+}
+
+/// An error whose message has these words and numbers.
+template <class Error, class... Parts>
+[[noreturn]] XQUANT_COLD void raise(const Parts&... parts) {
+    raise_error(Error("xquant: " + text_of(parts...)));
+}
+
+template <class Error = shape_error, class... Parts>
+void expects(bool holds, const Parts&... parts) {
+    if (!holds) raise<Error>(parts...);
+}
+
+/// Runs a function when it goes out of scope, unless it was released: what has to be undone where an exception passes.
+template <class F>
+class Undo {
+public:
+    explicit Undo(F undo) noexcept : undo_(std::move(undo)) {}
+    Undo(const Undo&) = delete;
+    Undo& operator=(const Undo&) = delete;
+    ~Undo() {
+        if (armed_) undo_();
+    }
+    void release() noexcept { armed_ = false; }
+
+private:
+    F undo_;
+    bool armed_ = true;
+};
 
 }  // namespace detail
+
+#if !XQUANT_HAS_EXCEPTIONS
+/// Sets what an error does in programs compiled without exceptions; null: the default. Returns the one before.
+inline ErrorHandler set_error_handler(ErrorHandler handler) noexcept {
+    return detail::error_handler().exchange(handler);
+}
+#endif
+
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant

@@ -1,9 +1,9 @@
 // What the library has to know of a model: shapes, weights of W_k and W_v, positions. Read once, at construction.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <string>
 #include <vector>
 
 #include <xquant/error.hpp>
@@ -103,85 +103,101 @@ namespace detail {
 
 /// Throws value_error unless the values [count] are finite. Null has none.
 template <element T>
-void check_finite(const T* values, std::size_t count, const char* name) {
+void check_finite(std::size_t layer, const T* values, std::size_t count, const char* name, std::size_t row = 0) {
     for (std::size_t i = 0; i < count && values != nullptr; ++i) {
         if (std::isfinite(to_float(values[i]))) continue;
-        raise<value_error>(std::string(name) + ": value " + std::to_string(i) + " is not finite");
+        raise<value_error>("layer ", layer, ": ", name, ": value ", row * count + i, " is not finite");
     }
 }
 
-/// The same for all rows of a matrix.
-inline void check_finite(const MatrixView& matrix, const char* name) {
+/// Likewise for all rows of a matrix.
+inline void check_finite(std::size_t layer, const MatrixView& matrix, const char* name) {
     for (std::size_t i = 0; i < matrix.rows; ++i) {
         const void* row = matrix.row(i);
-        if (matrix.type == DType::f32) check_finite(static_cast<const float*>(row), matrix.cols, name);
-        if (matrix.type == DType::f16) check_finite(static_cast<const f16*>(row), matrix.cols, name);
-        if (matrix.type == DType::bf16) check_finite(static_cast<const bf16*>(row), matrix.cols, name);
+        if (matrix.type == DType::f32) check_finite(layer, static_cast<const float*>(row), matrix.cols, name, i);
+        if (matrix.type == DType::f16) check_finite(layer, static_cast<const f16*>(row), matrix.cols, name, i);
+        if (matrix.type == DType::bf16) check_finite(layer, static_cast<const bf16*>(row), matrix.cols, name, i);
     }
+}
+
+/// Throws shape_error unless a matrix has data and this shape.
+inline void check_shape(std::size_t layer, const MatrixView& matrix, const char* name, const char* letters,
+                        Shape shape) {
+    expects(!matrix.empty() && matrix.rows == shape.rows && matrix.cols == shape.cols && matrix.stride >= matrix.cols,
+            "layer ", layer, ": ", name, " is ", matrix, "; expected ", letters, " = ", shape);
 }
 
 /// Throws shape_error if a layer of latent attention cannot be served.
-inline void check_latent(const Layer& layer) {
+inline void check_latent(const Layer& layer, std::size_t index) {
     const LayerShape& s = layer.shape;
     const LatentAttention& latent = layer.latent;
-    const std::size_t r = latent.w_down.rows, shared = latent.w_shared.rows;
-    expects(r > 0 && latent.w_down.cols == s.width && latent.w_down.stride >= s.width, "latent: W_down is [R, width]");
-    expects(!latent.w_shared.empty() && shared > 0 && shared < s.head_dim && latent.w_shared.cols == s.width &&
-                latent.w_shared.stride >= s.width,
-            "latent: W_shared is [Dr, width], Dr below head_dim");
-    expects(shared == 2 * layer.rope.inverse_frequencies.size(),
-            "latent: RoPE turns the channels that all heads share, all of them and no others");
-    expects(layer.w_k.cols == r && layer.w_k.rows == s.kv_heads * (s.head_dim - shared),
-            "latent: W_k is [kv_heads * (head_dim - Dr), R]");
-    expects(
-        layer.w_v.cols == r && layer.w_v.rows > 0 && layer.w_v.rows % s.kv_heads == 0 && layer.w_v.rows <= s.kv_width(),
-        "latent: W_v is [kv_heads * Dv, R], Dv at most head_dim");
-    expects(layer.b_k == nullptr && layer.b_v == nullptr && layer.k_norm == nullptr,
-            "latent: there are no biases and no norm of K");
-    expects(latent.norm_epsilon >= 0, "latent: norm_epsilon is not negative");
+    const std::size_t r = latent.w_down.rows, shared = latent.w_shared.rows,
+                      turned = 2 * layer.rope.inverse_frequencies.size();
+    check_shape(index, latent.w_down, "latent.w_down", "[R, width]", {std::max<std::size_t>(1, r), s.width});
+    check_shape(index, latent.w_shared, "latent.w_shared", "[channels that RoPE turns, width]", {turned, s.width});
+    expects(shared > 0 && shared < s.head_dim, "layer ", index, ": latent.w_shared has ", shared,
+            " rows; expected 1 or more, and fewer than head_dim = ", s.head_dim);
+    check_shape(index, layer.w_k, "w_k", "[kv_heads * (head_dim - channels that RoPE turns), R]",
+                {s.kv_heads * (s.head_dim - shared), r});
+    const std::size_t values = layer.w_v.rows;
+    expects(values > 0 && values % s.kv_heads == 0 && values <= s.kv_width(), "layer ", index, ": w_v has ", values,
+            " rows; expected kv_heads * Dv, a multiple of ", s.kv_heads, " up to ", s.kv_width());
+    check_shape(index, layer.w_v, "w_v", "[kv_heads * Dv, R]", {values, r});
+    expects(layer.b_k == nullptr && layer.b_v == nullptr && layer.k_norm == nullptr, "layer ", index,
+            ": b_k, b_v or k_norm is given; latent attention has none of them");
+    expects(latent.norm_epsilon >= 0, "layer ", index, ": latent.norm_epsilon is ", latent.norm_epsilon,
+            "; expected 0 or more");
 }
 
-/// Throws shape_error if the layer cannot be served, value_error if one of its numbers is not finite.
-inline void check_layer(const Layer& layer) {
+/// Throws shape_error if layer `index` of a model cannot be served, value_error if one of its numbers is not finite.
+inline void check_layer(const Layer& layer, std::size_t index) {
     const LayerShape& s = layer.shape;
-    expects(s.width > 0 && s.heads > 0 && s.kv_heads > 0 && s.head_dim > 0, "a layer's shape has a zero in it");
-    expects(s.heads % s.kv_heads == 0, "heads must be a multiple of kv_heads");
-    expects(s.head_dim <= 256, "head_dim is at most 256");
-    expects(s.width <= (std::size_t{1} << 24) && s.heads <= 65536, "a layer's shape is beyond any model's");
-    expects(2 * layer.rope.inverse_frequencies.size() <= s.head_dim, "RoPE has more pairs than head_dim / 2");
-    expects(layer.rope.factor > 0 && std::isfinite(layer.rope.factor), "the factor of a RoPE is above 0");
-    for (const double number : {layer.softmax_scale, layer.soft_cap, layer.k_norm_epsilon}) {
-        expects<value_error>(std::isfinite(number), "softmax_scale, soft_cap or k_norm_epsilon is not finite");
-    }
-    expects(layer.softmax_scale >= 0 && layer.soft_cap >= 0, "softmax_scale and soft_cap are not negative");
-    expects(layer.k_norm == nullptr || layer.k_norm_epsilon >= 0, "k_norm_epsilon is not negative");
-    expects(layer.calibration.empty() || (layer.calibration.rows > 0 && layer.calibration.cols == s.width &&
-                                          layer.calibration.stride >= s.width),
-            "calibration is [rows, width]");
-    for (const MatrixView& w : {layer.w_k, layer.w_v}) {
-        expects(!w.empty(), "a layer has no W_k or no W_v");
-        expects(w.stride >= w.cols, "a weight's stride is shorter than its rows");
+    expects(s.width > 0 && s.heads > 0 && s.kv_heads > 0 && s.head_dim > 0, "layer ", index, ": width ", s.width,
+            ", heads ", s.heads, ", kv_heads ", s.kv_heads, ", head_dim ", s.head_dim,
+            "; all of them must be positive");
+    expects(s.heads % s.kv_heads == 0, "layer ", index, ": heads is ", s.heads,
+            "; expected a multiple of kv_heads = ", s.kv_heads);
+    expects(s.head_dim <= 256, "layer ", index, ": head_dim is ", s.head_dim, "; at most 256 is served");
+    expects(s.width <= (std::size_t{1} << 24U), "layer ", index, ": width is ", s.width, "; at most 2^24 is served");
+    expects(s.heads <= 65536, "layer ", index, ": heads is ", s.heads, "; at most 65536 are served");
+    const std::size_t pairs = layer.rope.inverse_frequencies.size();
+    expects(2 * pairs <= s.head_dim, "layer ", index, ": RoPE has ", pairs, " pairs; head_dim = ", s.head_dim,
+            " has room for ", s.head_dim / 2);
+    const auto finite = [&](double number, const char* name) {
+        expects<value_error>(std::isfinite(number), "layer ", index, ": ", name, " is ", number,
+                             ", which is not finite");
+    };
+    finite(layer.rope.factor, "rope.factor");
+    finite(layer.softmax_scale, "softmax_scale");
+    finite(layer.soft_cap, "soft_cap");
+    finite(layer.k_norm_epsilon, "k_norm_epsilon");
+    for (const double frequency : layer.rope.inverse_frequencies) finite(frequency, "a frequency of rope");
+    expects(layer.rope.factor > 0, "layer ", index, ": rope.factor is ", layer.rope.factor, "; expected more than 0");
+    expects(layer.softmax_scale >= 0, "layer ", index, ": softmax_scale is ", layer.softmax_scale,
+            "; expected 0 or more");
+    expects(layer.soft_cap >= 0, "layer ", index, ": soft_cap is ", layer.soft_cap, "; expected 0 or more");
+    expects(layer.k_norm == nullptr || layer.k_norm_epsilon >= 0, "layer ", index, ": k_norm_epsilon is ",
+            layer.k_norm_epsilon, "; expected 0 or more");
+    if (!layer.calibration.empty()) {
+        check_shape(index, layer.calibration, "calibration", "[one or more rows, width]",
+                    {std::max<std::size_t>(1, layer.calibration.rows), s.width});
     }
     if (layer.latent.present()) {
-        check_latent(layer);
-        check_finite(layer.latent.w_down, "latent: W_down");
-        check_finite(layer.latent.w_shared, "latent: W_shared");
+        check_latent(layer, index);
+        check_finite(index, layer.latent.w_down, "latent.w_down");
+        check_finite(index, layer.latent.w_shared, "latent.w_shared");
     } else {
-        for (const MatrixView& w : {layer.w_k, layer.w_v}) {
-            expects(w.rows == s.kv_width() && w.cols == s.width, "W_k and W_v are [kv_heads * head_dim, width]");
-        }
+        check_shape(index, layer.w_k, "w_k", "[kv_heads * head_dim, width]", {s.kv_width(), s.width});
+        check_shape(index, layer.w_v, "w_v", "[kv_heads * head_dim, width]", {s.kv_width(), s.width});
     }
-    check_finite(layer.w_k, "W_k");
-    check_finite(layer.w_v, "W_v");
-    check_finite(layer.mean, s.width, "mean");
-    check_finite(layer.b_k, s.kv_width(), "b_k");
-    check_finite(layer.b_v, s.kv_width(), "b_v");
-    check_finite(layer.k_norm, s.head_dim, "k_norm");
-    check_finite(layer.alibi_slopes, s.heads, "alibi_slopes");
-    check_finite(layer.sink_logits, s.heads, "sink_logits");
-    for (const double frequency : layer.rope.inverse_frequencies) {
-        expects<value_error>(std::isfinite(frequency), "a frequency of RoPE is not finite");
-    }
+    check_finite(index, layer.w_k, "w_k");
+    check_finite(index, layer.w_v, "w_v");
+    check_finite(index, layer.mean, s.width, "mean");
+    check_finite(index, layer.b_k, s.kv_width(), "b_k");
+    check_finite(index, layer.b_v, s.kv_width(), "b_v");
+    check_finite(index, layer.k_norm, s.head_dim, "k_norm");
+    check_finite(index, layer.alibi_slopes, s.heads, "alibi_slopes");
+    check_finite(index, layer.sink_logits, s.heads, "sink_logits");
 }
 
 }  // namespace detail

@@ -40,7 +40,7 @@ struct Scheme {
         check_kind(layer);
         detail::expects(
             !learns || !layer.calibration.empty(),
-            "Layer::calibration is missing: the quantizer learns its levels from rows of X (NonUniform does)");
+            "Layer::calibration is empty, and the quantizer learns its levels from rows of X (NonUniform does)");
         return with_codecs(Policy::prepare(layer));
     }
 
@@ -124,7 +124,8 @@ private:
         return out;
     }
     static LayerParts with_codecs(LayerPlan plan) {
-        detail::expects(plan.streams.size() == streams, "a projection's plan has as many streams as it says");
+        detail::expects(plan.streams.size() == streams, "the projection's plan has ", plan.streams.size(),
+                        " streams; its member `streams` says ", streams);
         LayerParts out{std::move(plan), {}, {}};
         [&]<std::size_t... I>(std::index_sequence<I...>) {
             (add_codecs<I>(out, out.plan.streams[I].coded_width()), ...);

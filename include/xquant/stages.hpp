@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cmath>
-#include <string>
 #include <vector>
 
 #include <xquant/backend/simd/machines.hpp>
@@ -66,14 +65,15 @@ namespace detail {
 
 /// Rows as f32, checked for what f16 cannot hold.
 inline std::vector<float> checked_rows(const MatrixView& rows) {
-    expects(!rows.empty() && rows.cols > 0 && rows.stride >= rows.cols, "quantize: rows has no data or a bad stride");
+    expects(!rows.empty() && rows.cols > 0 && rows.stride >= rows.cols, "quantize: rows is ", rows,
+            "; expected [n, 1 or more]");
     std::vector<float> values(rows.rows * rows.cols);
     for (std::size_t i = 0; i < rows.rows; ++i)
         load_row(rows.row(i), rows.type, rows.cols, values.data() + i * rows.cols);
     for (std::size_t i = 0; i < values.size(); ++i) {
         if (!(std::abs(values[i]) <= f16_max)) {
-            raise<value_error>("quantize: row " + std::to_string(i / rows.cols) + ", channel " +
-                               std::to_string(i % rows.cols) + " is not finite, or beyond f16's 65504");
+            raise<value_error>("quantize: row ", i / rows.cols, ", channel ", i % rows.cols, " is ", values[i],
+                               "; expected a finite value within f16's 65504");
         }
     }
     return values;
@@ -91,8 +91,8 @@ QuantizedRows quantize(const MatrixView& rows, const MatrixView& calibration = {
     const StreamCodec codec = make_codec<Quantizer, Axis>(rows.cols);
     std::vector<float> levels;
     if constexpr (learning_policy<Quantizer>) {
-        detail::expects(calibration.rows > 0 && calibration.cols == rows.cols,
-                        "quantize: this quantizer learns its levels from calibration rows as wide as the rows");
+        detail::expects(calibration.rows > 0 && calibration.cols == rows.cols, "quantize: calibration is ", calibration,
+                        "; this quantizer learns its levels from [1 or more, ", rows.cols, "]");
         levels = detail::learn_levels(codec, detail::checked_rows(calibration).data(), calibration.rows);
     }
     QuantizedRows out(codec, rows.rows, std::move(levels));
@@ -118,12 +118,16 @@ void rematerialize(const QuantizedRows& rows, const HeadPlan& head, std::size_t 
                    std::size_t tokens, float* out) {
     const std::size_t width = rows.codec().format.width;
     detail::expects(tokens <= backend::tile_tokens && tokens <= rows.rows() && token <= rows.rows() - tokens,
-                    "rematerialize: no such tokens");
-    detail::expects(head.width <= width && head.first <= width - head.width, "rematerialize: no such channels");
+                    "rematerialize: tokens ", token, " .. ", token, " + ", tokens, "; there are ", rows.rows(),
+                    ", and at most ", backend::tile_tokens, " are rebuilt at a time");
+    detail::expects(head.width <= width && head.first <= width - head.width, "rematerialize: the head reads channels ",
+                    head.first, " .. ", head.first, " + ", head.width, "; there are ", width);
     detail::expects(head.matrix.empty() ? head.width == head_dim : head.matrix.size() == head.width * head_dim,
-                    "rematerialize: the matrix is [width, head_dim], or empty with width = head_dim");
-    detail::expects(head.constant.empty() || head.constant.size() == head_dim,
-                    "rematerialize: the constant is [head_dim]");
+                    "rematerialize: the matrix has ", head.matrix.size(),
+                    " floats; expected [width, head_dim] = ", detail::Shape{head.width, head_dim},
+                    ", or none with width = head_dim");
+    detail::expects(head.constant.empty() || head.constant.size() == head_dim, "rematerialize: the constant has ",
+                    head.constant.size(), " floats; expected none, or head_dim = ", head_dim);
     const HeadDecoder decoder{head.stream, head.first, head.width, head.matrix.empty() ? nullptr : head.matrix.data(),
                               head.constant.empty() ? nullptr : head.constant.data()};
     std::vector<float> scratch(backend::rematerialize_scratch(head_dim));

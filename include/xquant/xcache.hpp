@@ -92,8 +92,11 @@ private:
             using Alone = Scheme<First, BelowLayout, xquant::Projection<Below>>;
             using Last = Scheme<First, Layout, Projection>;
             const std::size_t layers = model.layers.size();
-            detail::expects(options.base_layer < layers, "base_layer: the model has no such layer");
-            detail::expects(options.base_layer + options.last_layers < layers, "last_layers: reaches the base layer");
+            detail::expects(options.base_layer < layers, "Options::base_layer is ", options.base_layer,
+                            ", but the model has ", layers, " layers");
+            detail::expects(options.last_layers < layers - options.base_layer, "Options::last_layers is ",
+                            options.last_layers, "; behind base_layer = ", options.base_layer, " there are ",
+                            layers - 1 - options.base_layer);
             for (std::size_t i = 0; i < layers; ++i) {
                 out.layers.push_back(i < options.base_layer             ? Alone::recipe()
                                      : i == options.base_layer          ? Base::base_recipe()
@@ -126,6 +129,10 @@ class BasicMixedCache : public Cache<Backend> {
     static_assert(sizeof...(Schemes) >= 1, "xquant: MixedCache<...> needs at least one Scheme");
 
 public:
+    /// The same schemes on another machine.
+    template <class Other>
+    using on = BasicMixedCache<Other, Schemes...>;
+
     /// Throws shape_error unless `choice` names one of the schemes, from 0, for each layer.
     BasicMixedCache(const Model& model, std::span<const std::size_t> choice, const Options& options = {})
         : Cache<Backend>(model, options, recipe(model, choice)) {}
@@ -140,12 +147,14 @@ public:
 
 private:
     static detail::Recipe recipe(const Model& model, std::span<const std::size_t> choice) {
-        detail::expects(choice.size() == model.layers.size(), "MixedCache: one choice for each layer");
+        detail::expects(choice.size() == model.layers.size(), "MixedCache: ", choice.size(), " choices for ",
+                        model.layers.size(), " layers; expected one for each");
         detail::Recipe out;
         const detail::LayerRecipe all[] = {Schemes::recipe()...};
-        for (const std::size_t which : choice) {
-            detail::expects(which < sizeof...(Schemes), "MixedCache: a layer's choice is not one of the schemes");
-            out.layers.push_back(all[which]);
+        for (std::size_t i = 0; i < choice.size(); ++i) {
+            detail::expects(choice[i] < sizeof...(Schemes), "MixedCache: the choice of layer ", i, " is ", choice[i],
+                            "; expected a number below ", sizeof...(Schemes), ", the number of schemes");
+            out.layers.push_back(all[choice[i]]);
         }
         return out;
     }

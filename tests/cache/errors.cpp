@@ -43,7 +43,7 @@ TEST_CASE("begin: unknown, dropped, foreign, busy and repeated sequences, and no
     const test::Setup setup = small_model();
     const auto cache = test::scheme("x 4").make(setup.model, {}), other = test::scheme("x 4").make(setup.model, {});
     const Sequence a = cache->create(), b = cache->create();
-    static_cast<void>(other->create());
+    const Sequence foreign = other->create();
     const Sequence gone = cache->create();
     cache->drop(gone);
     const Sequence again = cache->create();  // takes the place of `gone`
@@ -53,14 +53,32 @@ TEST_CASE("begin: unknown, dropped, foreign, busy and repeated sequences, and no
     const auto begin = [&](std::vector<StepPart> parts) {
         return [&cache, parts] { static_cast<void>(cache->begin(parts)); };
     };
-    CHECK(contains(complaint<sequence_error>(begin({{Sequence{}, 1}})), "no such sequence"));
-    CHECK(contains(complaint<sequence_error>(begin({{Sequence{12345}, 1}})), "no such sequence"));
-    CHECK(contains(complaint<sequence_error>(begin({{gone, 1}})), "no such sequence"));
-    CHECK(contains(complaint<sequence_error>(begin({{a, 1}, {gone, 1}})), "no such sequence"));
-    CHECK(contains(complaint<sequence_error>(begin({{a, 1}, {b, 2}, {a, 1}})), "twice"));
+    CHECK(contains(complaint<sequence_error>(begin({{Sequence{}, 1}})), "no cache has made it"));
+    CHECK(contains(complaint<sequence_error>(begin({{foreign, 1}})), "another cache has made it"));
+    CHECK(foreign.id == a.id);  // that of the cache's own first sequence
+    CHECK(contains(complaint<sequence_error>(begin({{Sequence{12345, a.cache}, 1}})), "number 12345"));
+    CHECK(contains(complaint<sequence_error>(begin({{gone, 1}})), "was dropped"));
+    CHECK(contains(complaint<sequence_error>(begin({{a, 1}, {gone, 1}})), "was dropped"));
+    CHECK(
+        contains(complaint<sequence_error>(begin({{a, 1}, {b, 2}, {a, 1}})), "sequences 0 and 2 of the list are one"));
     CHECK(contains(complaint<shape_error>(begin({})), "at least one sequence"));
-    CHECK(contains(complaint<shape_error>(begin({{a, 1}, {b, 0}})), "at least one token"));
-    CHECK(contains(complaint<shape_error>(begin({{a, std::size_t{1} << 31}})), "fewer than 2^31"));
+    CHECK(contains(complaint<shape_error>(begin({{a, 1}, {b, 0}})), "sequence 1 of the list gets no token"));
+    CHECK(contains(complaint<shape_error>(begin({{a, std::size_t{1} << 31}})),
+                   "fewer than 2^31 tokens, 2147483648 were"));
+    CHECK(contains(complaint<shape_error>(begin({{a, 1}, {b, (std::size_t{1} << 31) - 1}})), "fewer than 2^31"));
+    for (const Sequence bad : {foreign, gone, Sequence{}}) {
+        CHECK_THROWS_AS(static_cast<void>(cache->fork(bad)), sequence_error);
+        CHECK_THROWS_AS(cache->truncate(bad, 0), sequence_error);
+        CHECK_THROWS_AS(cache->erase(bad, 0, 0), sequence_error);
+        CHECK_THROWS_AS(cache->shift(bad, 0, 1), sequence_error);
+        CHECK_THROWS_AS(cache->seal(bad), sequence_error);
+        CHECK_THROWS_AS(cache->drop(bad), sequence_error);
+        CHECK_THROWS_AS(static_cast<void>(cache->size(bad)), sequence_error);
+        CHECK_THROWS_AS(static_cast<void>(cache->next_position(bad)), sequence_error);
+        const std::vector<Sequence> list{a, bad};
+        const std::vector<std::size_t> parents{0, 0};
+        CHECK_THROWS_AS(cache->gather(list, parents), sequence_error);
+    }
     CHECK(cache->bytes() == before);
     {
         const auto step = cache->begin({{a, 1}});
@@ -97,21 +115,23 @@ TEST_CASE("calls out of order are a state_error, and the step goes on") {
             [&] { step.attend(layer, MatrixView(with.q.data(), 2, heads), with.out.data()); });
     };
     auto step = cache->begin({{feed.sequence, 2}});
-    CHECK(contains(attend(step, 0), "attend follows append"));
-    CHECK(contains(append(step, 1), "in order"));
-    CHECK(contains(complaint<state_error>([&] { step.commit(); }), "before every layer"));
+    CHECK(contains(attend(step, 0), "no layer has been appended"));
+    CHECK(contains(append(step, 1), "layer 1, but layers come in order and the next one is 0"));
+    CHECK(contains(complaint<state_error>([&] { step.commit(); }), "0 of 4 layers"));
     test::Outputs out;
     for (std::size_t layer = 0; layer < layer_count; ++layer) {
         test::Rows rows = test::rows_of(setup.model.layers[layer], layer, 1, 130, 2);
-        CHECK(contains(complaint<state_error>([&] { step.commit(); }), "before every layer"));
+        CHECK(
+            contains(complaint<state_error>([&] { step.commit(); }), (std::to_string(layer) + " of 4 layers").c_str()));
         step.append(layer, MatrixView(rows.x.data(), 2, d));
-        CHECK(contains(append(step, layer), layer + 1 == layer_count ? "in order" : "in order"));
-        CHECK(contains(attend(step, layer + 1), "attend follows append"));
-        if (layer > 0) CHECK(contains(attend(step, layer - 1), "attend follows append"));
+        CHECK(contains(append(step, layer), layer + 1 == layer_count ? "all 4 layers have been appended" : "in order"));
+        const std::string last = "the layer that was appended last is " + std::to_string(layer);
+        CHECK(contains(attend(step, layer + 1), last.c_str()));
+        if (layer > 0) CHECK(contains(attend(step, layer - 1), last.c_str()));
         out.emplace_back(2 * heads);
         step.attend(layer, MatrixView(rows.q.data(), 2, heads), out.back().data());
     }
-    CHECK(contains(append(step, layer_count), "has all its layers"));
+    CHECK(contains(append(step, layer_count), "all 4 layers have been appended"));
     step.commit();
     CHECK(contains(append(step, 0), "has ended"));
     CHECK(contains(attend(step, layer_count - 1), "has ended"));
@@ -135,26 +155,32 @@ TEST_CASE("wrong shapes are a shape_error, and the step goes on") {
     Feed feed{cache->create()};
     Buffers with(5);
     auto step = cache->begin({{feed.sequence, 3}});
-    const auto refused = [&](const char* word, auto call) {
-        INFO(word);
-        CHECK(contains(complaint<shape_error>(call), word));
+    const auto refused = [&](const std::string& words, auto call) {
+        INFO(words);
+        const std::string said = complaint<shape_error>(call);
+        INFO(said);
+        CHECK(contains(said, words.c_str()));
     };
     const float* x = with.x.data();
     const float* q = with.q.data();
-    refused("[tokens of the step, width]", [&] { step.append(0, MatrixView(x, 2, d)); });
-    refused("[tokens of the step, width]", [&] { step.append(0, MatrixView(x, 4, d)); });
-    refused("[tokens of the step, width]", [&] { step.append(0, MatrixView(x, 3, d - 1)); });
-    refused("[tokens of the step, width]", [&] { step.append(0, MatrixView()); });
-    refused("stride", [&] { step.append(0, MatrixView(x, 3, d, d - 1)); });
-    refused("no data", [&] { step.append(0, MatrixView(static_cast<const float*>(nullptr), 3, d)); });
+    const std::string wide = std::to_string(d), queries = std::to_string(heads);
+    const std::string expected_x = "expected [tokens of the step, width] = [3, " + wide + "]";
+    const std::string expected_q = "expected [tokens of the step, heads * head_dim] = [3, " + queries + "]";
+    refused("x is [2, " + wide + "]; " + expected_x, [&] { step.append(0, MatrixView(x, 2, d)); });
+    refused("x is [4, " + wide + "]; " + expected_x, [&] { step.append(0, MatrixView(x, 4, d)); });
+    refused(expected_x, [&] { step.append(0, MatrixView(x, 3, d - 1)); });
+    refused("x is [0, 0] without data", [&] { step.append(0, MatrixView()); });
+    refused("with stride " + std::to_string(d - 1), [&] { step.append(0, MatrixView(x, 3, d, d - 1)); });
+    refused("without data", [&] { step.append(0, MatrixView(static_cast<const float*>(nullptr), 3, d)); });
     const test::Rows rows = test::rows_of(setup.model.layers[0], 0, 1, 0, 3);
     step.append(0, MatrixView(rows.x.data(), 3, d));
     float* out = with.out.data();
-    refused("[tokens of the step, heads * head_dim]", [&] { step.attend(0, MatrixView(q, 2, heads), out); });
-    refused("[tokens of the step, heads * head_dim]", [&] { step.attend(0, MatrixView(q, 3, heads + 1), out); });
-    refused("stride", [&] { step.attend(0, MatrixView(q, 3, heads, heads - 1), out); });
-    refused("stride", [&] { step.attend(0, MatrixView(q, 3, heads), out, heads - 1); });
-    refused("no data", [&] { step.attend(0, MatrixView(q, 3, heads), nullptr); });
+    refused("q is [2, " + queries + "]; " + expected_q, [&] { step.attend(0, MatrixView(q, 2, heads), out); });
+    refused(expected_q, [&] { step.attend(0, MatrixView(q, 3, heads + 1), out); });
+    refused("with stride", [&] { step.attend(0, MatrixView(q, 3, heads, heads - 1), out); });
+    refused("out_stride is " + std::to_string(heads - 1),
+            [&] { step.attend(0, MatrixView(q, 3, heads), out, heads - 1); });
+    refused("out is null", [&] { step.attend(0, MatrixView(q, 3, heads), nullptr); });
     std::vector<float> found(3 * heads);
     step.attend(0, MatrixView(rows.q.data(), 3, heads), found.data());
     const test::Outputs expected = test::outputs_of(*alone, setup.model, {3});
@@ -180,7 +206,7 @@ TEST_CASE("rows that cannot be stored are a value_error that names layer and row
             for (const float bad : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity, 1e30F, -1e9F}) {
                 rows.x[3 * d + 7] = bad;
                 const std::string said = complaint<value_error>([&] { step.append(layer, view); });
-                CHECK(contains(said, ("layer " + std::to_string(layer) + ", row 3").c_str()));
+                CHECK(contains(said, ("layer " + std::to_string(layer) + ": row 3").c_str()));
             }
             rows.x[3 * d + 7] = good;
             step.append(layer, view);

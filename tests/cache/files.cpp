@@ -311,18 +311,27 @@ TEST_CASE("files of another version, model, scheme or cache are refused with wha
 
     const test::Setup others({.width = 24, .heads = 4, .kv_heads = 1, .head_dim = 8}, RopePairing::interleaved, 4,
                              static_cast<std::size_t>(-1), 2);
-    CHECK(has(reason(others.model, "head svd 4", usual), "the weights, or the basis of its rows, differ (layer 0)"));
+    CHECK(has(reason(others.model, "head svd 4", usual), "layer 0: its weights, or the basis of its rows, differ"));
     Model fewer = setup.model;
     fewer.layers.pop_back();
     CHECK(has(reason(fewer, "head svd 4", usual), "it has 4 layers, this one 3"));
     Model turned = setup.model;
     turned.layers[2].rope = Rope::standard(8, 500000.0);
-    CHECK(has(reason(turned, "head svd 4", usual), "RoPE, scales or other rules of attention differ (layer 2)"));
+    CHECK(has(reason(turned, "head svd 4", usual),
+              "model: layer 2: its window, RoPE, scale or another rule of attention differs"));
     Model windowed = setup.model;
     windowed.layers[3].window = 50;
-    CHECK(has(reason(windowed, "head svd 4", usual), "windows"));
+    CHECK(has(reason(windowed, "head svd 4", usual), "its window, RoPE, scale"));
     const test::Setup wider({.width = 32, .heads = 4, .kv_heads = 1, .head_dim = 8}, RopePairing::interleaved, 4);
-    CHECK(has(reason(wider.model, "head svd 4", usual), "shapes differ (layer 0)"));
+    CHECK(has(reason(wider.model, "head svd 4", usual), "model: layer 0 has width"));
+
+    // Rows as wide as the cache's, of another projection: K before RoPE is not K after it.
+    const auto before = test::scheme("f32 k and v").make(setup.model, usual),
+               after = test::scheme("f32 k and v after RoPE, Hadamard").make(setup.model, usual);
+    Filled unturned(*before, setup.model);
+    const std::string keys = saved(*before, {unturned.a.sequence});
+    CHECK(has(refusal([&] { static_cast<void>(load_bytes(*after, keys)); }),
+              "of another projection: layer 0: keys are stored after RoPE"));
 
     std::string skewed = file;
     skewed[8] = 2;
@@ -330,9 +339,9 @@ TEST_CASE("files of another version, model, scheme or cache are refused with wha
     const std::uint64_t hash = XXH3_64bits(skewed.data(), 56);
     for (std::size_t i = 0; i < 8; ++i) skewed[56 + i] = static_cast<char>(hash >> (8 * i));
     CHECK(refusal([&] { static_cast<void>(load_bytes(*cache, skewed)); }) ==
-          "mismatch: xquant: saved cache: the file has version 2, this build reads 1");
+          "mismatch: xquant: saved cache: the file has version 2, this build reads version 1");
     CHECK(has(refusal([&] { static_cast<void>(load_bytes(*cache, "GGUF" + std::string(100, 'x'))); }),
-              "the file is none"));
+              "not a saved cache: it does not begin with XQCACHE"));
 }
 
 TEST_CASE("rows of the same projection are transcoded, if that is asked for") {

@@ -171,7 +171,7 @@ TEST_CASE("operations refuse what they cannot do, and nothing has changed") {
         }
         CHECK(cache->size(a.sequence) == 300);
     };
-    refused(301, "does not have so many tokens");
+    refused(301, "truncate: 301 tokens, but the sequence has 300");
     refused(20, "sliding window");
     {
         auto step = cache->begin({{a.sequence, 1}});

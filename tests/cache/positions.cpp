@@ -151,17 +151,19 @@ TEST_CASE("erase, shift and gather refuse what they cannot do, and change nothin
         return std::string();
     };
     const auto has = [](const std::string& whole, const char* part) { return whole.find(part) != std::string::npos; };
-    CHECK(has(text([&] { cache->erase(a.sequence, 250, 301); }), "does not have such tokens"));
-    CHECK(has(text([&] { cache->erase(a.sequence, 30, 20); }), "does not have such tokens"));
+    CHECK(has(text([&] { cache->erase(a.sequence, 250, 301); }), "erase: tokens 250 .. 301, but the sequence has 300"));
+    CHECK(has(text([&] { cache->erase(a.sequence, 30, 20); }), "erase: tokens 30 .. 20"));
     CHECK(has(text([&] { cache->erase(a.sequence, 280, 300); }), "sliding window"));
-    CHECK(has(text([&] { cache->shift(a.sequence, 301, 1); }), "does not have so many tokens"));
-    CHECK(has(text([&] { cache->shift(a.sequence, 290, -1); }), "at or before the one that precedes it"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 301, 1); }), "shift: from token 301 on, but the sequence has 300"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 290, -1); }),
+              "token 290 would move to position 289, and the token before it stands at 289"));
     CHECK(has(text([&] { cache->shift(a.sequence, 0, std::int64_t{1} << 60); }), "below 2^48"));
     const std::vector<Sequence> both{a.sequence, b.sequence}, twice{a.sequence, a.sequence};
     const std::vector<std::size_t> parents{1, 0}, beyond{0, 2};
-    CHECK(has(text([&] { cache->gather(twice, parents); }), "appears twice"));
-    CHECK(has(text([&] { cache->gather(both, beyond); }), "a parent is the number"));
-    CHECK(has(text([&] { static_cast<void>(cache->fork(a.sequence, 301)); }), "so many tokens"));
+    CHECK(has(text([&] { cache->gather(twice, parents); }), "sequences 0 and 1 of the list are one"));
+    CHECK(has(text([&] { cache->gather(both, beyond); }), "parents[1] is 2; expected a number below 2"));
+    CHECK(has(text([&] { static_cast<void>(cache->fork(a.sequence, 301)); }),
+              "fork: 301 tokens, but the sequence has 300"));
     CHECK(has(text([&] { static_cast<void>(cache->fork(a.sequence, 20)); }), "sliding window"));
     {
         auto step = cache->begin({{a.sequence, 1}});

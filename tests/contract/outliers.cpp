@@ -184,7 +184,7 @@ TEST_CASE("a cache without the calibration rows that it needs is refused") {
         const preset::kvquant<4> cache(setup.model);
         FAIL("constructed");
     } catch (const shape_error& e) {
-        CHECK(std::string(e.what()).find("Layer::calibration is missing") != std::string::npos);
+        CHECK(std::string(e.what()).find("Layer::calibration is empty") != std::string::npos);
     }
     const std::vector<float> narrow(63 * 10);
     setup.model.layers[0].calibration = MatrixView(narrow.data(), 10, 63);

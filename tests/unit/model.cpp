@@ -21,10 +21,10 @@ template <class Error, class F>
 std::string complaint(F change) {
     test::Setup setup({.width = 24, .heads = 4, .kv_heads = 2, .head_dim = 6}, RopePairing::halves);
     Layer& layer = setup.model.layers[0];
-    CHECK_NOTHROW(detail::check_layer(layer));
+    CHECK_NOTHROW(detail::check_layer(layer, 7));
     change(layer);
     try {
-        detail::check_layer(layer);
+        detail::check_layer(layer, 7);
     } catch (const Error& e) {
         return e.what();
     }
@@ -40,18 +40,20 @@ TEST_CASE("shapes that do not fit are a shape_error") {
         INFO(word);
         CHECK(contains(complaint<shape_error>(change), word));
     };
-    refused("has a zero in it", [](Layer& layer) { layer.shape.width = 0; });
-    refused("has a zero in it", [](Layer& layer) { layer.shape.kv_heads = 0; });
-    refused("multiple of kv_heads", [](Layer& layer) { layer.shape.heads = 5; });
-    refused("at most 256", [](Layer& layer) { layer.shape.head_dim = 257; });
-    refused("beyond any model's", [](Layer& layer) { layer.shape.heads = std::size_t{1} << 20; });
-    refused("more pairs", [](Layer& layer) { layer.rope.inverse_frequencies.resize(4); });
-    refused("no W_k or no W_v", [](Layer& layer) { layer.w_v = {}; });
-    refused("[kv_heads * head_dim, width]", [](Layer& layer) { layer.w_k.rows = 11; });
-    refused("[kv_heads * head_dim, width]", [](Layer& layer) { layer.w_v.cols = 23; });
-    refused("stride", [](Layer& layer) { layer.w_k.stride = 23; });
-    refused("not negative", [](Layer& layer) { layer.soft_cap = -1; });
-    refused("not negative", [](Layer& layer) { layer.softmax_scale = -0.5; });
+    refused("layer 7: width 0, heads 4, kv_heads 2, head_dim 6; all", [](Layer& layer) { layer.shape.width = 0; });
+    refused("kv_heads 0", [](Layer& layer) { layer.shape.kv_heads = 0; });
+    refused("heads is 5; expected a multiple of kv_heads = 2", [](Layer& layer) { layer.shape.heads = 5; });
+    refused("head_dim is 257; at most 256", [](Layer& layer) { layer.shape.head_dim = 257; });
+    refused("heads is 1048576; at most 65536", [](Layer& layer) { layer.shape.heads = std::size_t{1} << 20; });
+    refused("RoPE has 4 pairs; head_dim = 6 has room for 3",
+            [](Layer& layer) { layer.rope.inverse_frequencies.resize(4); });
+    refused("w_v is [0, 0] without data", [](Layer& layer) { layer.w_v = {}; });
+    refused("w_k is [11, 24]; expected [kv_heads * head_dim, width] = [12, 24]",
+            [](Layer& layer) { layer.w_k.rows = 11; });
+    refused("w_v is [12, 23]", [](Layer& layer) { layer.w_v.cols = 23; });
+    refused("w_k is [12, 24] with stride 23", [](Layer& layer) { layer.w_k.stride = 23; });
+    refused("soft_cap is -1", [](Layer& layer) { layer.soft_cap = -1; });
+    refused("softmax_scale is -0.5", [](Layer& layer) { layer.softmax_scale = -0.5; });
 }
 
 TEST_CASE("numbers that are not finite are a value_error that names them") {
@@ -64,23 +66,24 @@ TEST_CASE("numbers that are not finite are a value_error that names them") {
             INFO(name);
             CHECK(contains(complaint<value_error>(change), name));
         };
-        refused("W_k", [&](Layer& layer) { layer.w_k = MatrixView(values.data(), 12, 24); });
-        refused("W_v", [&](Layer& layer) { layer.w_v = MatrixView(values.data(), 12, 24); });
+        refused("w_k: value 171 is", [&](Layer& layer) { layer.w_k = MatrixView(values.data(), 12, 24); });
+        refused("w_v: value 171 is", [&](Layer& layer) { layer.w_v = MatrixView(values.data(), 12, 24); });
         refused("mean", [&](Layer& layer) { layer.mean = values.data() + 7 * 24; });
         refused("b_k", [&](Layer& layer) { layer.b_k = few.data(); });
         refused("b_v", [&](Layer& layer) { layer.b_v = few.data(); });
         refused("k_norm", [&](Layer& layer) { layer.k_norm = few.data(); });
         refused("alibi_slopes", [&](Layer& layer) { layer.alibi_slopes = few.data(); });
         refused("sink_logits", [&](Layer& layer) { layer.sink_logits = few.data(); });
-        refused("RoPE", [&](Layer& layer) { layer.rope.inverse_frequencies[1] = static_cast<double>(bad); });
+        refused("a frequency of rope",
+                [&](Layer& layer) { layer.rope.inverse_frequencies[1] = static_cast<double>(bad); });
         refused("softmax_scale", [&](Layer& layer) { layer.softmax_scale = static_cast<double>(bad); });
         refused("soft_cap", [&](Layer& layer) { layer.soft_cap = static_cast<double>(bad); });
         std::vector<f16> halves(24 * 12, to_f16(1.0F));
         halves[100] = to_f16(bad);
-        refused("W_k", [&](Layer& layer) { layer.w_k = MatrixView(halves.data(), 12, 24); });
+        refused("w_k: value 100 is", [&](Layer& layer) { layer.w_k = MatrixView(halves.data(), 12, 24); });
         std::vector<bf16> brains(24 * 12, to_bf16(1.0F));
         brains[100] = to_bf16(bad);
-        refused("W_v", [&](Layer& layer) { layer.w_v = MatrixView(brains.data(), 12, 24); });
+        refused("w_v: value 100 is", [&](Layer& layer) { layer.w_v = MatrixView(brains.data(), 12, 24); });
         // What lies between rows is not read.
         CHECK(complaint<value_error>([&](Layer& layer) {
                   values.assign(25 * 12, 1.0F);

@@ -87,8 +87,8 @@ public:
     }
 
     /// Adds a layer, after its new rows were stored.
-    template <class Backend, executor Executor>
-    void advance(Backend tag, Core& core, std::size_t layer, Executor&& threads) {
+    template <class Backend>
+    void advance(Backend tag, Core& core, std::size_t layer, ExecutorRef threads) {
         if (core.layers()[layer].role == CrossRole::none) return;
         constexpr std::size_t blocks = coded_page_tokens / block;
         threads.parallel_for(entries_.size() * blocks, [&](std::size_t task) {

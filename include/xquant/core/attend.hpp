@@ -7,18 +7,11 @@
 
 #include <xquant/attention/task.hpp>
 #include <xquant/backend/simd/machines.hpp>
-#include <xquant/core/core.hpp>
+#include <xquant/core/step_base.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
-
-/// The query rows of one sequence in a step.
-struct QueryRows {
-    std::size_t first_row = 0;  ///< of the step's rows
-    std::size_t rows = 0;
-    std::int64_t first_position = 0;
-};
 
 /// The tasks of one layer after another. Their number and cut depend on shapes alone, never on threads.
 template <class Backend>

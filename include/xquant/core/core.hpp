@@ -68,9 +68,10 @@ public:
           stack_of_(std::move(stack_of)),
           streams_(stream_count) {
         const std::size_t layer_count = stack_of_.size();
-        expects(layer_count > 0, "a model needs at least one layer");
-        expects(options.sinks <= 4096, "sinks: at most 4096 tokens");
-        expects(options.recent <= (std::size_t{1} << 20U), "recent: at most 1048576 tokens");
+        expects(layer_count > 0, "Model::layers is empty; a model has one layer or more");
+        expects(options.sinks <= 4096, "Options::sinks is ", options.sinks, "; at most 4096 tokens are kept");
+        expects(options.recent <= (std::size_t{1} << 20U), "Options::recent is ", options.recent,
+                "; at most 1048576 tokens are kept");
         layers_.reserve(layer_count);
         ropes_.reserve(layer_count);
         codecs_.reserve(layer_count * stream_count);
@@ -89,8 +90,9 @@ public:
 
     /// Says what accumulators are kept in. At construction only.
     void set_accumulator(const StreamCodec& codec) {
-        expects(codec.format.group_tokens == 1,
-                "the accumulator is grouped per token: it is read and written by ranges");
+        expects(codec.format.group_tokens == 1, "CrossLayer: the accumulator's quantizer makes groups of ",
+                codec.format.group_tokens,
+                " tokens; it must group along a token, since it is read and written by ranges of tokens");
         accumulator_ = codec;
         accumulators_.sections.reserve(1);
         accumulators_.sizes.total = page_header_bytes;
@@ -109,10 +111,13 @@ public:
         PreparedLayer& prepared = layers_.back();
         prepared.stack = at;
         prepared.place = stack.layers++;
-        expects(parts.codecs.size() == prepared.encoders.size(), "a layer needs one codec for each of its streams");
+        expects(parts.codecs.size() == prepared.encoders.size(), "layer ", layers_.size() - 1, ": ",
+                parts.codecs.size(), " codecs for ", prepared.encoders.size(), " streams; expected one for each");
         expects(role == CrossRole::none ||
                     (prepared.encoders.size() == 1 && prepared.encoders[0].width == accumulator_.format.width),
-                "cross-layer: a layer's rows do not have the accumulator's width; all layers need the same");
+                "CrossLayer: the rows of layer ", layers_.size() - 1, " have ", prepared.encoders[0].width,
+                " channels in ", prepared.encoders.size(), " streams; expected one stream of ",
+                accumulator_.format.width, ", as wide as the rows of layer 0");
         const bool requantizes = old_codecs_.capacity() > 0;
         for (std::size_t stream = 0; stream < streams_; ++stream) {
             if (stream >= parts.codecs.size()) {
@@ -127,8 +132,9 @@ public:
                 format.sections.push_back(format.sizes.place(section, format.tokens));
             };
             const auto complete = [&](StreamCodec codec) {
-                expects(codec.format.width == prepared.encoders[stream].coded_width,
-                        "a codec's width is not that of its stream's coded rows");
+                expects(codec.format.width == prepared.encoders[stream].coded_width, "layer ", layers_.size() - 1,
+                        ", stream ", stream, ": the codec is ", codec.format.width,
+                        " channels wide, the stream's coded rows ", prepared.encoders[stream].coded_width);
                 if (codec.learn != nullptr) {
                     codec.format.levels = prepared.keep_levels(learn(prepared, layer, stream, rope(prepared), codec));
                 }

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cmath>
-#include <string>
 #include <vector>
 
 #include <xquant/backend/scalar/remat.hpp>
@@ -40,7 +39,7 @@ inline std::vector<float> learn_levels(const StreamCodec& codec, const float* ro
     std::vector<float> levels(codec.learnt_levels());
     codec.learn(groups, levels);
     for (const float level : levels) {
-        if (!std::isfinite(level)) raise<value_error>("a level that a quantizer learnt is not finite");
+        if (!std::isfinite(level)) raise<value_error>("the quantizer learnt a level that is not finite: ", level);
     }
     return levels;
 }
@@ -61,8 +60,8 @@ std::vector<float> learn_stream(const PreparedLayer& prepared, const Layer& laye
                          scratch.data());
         for (std::size_t c = 0; c < encoder.width; ++c) {
             if (std::abs(row[c]) <= f16_max) continue;
-            raise<value_error>("calibration: row " + std::to_string(i) +
-                               " is not finite, or beyond f16's 65504 once projected");
+            raise<value_error>("calibration: row ", i, ", channel ", c, " of stream ", stream, " is ", row[c],
+                               " once projected; expected a finite value within f16's 65504");
         }
     }
     return learn_levels(codec, rows.data(), x.rows);

@@ -59,8 +59,9 @@ inline void check_window(const SequenceState& state, std::size_t window) {
     // The freed rows come first, so the last of them stands no later than here.
     const std::int64_t freed =
         (state.segments.empty() ? state.next_position : state.segments.front().first_position) - 1;
-    expects(freed <= state.next_position - static_cast<std::int64_t>(window),
-            "layers with a sliding window have freed rows that the next token would see; keep more tokens");
+    expects(freed <= state.next_position - static_cast<std::int64_t>(window), "layers with a sliding window of ",
+            window, " tokens have freed the rows up to position ", freed, ", which a token at position ",
+            state.next_position, " would see; keep more tokens");
 }
 
 /// The first `tokens` tokens of one stack's state.
@@ -126,7 +127,8 @@ void change_states(Core& core, Slot& slot, F&& changed) {
 
 inline Sequence fork_sequence(Core& core, Sequence sequence, std::size_t tokens) {
     const Slot& from = core.find_idle(sequence);
-    expects(tokens <= from.states.front().tokens, "fork: the sequence does not have so many tokens");
+    expects(tokens <= from.states.front().tokens, "fork: ", tokens, " tokens, but the sequence has ",
+            from.states.front().tokens);
     NewStates states = new_states(core, from.states.size());
     for (std::size_t i = 0; i < from.states.size(); ++i) {
         states.push_back(truncated(from.states[i], tokens));
@@ -142,7 +144,7 @@ inline Sequence fork_sequence(Core& core, Sequence sequence, std::size_t tokens)
 inline void truncate_sequence(Core& core, Sequence sequence, std::size_t tokens) {
     Slot& slot = core.find_idle(sequence);
     const std::size_t now = slot.states.front().tokens;
-    expects(tokens <= now, "truncate: the sequence does not have so many tokens");
+    expects(tokens <= now, "truncate: ", tokens, " tokens, but the sequence has ", now);
     if (tokens == now) return;
     change_states(core, slot, [&](const SequenceState& state) { return truncated(state, tokens); });
 }
@@ -150,7 +152,8 @@ inline void truncate_sequence(Core& core, Sequence sequence, std::size_t tokens)
 /// Tokens begin .. end are taken out; what follows moves up to where they began.
 inline void erase_tokens(Core& core, Sequence sequence, std::size_t begin, std::size_t end) {
     Slot& slot = core.find_idle(sequence);
-    expects(begin <= end && end <= slot.states.front().tokens, "erase: the sequence does not have such tokens");
+    const std::size_t size = slot.states.front().tokens;
+    expects(begin <= end && end <= size, "erase: tokens ", begin, " .. ", end, ", but the sequence has ", size);
     if (begin == end) return;
     const std::int64_t delta = -static_cast<std::int64_t>(end - begin);
     const bool turned = core.keys_turned();
@@ -181,16 +184,19 @@ inline constexpr std::int64_t largest_position = std::int64_t{1} << 48U;
 
 inline void shift_tokens(Core& core, Sequence sequence, std::size_t begin, std::int64_t delta) {
     Slot& slot = core.find_idle(sequence);
-    expects(begin <= slot.states.front().tokens, "shift: the sequence does not have so many tokens");
+    const std::size_t size = slot.states.front().tokens;
+    expects(begin <= size, "shift: from token ", begin, " on, but the sequence has ", size);
     if (delta == 0) return;
-    expects(delta > -largest_position && delta < largest_position, "shift: positions stay below 2^48");
+    expects(delta > -largest_position && delta < largest_position, "shift: by ", delta, "; positions stay below 2^48");
     for (const SequenceState& state : slot.states) {
         std::int64_t here = 0, before = 0;
         const std::int64_t next = state.next_position + delta;
-        expects(next > -largest_position && next < largest_position, "shift: positions stay below 2^48");
+        expects(next > -largest_position && next < largest_position, "shift: the next position would be ", next,
+                "; positions stay below 2^48");
         if (begin == 0 || delta > 0) continue;
         if (!position_of(state, begin, here) || !position_of(state, begin - 1, before)) continue;
-        expects(here + delta > before, "shift: the token would stand at or before the one that precedes it");
+        expects(here + delta > before, "shift: token ", begin, " would move to position ", here + delta,
+                ", and the token before it stands at ", before);
     }
     const bool turned = core.keys_turned();
     change_states(core, slot,
@@ -199,12 +205,15 @@ inline void shift_tokens(Core& core, Sequence sequence, std::size_t begin, std::
 
 /// Sequence i becomes what sequence parents[i] was.
 inline void gather_sequences(Core& core, std::span<const Sequence> sequences, std::span<const std::size_t> parents) {
-    expects(sequences.size() == parents.size(), "gather: one parent for each sequence");
+    expects(sequences.size() == parents.size(), "gather: ", parents.size(), " parents for ", sequences.size(),
+            " sequences; expected one for each");
     for (std::size_t i = 0; i < sequences.size(); ++i) {
         static_cast<void>(core.find_idle(sequences[i]));
-        expects(parents[i] < sequences.size(), "gather: a parent is the number of one of the sequences");
+        expects(parents[i] < sequences.size(), "gather: parents[", i, "] is ", parents[i], "; expected a number below ",
+                sequences.size(), ", the length of the list");
         for (std::size_t j = 0; j < i; ++j) {
-            expects<sequence_error>(sequences[j] != sequences[i], "gather: a sequence appears twice");
+            expects<sequence_error>(sequences[j] != sequences[i], "gather: sequences ", j, " and ", i,
+                                    " of the list are one");
         }
     }
     NewStates states = new_states(core, sequences.size() * core.stacks());

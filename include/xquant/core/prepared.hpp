@@ -102,37 +102,63 @@ public:
     WeightVector<HeadDecoder> keys, values;
 
 private:
+    /// Plans come from projection policies: what is refused here is a mistake of the policy.
     void check(const LayerPlan& plan, const Layer& layer) const {
         const std::size_t d = shape.width, dh = shape.head_dim;
-        expects(plan.keys.size() == shape.kv_heads && plan.values.size() == shape.kv_heads,
-                "a projection must plan one key and one value for each kv head");
-        for (const StreamPlan& s : plan.streams) {
-            expects(s.width > 0 && (s.matrix.empty() ? s.width == d : s.matrix.size() == d * s.width),
-                    "a stream's matrix is [D, R], or empty with R = D");
-            expects(s.mean.empty() || s.mean.size() == d, "a stream's mean is [D]");
-            expects(s.rotate == 0 || s.width % s.rotate == 0, "a stream's rotated blocks must divide its width");
-            expects(!(s.rope || s.norm || s.unit_norm) || s.width % dh == 0,
-                    "a stream stored after k_norm or RoPE holds whole heads");
-            expects(s.row_norm.empty() || (s.row_norm.size() == s.width && !s.norm && !s.unit_norm),
-                    "a stream has the norm of its row, with a gain [R], or that of its heads");
-            expects(s.bias.empty() || s.bias.size() == s.width, "a stream's bias is [R]");
-            expects(s.latent.size() % s.width == 0, "a stream's latent is [R, coded channels]");
-            expects(s.latent.empty() || role == CrossRole::difference,
-                    "only a layer that stores a difference has a latent");
+        expects(plan.keys.size() == shape.kv_heads && plan.values.size() == shape.kv_heads, "plan: ", plan.keys.size(),
+                " keys and ", plan.values.size(), " values; expected one of each for ", shape.kv_heads, " kv heads");
+        for (std::size_t i = 0; i < plan.streams.size(); ++i) {
+            const StreamPlan& s = plan.streams[i];
+            const auto must = [i](bool holds, const auto&... parts) {
+                expects(holds, "plan, stream ", i, ": ", parts...);
+            };
+            must(s.width > 0, "width is 0");
+            must(s.matrix.empty() ? s.width == d : s.matrix.size() == d * s.width, "matrix has ", s.matrix.size(),
+                 " floats; expected [D, width] = ", Shape{d, s.width}, ", or none with width = D");
+            must(s.mean.empty() || s.mean.size() == d, "mean has ", s.mean.size(),
+                 " floats; expected none, or D = ", d);
+            must(s.rotate == 0 || s.width % s.rotate == 0, "rotate is ", s.rotate,
+                 "; expected a divisor of width = ", s.width);
+            must(!(s.rope || s.norm || s.unit_norm) || s.width % dh == 0,
+                 "rope, norm and unit_norm take whole heads of ", dh, " channels; width is ", s.width);
+            must(s.row_norm.empty() || s.row_norm.size() == s.width, "row_norm has ", s.row_norm.size(),
+                 " floats; expected none, or width = ", s.width);
+            must(s.row_norm.empty() || (!s.norm && !s.unit_norm),
+                 "row_norm stands beside norm or unit_norm; one of them at most");
+            must(s.bias.empty() || s.bias.size() == s.width, "bias has ", s.bias.size(),
+                 " floats; expected none, or width = ", s.width);
+            must(s.latent.size() % s.width == 0, "latent has ", s.latent.size(), " floats; expected [width = ", s.width,
+                 ", coded channels]");
+            must(s.latent.empty() || role == CrossRole::difference, "latent is for layers that store a difference");
         }
-        expects(plan.shared.width == 0 || (plan.shared.stream < plan.streams.size() &&
-                                           plan.streams[plan.shared.stream].width == plan.shared.width &&
-                                           plan.shared.width == 2 * layer.rope.inverse_frequencies.size() &&
-                                           !plan.keys_turned && layer.k_norm == nullptr),
-                "shared keys are a stream of their own, of the channels that RoPE turns when reading, without a norm");
+        if (plan.shared.width > 0) {
+            const std::size_t turned = 2 * layer.rope.inverse_frequencies.size();
+            expects(
+                plan.shared.stream < plan.streams.size() && plan.streams[plan.shared.stream].width == plan.shared.width,
+                "plan: shared keys need stream ", plan.shared.stream, " to themselves, ", plan.shared.width,
+                " channels wide");
+            expects(plan.shared.width == turned, "plan: ", plan.shared.width, " shared channels; expected the ", turned,
+                    " that RoPE turns");
+            expects(!plan.keys_turned && layer.k_norm == nullptr,
+                    "plan: shared keys are turned when they are read, and have no norm");
+        }
         for (const auto* heads : {&plan.keys, &plan.values}) {
-            for (const HeadPlan& head : *heads) {
-                expects(head.stream < plan.streams.size() && head.stream == heads->front().stream,
-                        "all heads of K (or V) must read the same stream");
-                expects(head.first + head.width <= plan.streams[head.stream].width, "a head reads beyond its stream");
-                expects(head.matrix.empty() ? head.width == dh : head.matrix.size() == head.width * dh,
-                        "a head's matrix is [width, Dh], or empty with width = Dh");
-                expects(head.constant.empty() || head.constant.size() == dh, "a head's constant is [Dh]");
+            for (std::size_t i = 0; i < heads->size(); ++i) {
+                const HeadPlan& head = (*heads)[i];
+                const auto must = [&](bool holds, const auto&... parts) {
+                    expects(holds, "plan, ", heads == &plan.keys ? "key of kv head " : "value of kv head ", i, ": ",
+                            parts...);
+                };
+                must(head.stream < plan.streams.size() && head.stream == heads->front().stream, "stream ", head.stream,
+                     "; expected the stream of kv head 0, one of ", plan.streams.size());
+                const std::size_t width = plan.streams[head.stream].width;
+                must(head.first <= width && head.width <= width - head.first, "reads channels ", head.first, " .. ",
+                     head.first, " + ", head.width, " of a stream of ", width);
+                must(head.matrix.empty() ? head.width == dh : head.matrix.size() == head.width * dh, "matrix has ",
+                     head.matrix.size(), " floats; expected [width, head_dim] = ", Shape{head.width, dh},
+                     ", or none with width = head_dim");
+                must(head.constant.empty() || head.constant.size() == dh, "constant has ", head.constant.size(),
+                     " floats; expected none, or head_dim = ", dh);
             }
         }
     }

@@ -5,6 +5,7 @@
 #include <new>
 #include <span>
 
+#include <xquant/core/function_ref.hpp>
 #include <xquant/core/operations.hpp>
 #include <xquant/core/write.hpp>
 
@@ -63,10 +64,29 @@ inline void replace_page(Core& core, std::span<const Sequence> sequences, std::s
     }
 }
 
-template <class Backend, class Choose>
-Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> sequences, Choose&& choose) {
+/// Whether the work was done; false where memory ran out.
+template <class F>
+bool fits_into_memory(F&& work) {
+#if XQUANT_HAS_EXCEPTIONS
+    try {
+        work();
+        return true;
+    } catch (const std::bad_alloc&) {
+        return false;
+    } catch (const budget_error&) {  // of an accumulator
+        return false;
+    }
+#else
+    work();
+    return true;
+#endif
+}
+
+template <class Backend>
+Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> sequences,
+                             FunctionRef<bool(const PageChoice&)> choose) {
     expects<state_error>(core.requantizes(),
-                         "requantize: the cache has one quantizer; give it two, Requantizable<Fresh, Old>");
+                         "requantize: the cache has one quantizer; it needs two: Requantizable<Fresh, Old>");
     for (const Sequence sequence : sequences) static_cast<void>(core.find_idle(sequence));
     Requantized report;
     for (std::size_t stack = 0; stack < core.stacks(); ++stack) {
@@ -88,17 +108,15 @@ Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> 
                 const PageChoice about{
                     s, segment.first_position, behind, page->filled, fresh.sizes.total, old.sizes.total};
                 if (earlier || !choose(about)) continue;
-                try {
+                const bool fits = fits_into_memory([&] {
                     const PageRef made(Page::create(core.ledger(), old, false));
                     recode_page(tag, core, stack, page.get(), made.get(), page->filled,
                                 [&](std::size_t layer, std::size_t stream) -> const StreamCodec& {
                                     return core.old_codec(layer, stream);
                                 });
                     replace_page(core, sequences, stack, page.get(), made);
-                } catch (const std::bad_alloc&) {
-                    report.out_of_memory = true;
-                    return report;
-                } catch (const budget_error&) {  // of an accumulator
+                });
+                if (!fits) {
                     report.out_of_memory = true;
                     return report;
                 }

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <span>
-#include <string>
-#include <utility>
 
 #include <xquant/core/attend.hpp>
 #include <xquant/core/write.hpp>
@@ -13,84 +11,35 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// A step over one or several sequences. Move-only; destroying it without commit() leaves the cache as it was.
+/// A step of a cache in the processor's memory. Cache::Step has its documentation.
 template <class Backend>
-class Step {
-    template <class T>
-    using Work = LedgerVector<T, Purpose::workspace>;
-
-    struct Part : QueryRows {
-        Slot* slot;
-    };
-
+class Step : public StepBase {
 public:
     Step(Core& core, std::span<const StepPart> parts)
-        : core_(&core),
-          parts_(allocator<Part>()),
-          plans_(allocator<StepPlan>()),
+        : StepBase(core, parts),
           rows_(allocator<float>()),
           positions_(allocator<std::int64_t>()),
           input_(allocator<float>()),
-          sums_(core),
           attention_(core) {
-        check_parts(core, parts);
-        parts_.reserve(parts.size());
-        plans_.reserve(parts.size() * core.stacks());
-        for (const StepPart& part : parts) {
-            Slot& slot = core.find(part.sequence);
-            for (std::size_t stack = 0; stack < core.stacks(); ++stack) {
-                plans_.push_back(core.plan(slot, stack, part.tokens));
-            }
-            parts_.push_back({{total_, part.tokens, slot.states.front().next_position}, &slot});
-            total_ += part.tokens;
-        }
-        sums_.open(core, plans_);
         std::size_t floats = 0;
-        for (std::size_t layer = 0; layer < core.layers().size(); ++layer) {
+        for (const PreparedLayer& layer : core.layers()) {
             std::size_t widths = 0;
-            for (const StreamEncoder& encoder : core.layers()[layer].encoders) widths += encoder.width;
+            for (const StreamEncoder& encoder : layer.encoders) widths += encoder.width;
             floats = std::max(floats, widths);
         }
-        rows_.resize(checked_product(total_, floats));
+        expects(floats == 0 || total_ <= static_cast<std::size_t>(-1) / sizeof(float) / floats, "begin: ", total_,
+                " tokens of ", floats, " floats overflow");
+        rows_.resize(total_ * floats);
         positions_.reserve(total_);
-        for (const Part& part : parts_) {
+        for (const StepSequence& part : parts_) {
             const std::int64_t first = part.first_position - part.slot->states.front().moved;
             for (std::size_t i = 0; i < part.rows; ++i) positions_.push_back(first + static_cast<std::int64_t>(i));
         }
-        // From here on nothing throws.
-        for (const Part& part : parts_) part.slot->busy = true;
+        begin();
     }
 
-    Step(Step&& other) noexcept
-        : core_(std::exchange(other.core_, nullptr)),
-          parts_(std::move(other.parts_)),
-          plans_(std::move(other.plans_)),
-          rows_(std::move(other.rows_)),
-          positions_(std::move(other.positions_)),
-          input_(std::move(other.input_)),
-          sums_(std::move(other.sums_)),
-          attention_(std::move(other.attention_)),
-          total_(other.total_),
-          next_(other.next_),
-          lost_(other.lost_) {}
-    Step& operator=(Step&&) = delete;
-    ~Step() { end(); }
-
-    /// Tokens of the step, all sequences together.
-    [[nodiscard]] std::size_t size() const noexcept { return total_; }
-
-    /// The attention input of a layer, after its norm. Shape x: [n, D], the rows of the sequences one after another.
-    /// Layers come in order, each once. x is read before this returns and not kept.
-    /// Throws value_error for values that are not finite or beyond f16, before anything is stored; shape_error,
-    /// state_error; the step goes on. std::bad_alloc (or what the executor throws): the step can only be destroyed, the
-    /// cache is as it was. Cost: the projection of n rows, and encoding those that leave the window.
-    template <executor Executor = const Serial>
-    void append(std::size_t layer, const MatrixView& x, Executor&& threads = Serial{}) {
-        expects_usable();
-        expects<state_error>(layer == next_, "layers are appended in order, each once");
-        expects<state_error>(layer < core_->layers().size(), "the step has all its layers");
-        const PreparedLayer& prepared = core_->layers()[layer];
-        check_input(prepared, x, total_);
+    void append(std::size_t layer, const MatrixView& x, ExecutorRef threads) {
+        const PreparedLayer& prepared = expects_next(layer, x);
         const float* input = static_cast<const float*>(x.data);
         if (x.type != DType::f32 || x.stride != x.cols) input = load(x);
         const std::size_t blocks = (total_ + project_step - 1) / project_step, streams = prepared.encoders.size();
@@ -107,15 +56,8 @@ public:
         ++next_;
     }
 
-    /// Attention of the layer that was appended last. Shapes q: [n, H * Dh] after RoPE, out: [n, H * Dh] f32; rows are
-    /// `out_stride` floats apart (0: H * Dh). Each row sees its sequence up to and including itself.
-    template <executor Executor = const Serial>
-    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
-                Executor&& threads = Serial{}) {
-        expects_usable();
-        expects<state_error>(layer + 1 == next_, "attend follows append of the same layer");
-        const PreparedLayer& prepared = core_->layers()[layer];
-        out_stride = check_queries(prepared, q, out, out_stride, total_);
+    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride, ExecutorRef threads) {
+        const PreparedLayer& prepared = expects_queries(layer, q, out, out_stride);
         const float* queries = static_cast<const float*>(q.data);
         std::size_t q_stride = q.stride;
         if (q.type != DType::f32) {
@@ -133,38 +75,8 @@ public:
         threads.parallel_for(attention_.size(), [&](std::size_t i) { attention_.finish(i, out, out_stride); });
     }
 
-    /// The sequences now have the step's tokens. All layers must have been appended, else state_error. Cannot fail
-    /// otherwise.
-    void commit() {
-        expects_usable();
-        expects<state_error>(next_ == core_->layers().size(), "commit before every layer was appended");
-        for (std::size_t i = 0; i < plans_.size(); ++i) {
-            commit_plan(parts_[i / core_->stacks()].slot->states[i % core_->stacks()], plans_[i]);
-        }
-        end();
-    }
-
 private:
     static constexpr std::size_t project_step = 32;  ///< rows projected by one task
-
-    void expects_usable() const {
-        expects<state_error>(core_ != nullptr, "the step has ended");
-        expects<state_error>(!lost_, "append ran out of memory, or its executor threw: the step can only be destroyed");
-    }
-
-    template <class T>
-    auto allocator() {
-        return LedgerAllocator<T, Purpose::workspace>(core_->ledger());
-    }
-
-    static std::size_t checked_product(std::size_t a, std::size_t b) {
-        expects(b == 0 || a <= static_cast<std::size_t>(-1) / sizeof(float) / b, "a step of this size overflows");
-        return a * b;
-    }
-
-    [[nodiscard]] const StepPlan& plan_of(std::size_t part, const PreparedLayer& layer) const noexcept {
-        return plans_[part * core_->stacks() + layer.stack];
-    }
 
     /// The step's rows of a stream: [n, width].
     [[nodiscard]] float* stream_rows(const PreparedLayer& layer, std::size_t stream) noexcept {
@@ -179,8 +91,8 @@ private:
         return input_.data();
     }
 
-    // The bodies of tasks are kept out of line: inlined into the loops of different executors, compilers fuse multiplications
-    // and additions differently, and results would depend on the executor in the last bit.
+    // The bodies of tasks are kept out of line: inlined into different callers, compilers fuse multiplications and additions
+    // differently, and results would depend on the translation unit in the last bit.
 
     /// Task (32 rows, stream) of append: rows of the step are projected.
     XQUANT_NOINLINE void project_rows(const PreparedLayer& layer, const float* input, std::size_t task) {
@@ -213,13 +125,13 @@ private:
                 bool good = true;
                 for (std::size_t c = 0; c < width; ++c) good &= std::abs(rows[row * width + c]) <= f16_max;
                 if (good) continue;
-                raise<value_error>("layer " + std::to_string(layer) + ", row " + std::to_string(row) +
-                                   " of the step: not finite, or beyond f16's 65504 once projected");
+                raise<value_error>("append, layer ", layer, ": row ", row,
+                                   " of the step is not finite, or beyond f16's 65504 once projected");
             }
         }
     }
 
-    TokenSpan span_of(const PreparedLayer& prepared, const Part& part, const Segment& segment) {
+    TokenSpan span_of(const PreparedLayer& prepared, const StepSequence& part, const Segment& segment) {
         const auto view = [&](std::size_t stream) {
             if (segment.page && prepared.role != CrossRole::none && segment.page->format().purpose == Purpose::codes) {
                 return read_only(sums_.view(segment.page.get()));
@@ -238,24 +150,10 @@ private:
         return span;
     }
 
-    void end() noexcept {
-        if (core_ == nullptr) return;
-        for (const Part& part : parts_) part.slot->busy = false;
-        parts_.clear();
-        plans_.clear();
-        core_ = nullptr;
-    }
-
-    Core* core_;
-    Work<Part> parts_;
-    Work<StepPlan> plans_;          ///< [parts][stacks]
     Work<float> rows_;              ///< the layer's rows: stream after stream, [n, width]
     Work<std::int64_t> positions_;  ///< [n] for which keys are turned where they are stored so
     Work<float> input_;             ///< x or q where they had to be copied
-    Accumulators sums_;
     AttendTasks<Backend> attention_;
-    std::size_t total_ = 0, next_ = 0;
-    bool lost_ = false;  ///< append was left by an exception when rows were partly stored
 };
 
 }  // namespace detail

@@ -3,8 +3,7 @@
 
 #include <algorithm>
 
-#include <xquant/core/accumulate.hpp>
-#include <xquant/core/commit.hpp>
+#include <xquant/core/step_base.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {

@@ -90,7 +90,7 @@ inline StreamFormat get_format(ByteReader& in) {
     expects<damage_error>(format.width <= (1U << 24U) && group >= 1 && group <= (1U << 24U) &&
                               format.group_tokens <= coded_page_tokens && format.kind <= CodeKind::bf16 && whole &&
                               (format.outliers == 0 || (format.quantized() && group <= 256)),
-                          "saved cache: a stream's format is none that there is");
+                          "saved cache: unknown format of a stream");
     return format;
 }
 
@@ -271,6 +271,9 @@ inline bool same_answers(const std::vector<float>& a, const std::vector<float>& 
     }
     return true;
 }
+
+/// Those of a layer's rules that its projection decides, by their place: whether keys are stored after RoPE, and channels that heads share.
+inline constexpr std::size_t keys_turned_rule = 3, shared_rule = 4;
 
 /// Numbers that decide how rows are read.
 inline std::vector<float> rules_of(const Core& core, const PreparedLayer& layer) {

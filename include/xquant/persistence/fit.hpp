@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <limits>
-#include <string>
 
 #include <xquant/core/operations.hpp>
 #include <xquant/persistence/description.hpp>
@@ -21,27 +20,35 @@ inline bool same_format(StreamFormat a, StreamFormat b) noexcept {
 
 /// Throws mismatch_error, with the first reason found, where rows of the file do not mean what rows of the cache mean.
 inline void check_rows(const Description& file, const Description& cache) {
-    const auto needs = [](bool holds, const std::string& what) {
-        if (!holds) raise<mismatch_error>("saved cache: the file is of another " + what);
+    const auto needs = [](bool holds, const auto&... what) {
+        if (!holds) raise<mismatch_error>("saved cache: the file is of another ", what...);
     };
-    needs(file.layers.size() == cache.layers.size(), "model: it has " + std::to_string(file.layers.size()) +
-                                                         " layers, this one " + std::to_string(cache.layers.size()));
-    needs(file.sinks == cache.sinks,
-          "cache: it keeps " + std::to_string(file.sinks) + " sinks, this one " + std::to_string(cache.sinks));
+    needs(file.layers.size() == cache.layers.size(), "model: it has ", file.layers.size(), " layers, this one ",
+          cache.layers.size());
+    needs(file.sinks == cache.sinks, "cache: it keeps ", file.sinks, " sinks, this one ", cache.sinks);
     for (std::size_t i = 0; i < cache.layers.size(); ++i) {
         const SavedLayer &a = file.layers[i], &b = cache.layers[i];
-        const std::string where = " (layer " + std::to_string(i) + ")";
-        needs(a.shape == b.shape, "model: shapes differ" + where);
-        needs(a.stack == b.stack && same_answers(a.rules, b.rules),
-              "model: windows, RoPE, scales or other rules of attention differ" + where);
-        bool streams = a.role == b.role && a.streams.size() == b.streams.size();
-        for (std::size_t s = 0; s < b.streams.size() && streams; ++s) {
-            streams = a.streams[s].row_width == b.streams[s].row_width &&
-                      a.streams[s].coded.width == b.streams[s].coded.width;
+        needs(a.shape == b.shape, "model: layer ", i, " has width ", a.shape.width, ", heads ", a.shape.heads,
+              ", kv_heads ", a.shape.kv_heads, " and head_dim ", a.shape.head_dim, ", this one ", b.shape.width, ", ",
+              b.shape.heads, ", ", b.shape.kv_heads, " and ", b.shape.head_dim);
+        // The projection comes first: what it stores decides which rules there are.
+        needs(a.role == b.role && a.streams.size() == b.streams.size(), "projection: layer ", i, " has ",
+              a.streams.size(), " streams there and ", b.streams.size(),
+              " here, or stores differences in one of them only");
+        for (std::size_t s = 0; s < b.streams.size(); ++s) {
+            const SavedStream &from = a.streams[s], &to = b.streams[s];
+            needs(from.row_width == to.row_width && from.coded.width == to.coded.width, "projection: layer ", i,
+                  ", stream ", s, ": rows have ", from.row_width, " channels there and ", to.row_width, " here (",
+                  from.coded.width, " and ", to.coded.width, " once coded)");
         }
-        needs(streams, "projection: its rows are not what this cache stores" + where);
-        needs(same_answers(a.fingerprint, b.fingerprint),
-              "model or projection: the weights, or the basis of its rows, differ" + where);
+        const bool places = a.rules.size() > shared_rule && b.rules.size() > shared_rule;
+        needs(places && a.rules[keys_turned_rule] == b.rules[keys_turned_rule] &&
+                  a.rules[shared_rule] == b.rules[shared_rule],
+              "projection: layer ", i, ": keys are stored after RoPE, or heads share channels, in one of them only");
+        needs(a.stack == b.stack && same_answers(a.rules, b.rules), "model: layer ", i,
+              ": its window, RoPE, scale or another rule of attention differs");
+        needs(same_answers(a.fingerprint, b.fingerprint), "model or projection: layer ", i,
+              ": its weights, or the basis of its rows, differ");
     }
     needs(same_format(file.accumulator, cache.accumulator), "cache: its accumulator is kept in another format");
 }

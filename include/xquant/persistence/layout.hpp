@@ -13,7 +13,6 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
-#include <string>
 #include <vector>
 
 #define XXH_INLINE_ALL
@@ -81,16 +80,17 @@ inline std::vector<std::byte> to_bytes(const FileHeader& header) {
 
 /// Throws damage_error, mismatch_error for another version.
 inline FileHeader header_of(std::span<const std::byte> bytes) {
-    expects<damage_error>(bytes.size() >= file_header_bytes, "saved cache: the file is shorter than its header");
+    expects<damage_error>(bytes.size() >= file_header_bytes, "saved cache: ", bytes.size(),
+                          " bytes are fewer than the ", file_header_bytes, " of a header");
     expects<damage_error>(std::memcmp(bytes.data(), file_magic, sizeof file_magic) == 0,
-                          "saved cache: the file is none (it does not begin with XQCACHE)");
+                          "not a saved cache: it does not begin with XQCACHE");
     ByteReader in(bytes.subspan(sizeof file_magic, file_header_bytes - sizeof file_magic));
     const auto version = in.get<std::uint32_t>();
     ByteReader end(bytes.subspan(file_header_bytes - sizeof(std::uint64_t), sizeof(std::uint64_t)));
     const bool intact = hash_of(bytes.first(file_header_bytes - sizeof(std::uint64_t))) == end.get<std::uint64_t>();
     if (intact && version != file_version) {
-        raise<mismatch_error>("saved cache: the file has version " + std::to_string(version) + ", this build reads " +
-                              std::to_string(file_version));
+        raise<mismatch_error>("saved cache: the file has version ", version, ", this build reads version ",
+                              file_version);
     }
     expects<damage_error>(intact, "saved cache: its header is damaged");
     static_cast<void>(in.get<std::uint32_t>());

@@ -47,9 +47,10 @@ public:
         const Description own = describe(core);
         check_rows(file_, own);
         const bool same = same_codes(file_, own);
-        expects<mismatch_error>(same || options.transcode,
-                                "saved cache: the file is of another quantizer or layout; LoadOptions::transcode "
-                                "decodes its rows and encodes them again");
+        expects<mismatch_error>(
+            same || options.transcode,
+            "saved cache: the file is of another quantizer or layout; LoadOptions::transcode decodes "
+            "its rows and encodes them again");
         check_sequences(file_, core);
         formats_.reserve(core.stacks() * kinds);
         for (std::uint32_t stack = 0; stack < core.stacks(); ++stack) {
@@ -76,8 +77,9 @@ public:
         const PageFormat& to = target(about);
         const bool same = same_sections(from, to);
         PageMemory* const device = core_->ledger().page_memory();
-        expects<mismatch_error>(same || device == nullptr,
-                                "saved cache: rows are transcoded by the processor, and this cache's lie on a device");
+        expects<mismatch_error>(
+            same || device == nullptr,
+            "saved cache: transcoding is done by the processor, and the pages of this cache lie on a device");
         if (same && owner != nullptr && device == nullptr) {
             pages_.emplace_back(Page::adopt(core_->ledger(), to, at, owner));
         } else {
@@ -97,18 +99,17 @@ public:
     Loaded finish() {
         Loaded out{{}, file_.note, pages_.size(), transcoded_};
         out.sequences.reserve(file_.sequences.size());
-        try {
-            for (const auto& states : file_.sequences) {
-                NewStates made = new_states(*core_, states.size());
-                for (const SavedState& state : states) made.push_back(restored(state));
-                const Sequence sequence = core_->create();
-                become(core_->find(sequence), made.data());
-                out.sequences.push_back(sequence);
-            }
-        } catch (...) {
+        Undo undo([&] {
             for (const Sequence sequence : out.sequences) core_->drop(sequence);
-            throw;
+        });
+        for (const auto& states : file_.sequences) {
+            NewStates made = new_states(*core_, states.size());
+            for (const SavedState& state : states) made.push_back(restored(state));
+            const Sequence sequence = core_->create();
+            become(core_->find(sequence), made.data());
+            out.sequences.push_back(sequence);
         }
+        undo.release();
         return out;
     }
 
@@ -233,7 +234,8 @@ inline std::vector<std::size_t> record_places(const FileHeader& header, const De
 
 inline void read_exactly(std::istream& in, std::span<std::byte> to) {
     in.read(reinterpret_cast<char*>(to.data()), static_cast<std::streamsize>(to.size()));
-    expects<damage_error>(static_cast<std::size_t>(in.gcount()) == to.size(), "saved cache: the stream ends too soon");
+    expects<damage_error>(static_cast<std::size_t>(in.gcount()) == to.size(), "saved cache: the stream ends after ",
+                          in.gcount(), " of ", to.size(), " bytes");
 }
 
 }  // namespace detail
@@ -275,8 +277,8 @@ Loaded load(Cache& cache, const std::string& path, const LoadOptions& options = 
     detail::Core& core = detail::CacheAccess::core(cache);
     const detail::MappedFile file = detail::map_file(path);
     const detail::FileHeader header = detail::header_of(file.bytes);
-    detail::expects<damage_error>(file.bytes.size() == header.file_bytes,
-                                  "saved cache: the file is not as long as its header says");
+    detail::expects<damage_error>(file.bytes.size() == header.file_bytes, "saved cache: the file has ",
+                                  file.bytes.size(), " bytes, and its header says ", header.file_bytes);
     const std::size_t begin = detail::pages_begin(static_cast<std::size_t>(header.description_bytes));
     detail::expects<damage_error>(begin <= file.bytes.size(), "saved cache: its header is damaged");
     const auto description = file.bytes.subspan(detail::file_header_bytes, begin - detail::file_header_bytes);

@@ -96,10 +96,10 @@ template <class Cache>
 void save(const Cache& cache, std::span<const Sequence> sequences, std::ostream& out, const std::string& note = {}) {
     detail::write_cache(detail::CacheAccess::core(cache), sequences, note, [&out](std::span<const std::byte> bytes) {
         out.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-        detail::expects<file_error>(static_cast<bool>(out), "saved cache: the stream takes no more bytes");
+        detail::expects<file_error>(static_cast<bool>(out), "saved cache: writing to the stream failed");
     });
     out.flush();
-    detail::expects<file_error>(static_cast<bool>(out), "saved cache: the stream takes no more bytes");
+    detail::expects<file_error>(static_cast<bool>(out), "saved cache: writing to the stream failed");
 }
 
 /// The same into a file. It is written under another name and takes the place of `path` once it is complete and on the disk:

@@ -50,7 +50,7 @@ inline namespace XQUANT_ABI_NS {
 
 /// Positions are squeezed by s. Throws shape_error unless factor >= 1.
 inline Rope scale_linear(Rope rope, double factor) {
-    detail::expects(factor >= 1, "scale_linear: the factor is at least 1");
+    detail::expects(factor >= 1, "scale_linear: factor is ", factor, "; expected 1 or more");
     for (double& f : rope.inverse_frequencies) f /= factor;
     return rope;
 }
@@ -59,7 +59,8 @@ inline Rope scale_linear(Rope rope, double factor) {
 /// Throws shape_error unless factor >= 1 and there are two pairs.
 inline Rope scale_ntk(Rope rope, double factor) {
     const std::size_t pairs = rope.inverse_frequencies.size();
-    detail::expects(factor >= 1 && pairs >= 2, "scale_ntk: the factor is at least 1, and there are at least two pairs");
+    detail::expects(factor >= 1, "scale_ntk: factor is ", factor, "; expected 1 or more");
+    detail::expects(pairs >= 2, "scale_ntk: the RoPE has ", pairs, " pairs; expected two or more");
     for (std::size_t j = 0; j < pairs; ++j) {
         rope.inverse_frequencies[j] *= std::pow(factor, -static_cast<double>(j) / static_cast<double>(pairs - 1));
     }
@@ -71,10 +72,14 @@ inline Rope scale_ntk(Rope rope, double factor) {
 /// turns; checkpoints are trained with the code.) Frequencies must be those of Rope::standard.
 inline Rope scale_yarn(Rope rope, const YarnScaling& yarn) {
     std::vector<double>& f = rope.inverse_frequencies;
-    detail::expects(f.size() >= 2 && f[0] == 1 && f[1] < 1, "scale_yarn: expects the frequencies of Rope::standard");
+    detail::expects(f.size() >= 2 && f[0] == 1 && f[1] < 1,
+                    "scale_yarn: the RoPE is not Rope::standard: its first two frequencies of ", f.size(),
+                    " must be 1 and less than 1");
     detail::expects(
         yarn.factor >= 1 && yarn.original_context > 0 && yarn.beta_fast > yarn.beta_slow && yarn.beta_slow > 0,
-        "scale_yarn: factor >= 1, original_context > 0, beta_fast > beta_slow > 0");
+        "scale_yarn: factor ", yarn.factor, ", original_context ", yarn.original_context, ", beta_fast ",
+        yarn.beta_fast, ", beta_slow ", yarn.beta_slow,
+        "; expected factor >= 1, original_context > 0, beta_fast > beta_slow > 0");
     // f_j = f_1^j, so this is the j of the pair that turns `times` times within the original context.
     const auto pair_turning = [&](double times) {
         constexpr double two_pi = 6.283185307179586;
@@ -97,7 +102,9 @@ inline Rope scale_yarn(Rope rope, const YarnScaling& yarn) {
 inline Rope scale_llama3(Rope rope, const Llama3Scaling& scaling) {
     detail::expects(scaling.factor >= 1 && scaling.original_context > 0 &&
                         scaling.high_freq_factor > scaling.low_freq_factor && scaling.low_freq_factor > 0,
-                    "scale_llama3: factor >= 1, original_context > 0, high_freq_factor > low_freq_factor > 0");
+                    "scale_llama3: factor ", scaling.factor, ", original_context ", scaling.original_context,
+                    ", high_freq_factor ", scaling.high_freq_factor, ", low_freq_factor ", scaling.low_freq_factor,
+                    "; expected factor >= 1, original_context > 0, high_freq_factor > low_freq_factor > 0");
     for (double& f : rope.inverse_frequencies) {
         const double turns = static_cast<double>(scaling.original_context) * f / 6.283185307179586;
         const double fast = std::clamp(
@@ -112,12 +119,14 @@ inline Rope scale_llama3(Rope rope, const Llama3Scaling& scaling) {
 inline Rope scale_longrope(Rope rope, const LongRopeScaling& scaling, std::size_t longest) {
     std::vector<double>& f = rope.inverse_frequencies;
     detail::expects(scaling.original_context > 1 && scaling.max_context >= scaling.original_context,
-                    "scale_longrope: max_context >= original_context > 1");
+                    "scale_longrope: max_context ", scaling.max_context, ", original_context ",
+                    scaling.original_context, "; expected max_context >= original_context > 1");
     const std::span<const double> factors =
         longest > scaling.original_context ? scaling.long_factor : scaling.short_factor;
-    detail::expects(factors.size() == f.size(), "scale_longrope: one factor for each pair");
+    detail::expects(factors.size() == f.size(), "scale_longrope: ", factors.size(), " factors for ", f.size(),
+                    " pairs");
     for (std::size_t j = 0; j < f.size(); ++j) {
-        detail::expects(factors[j] > 0, "scale_longrope: factors are above 0");
+        detail::expects(factors[j] > 0, "scale_longrope: factor ", j, " is ", factors[j], "; expected more than 0");
         f[j] /= factors[j];
     }
     const auto original = static_cast<double>(scaling.original_context);

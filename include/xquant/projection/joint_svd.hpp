@@ -87,7 +87,8 @@ private:
     }
     static std::size_t rank(const Layer& layer) {
         const std::size_t n = 2 * layer.shape.kv_width(), d = layer.shape.width;
-        detail::expects(n <= d, "JointSvd needs 2 kv_heads * head_dim <= width; otherwise X itself is smaller");
+        detail::expects(n <= d, "JointSvd: 2 kv_heads * head_dim = ", n, " is more than width = ", d,
+                        "; X itself is smaller: Projection<Rotated>");
         if (std::is_same_v<Keep, FullRank>) return n;
         const std::vector<float> rows = both(layer);
         return Keep::rank(MatrixView(rows.data(), n, d), 0, n);

@@ -45,8 +45,10 @@ struct Basis {
 /// The signs, free in an SVD, are fixed: the entry of largest magnitude in each column of U is positive.
 /// Throws shape_error if n > D or the rows are not there. Cost O(D n^2 + n^3).
 inline Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t n) {
-    detail::expects(first + n <= weight.rows, "svd_basis: rows beyond the weight");
-    detail::expects(n >= 1 && n <= weight.cols, "svd_basis: needs 1 to D columns");
+    detail::expects(n <= weight.rows && first <= weight.rows - n, "svd_basis: rows ", first, " .. ", first, " + ", n,
+                    " of a weight of ", weight.rows);
+    detail::expects(n >= 1 && n <= weight.cols, "svd_basis: ", n, " rows; expected 1 to ", weight.cols,
+                    ", the columns of the weight");
     using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic>;
     using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
     const auto d = static_cast<Eigen::Index>(weight.cols), columns = static_cast<Eigen::Index>(n);
@@ -155,7 +157,8 @@ struct SplitSvdOf {
     }
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
-        detail::expects(r <= layer.shape.width, "SplitSvd needs kv_heads * head_dim <= width");
+        detail::expects(r <= layer.shape.width, "SplitSvd: kv_heads * head_dim = ", r,
+                        " is more than width = ", layer.shape.width, "; X itself is smaller: Projection<Rotated>");
         LayerPlan plan;
         const auto add = [&](const MatrixView& weight, const float* bias, std::vector<HeadPlan>& heads) {
             const std::size_t rank = Keep::rank(weight, 0, r);
@@ -197,7 +200,7 @@ struct HeadSvdOf {
     }
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), dh = layer.shape.head_dim;
-        detail::expects(dh <= d, "HeadSvd needs head_dim <= width");
+        detail::expects(dh <= d, "HeadSvd: head_dim = ", dh, " is more than width = ", d);
         LayerPlan plan;
         plan.streams.resize(2);
         const std::vector<float> back = detail::transpose(rotation_matrix(dh), dh, dh);

@@ -1,6 +1,7 @@
 // The sequences of a cache, found by their handles.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <mutex>
 #include <utility>
@@ -10,6 +11,14 @@
 #include <xquant/sequence/step_plan.hpp>
 
 namespace xquant {
+namespace detail {
+
+/// Counts the caches of the process. Outside the namespace of the instruction set: no two caches share a number, whatever flags
+/// they were compiled with.
+inline std::atomic<std::uint32_t> cache_count{0};
+
+}  // namespace detail
+
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
@@ -20,12 +29,19 @@ struct Slot {
     bool used = false, busy = false;
 };
 
+inline std::uint32_t next_cache_number() noexcept {
+    std::uint32_t number = 0;
+    while (number == 0) number = cache_count.fetch_add(1, std::memory_order_relaxed) + 1;
+    return number;
+}
+
 /// The sequences of a cache. They never move, and several threads may create, find and drop sequences: each its own.
 class SlotTable {
 public:
     static constexpr std::size_t step = 16;
 
-    explicit SlotTable(Ledger& ledger) : blocks_(LedgerAllocator<Block, Purpose::index>(ledger)), ledger_(&ledger) {}
+    explicit SlotTable(Ledger& ledger)
+        : blocks_(LedgerAllocator<Block, Purpose::index>(ledger)), ledger_(&ledger), cache_(next_cache_number()) {}
 
     /// An empty sequence of `stacks` stacks. Throws std::bad_alloc.
     [[nodiscard]] Sequence create(std::size_t stacks) {
@@ -36,16 +52,17 @@ public:
         Slot& slot = (*this)[at];
         slot.used = true;
         ++slot.generation;
-        return {static_cast<std::uint64_t>(slot.generation) << 32U | at};
+        return {static_cast<std::uint64_t>(slot.generation) << 32U | at, cache_};
     }
 
     /// Throws sequence_error.
     [[nodiscard]] Slot& find(Sequence sequence) {
         const std::lock_guard lock(mutex_);
-        const std::size_t at = sequence.id & 0xFFFFFFFFU;
-        if (at >= size() || !(*this)[at].used || (*this)[at].generation != sequence.id >> 32U) {
-            raise<sequence_error>("there is no such sequence: it was never created here, or it was dropped");
-        }
+        expects<sequence_error>(sequence.cache == cache_, "the sequence is not of this cache: ",
+                                sequence.cache == 0 ? "no cache has made it" : "another cache has made it");
+        const std::size_t at = sequence.id & 0xFFFFFFFFU, generation = sequence.id >> 32U;
+        expects<sequence_error>(at < size() && (*this)[at].used && (*this)[at].generation == generation,
+                                "the sequence (number ", at, ", the ", generation, ". of that number) was dropped");
         return (*this)[at];
     }
 
@@ -93,6 +110,7 @@ private:
     std::mutex mutex_;
     LedgerVector<Block, Purpose::index> blocks_;
     Ledger* ledger_;
+    std::uint32_t cache_;
 };
 
 }  // namespace detail

@@ -28,7 +28,7 @@
 #include <tuple>
 #include <utility>
 
-#include <xquant/config.hpp>
+#include <xquant/error.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
@@ -56,11 +56,11 @@ private:
     }
 
     void* do_allocate(std::size_t bytes, std::size_t alignment) override {
-        if (alignment > page || bytes > static_cast<std::size_t>(-1) / 2) throw std::bad_alloc();
+        if (alignment > page || bytes > static_cast<std::size_t>(-1) / 2) detail::raise_error(std::bad_alloc());
         // mmap aligns to small pages: one huge page more, and what lies before and behind is given back.
         const std::size_t size = rounded(bytes);
         void* taken = ::mmap(nullptr, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (taken == MAP_FAILED) throw std::bad_alloc();
+        if (taken == MAP_FAILED) detail::raise_error(std::bad_alloc());
         auto* first = static_cast<std::byte*>(taken);
         const std::size_t before = (page - reinterpret_cast<std::uintptr_t>(first) % page) % page;
         if (before > 0) ::munmap(first, before);
@@ -146,22 +146,19 @@ private:
     static bool is_free(const Block& block) noexcept { return block.entry.empty(); }
 
     void* do_allocate(std::size_t bytes, std::size_t alignment) override {
-        if (bytes > most || alignment > most) throw std::bad_alloc();
+        if (bytes > most || alignment > most) detail::raise_error(std::bad_alloc());
         const std::size_t size = round_up(std::max<std::size_t>(bytes, 1), step);
         const std::size_t slack = alignment > step ? alignment - step : 0;
         const std::lock_guard lock(mutex_);
         Blocks::iterator block = take(size + slack);
-        try {
-            const std::size_t off = reinterpret_cast<std::uintptr_t>(block->first) % alignment;
-            if (slack > 0 && off > 0) {
-                const Blocks::iterator aligned = cut(block, alignment - off);
-                put_back(std::exchange(block, aligned));
-            }
-            if (block->second.size > size) put_back(cut(block, size));
-        } catch (...) {
-            put_back(block);
-            throw;
+        detail::Undo undo([&] { put_back(block); });
+        const std::size_t off = reinterpret_cast<std::uintptr_t>(block->first) % alignment;
+        if (slack > 0 && off > 0) {
+            const Blocks::iterator aligned = cut(block, alignment - off);
+            put_back(std::exchange(block, aligned));
         }
+        if (block->second.size > size) put_back(cut(block, size));
+        undo.release();
         in_use_ += size;
         return block->first;
     }
@@ -190,14 +187,11 @@ private:
         const std::size_t chunk = round_up(std::max(size, chunk_), HugePages::page);
         Free::node_type entry = new_entry();
         auto* address = static_cast<std::byte*>(upstream_->allocate(chunk, HugePages::page));
-        try {
-            const auto made = blocks_.try_emplace(address, Block{chunk, chunk, std::move(entry)}).first;
-            mapped_ += chunk;
-            return made;
-        } catch (...) {
-            upstream_->deallocate(address, chunk, HugePages::page);
-            throw;
-        }
+        detail::Undo undo([&] { upstream_->deallocate(address, chunk, HugePages::page); });
+        const auto made = blocks_.try_emplace(address, Block{chunk, chunk, std::move(entry)}).first;
+        undo.release();
+        mapped_ += chunk;
+        return made;
     }
 
     /// Cuts a block that is in use after `size` bytes; the rest, in use as well.

@@ -136,8 +136,8 @@ public:
     /// if it has fewer. Cost: constant where no other sequence shares the ids that go or ends among them, else a find.
     void truncate(Sequence sequence, std::size_t tokens) {
         Known& known = find_known(sequence);
-        detail::expects(tokens <= known.tokens.size(),
-                        "truncate: the index does not know so many tokens of the sequence");
+        detail::expects(tokens <= known.tokens.size(), "truncate: ", tokens, " tokens, but the index knows ",
+                        known.tokens.size(), " of the sequence");
         if (tokens == known.tokens.size()) return;
         if (is_alone(known) && tokens > nodes_[nodes_[known.node].parent].end) {
             known.tokens.resize(tokens);

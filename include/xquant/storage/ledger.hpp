@@ -103,14 +103,13 @@ private:
     template <class Allocate>
     void* within_budget(std::size_t bytes, bool limited, Allocate&& allocate) {
         const std::size_t used = stored_.fetch_add(bytes, std::memory_order_relaxed);
-        try {
-            if (limited && budget_ != 0 && (used > budget_ || bytes > budget_ - used))
-                throw budget_error(bytes, used, budget_);
-            return allocate();
-        } catch (...) {
-            stored_.fetch_sub(bytes, std::memory_order_relaxed);
-            throw;
+        Undo undo([&] { stored_.fetch_sub(bytes, std::memory_order_relaxed); });
+        if (limited && budget_ != 0 && (used > budget_ || bytes > budget_ - used)) {
+            raise_error(budget_error(bytes, used, budget_));
         }
+        void* const pointer = allocate();
+        undo.release();
+        return pointer;
     }
 
     std::atomic<std::size_t>& slot(Purpose purpose) noexcept { return bytes_[static_cast<std::size_t>(purpose)]; }
@@ -141,7 +140,7 @@ struct LedgerAllocator {
     static constexpr std::size_t alignment = alignof(T) > 64 ? alignof(T) : 64;
 
     T* allocate(std::size_t n) {
-        if (n > static_cast<std::size_t>(-1) / sizeof(T)) throw std::bad_array_new_length();
+        if (n > static_cast<std::size_t>(-1) / sizeof(T)) raise_error(std::bad_array_new_length());
         void* pointer = ledger->allocate(For, n * sizeof(T), alignment);
         ledger->add(For, n * sizeof(T));
         return static_cast<T*>(pointer);

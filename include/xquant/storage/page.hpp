@@ -181,15 +181,12 @@ constexpr std::size_t Page::header_bytes() noexcept { return page_header_bytes; 
 
 inline Page* Page::create_on_device(Ledger& ledger, const PageFormat& format, bool limited) {
     void* memory = ledger.allocate(format.purpose, page_header_bytes, 64, limited);
-    try {
-        auto* rows = static_cast<std::byte*>(ledger.allocate_rows(format.sizes.total - page_header_bytes, limited));
-        auto* page = ::new (memory) Page(ledger, format, nullptr, rows - page_header_bytes);
-        page->enter(&Ledger::add);
-        return page;
-    } catch (...) {
-        ledger.release(format.purpose, memory, page_header_bytes, 64);
-        throw;
-    }
+    Undo undo([&] { ledger.release(format.purpose, memory, page_header_bytes, 64); });
+    auto* rows = static_cast<std::byte*>(ledger.allocate_rows(format.sizes.total - page_header_bytes, limited));
+    undo.release();
+    auto* page = ::new (memory) Page(ledger, format, nullptr, rows - page_header_bytes);
+    page->enter(&Ledger::add);
+    return page;
 }
 
 inline std::span<const std::byte> Page::data() const noexcept {

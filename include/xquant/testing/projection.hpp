@@ -175,7 +175,7 @@ template <class P>
 void check_projection(const Layer& layer, double tolerance = 2e-5) {
     static_assert(projection_policy<P>, "xquant: a projection needs streams, footprint(layer) and prepare(layer)");
     namespace core = xquant::detail;
-    core::check_layer(layer);
+    core::check_layer(layer, 0);
     LayerPlan plan = P::prepare(layer);
     detail::check_footprint(plan, P::footprint(layer), layer.shape.head_dim);
     const bool normed = plan.keys_normed;

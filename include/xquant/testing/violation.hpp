@@ -10,6 +10,10 @@
 
 #include <xquant/config.hpp>
 
+#if !XQUANT_HAS_EXCEPTIONS
+#error "xquant/testing: contract tests throw contract_violation; compile them with exceptions"
+#endif
+
 namespace xquant::testing {
 
 /// A policy breaks its contract.

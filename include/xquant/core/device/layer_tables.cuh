@@ -79,9 +79,8 @@ public:
     LayerEntry(const Core& core, std::size_t number, bool coded, Packing& all) : layer_(&core.layers()[number]) {
         using namespace backend::gpu;
         const PreparedLayer& layer = *layer_;
-        expects<state_error>(layer.role == CrossRole::none || encodes(core.accumulator()),
-                             "a device cannot encode the accumulator's quantizer");
-        expects<state_error>(layer.encoders.size() > 0 && layer.shape.head_dim <= 256, "head_dim: at most 256");
+        expects<state_error>(layer.role == CrossRole::none || encodes(core.accumulator()), "layer ", number,
+                             ": a device cannot encode the quantizer of the accumulator");
         floats_ = all.add(layer.floats());
         table_.shape = layer.shape;
         table_.rope = core.rope(layer);
@@ -107,8 +106,8 @@ public:
             StreamTable stream;
             const StreamCodec& codec = core.codec(number, s);
             expects<state_error>(
-                encodes(codec),
-                "a device encodes uniform quantizers: no levels, no outliers, no scale rule of your own");
+                encodes(codec), "layer ", number, ", stream ", s,
+                ": a device encodes uniform quantizers; this one has levels, outliers or a scale rule of its own");
             stream.encoder = layer.encoders[s];
             stream.rule = codec.rule;
             stream.first_float = floats;

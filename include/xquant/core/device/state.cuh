@@ -109,7 +109,9 @@ public:
                 return shared_bytes_of<typename Device::machine>(form, core.layers()[i].shape.head_dim, many) <=
                        device_.shared_limit();
             };
-            expects<state_error>(fits(false), "the device has too little shared memory for heads of this size");
+            expects<state_error>(fits(false), "layer ", i, ": heads of ", core.layers()[i].shape.head_dim,
+                                 " channels need more shared memory than the ", device_.shared_limit(),
+                                 " bytes of this device");
             form.serves_many = fits(true);
             layers_.push_back({0, form});
         }

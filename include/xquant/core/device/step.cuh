@@ -8,11 +8,10 @@
 #pragma once
 
 #include <span>
-#include <utility>
 #include <vector>
 
-#include <xquant/core/commit.hpp>
 #include <xquant/core/device/step_tables.cuh>
+#include <xquant/core/step_base.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
@@ -21,37 +20,15 @@ namespace detail {
 /// A step over one or several sequences. Move-only; destroying it without commit() leaves the cache as it was. One step at a time:
 /// steps share the cache's workspace.
 template <class Device>
-class DeviceStep {
+class DeviceStep : public StepBase {
 public:
-    DeviceStep(Core& core, DeviceState<Device>& state, std::span<const StepPart> parts) : DeviceStep(core, state) {
-        check_parts(core, parts);
-        plans_.reserve(parts.size() * core.stacks());
-        for (const StepPart& part : parts) {
-            Slot& slot = core.find(part.sequence);
-            for (std::size_t stack = 0; stack < core.stacks(); ++stack) {
-                plans_.push_back(core.plan(slot, stack, part.tokens));
-            }
-            parts_.push_back({&slot, total_, part.tokens, slot.states.front().next_position});
-            total_ += part.tokens;
-        }
-        expects(total_ < (std::size_t{1} << 31U), "a step of this size overflows");
-        sums_.open(core, plans_);
-        stacks_ = tables().make(total_);
-        // From here on nothing throws.
-        for (const DevicePart& part : parts_) part.slot->busy = true;
-        state.busy = true;
+    DeviceStep(Core& core, DeviceState<Device>& state, std::span<const StepPart> parts)
+        : StepBase(core, parts), state_(&state) {
+        open();
     }
-    DeviceStep(DeviceStep&& other) noexcept
-        : core_(std::exchange(other.core_, nullptr)),
-          state_(other.state_),
-          parts_(std::move(other.parts_)),
-          plans_(std::move(other.plans_)),
-          sums_(std::move(other.sums_)),
-          stacks_(std::move(other.stacks_)),
-          total_(other.total_),
-          next_(other.next_) {}
+    DeviceStep(DeviceStep&&) noexcept = default;
     DeviceStep& operator=(DeviceStep&&) = delete;
-    ~DeviceStep() { end(); }
+    ~DeviceStep() { release(); }
 
     /// Encodes all rows of a sequence outside its window, unfinished groups included.
     static void seal(Core& core, DeviceState<Device>& state, Slot& slot) {
@@ -61,17 +38,10 @@ public:
         step.commit();
     }
 
-    /// Tokens of the step, all sequences together.
-    [[nodiscard]] std::size_t size() const noexcept { return total_; }
-
     /// As Step::append; x [n, D] lies on the device, and has been read when the device gets there.
-    void append(std::size_t layer, const MatrixView& x) {
+    void append(std::size_t layer, const MatrixView& x, ExecutorRef) {
         using namespace backend::gpu;
-        expects<state_error>(core_ != nullptr, "the step has ended");
-        expects<state_error>(layer == next_, "layers are appended in order, each once");
-        expects<state_error>(layer < core_->layers().size(), "the step has all its layers");
-        const PreparedLayer& prepared = core_->layers()[layer];
-        check_input(prepared, x, total_);
+        const PreparedLayer& prepared = expects_next(layer, x);
         const StackTables& stack = stacks_[prepared.stack];
         const LayerTable* table = state_->layer(layer);
         const auto n = static_cast<unsigned>(total_), streams = static_cast<unsigned>(prepared.encoders.size());
@@ -88,12 +58,9 @@ public:
     }
 
     /// As Step::attend; q [n, H * Dh] and out [n, H * Dh] (f32) lie on the device.
-    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0) {
+    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride, ExecutorRef) {
         using namespace backend::gpu;
-        expects<state_error>(core_ != nullptr, "the step has ended");
-        expects<state_error>(layer + 1 == next_, "attend follows append of the same layer");
-        const PreparedLayer& prepared = core_->layers()[layer];
-        out_stride = check_queries(prepared, q, out, out_stride, total_);
+        const PreparedLayer& prepared = expects_queries(layer, q, out, out_stride);
         Device& device = state_->device();
         const LayerForm form = state_->form(layer);
         const DeviceRows given{q.data, q.stride, q.type};
@@ -122,36 +89,25 @@ public:
 
     /// As Step::commit. The device may be behind; what follows in its stream sees the step.
     void commit() {
-        expects<state_error>(core_ != nullptr, "the step has ended");
-        expects<state_error>(next_ == core_->layers().size(), "commit before every layer was appended");
-        for (std::size_t i = 0; i < plans_.size(); ++i) {
-            commit_plan(parts_[i / core_->stacks()].slot->states[i % core_->stacks()], plans_[i]);
-        }
-        end();
+        StepBase::commit();
+        state_->busy = false;
     }
 
 private:
-    /// Of nothing yet. Where this throws, no step has begun.
-    DeviceStep(Core& core, DeviceState<Device>& state)
-        : core_(&core),
-          state_(&state),
-          plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())),
-          sums_(core) {
-        expects<state_error>(!state.busy,
-                             "a device runs one step of a cache at a time: commit or destroy the other one");
-    }
-
     /// Without new tokens.
-    DeviceStep(Core& core, DeviceState<Device>& state, Slot& slot) : DeviceStep(core, state) {
-        plans_.reserve(core.stacks());
-        for (std::size_t stack = 0; stack < core.stacks(); ++stack) plans_.push_back(core.plan(slot, stack, 0, true));
-        parts_.push_back({&slot, 0, 0, slot.states.front().next_position});
-        sums_.open(core, plans_, false);
-        stacks_ = tables().make(0);
-        slot.busy = state.busy = true;
-    }
+    DeviceStep(Core& core, DeviceState<Device>& state, Slot& slot) : StepBase(core, slot), state_(&state) { open(); }
 
-    using Plans = LedgerVector<StepPlan, Purpose::workspace>;
+    void open() {
+        expects<state_error>(!state_->busy,
+                             "begin: a device runs one step of a cache at a time, and another one is under way");
+        stacks_ = tables().make(total_);
+        // From here on nothing throws.
+        begin();
+        state_->busy = true;
+    }
+    void release() noexcept {
+        if (is_active() && begun_) state_->busy = false;
+    }
 
     [[nodiscard]] StepTables<Device, Plans> tables() { return {*core_, *state_, parts_, plans_, sums_}; }
 
@@ -201,22 +157,8 @@ private:
                                              step, out, out_stride);
     }
 
-    void end() noexcept {
-        if (core_ == nullptr) return;
-        for (const DevicePart& part : parts_) part.slot->busy = false;
-        state_->busy = false;
-        parts_.clear();
-        plans_.clear();
-        core_ = nullptr;
-    }
-
-    Core* core_;
     DeviceState<Device>* state_;
-    std::vector<DevicePart> parts_;
-    Plans plans_;  ///< [parts][stacks]
-    Accumulators sums_;
     std::vector<StackTables> stacks_;
-    std::size_t total_ = 0, next_ = 0;
 };
 
 }  // namespace detail

@@ -6,19 +6,12 @@
 #include <span>
 #include <vector>
 
-#include <xquant/core/accumulate.hpp>
 #include <xquant/core/device/state.cuh>
+#include <xquant/core/step_base.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
-
-/// The rows of one sequence in a step.
-struct DevicePart {
-    Slot* slot;
-    std::size_t first_row, rows;
-    std::int64_t first_position;
-};
 
 /// The tables of one stack's layers.
 struct StackTables {
@@ -48,7 +41,7 @@ struct StackTables {
 /// Queries of a part that are to be cut into blocks.
 struct Cut {
     std::uint32_t first_span, spans, queries;
-    const DevicePart* part;
+    const StepSequence* part;
 };
 
 /// The most channels that a row of a layer has, as it is given and as it is coded.
@@ -68,7 +61,7 @@ inline WidestRows widest_rows(const PreparedLayer& layer) noexcept {
 template <class Device, class Plans>
 class StepTables {
 public:
-    StepTables(const Core& core, DeviceState<Device>& state, std::span<const DevicePart> parts, const Plans& plans,
+    StepTables(const Core& core, DeviceState<Device>& state, std::span<const StepSequence> parts, const Plans& plans,
                const Accumulators& sums)
         : core_(&core), state_(&state), parts_(parts), plans_(&plans), sums_(&sums) {}
 
@@ -98,7 +91,7 @@ private:
         Packing& all = state_->packing;
         all.clear();
         std::vector<std::int64_t> positions;
-        for (const DevicePart& part : parts_) {
+        for (const StepSequence& part : parts_) {
             const std::int64_t first = part.first_position - part.slot->states.front().moved;
             for (std::size_t i = 0; i < part.rows; ++i) positions.push_back(first + static_cast<std::int64_t>(i));
         }
@@ -158,7 +151,7 @@ private:
         state_->device().to_device(base, all.bytes().data(), all.bytes().size());
     }
 
-    Cut add_part(StackTables& stack, const StepPlan& plan, const DevicePart& part,
+    Cut add_part(StackTables& stack, const StepPlan& plan, const StepSequence& part,
                  std::vector<backend::gpu::SpanTable>& spans, std::vector<backend::gpu::WriteTable>& writes,
                  std::vector<backend::gpu::PieceTable>& pieces) {
         using namespace backend::gpu;
@@ -285,7 +278,7 @@ private:
 
     const Core* core_;
     DeviceState<Device>* state_;
-    std::span<const DevicePart> parts_;
+    std::span<const StepSequence> parts_;
     const Plans* plans_;
     const Accumulators* sums_;
     std::vector<StackTables> stacks_;

@@ -31,7 +31,7 @@ inline namespace XQUANT_ABI_NS {
 
 /// Throws cuda_error unless a call succeeded.
 inline void check_cuda(const char* call, cudaError_t status) {
-    if (status != cudaSuccess) throw cuda_error(call, status);
+    if (status != cudaSuccess) detail::raise_error(cuda_error(call, status));
 }
 
 }  // namespace XQUANT_ABI_NS
@@ -80,7 +80,7 @@ public:
         const cudaError_t status = cudaMallocAsync(&memory, bytes, stream_);
         if (status == cudaErrorMemoryAllocation) {
             static_cast<void>(cudaGetLastError());
-            throw std::bad_alloc();
+            xquant::detail::raise_error(std::bad_alloc());
         }
         check_cuda("cudaMallocAsync", status);
         return memory;

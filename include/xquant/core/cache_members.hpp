@@ -1,0 +1,149 @@
+// The bodies of cache.hpp. Out of the class they are no inline functions, so that an `extern template` spares a translation unit
+// everything behind them.
+#pragma once
+
+#include <xquant/core/learn.hpp>
+#include <xquant/core/operations.hpp>
+#include <xquant/core/requantize.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+
+template <class Backend>
+std::size_t Cache<Backend>::Step::size() const noexcept {
+    return step_.size();
+}
+template <class Backend>
+void Cache<Backend>::Step::append(std::size_t layer, const MatrixView& x, ExecutorRef threads) {
+    step_.append(layer, x, threads);
+}
+template <class Backend>
+void Cache<Backend>::Step::attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride,
+                                  ExecutorRef threads) {
+    step_.attend(layer, q, out, out_stride, threads);
+}
+template <class Backend>
+void Cache<Backend>::Step::commit() {
+    step_.commit();
+}
+
+template <class Backend>
+Cache<Backend>::Cache(const Model& model, const Options& options, const detail::Recipe& recipe)
+    : core_(std::make_unique<detail::Core>(options, detail::stacks_of(model, recipe.accumulator != nullptr),
+                                           recipe.streams(), recipe.requantizes())),
+      state_(std::make_unique<typename Parts::State>(*core_, options)) {
+    if (recipe.accumulator != nullptr) {
+        core_->set_accumulator(recipe.accumulator(model.layers.front().shape.width));
+    }
+    const Rope* previous = nullptr;
+    for (std::size_t i = 0; i < model.layers.size(); ++i) {
+        const Layer& layer = model.layers[i];
+        detail::check_layer(layer, i);
+        core_->add_layer(layer, recipe.layers[i].role, recipe.layers[i].prepare(layer), previous,
+                         &detail::learn_stream<Backend>);
+        previous = &layer.rope;
+    }
+    state_->prepare(*core_);
+}
+template <class Backend>
+Cache<Backend>::~Cache() = default;
+template <class Backend>
+Cache<Backend>::Cache(Cache&&) noexcept = default;
+template <class Backend>
+Cache<Backend>& Cache<Backend>::operator=(Cache&& other) noexcept {
+    Cache taken(std::move(other));
+    std::swap(core_, taken.core_);
+    std::swap(state_, taken.state_);
+    return *this;
+}
+
+template <class Backend>
+Sequence Cache<Backend>::create() {
+    return core_->create();
+}
+template <class Backend>
+void Cache<Backend>::drop(Sequence sequence) {
+    core_->drop(sequence);
+}
+template <class Backend>
+Sequence Cache<Backend>::fork(Sequence sequence) {
+    return detail::fork_sequence(*core_, sequence, size(sequence));
+}
+template <class Backend>
+Sequence Cache<Backend>::fork(Sequence sequence, std::size_t tokens) {
+    return detail::fork_sequence(*core_, sequence, tokens);
+}
+template <class Backend>
+void Cache<Backend>::truncate(Sequence sequence, std::size_t tokens) {
+    detail::truncate_sequence(*core_, sequence, tokens);
+}
+template <class Backend>
+void Cache<Backend>::erase(Sequence sequence, std::size_t begin, std::size_t end) {
+    detail::erase_tokens(*core_, sequence, begin, end);
+}
+template <class Backend>
+void Cache<Backend>::shift(Sequence sequence, std::size_t begin, std::int64_t delta) {
+    detail::shift_tokens(*core_, sequence, begin, delta);
+}
+template <class Backend>
+void Cache<Backend>::gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents) {
+    detail::gather_sequences(*core_, sequences, parents);
+}
+
+template <class Backend>
+std::size_t Cache<Backend>::size(Sequence sequence) const {
+    return core_->find(sequence).states.front().tokens;
+}
+template <class Backend>
+std::int64_t Cache<Backend>::next_position(Sequence sequence) const {
+    return core_->find(sequence).states.front().next_position;
+}
+
+template <class Backend>
+typename Cache<Backend>::Step Cache<Backend>::begin(std::span<const StepPart> parts) {
+    return Step(Parts::begin(*core_, *state_, parts));
+}
+template <class Backend>
+void Cache<Backend>::seal(Sequence sequence) {
+    Parts::seal(*core_, *state_, core_->find_idle(sequence));
+}
+template <class Backend>
+Requantized Cache<Backend>::requantize_chosen(std::span<const Sequence> sequences,
+                                              detail::FunctionRef<bool(const PageChoice&)> choose) {
+    if constexpr (Parts::on_device) {
+        return {};  // requantize does not compile there
+    } else {
+        return detail::requantize_pages(Backend{}, *core_, sequences, choose);
+    }
+}
+template <class Backend>
+bool Cache<Backend>::take_bad_rows() {
+    if constexpr (Parts::on_device) return state_->take_bad_rows();
+    return false;
+}
+
+template <class Backend>
+Bytes Cache<Backend>::bytes() const noexcept {
+    return core_->ledger().bytes();
+}
+template <class Backend>
+std::size_t Cache<Backend>::peak_accumulator_bytes() const noexcept {
+    return core_->peak_accumulator();
+}
+template <class Backend>
+double Cache<Backend>::bits_per_token_layer(std::size_t tokens) const {
+    double bits = 0;
+    for (std::size_t layer = 0; layer < core_->layers().size(); ++layer) {
+        for (std::size_t stream = 0; stream < core_->layers()[layer].encoders.size(); ++stream) {
+            bits += static_cast<double>(core_->codec(layer, stream).format.ideal_bits(tokens));
+        }
+    }
+    return tokens == 0 ? 0 : bits / static_cast<double>(tokens * core_->layers().size());
+}
+template <class Backend>
+const Options& Cache<Backend>::options() const noexcept {
+    return core_->options();
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -1,0 +1,206 @@
+// What the steps of all backends have in common: which sequences get how many tokens, the plans of that, the order of calls, and the
+// moment when rows become part of a sequence.
+#pragma once
+
+#include <span>
+#include <utility>
+
+#include <xquant/core/accumulate.hpp>
+#include <xquant/core/core.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// The new rows of one sequence in a step.
+struct QueryRows {
+    std::size_t first_row = 0;  ///< of the step's rows
+    std::size_t rows = 0;
+    std::int64_t first_position = 0;
+};
+
+/// A sequence of a step.
+struct StepSequence : QueryRows {
+    Slot* slot = nullptr;
+};
+
+/// The sequence becomes what the plan says. Only moves: cannot fail.
+inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
+    for (const Segment& segment : plan.after) {
+        // Only of a page that nothing else shares: others may be read by other threads.
+        if (segment.page->filled < segment.end) segment.page->filled = segment.end;
+    }
+    state.segments.swap(plan.after);
+    state.tokens = plan.tokens;
+    state.next_position = plan.next_position;
+}
+
+/// A step as far as it does not depend on the backend. Destroying one that was not committed leaves the cache as it was.
+class StepBase {
+public:
+    StepBase(StepBase&& other) noexcept
+        : core_(std::exchange(other.core_, nullptr)),
+          parts_(std::move(other.parts_)),
+          plans_(std::move(other.plans_)),
+          sums_(std::move(other.sums_)),
+          total_(other.total_),
+          next_(other.next_),
+          begun_(other.begun_),
+          lost_(other.lost_) {}
+    StepBase& operator=(StepBase&&) = delete;
+
+    /// Tokens of the step, all sequences together.
+    [[nodiscard]] std::size_t size() const noexcept { return total_; }
+
+    /// The sequences now have the step's tokens. Throws state_error unless every layer was appended. Cannot fail otherwise.
+    void commit() {
+        expects_usable();
+        expects<state_error>(next_ == core_->layers().size(), "commit: ", next_, " of ", core_->layers().size(),
+                             " layers were appended");
+        for (std::size_t i = 0; i < plans_.size(); ++i) {
+            commit_plan(parts_[i / core_->stacks()].slot->states[i % core_->stacks()], plans_[i]);
+        }
+        end();
+    }
+
+protected:
+    template <class T>
+    using Work = LedgerVector<T, Purpose::workspace>;
+    using Plans = Work<StepPlan>;
+
+    /// Plans new tokens and allocates their pages. Throws sequence_error, shape_error, budget_error, std::bad_alloc.
+    StepBase(Core& core, std::span<const StepPart> parts) : StepBase(core) {
+        check_parts(parts);
+        parts_.reserve(parts.size());
+        plans_.reserve(parts.size() * core.stacks());
+        for (const StepPart& part : parts) {
+            Slot& slot = core.find(part.sequence);
+            add(slot, part.tokens);
+            total_ += part.tokens;
+        }
+        sums_.open(core, plans_);
+    }
+
+    /// Plans the encoding of all rows of a sequence outside its window, unfinished groups included; no new tokens. Throws likewise.
+    StepBase(Core& core, Slot& slot) : StepBase(core) {
+        parts_.reserve(1);
+        plans_.reserve(core.stacks());
+        add(slot, 0);
+        sums_.open(core, plans_, false);
+    }
+
+    ~StepBase() { end(); }
+
+    /// From here on the sequences are part of this step: the last thing that a constructor does.
+    void begin() noexcept {
+        for (const StepSequence& part : parts_) part.slot->busy = true;
+        begun_ = true;
+    }
+
+    [[nodiscard]] bool is_active() const noexcept { return core_ != nullptr; }
+
+    void expects_usable() const {
+        expects<state_error>(is_active(), "the step has ended");
+        expects<state_error>(!lost_, "append ran out of memory, or its executor threw: the step can only be destroyed");
+    }
+
+    /// Throws state_error unless a layer's turn has come, shape_error unless x is [tokens, D].
+    const PreparedLayer& expects_next(std::size_t layer, const MatrixView& x) const {
+        expects_usable();
+        const std::size_t layers = core_->layers().size();
+        expects<state_error>(next_ < layers, "append: layer ", layer, ", but all ", layers,
+                             " layers have been appended");
+        expects<state_error>(layer == next_, "append: layer ", layer, ", but layers come in order and the next one is ",
+                             next_);
+        const PreparedLayer& prepared = core_->layers()[layer];
+        expects(x.rows == total_ && x.cols == prepared.shape.width && !x.empty() && x.stride >= x.cols,
+                "append, layer ", layer, ": x is ", x,
+                "; expected [tokens of the step, width] = ", Shape{total_, prepared.shape.width});
+        return prepared;
+    }
+
+    /// Throws state_error unless a layer was appended last, shape_error unless q and out are [tokens, H * Dh]. Sets out_stride
+    /// where it is 0.
+    const PreparedLayer& expects_queries(std::size_t layer, const MatrixView& q, const float* out,
+                                         std::size_t& out_stride) const {
+        expects_usable();
+        expects<state_error>(next_ > 0, "attend: layer ", layer, ", but no layer has been appended");
+        expects<state_error>(layer + 1 == next_, "attend: layer ", layer, ", but the layer that was appended last is ",
+                             next_ - 1);
+        const PreparedLayer& prepared = core_->layers()[layer];
+        const std::size_t width = prepared.shape.heads * prepared.shape.head_dim;
+        if (out_stride == 0) out_stride = width;
+        expects(q.rows == total_ && q.cols == width && !q.empty() && q.stride >= q.cols, "attend, layer ", layer,
+                ": q is ", q, "; expected [tokens of the step, heads * head_dim] = ", Shape{total_, width});
+        expects(out != nullptr, "attend, layer ", layer, ": out is null");
+        expects(out_stride >= width, "attend, layer ", layer, ": out_stride is ", out_stride, "; a row of out has ",
+                width, " floats");
+        return prepared;
+    }
+
+    [[nodiscard]] const StepPlan& plan_of(std::size_t part, const PreparedLayer& layer) const noexcept {
+        return plans_[part * core_->stacks() + layer.stack];
+    }
+
+    template <class T>
+    LedgerAllocator<T, Purpose::workspace> allocator() {
+        return LedgerAllocator<T, Purpose::workspace>(core_->ledger());
+    }
+
+    Core* core_;
+    Work<StepSequence> parts_;
+    Plans plans_;  ///< [parts][stacks]
+    Accumulators sums_;
+    std::size_t total_ = 0;  ///< rows
+    std::size_t next_ = 0;   ///< layer to be appended
+    bool begun_ = false;     ///< the sequences are marked
+    bool lost_ = false;      ///< append was left by an exception when rows were partly stored
+
+private:
+    explicit StepBase(Core& core)
+        : core_(&core),
+          parts_(LedgerAllocator<StepSequence, Purpose::workspace>(core.ledger())),
+          plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())),
+          sums_(core) {}
+
+    void check_parts(std::span<const StepPart> parts) const {
+        expects(!parts.empty(), "begin: a step needs at least one sequence");
+        constexpr std::size_t most = (std::size_t{1} << 31U) - 1;
+        std::size_t total = 0;
+        for (std::size_t i = 0; i < parts.size(); ++i) {
+            const Slot& slot = core_->find(parts[i].sequence);
+            expects<sequence_error>(!slot.busy, "begin: sequence ", i, " of the list is already part of a step");
+            expects(parts[i].tokens > 0, "begin: sequence ", i,
+                    " of the list gets no token; a step adds at least one to each");
+            expects(parts[i].tokens <= most && total <= most - parts[i].tokens,
+                    "begin: a step adds fewer than 2^31 tokens, ", parts[i].tokens, " were asked for sequence ", i,
+                    " of the list");
+            total += parts[i].tokens;
+            for (std::size_t j = 0; j < i; ++j) {
+                expects<sequence_error>(parts[j].sequence != parts[i].sequence, "begin: sequences ", j, " and ", i,
+                                        " of the list are one");
+            }
+        }
+    }
+
+    void add(Slot& slot, std::size_t tokens) {
+        for (std::size_t stack = 0; stack < core_->stacks(); ++stack) {
+            plans_.push_back(core_->plan(slot, stack, tokens, tokens == 0));
+        }
+        parts_.push_back({{total_, tokens, slot.states.front().next_position}, &slot});
+    }
+
+    void end() noexcept {
+        if (core_ == nullptr) return;
+        for (const StepSequence& part : parts_) {
+            if (begun_) part.slot->busy = false;
+        }
+        parts_.clear();
+        plans_.clear();
+        core_ = nullptr;
+    }
+};
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

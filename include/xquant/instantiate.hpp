@@ -1,0 +1,14 @@
+// Compiling caches once. A cache of a backend is some 10 s of a compiler's time, in each translation unit that uses one; with
+//
+//     #include <xquant/instantiate.hpp>
+//     XQUANT_EXTERN_CACHE(xquant::backend::best);     // in a header of yours, which every user of a cache includes
+//     XQUANT_COMPILE_CACHE(xquant::backend::best);    // in one .cpp file
+//
+// it is paid once, whatever the number of schemes and files. All files need the same compiler flags: others have other functions
+// (config.hpp), and the linker says so.
+#pragma once
+
+#include <xquant/cache.hpp>
+
+#define XQUANT_EXTERN_CACHE(...) extern template class xquant::Cache<__VA_ARGS__>
+#define XQUANT_COMPILE_CACHE(...) template class xquant::Cache<__VA_ARGS__>

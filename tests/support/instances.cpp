@@ -1,0 +1,3 @@
+#include "support/instances.hpp"
+
+XQUANT_COMPILE_CACHE(xquant::backend::best);

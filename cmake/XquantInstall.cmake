@@ -1,5 +1,6 @@
-# Headers and a config package. find_package(xquant) gives xquant::xquant; find_package(xquant COMPONENTS svd) looks for
-# Eigen too and gives xquant::svd, and COMPONENTS persistence looks for xxHash and gives xquant::persistence.
+# Headers, a config package, and a file for pkg-config. find_package(xquant) gives xquant::xquant; find_package(xquant COMPONENTS
+# svd) looks for Eigen too and gives xquant::svd, and COMPONENTS persistence looks for xxHash and gives xquant::persistence.
+# pkg-config --cflags xquant gives the headers' folder.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -31,3 +32,17 @@ install(
   DESTINATION "${xquant_package_dir}"
 )
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}")
+
+# For builds without CMake: share/pkgconfig/xquant.pc. A prefix counted from the folder of this file lets the installed tree be moved; an
+# absolute CMAKE_INSTALL_DATADIR may lie anywhere, and gets the prefix as it is.
+set(xquant_pc_dir "${CMAKE_INSTALL_DATADIR}/pkgconfig")
+if(IS_ABSOLUTE "${CMAKE_INSTALL_DATADIR}")
+  set(xquant_pc_prefix "${CMAKE_INSTALL_PREFIX}")
+else()
+  cmake_path(RELATIVE_PATH CMAKE_INSTALL_PREFIX BASE_DIRECTORY "${CMAKE_INSTALL_PREFIX}/${xquant_pc_dir}" OUTPUT_VARIABLE xquant_pc_prefix)
+  string(PREPEND xquant_pc_prefix "\${pcfiledir}/")
+endif()
+set(xquant_pc_includedir "\${prefix}")
+cmake_path(APPEND xquant_pc_includedir "${CMAKE_INSTALL_INCLUDEDIR}")  # an absolute one replaces ${prefix}
+configure_file("${PROJECT_SOURCE_DIR}/cmake/xquant.pc.in" "${PROJECT_BINARY_DIR}/xquant.pc" @ONLY)
+install(FILES "${PROJECT_BINARY_DIR}/xquant.pc" DESTINATION "${xquant_pc_dir}")

@@ -96,10 +96,13 @@ LABEL = r"Throws|Cost|Error|Source|Tried|Layout|Threads|Errors"
 
 def for_doxygen(text):
     """A header as Doxygen should read it, line for line. Inline namespaces named by XQUANT_ABI_NS become blocks of extern "C++": the
-    instructions that a translation unit may use are no part of a name. Indented text of comments becomes verbatim text, whatever line
-    precedes it: Doxygen's Markdown wants an empty line there, and takes what follows for prose otherwise."""
+    instructions that a translation unit may use are no part of a name. Our macros that stand for attributes go. Indented text of
+    comments becomes verbatim text, whatever line precedes it: Doxygen's Markdown wants an empty line there, and takes what follows for
+    prose otherwise."""
     comment = re.compile(r"(\s*///)(?!<) ?(.*)$")
-    lines = text.replace("inline namespace XQUANT_ABI_NS {", 'extern "C++" {').split("\n")
+    text = text.replace("inline namespace XQUANT_ABI_NS {", 'extern "C++" {')
+    text = re.sub(r"(?m)^(?!\s*(?:#|//)).*?(?=//|$)", lambda match: re.sub(r"\bXQUANT_[A-Z_]+\b ?(?!\()", "", match[0]), text)
+    lines = text.split("\n")
     texts = [match[2] if (match := comment.match(line)) else None for line in lines]
     inside, hangs = [], False
     for one in texts:
@@ -203,9 +206,22 @@ def looks_like_code(body):
     return re.search(r";\s*($|//)|^#include|^template|^struct \w+ \{", body, re.M) is not None
 
 
+def with_tables_indented(lines):
+    """Paragraphs that are set in columns, and go on below one of them, stand as they are."""
+    out = list(lines)
+    for i, line in enumerate(lines):
+        begins = i == 0 or not lines[i - 1].strip()
+        if begins and re.match(r"\S+(?: \S+)* {3,}\S", line) and not re.match(rf"({LABEL})\b", line):
+            end = next((k for k in range(i, len(lines)) if not lines[k].strip()), len(lines))
+            if any(one.startswith("    ") for one in lines[i:end]):
+                out[i:end] = ["    " + one for one in lines[i:end]]
+    return out
+
+
 def head_blocks(lines, places):
     """A header's comment: paragraphs, some that begin with a label and hang below it, and text that stands as it is."""
     out, paragraph, code, hanging = [], [], [], 0
+    lines = with_tables_indented(lines)
 
     def flush():
         nonlocal hanging

@@ -87,7 +87,8 @@ PAGES = [
 ]
 
 INTERNAL = re.compile(r"(core|backend)/(?!backend\.hpp)")  # headers that the site shows as files
-LABEL = r"Throws|Cost|Error|Source|Tried|Layout|Threads|Errors"
+LABEL = r"Throws|Cost|Error|Source"  # begin a paragraph wherever a sentence begins with them
+HANGING = r"(?:[A-Z][a-z]+) {2,}"  # begins one that hangs below it
 
 
 # ----------------------------------------------------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def for_doxygen(text):
     inside, hangs = [], False
     for one in texts:
         # What hangs below @param or a label is part of its paragraph.
-        hangs = one is not None and (bool(re.match(rf"@|({LABEL}) {{2,}}", one)) or (hangs and one.startswith(" ")))
+        hangs = one is not None and (bool(re.match(rf"@|{HANGING}", one)) or (hangs and one.startswith(" ")))
         inside.append(one is not None and one.startswith("    ") and not hangs)
     for i, one in enumerate(texts):  # an empty line between two indented ones is part of them
         if one == "" and inside[i - 1] and inside[i + 1]:
@@ -211,7 +212,7 @@ def with_tables_indented(lines):
     out = list(lines)
     for i, line in enumerate(lines):
         begins = i == 0 or not lines[i - 1].strip()
-        if begins and re.match(r"\S+(?: \S+)* {3,}\S", line) and not re.match(rf"({LABEL})\b", line):
+        if begins and re.match(r"\S+(?: \S+)* {3,}\S", line) and not re.match(HANGING, line):
             end = next((k for k in range(i, len(lines)) if not lines[k].strip()), len(lines))
             if any(one.startswith("    ") for one in lines[i:end]):
                 out[i:end] = ["    " + one for one in lines[i:end]]
@@ -236,7 +237,7 @@ def head_blocks(lines, places):
 
     for line in lines:
         indent = len(line) - len(line.lstrip())
-        label = re.match(rf"({LABEL}) {{2,}}", line)
+        label = re.match(HANGING, line)
         if not line.strip():
             if code:
                 code.append("")
@@ -433,9 +434,8 @@ class Reader:
 
     def record(self, node):
         name = re.sub(r"^([\w:]*::)", "", tight(text_of(node, "compoundname")))
-        bases = [
-            f"{one.get('prot')} {tight(''.join(one.itertext()))}" for one in node.iter("basecompoundref") if one.get("prot") == "public"
-        ]
+        bases = [tight("".join(one.itertext())) for one in node.iter("basecompoundref") if one.get("prot") == "public"]
+        bases = [f"public {base}" for base in bases if "detail::" not in base]
         signature = template_prefix(node) + name + (" : " + ", ".join(bases) if bases else "")
         kind = "class" if node.get("kind") == "class" else "struct"
         line = int(node.find("location").get("line"))
@@ -461,6 +461,8 @@ class Reader:
             special = name in (own, "~" + own) or name.startswith("operator")
             if special and not entity.blocks and (name != own or re.search(rf"\({own}\s*&&|\(const {own}\s*&", entity.signatures[0])):
                 continue  # copies, moves, comparisons: nothing is said of them
+            if "detail::" in entity.signatures[0] and not entity.blocks:
+                continue
             yield member.find("location").get("file"), entity
 
     def entity(self, directive, signature, member, name):

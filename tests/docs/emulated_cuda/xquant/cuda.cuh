@@ -1,4 +1,4 @@
-// In place of <xquant/cuda.cuh> where a page's code for CUDA is compiled without CUDA: the backend's names stand for the GPU in plain C++.
+// In place of <xquant/cuda.cuh> where pages are compiled without CUDA: the GPU in plain C++ stands for its backends.
 #pragma once
 
 #include <xquant/core/device/backend.cuh>

@@ -27,7 +27,7 @@ as_root() {
 
 package_installed() { dpkg-query -W -f='${db:Status-Status}' "$1" 2> /dev/null | grep -qx installed; }
 
-# install_packages test|demo: installs what tools/packages.txt lists for it and this machine lacks.
+# install_packages test|demo|docs: installs what tools/packages.txt lists for it and this machine lacks.
 install_packages() {
     local name users missing=()
     if ! command -v apt-get > /dev/null; then

@@ -37,6 +37,7 @@ inline namespace XQUANT_ABI_NS {
 /// @tparam CrossLayer  CrossLayer<Off>: every layer stands alone; CrossLayer<Delta>: layers store what they add
 /// @tparam Projection  what is stored of X: Projection<Rotated>, Plain, KeyValue<...>, SplitSvd, HeadSvd, or your own
 /// @tparam Backend     the machine; default: the best of this build
+///
 /// It adds nothing to Cache<Backend> but its constructor and what can be said of a cache before there is one.
 template <class Quantizer = Uniform<4, 128>, class Layout = Layout<PerToken>, class CrossLayer = CrossLayer<Off>,
           class Projection = Projection<Rotated>, class Backend = backend::best>

@@ -1,6 +1,6 @@
-// What does it cost to add one token to a layer: begin, append, commit? Projection, writing, and every 128th time the encoding
-// of a page are in it; attention is not. The weights come out of memory, as
-// in a model. Names: append_step/scheme/shape/T/backend, where T tokens were there at first.
+// What does it cost to add one token to a layer: begin, append, commit? Projection, writing, and every 128th time the
+// encoding of a page are in it; attention is not. The weights come out of memory, as in a model. Names:
+// append_step/scheme/shape/T/backend, where T tokens were there at first.
 #include "loaded.hpp"
 
 namespace bench {

@@ -1,5 +1,6 @@
-// What does attention of 512 new tokens cost with T tokens cached? As in prefill by chunks: the query rows share what is
-// rebuilt. One layer, one thread. Names: attend_prefill/scheme/shape/T/backend. Bytes are those stored for the T tokens.
+// What does attention of 512 new tokens cost with T tokens cached? As in prefill by chunks: the query rows share what
+// is rebuilt. One layer, one thread. Names: attend_prefill/scheme/shape/T/backend. Bytes are those stored for the T
+// tokens.
 #include "loaded.hpp"
 
 namespace bench {

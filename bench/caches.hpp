@@ -1,4 +1,5 @@
-// The schemes that are measured, behind an interface without templates: each backend is compiled once, in a file of its own.
+// The schemes that are measured, behind an interface without templates: each backend is compiled once, in a file of its
+// own.
 #pragma once
 
 #include <cstddef>

@@ -1,6 +1,7 @@
 #include <type_traits>
 
 #include "caches_of.hpp"
+#include "compiled/best.hpp"
 
 namespace bench {
 namespace {

@@ -97,8 +97,8 @@ Scheme scheme(const char* name, bool stores_x, double bound) {
             }};
 }
 
-/// Bounds are some 40 % above the largest error of the scalar backend on the shapes that are measured: they catch answers that
-/// are wrong, while tests/parity/ compares backends closely.
+/// Bounds are some 40 % above the largest error of the scalar backend on the shapes that are measured: they catch
+/// answers that are wrong, while tests/parity/ compares backends closely.
 template <class Tag>
 std::vector<Scheme> schemes_of() {
     namespace preset = xq::preset;

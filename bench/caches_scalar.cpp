@@ -1,4 +1,5 @@
 #include "caches_of.hpp"
+#include "support/compiled/scalar.hpp"
 
 namespace bench {
 

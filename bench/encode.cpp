@@ -1,5 +1,5 @@
-// How fast are rows of a stream encoded? Names: encode/scheme/shape/T/backend. Bytes are those of the f32 rows. T 512 comes
-// out of a cache of the processor, T 4096 partly out of memory.
+// How fast are rows of a stream encoded? Names: encode/scheme/shape/T/backend. Bytes are those of the f32 rows. T 512
+// comes out of a cache of the processor, T 4096 partly out of memory.
 #include <cstring>
 
 #include "formats.hpp"

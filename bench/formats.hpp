@@ -58,8 +58,8 @@ struct Stream {
     xq::QuantizedRows quantized;
 };
 
-/// Registers verb/format/shape/T/backend for all of them. `of.template operator()<Quantizer, Axis, Tag>()` gives the benchmark, a
-/// function of (state, tokens, width).
+/// Registers verb/format/shape/T/backend for all of them. `of.template operator()<Quantizer, Axis, Tag>()` gives the
+/// benchmark, a function of (state, tokens, width).
 template <class Of>
 bool register_formats(const char* verb, Of&& of) {
     for_each_backend([&]<class Tag>(Tag) {

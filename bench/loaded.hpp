@@ -15,7 +15,8 @@ enum class Filled {
     wide     ///< W reads all of X: where writing is measured
 };
 
-/// A cache with `tokens` tokens, and a step with `rows` more that were appended and can be attended any number of times.
+/// A cache with `tokens` tokens, and a step with `rows` more that were appended and can be attended any number of
+/// times.
 struct Loaded {
     Cache* cache = nullptr;
     xquant::Sequence sequence;

@@ -1,5 +1,5 @@
-// xquant_bench: Google Benchmark's options, and the machine's limits in the context of every report. Exit status 1 if an
-// answer was wrong.
+// xquant_bench: Google Benchmark's options, and the machine's limits in the context of every report. Exit status 1 if
+// an answer was wrong.
 #include <fmt/format.h>
 #include <unistd.h>
 

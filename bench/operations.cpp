@@ -1,5 +1,6 @@
-// What do operations on sequences cost, and saving and loading? A program of its own: bin/xquant_bench_operations. Four layers of
-// the shape of SmolLM2-135M; only saving, loading and requantizing depend on their number. Names: verb/scheme/T.
+// What do operations on sequences cost, and saving and loading? A program of its own: bin/xquant_bench_operations. Four
+// layers of the shape of SmolLM2-135M; only saving, loading and requantizing depend on their number. Names:
+// verb/scheme/T.
 #include <benchmark/benchmark.h>
 #include <unistd.h>
 
@@ -16,6 +17,8 @@
 #endif
 #include <xquant/persistence.hpp>
 #include <xquant/xquant.hpp>
+
+#include "compiled/best.hpp"
 
 namespace {
 

@@ -7,8 +7,8 @@ if(NOT CMAKE_CUDA_COMPILER)
   return()
 endif()
 
-# For the GPU that is here. Where there is none, one architecture will do (two minutes each): tests/cuda compiles for both that the kernels
-# were written for.
+# For the GPU that is here. Where there is none, one architecture will do: compiling the kernels takes four minutes for each. tools/test
+# --full names both that the kernels were written for.
 execute_process(COMMAND nvidia-smi -L RESULT_VARIABLE xquant_gpu OUTPUT_QUIET ERROR_QUIET)
 if(xquant_gpu STREQUAL "0")
   set(CMAKE_CUDA_ARCHITECTURES native CACHE STRING "GPUs that our own CUDA programs are compiled for")

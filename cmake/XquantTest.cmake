@@ -22,19 +22,11 @@ else()
   target_include_directories(xquant_catch PUBLIC "${PROJECT_SOURCE_DIR}/tests/support" "${PROJECT_SOURCE_DIR}/tests")
 endif()
 
-# What tests share is compiled once: caches of the best backend, and (a precompiled header) Catch2 and the library's front door.
-add_library(xquant_test_instances STATIC EXCLUDE_FROM_ALL "${PROJECT_SOURCE_DIR}/tests/support/instances.cpp")
-target_include_directories(xquant_test_instances PUBLIC "${PROJECT_SOURCE_DIR}/tests")
-target_link_libraries(xquant_test_instances PUBLIC xquant::xquant PRIVATE xquant_build_flags)
-if(TARGET xquant::svd)
-  target_sources(xquant_test_instances PRIVATE "${PROJECT_SOURCE_DIR}/tests/support/instances_svd.cpp")
-  target_link_libraries(xquant_test_instances PRIVATE xquant::svd)
-  target_compile_definitions(xquant_test_instances PUBLIC XQUANT_SVD_COMPILED=1)
-endif()
+# Catch2 and the library's front door are a precompiled header, and caches of the best backend are compiled once.
 add_library(xquant_test_pch OBJECT EXCLUDE_FROM_ALL "${PROJECT_SOURCE_DIR}/tests/support/pch.cpp")
-target_link_libraries(xquant_test_pch PRIVATE xquant_catch xquant_test_instances xquant_build_flags)
+target_link_libraries(xquant_test_pch PRIVATE xquant_catch xquant_compiled_best xquant_build_flags)
 target_precompile_headers(xquant_test_pch PRIVATE
-  "${PROJECT_SOURCE_DIR}/tests/support/catch.hpp" "${PROJECT_SOURCE_DIR}/tests/support/instances.hpp")
+  "${PROJECT_SOURCE_DIR}/tests/support/catch.hpp" "${PROJECT_SOURCE_DIR}/examples/compiled/best.hpp")
 
 add_custom_target(xquant_threads_tests COMMENT "the tests labelled threads")
 
@@ -71,7 +63,7 @@ function(xquant_test name)
   cmake_path(GET CMAKE_CURRENT_SOURCE_DIR FILENAME folder)
 
   add_executable(test_${name} ${arg_SOURCES})
-  target_link_libraries(test_${name} PRIVATE ${arg_LIBS} xquant_test_instances xquant_catch xquant::xquant xquant_build_flags)
+  target_link_libraries(test_${name} PRIVATE ${arg_LIBS} xquant_compiled_best xquant_catch xquant::xquant xquant_build_flags)
   target_precompile_headers(test_${name} REUSE_FROM xquant_test_pch)
 
   set(test ${folder}.${name})

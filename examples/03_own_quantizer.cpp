@@ -1,5 +1,5 @@
-// A quantizer of your own: FP4, codes that are tiny floating-point numbers. It is a dozen lines, is checked by the shipped
-// contract test, and runs on every kernel of the library.
+// A quantizer of your own: FP4, codes that are tiny floating-point numbers. It is a dozen lines, is checked by the
+// shipped contract test, and runs on every kernel of the library.
 //
 // Source  OCP Microscaling Formats 1.0, E2M1: sign, two bits of exponent, one of mantissa.
 #include <xquant/testing/contract.hpp>

@@ -1,5 +1,6 @@
-// A layout of your own: groups of 4 tokens and a fourth as many channels. Neighbouring tokens are alike, so a group sees
-// fewer channels with their different sizes; and rows need not wait for 128 of their kind, as they must with PerChannel.
+// A layout of your own: groups of 4 tokens and a fourth as many channels. Neighbouring tokens are alike, so a group
+// sees fewer channels with their different sizes; and rows need not wait for 128 of their kind, as they must with
+// PerChannel.
 #include <xquant/testing/contract.hpp>
 #include <xquant/xquant.hpp>
 

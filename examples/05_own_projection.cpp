@@ -1,5 +1,5 @@
-// A projection of your own: X with each channel divided by its size over calibration rows, so that a group along a token has
-// values of one kind. Dividing and multiplying back are folded into the matrices: reading costs nothing.
+// A projection of your own: X with each channel divided by its size over calibration rows, so that a group along a
+// token has values of one kind. Dividing and multiplying back are folded into the matrices: reading costs nothing.
 //
 // (On real models a rotation does better: see docs/accuracy.md. This one is short.)
 #include <xquant/testing/contract.hpp>

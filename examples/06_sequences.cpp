@@ -1,4 +1,5 @@
-// What a server does with a cache: a prompt that several answers share, an endless conversation, old tokens in fewer bits, a file.
+// What a server does with a cache: a prompt that several answers share, an endless conversation, old tokens in fewer
+// bits, a file.
 //
 // Rows are noise here; in an engine they are the attention inputs of the tokens whose ids stand beside them.
 #include <xquant/persistence.hpp>

@@ -1,13 +1,14 @@
-/// Attention, encoding and prefill on a GPU, by CUDA events: how fast, and how far from the limits that the same run measures.
+/// Attention, encoding and prefill on a GPU, by CUDA events: how fast, and how far from the limits that the same run
+/// measures.
 ///
 ///     xquant_bench_cuda [--quick] [--json FILE]
 ///
-/// A row of the table is one layer and one new token for each of `batch` sequences of T tokens, all pages in different memory. Time
-/// is the median of 15 launches; between two, 256 MB are overwritten, more than any L2 holds. The prediction is the larger of
-/// bytes / copy bandwidth and operations / matrix peak, that of halves and that of bytes for what is rebuilt from codes. Exits with 77
-/// where there is no GPU.
-#include <xquant/cuda.cuh>
+/// A row of the table is one layer and one new token for each of `batch` sequences of T tokens, all pages in different
+/// memory. Time is the median of 15 launches; between two, 256 MB are overwritten, more than any L2 holds. The
+/// prediction is the larger of bytes / copy bandwidth and operations / matrix peak, that of halves and that of bytes
+/// for what is rebuilt from codes. Exits with 77 where there is no GPU.
 #include <xquant/projection/svd.hpp>
+#include "support/compiled/cuda.cuh"
 
 #include <nlohmann/json.hpp>
 

@@ -1,10 +1,11 @@
-// llama_decode MODEL OUT.json THREADS TOKENS REPETITIONS DEPTH...: what `xquant-llm bench` measures, of llama.cpp's f16, q8_0 and
-// q4_0 caches with flash attention. Cache types take turns. Not part of the build: tools/bench-peers compiles it against the
-// llama.cpp that it has fetched.
+// llama_decode MODEL OUT.json THREADS TOKENS REPETITIONS DEPTH...: what `xquant-llm bench` measures, of llama.cpp's
+// f16, q8_0 and q4_0 caches with flash attention. Cache types take turns. Not part of the build: tools/bench-peers
+// compiles it against the llama.cpp that it has fetched.
 //
-// llama-bench measures the same, but evaluates the whole prompt for every cache type, and only knows wall time. Here the cache is
-// filled by many sequences of 128 tokens at consecutive positions, which are then made one: what lies in the cache is not what
-// the model would have put there, and takes as long to read. With one thread, times are processor times.
+// llama-bench measures the same, but evaluates the whole prompt for every cache type, and only knows wall time. Here
+// the cache is filled by many sequences of 128 tokens at consecutive positions, which are then made one: what lies in
+// the cache is not what the model would have put there, and takes as long to read. With one thread, times are processor
+// times.
 #include <llama.h>
 
 #include <time.h>

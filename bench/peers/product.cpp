@@ -1,6 +1,6 @@
-// How fast is the product that rebuilds keys, z [tokens, width] A [width, Dh], beside Eigen's and OpenBLAS's? Both operands in a
-// cache of the processor, as in attention. Names: product/who/tokens x width x Dh. `ours` is the f32 product of the backend;
-// `ours_codes` rebuilds the same keys from 4-bit codes, unpacking included.
+// How fast is the product that rebuilds keys, z [tokens, width] A [width, Dh], beside Eigen's and OpenBLAS's? Both
+// operands in a cache of the processor, as in attention. Names: product/who/tokens x width x Dh. `ours` is the f32
+// product of the backend; `ours_codes` rebuilds the same keys from 4-bit codes, unpacking included.
 #include <cblas.h>
 
 #include <Eigen/Core>

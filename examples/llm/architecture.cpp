@@ -3,7 +3,8 @@
 namespace llm {
 
 std::span<const Architecture> architectures() {
-    // Sources  Llama 2307.09288, Qwen2 2407.10671, Qwen3 2505.09388, Gemma 3 2503.19786 (arXiv), GPT-2 Radford et al. 2019
+    // Sources  Llama 2307.09288, Qwen2 2407.10671, Qwen3 2505.09388, Gemma 3 2503.19786 (arXiv), GPT-2 Radford et al.
+    //          2019
     static constexpr Architecture all[] = {
         {.name = "llama"},
         {.name = "qwen2", .pairs = Pairs::halves, .qkv_biases = true},

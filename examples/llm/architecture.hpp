@@ -1,5 +1,5 @@
-/// What the architectures that this engine knows are made of. Everything that a file's metadata doesn't say stands here;
-/// nothing else in the engine asks for an architecture's name.
+/// What the architectures that this engine knows are made of. Everything that a file's metadata doesn't say stands
+/// here; nothing else in the engine asks for an architecture's name.
 #pragma once
 
 #include <cstddef>

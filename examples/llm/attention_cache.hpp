@@ -43,9 +43,9 @@ public:
     virtual void save(std::ostream& out, const std::string& note) const;
     virtual void save(const std::string& path, const std::string& note) const;
 
-    /// The saved tokens take the place of those that are there; returns the note. A file is mapped: it must stay as it is
-    /// while the cache is used. Throws what xquant::load throws, and Error for sequences that no model here can continue;
-    /// the cache is as it was then.
+    /// The saved tokens take the place of those that are there; returns the note. A file is mapped: it must stay as it
+    /// is while the cache is used. Throws what xquant::load throws, and Error for sequences that no model here can
+    /// continue; the cache is as it was then.
     virtual std::string load(std::istream& in);
     virtual std::string load(const std::string& path);
 

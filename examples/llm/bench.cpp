@@ -92,7 +92,8 @@ void check(const BenchOptions& o) {
         throw Error("--depths must rise");
 }
 
-/// Rows until the cache has `depth` tokens. They are random and skip the model: what a step costs does not depend on them.
+/// Rows until the cache has `depth` tokens. They are random and skip the model: what a step costs does not depend on
+/// them.
 void fill(AttentionCache& cache, const Config& config, std::size_t depth) {
     constexpr std::size_t step = 512;
     std::mt19937 random(1);

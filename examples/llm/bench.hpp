@@ -31,8 +31,8 @@ struct BenchSample {
 /// The samples in the order they were taken. `model` and `json` of the options are not looked at. Throws llm::Error.
 std::vector<BenchSample> bench_samples(const Model& model, const BenchOptions& options, ThreadPool& pool);
 
-/// A table on stdout: medians, and the slope of the time over depth. Schemes take turns, so that a slow minute of the machine
-/// hits all of them; with one thread, times are processor times. Throws llm::Error.
+/// A table on stdout: medians, and the slope of the time over depth. Schemes take turns, so that a slow minute of the
+/// machine hits all of them; with one thread, times are processor times. Throws llm::Error.
 void bench(const BenchOptions& options);
 
 }  // namespace llm

@@ -22,8 +22,8 @@ namespace {
 
 constexpr const char* gpt2_pattern = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-// GPT-2's, but every digit alone, and no word reaches over a digit: as a piece ends at a digit, white space before one is
-// taken whole.
+// GPT-2's, but every digit alone, and no word reaches over a digit: as a piece ends at a digit, white space before one
+// is taken whole.
 constexpr const char* smollm_pattern =
     R"(\p{N}|'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+)";
 

@@ -1,5 +1,5 @@
-/// What some schemes learn beforehand, from text other than the evaluated one: the static mean of x in each layer, which the
-/// x*_rot_mean schemes subtract, and rows of x, which the kvquant schemes place their levels by.
+/// What some schemes learn beforehand, from text other than the evaluated one: the static mean of x in each layer,
+/// which the x*_rot_mean schemes subtract, and rows of x, which the kvquant schemes place their levels by.
 #pragma once
 
 #include <cstddef>

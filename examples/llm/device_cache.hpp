@@ -1,5 +1,5 @@
-/// Caches whose pages lie on a device behind the engine's interface. The engine itself runs on the processor: x and q go to the
-/// device, attention's result comes back. For figures of quality, not of speed.
+/// Caches whose pages lie on a device behind the engine's interface. The engine itself runs on the processor: x and q
+/// go to the device, attention's result comes back. For figures of quality, not of speed.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +18,8 @@ struct DeviceShape {
     std::size_t width, q_width;
 };
 
-/// A sequence on a GPU in plain C++: what the kernels compute, slowly. Where the tests are built (XQUANT_LLM_EMULATED_CUDA).
+/// A sequence on a GPU in plain C++: what the kernels compute, slowly. Where the tests are built
+/// (XQUANT_LLM_EMULATED_CUDA).
 std::unique_ptr<AttentionCache> make_emulated_cache(std::string_view scheme, const xquant::Model& model,
                                                     const xquant::Options& options, const DeviceShape& shape);
 

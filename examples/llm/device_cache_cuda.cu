@@ -1,4 +1,4 @@
-#include <xquant/cuda.cuh>
+#include "support/compiled/cuda.cuh"
 
 #include "device_cache_of.hpp"
 

@@ -1,4 +1,4 @@
-#include "support/gpu/device.hpp"
+#include "support/compiled/emulated.hpp"
 
 #include "device_cache_of.hpp"
 

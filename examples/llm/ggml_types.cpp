@@ -86,8 +86,8 @@ void expand_q8_0(const std::byte* in, float* out, std::size_t n) {
 
 constexpr std::size_t super_block = 256;
 
-/// Scales and mins of the 8 groups of a Q4_K or Q5_K block. Those of groups 0 to 3 are the low 6 bits of bytes 0 to 3 and
-/// 4 to 7; of the others, 4 bits stand in bytes 8 to 11 and 2 in the top of bytes 0 to 7.
+/// Scales and mins of the 8 groups of a Q4_K or Q5_K block. Those of groups 0 to 3 are the low 6 bits of bytes 0 to 3
+/// and 4 to 7; of the others, 4 bits stand in bytes 8 to 11 and 2 in the top of bytes 0 to 7.
 struct SixBits {
     unsigned scale, min;
 

@@ -13,10 +13,11 @@
 ///   Q5_K   256 values, 176 bytes: d f16, m f16, 12, 32, 128 x 2     d * scale * code - m * min
 ///   Q6_K   256 values, 210 bytes: 128 x 2, 64 x 4, 16 x i8, d f16   d * scale * (code - 32)
 ///
-/// Low 4 bits of a code: in a block of 32, byte j holds those of code j and, in its high half, of code j + 16; in a block
-/// of 256, 32 bytes hold those of 64 codes (Q6_K: 64 bytes hold 128), the first half of the codes in the low halves. The
-/// fifth and sixth bits stand apart: bit i of the u32 belongs to code i; bit i / 32 of byte i % 32 (Q5_K) to code i.
-/// Scales: one for each 32 values (Q6_K: 16). Q4_K and Q5_K pack 8 scales and 8 mins of 6 bits into 12 bytes.
+/// Low 4 bits of a code: in a block of 32, byte j holds those of code j and, in its high half, of code j + 16; in a
+/// block of 256, 32 bytes hold those of 64 codes (Q6_K: 64 bytes hold 128), the first half of the codes in the low
+/// halves. The fifth and sixth bits stand apart: bit i of the u32 belongs to code i; bit i / 32 of byte i % 32 (Q5_K)
+/// to code i. Scales: one for each 32 values (Q6_K: 16). Q4_K and Q5_K pack 8 scales and 8 mins of 6 bits into 12
+/// bytes.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,7 @@
 /// A model out of a GGUF file: sizes from the metadata, pieces as its architecture says.
 ///
-/// A tensor or a key of the architecture that nobody asked for would change the answers (RoPE factors, experts): better no
-/// answer than a wrong one, so it is an error that names it.
+/// A tensor or a key of the architecture that nobody asked for would change the answers (RoPE factors, experts): better
+/// no answer than a wrong one, so it is an error that names it.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 

@@ -1,5 +1,5 @@
-/// The merging that both kinds of tokenizers share: again and again the two neighbours of lowest rank become one part, the
-/// leftmost first, until no pair has a rank.
+/// The merging that both kinds of tokenizers share: again and again the two neighbours of lowest rank become one part,
+/// the leftmost first, until no pair has a rank.
 ///
 /// Cost  n log n for n parts: a heap over a linked list.
 #pragma once
@@ -20,8 +20,8 @@ struct Part {
     Token token;
 };
 
-/// parts: consecutive pieces of one text. find(left, right) returns an optional<pair<Rank, Token>> for the two of them as
-/// one part; small ranks go first. Returns what is left, in order.
+/// parts: consecutive pieces of one text. find(left, right) returns an optional<pair<Rank, Token>> for the two of them
+/// as one part; small ranks go first. Returns what is left, in order.
 template <class Rank, class Find>
 std::vector<Part> merge_neighbours(const std::vector<Part>& parts, Find&& find) {
     constexpr std::size_t none = static_cast<std::size_t>(-1);

@@ -1,9 +1,8 @@
 /// `xquant-llm perplexity`: what each scheme costs in bytes and in quality, on a text.
 ///
-/// Every chunk of the text is a context of its own from position 0. With a BOS, the text begins with one and so does every
-/// chunk, in place of its first token. All caches are strict: a query meets
-/// its own step's rows quantized too, except the sinks and the tail. Each scheme is compared with the exact f32 cache
-/// on the same tokens.
+/// Every chunk of the text is a context of its own from position 0. With a BOS, the text begins with one and so does
+/// every chunk, in place of its first token. All caches are strict: a query meets its own step's rows quantized too,
+/// except the sinks and the tail. Each scheme is compared with the exact f32 cache on the same tokens.
 #pragma once
 
 #include <cstddef>

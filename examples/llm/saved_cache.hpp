@@ -32,8 +32,9 @@ void check_savable(const AttentionCache& cache);
 /// Replaces `path`. ids: the tokens that the cache holds. Throws llm::Error, and what xquant::save throws.
 void save_cache(const AttentionCache& cache, const Scheme& scheme, std::span<const Token> ids, const std::string& path);
 
-/// Loads as many of the prompt's first tokens as a saved cache has, but not the last one, so that a token is left to read.
-/// Returns how many. Throws llm::Error for another scheme, or if no token is common; and what xquant::load throws.
+/// Loads as many of the prompt's first tokens as a saved cache has, but not the last one, so that a token is left to
+/// read. Returns how many. Throws llm::Error for another scheme, or if no token is common; and what xquant::load
+/// throws.
 std::size_t load_cache(AttentionCache& cache, const Scheme& scheme, std::span<const Token> prompt,
                        const std::string& path);
 

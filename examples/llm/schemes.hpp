@@ -1,7 +1,7 @@
 /// Makes caches by the names of the schemes: "f32" (exact), "f16", "svd_head4", "x3_rot:group=32:tail=128" ...
 ///
-/// Every scheme but the exact one is one of xquant/registry.hpp, schemes_rank.cpp adds some of this engine's own; f32 is the engine's own (exact_cache.hpp), so that the
-/// yardstick owes nothing to the library.
+/// Every scheme but the exact one is one of xquant/registry.hpp, schemes_rank.cpp adds some of this engine's own; f32
+/// is the engine's own (exact_cache.hpp), so that the yardstick owes nothing to the library.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <xquant/registry.hpp>
+#include "compiled/best.hpp"
 
 #include "attention_cache.hpp"
 #include "threads.hpp"
@@ -53,7 +54,8 @@ void register_rank_schemes();
 
 std::vector<std::string> scheme_names();  // without suffixes, in table order
 
-/// "processor", "cuda", "emulated_cuda". Throws llm::Error for other names, and for a place that this build does not have.
+/// "processor", "cuda", "emulated_cuda". Throws llm::Error for other names, and for a place that this build does not
+/// have.
 Place parse_place(const std::string& name);
 
 /// All schemes, a line for each, and the suffixes.

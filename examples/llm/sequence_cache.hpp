@@ -1,5 +1,5 @@
-/// What caches of the library have in common behind the engine's interface, wherever their pages lie: one sequence, and the step
-/// that runs.
+/// What caches of the library have in common behind the engine's interface, wherever their pages lie: one sequence, and
+/// the step that runs.
 #pragma once
 
 #include <algorithm>

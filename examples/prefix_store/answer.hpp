@@ -31,8 +31,8 @@ struct Answer {
     std::size_t saved = 0;             // tokens of the entry that was put into the store
 };
 
-/// Loads the longest prefix that the store has and this cache can continue; an entry that cannot be loaded is removed, and
-/// the next best one tried. Returns its tokens, 0 if there is none; the cache is empty then.
+/// Loads the longest prefix that the store has and this cache can continue; an entry that cannot be loaded is removed,
+/// and the next best one tried. Returns its tokens, 0 if there is none; the cache is empty then.
 std::size_t load_prefix(PrefixStore& store, const std::string& scheme, std::span<const Token> prompt,
                         AttentionCache& cache);
 

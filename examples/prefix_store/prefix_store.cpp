@@ -286,8 +286,8 @@ PrefixStore::~PrefixStore() {
     }
 }
 
-/// f in a transaction, after what was used since the last one. Where the file is full of gaps that fit nothing, the entry
-/// that was used longest ago goes, and f is called again.
+/// f in a transaction, after what was used since the last one. Where the file is full of gaps that fit nothing, the
+/// entry that was used longest ago goes, and f is called again.
 void PrefixStore::change(const std::function<void(Transaction&)>& f) {
     std::vector<std::uint64_t> used;
     {

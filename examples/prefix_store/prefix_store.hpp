@@ -1,14 +1,14 @@
 /// Saved caches of prompts' beginnings, on disk, found again by their tokens. An LMDB environment in a folder.
 ///
 ///   PrefixStore store("folder", {.limit = 1 << 30, .model = fingerprint});
-///   if (auto found = store.find("svd_head4", prompt)) load(found->bytes());   // holds the first found->tokens() tokens
-///   store.put("svd_head4", ids, bytes);                                       // ids: whole blocks of 128
+///   if (auto found = store.find("svd_head4", prompt)) load(found->bytes());  // holds the first found->tokens() tokens
+///   store.put("svd_head4", ids, bytes);                                      // ids: whole blocks of 128
 ///
-/// Key      a chain of XXH3 hashes, 128 bits: of scheme and model, then of the last hash and the next 128 ids. Every block of
-///          an entry is in the index, so a prompt finds what it shares with a longer one. Ids, scheme and model are stored
-///          and compared: two prompts with one hash cost a comparison, never an answer.
-/// Limit    where the entries' bytes would pass it, those that were used longest ago go first. The file may become twice as
-///          large and 64 MB, as removed entries leave gaps, and never shrinks.
+/// Key      a chain of XXH3 hashes, 128 bits: of scheme and model, then of the last hash and the next 128 ids. Every
+///          block of an entry is in the index, so a prompt finds what it shares with a longer one. Ids, scheme and
+///          model are stored and compared: two prompts with one hash cost a comparison, never an answer.
+/// Limit    where the entries' bytes would pass it, those that were used longest ago go first. The file may become
+///          twice as large and 64 MB, as removed entries leave gaps, and never shrinks.
 /// Sharing  LMDB's rules: one writer at a time, among all processes, any number of readers beside it; a process opens a
 ///          folder once, and its threads share the store; not on a network's file system.
 /// Crash    a transaction is there as a whole or not at all. Which entries were used last may be forgotten.
@@ -50,8 +50,8 @@ public:
     PrefixStore(const PrefixStore&) = delete;
     PrefixStore& operator=(const PrefixStore&) = delete;
 
-    /// An entry as it lies in the file. Its bytes stay where they are as long as it lives, also if the entry is removed:
-    /// drop it soon, since the file grows meanwhile, and before the store.
+    /// An entry as it lies in the file. Its bytes stay where they are as long as it lives, also if the entry is
+    /// removed: drop it soon, since the file grows meanwhile, and before the store.
     class Found {
     public:
         std::span<const std::byte> bytes() const { return bytes_; }
@@ -69,8 +69,8 @@ public:
     /// The entry with the most whole blocks in common with `ids`; of several, the shortest. Throws llm::Error.
     std::optional<Found> find(const std::string& scheme, std::span<const Token> ids) const;
 
-    /// Stores an entry, or puts it in place of the one with the same ids. ids: one block or more, whole ones. False, and
-    /// nothing has changed, if it alone is beyond the limit. Throws llm::Error.
+    /// Stores an entry, or puts it in place of the one with the same ids. ids: one block or more, whole ones. False,
+    /// and nothing has changed, if it alone is beyond the limit. Throws llm::Error.
     bool put(const std::string& scheme, std::span<const Token> ids, std::span<const std::byte> bytes);
 
     /// Removes an entry that could not be loaded, and counts it; of a store that only reads, it does nothing.

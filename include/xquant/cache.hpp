@@ -7,15 +7,18 @@
 //         step.attend(l, q, out);                  // q [n, H * Dh] after RoPE -> out [n, H * Dh]
 //     step.commit();                               // until here nothing has changed
 //
-// A cache is made from policies (xcache.hpp), from a preset (preset.hpp), or by name (registry.hpp). Its policies have become functions
-// and data by then, so this class is compiled once for each backend, and caches of different schemes are all held by a
-// Cache<Backend>& or a std::unique_ptr<Cache<Backend>>. Options, StepPart and what else crosses the interface: cache_types.hpp.
+// A cache is made from policies (xcache.hpp), from a preset (preset.hpp), or by name (registry.hpp). Its policies have
+// become functions and data by then, so this class is compiled once for each backend, and caches of different schemes
+// are all held by a Cache<Backend>& or a std::unique_ptr<Cache<Backend>>. Options, StepPart and what else crosses the
+// interface: cache_types.hpp.
 //
-// Threads  Different sequences may be used by different threads at the same time, whatever pages they share. One sequence has one
-//          writer (begin, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads it meanwhile; any number of
-//          readers (fork, size, next_position, for_each_page, save) may share it. create, drop and bytes may be called at any time.
-//          Constructor, destructor and moves are for one thread. append and attend run on the executor that they are given.
-// Errors   Every call that throws leaves the cache, and every byte it counts, as they were, unless its comment says otherwise.
+// Threads  Different sequences may be used by different threads at the same time, whatever pages they share. One
+//          sequence has one writer (begin, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads it
+//          meanwhile; any number of readers (fork, size, next_position, for_each_page, save) may share it. create, drop
+//          and bytes may be called at any time. Constructor, destructor and moves are for one thread. append and attend
+//          run on the executor that they are given.
+// Errors   Every call that throws leaves the cache, and every byte it counts, as they were, unless its comment says
+//          otherwise.
 #pragma once
 
 #include <cstdint>
@@ -47,8 +50,8 @@ class Cache {
 public:
     using backend = Backend;
 
-    /// New tokens of one or several sequences on their way through the layers. Move-only, made by begin(); destroying it without
-    /// commit() leaves the cache as it was. The cache must outlive it.
+    /// New tokens of one or several sequences on their way through the layers. Move-only, made by begin(); destroying
+    /// it without commit() leaves the cache as it was. The cache must outlive it.
     ///
     /// Rows of several sequences lie one after another, in the order of the list that begin() was given: with
     /// begin({{a, 2}, {b, 1}}), rows 0 and 1 are a's new tokens and row 2 is b's.
@@ -60,35 +63,37 @@ public:
         /// Tokens of the step, all sequences together: n.
         [[nodiscard]] std::size_t size() const noexcept;
 
-        /// Stores a layer's rows: they are projected, and what leaves the window of recent tokens is encoded. Layers come in order,
-        /// each once.
+        /// Stores a layer's rows: they are projected, and what leaves the window of recent tokens is encoded. Layers
+        /// come in order, each once.
         ///
         /// @param layer    0, 1, .. in order
-        /// @param x        [n, D] f32, f16 or bf16: the attention input after its norm, before W_k. Read before this returns. On a
-        ///                 device: device memory, read when the device gets there.
+        /// @param x        [n, D] f32, f16 or bf16: the attention input after its norm, before W_k. Read before this
+        ///                 returns. On a device: device memory, read when the device gets there.
         /// @param threads  runs the tasks (executor.hpp); the answer does not depend on it. Ignored on a device.
         ///
-        /// Throws shape_error, state_error and, before anything is stored, value_error for rows that are not finite or beyond f16's
-        /// 65504 once projected (take_bad_rows() on a device): the step goes on as if append had not been called. std::bad_alloc,
-        /// or what the executor throws: the step can only be destroyed; the cache is as it was.
+        /// Throws shape_error, state_error and, before anything is stored, value_error for rows that are not finite or
+        /// beyond f16's 65504 once projected (take_bad_rows() on a device): the step goes on as if append had not been
+        /// called. std::bad_alloc, or what the executor throws: the step can only be destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
         void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = serial);
 
-        /// Attention of the layer that was appended last. Each row sees its own sequence up to and including itself, within the
-        /// layer's window. May be called more than once, or not at all.
+        /// Attention of the layer that was appended last. Each row sees its own sequence up to and including itself,
+        /// within the layer's window. May be called more than once, or not at all.
         ///
-        /// @param q           [n, H * Dh] f32, f16 or bf16, after RoPE (and a norm of Q); heads side by side. Not scaled.
-        /// @param out         [n, H * Dh] f32, rows `out_stride` floats apart; all of it is written. On a device: device memory.
+        /// @param q           [n, H * Dh] f32, f16 or bf16, after RoPE (and a norm of Q); heads side by side. Not
+        ///                    scaled.
+        /// @param out         [n, H * Dh] f32, rows `out_stride` floats apart; all of it is written. On a device:
+        ///                    device memory.
         /// @param out_stride  0: H * Dh
         /// @param threads     as in append
         ///
-        /// Throws shape_error, state_error, std::bad_alloc; the step goes on.
-        /// Cost: reads the codes of every token that the rows see; 2 H Dh products a row and token, and what rebuilding K takes.
+        /// Throws shape_error, state_error, std::bad_alloc; the step goes on. Cost: reads the codes of every token that
+        /// the rows see; 2 H Dh products a row and token, and what rebuilding K takes.
         void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
                     ExecutorRef threads = serial);
 
-        /// The sequences have the step's tokens from here on, and the step has ended. Throws state_error unless every layer was
-        /// appended. Cannot fail otherwise.
+        /// The sequences have the step's tokens from here on, and the step has ended. Throws state_error unless every
+        /// layer was appended. Cannot fail otherwise.
         void commit();
 
     private:
@@ -110,26 +115,27 @@ public:
     /// Cost: a reference for each page.
     void drop(Sequence sequence);
 
-    /// A second sequence with the same tokens, or the first `tokens` of them: how many prompts share a prefix. Pages are shared and
-    /// counted once; either sequence goes on in pages of its own, and nothing is ever copied.
-    /// Throws sequence_error if it is part of a step, shape_error as truncate does, std::bad_alloc.
-    /// Cost: a reference for each page.
+    /// A second sequence with the same tokens, or the first `tokens` of them: how many prompts share a prefix. Pages
+    /// are shared and counted once; either sequence goes on in pages of its own, and nothing is ever copied. Throws
+    /// sequence_error if it is part of a step, shape_error as truncate does, std::bad_alloc. Cost: a reference for each
+    /// page.
     [[nodiscard]] Sequence fork(Sequence sequence);
     [[nodiscard]] Sequence fork(Sequence sequence, std::size_t tokens);
 
-    /// Keeps the first `tokens` tokens and forgets the rest, rows that were encoded among them: what is left stays as it is
-    /// stored. Pages that nothing else shares are freed or filled again.
-    /// Throws sequence_error if it is part of a step, shape_error if it has fewer tokens, or if layers with a sliding window
-    /// have freed rows that the next token would see; std::bad_alloc. Cost: a reference for each page.
+    /// Keeps the first `tokens` tokens and forgets the rest, rows that were encoded among them: what is left stays as
+    /// it is stored. Pages that nothing else shares are freed or filled again. Throws sequence_error if it is part of a
+    /// step, shape_error if it has fewer tokens, or if layers with a sliding window have freed rows that the next token
+    /// would see; std::bad_alloc. Cost: a reference for each page.
     void truncate(Sequence sequence, std::size_t tokens);
 
-    /// Takes out tokens begin .. end. Those that follow move up by end - begin positions, exactly: X, latents and keys before
-    /// RoPE carry no position, and keys that were stored after RoPE meet queries that are turned back by as much.
-    /// Pages are freed when none of their tokens is left. Throws and costs as truncate.
+    /// Takes out tokens begin .. end. Those that follow move up by end - begin positions, exactly: X, latents and keys
+    /// before RoPE carry no position, and keys that were stored after RoPE meet queries that are turned back by as
+    /// much. Pages are freed when none of their tokens is left. Throws and costs as truncate.
     void erase(Sequence sequence, std::size_t begin, std::size_t end);
 
-    /// Moves tokens `begin` .. (and the next one) by `delta` positions, exactly as erase does: opens a gap, or closes one.
-    /// Throws shape_error where a token would stand at or before the one that precedes it; else throws and costs as truncate.
+    /// Moves tokens `begin` .. (and the next one) by `delta` positions, exactly as erase does: opens a gap, or closes
+    /// one. Throws shape_error where a token would stand at or before the one that precedes it; else throws and costs
+    /// as truncate.
     void shift(Sequence sequence, std::size_t begin, std::int64_t delta);
 
     /// Sequence i becomes what sequence parents[i], counted in the same list, was: one step of beam search.
@@ -144,31 +150,33 @@ public:
     [[nodiscard]] std::int64_t next_position(Sequence sequence) const;
 
     /// Starts a step that adds tokens to one or several sequences. Everything the step will store is allocated here.
-    /// Throws sequence_error, shape_error, budget_error, std::bad_alloc; on a device, state_error while another step is under way.
+    /// Throws sequence_error, shape_error, budget_error, std::bad_alloc; on a device, state_error while another step is
+    /// under way.
     [[nodiscard]] Step begin(std::span<const StepPart> parts);
     [[nodiscard]] Step begin(std::initializer_list<StepPart> parts) {
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }
 
     /// Encodes every row outside the window now, unfinished groups included, and frees their f16 copies: for a sequence
-    /// that rests. A group that was cut short stays short; later tokens start a new page.
-    /// Throws sequence_error if it is part of a step, budget_error, std::bad_alloc. Cost: encoding at most 127 rows of each layer.
+    /// that rests. A group that was cut short stays short; later tokens start a new page. Throws sequence_error if it
+    /// is part of a step, budget_error, std::bad_alloc. Cost: encoding at most 127 rows of each layer.
     void seal(Sequence sequence);
 
-    /// Rewrites coded pages with the second quantizer of Requantizable<Fresh, Old>: fewer bytes, more error, and no way back. Of
-    /// the pages of these sequences, choose(PageChoice) picks some (all full ones unless told otherwise); a page that several of them share is rewritten once and
-    /// stays shared, one that other sequences share as well is left to those as it was.
-    /// Throws state_error where the cache has no second quantizer, sequence_error as truncate; nothing has changed then. If
-    /// memory runs out the pages done so far stay done, and the report says so. Options::budget may be exceeded by the one page
-    /// that is being rewritten. Cost: decoding and encoding the pages.
+    /// Rewrites coded pages with the second quantizer of Requantizable<Fresh, Old>: fewer bytes, more error, and no way
+    /// back. Of the pages of these sequences, choose(PageChoice) picks some (all full ones unless told otherwise); a
+    /// page that several of them share is rewritten once and stays shared, one that other sequences share as well is
+    /// left to those as it was. Throws state_error where the cache has no second quantizer, sequence_error as truncate;
+    /// nothing has changed then. If memory runs out the pages done so far stay done, and the report says so.
+    /// Options::budget may be exceeded by the one page that is being rewritten. Cost: decoding and encoding the pages.
     template <class Choose = FullPages>
     Requantized requantize(std::span<const Sequence> sequences, Choose&& choose = {}) {
         static_assert(!Parts::on_device, "xquant: requantize is not there for caches on a device");
         return requantize_chosen(sequences, choose);
     }
 
-    /// Whether rows were appended since this was last asked that are not finite, or beyond f16's 65504: attention over them means
-    /// nothing. Caches on a device find out when the device gets there; others throw in append. Waits for the device.
+    /// Whether rows were appended since this was last asked that are not finite, or beyond f16's 65504: attention over
+    /// them means nothing. Caches on a device find out when the device gets there; others throw in append. Waits for
+    /// the device.
     [[nodiscard]] bool take_bad_rows();
 
     /// What is allocated, by purpose; adds up to what the memory resource was asked for.
@@ -178,14 +186,14 @@ public:
     /// CrossLayer<Delta>.
     [[nodiscard]] std::size_t peak_accumulator_bytes() const noexcept;
 
-    /// Bits of codes, scales, zeros and outliers for `tokens` encoded tokens, per token and layer: the figure of the literature.
-    /// f16 rows, accumulators, page rounding and weights are not in it; bytes() has everything.
+    /// Bits of codes, scales, zeros and outliers for `tokens` encoded tokens, per token and layer: the figure of the
+    /// literature. f16 rows, accumulators, page rounding and weights are not in it; bytes() has everything.
     [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const;
 
     [[nodiscard]] const Options& options() const noexcept;
 
-    /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it. Layers with the same window
-    /// have pages of their own, so positions start again where the model has several windows.
+    /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it. Layers with the same
+    /// window have pages of their own, so positions start again where the model has several windows.
     template <class F>
     void for_each_page(Sequence sequence, F&& f) const {
         for (const detail::SequenceState& state : core_->find(sequence).states) {
@@ -197,8 +205,8 @@ public:
     }
 
 protected:
-    /// For xcache.hpp and registry.hpp, which know policies. Throws shape_error for shapes that do not fit, value_error for
-    /// numbers that are not finite, std::bad_alloc. Cost: that of the projections.
+    /// For xcache.hpp and registry.hpp, which know policies. Throws shape_error for shapes that do not fit, value_error
+    /// for numbers that are not finite, std::bad_alloc. Cost: that of the projections.
     Cache(const Model& model, const Options& options, const detail::Recipe& recipe);
 
 private:

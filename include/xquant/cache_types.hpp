@@ -20,8 +20,8 @@ struct Options {
     std::size_t base_layer = 2;   ///< CrossLayer<Delta>: the layer whose rows become the accumulator
     std::size_t last_layers = 0;  ///< CrossLayer<Delta>: this many layers at the end keep the first quantizer's bits
     std::pmr::memory_resource* memory = nullptr;  ///< where everything is allocated; null: the default resource
-    /// Bytes that Bytes::stored() may reach, at no time more; 0: no limit. What would go beyond throws budget_error and changes
-    /// nothing; steps do so when they begin. Weights, and the workspace of steps, are not counted.
+    /// Bytes that Bytes::stored() may reach, at no time more; 0: no limit. What would go beyond throws budget_error and
+    /// changes nothing; steps do so when they begin. Weights, and the workspace of steps, are not counted.
     std::size_t budget = 0;
     void* stream = nullptr;  ///< caches on a device: the cudaStream_t they work in; null: the default stream
 };

@@ -29,7 +29,7 @@ concept learning_policy = requires(std::span<const float> x, std::span<std::uint
 
 /// A quantizer that leaves some values of each group to be kept in f16. Requires:
 ///     outliers           how many, 1 to 255; group is then at most 256
-///     choose(x, indices)  x [n] -> their indices in x, one for each entry of `indices` (outliers, or n if that is less)
+///     choose(x, indices)  x [n] -> their indices in x, one for each entry of `indices` (outliers, or n if fewer)
 /// What encode sees in their place is another value of the group.
 template <class Q>
 concept outlier_policy = requires(std::span<const float> x, std::span<std::uint8_t> indices) {
@@ -39,14 +39,14 @@ concept outlier_policy = requires(std::span<const float> x, std::span<std::uint8
 };
 
 /// Turns the values of one group into codes. Requires:
-///     bits                   1 to 8, bits of a code
-///     group                  8 to 4096, values that share a scale
-///     stores_zero            whether each group has a zero beside its scale
-///     zero_code              if not: the code that stands for 0 (zero = -zero_code * scale)
-///     encode(x, codes)       x [n] -> codes [n] below 2^bits; returns scale and zero, both exact in f16; n <= group
-///     scale_of (optional)    Range -> GroupScale: says that encode is encode_affine(x, scale_of(range_of(x)), 2^bits - 1), which
-///                            backends have vector code for
-///     levels (optional)      array of 2^bits floats: what a code stands for; without it a code stands for itself
+///     bits                1 to 8, bits of a code
+///     group               8 to 4096, values that share a scale
+///     stores_zero         whether each group has a zero beside its scale
+///     zero_code           if not: the code that stands for 0 (zero = -zero_code * scale)
+///     encode(x, codes)    x [n] -> codes [n] below 2^bits; returns scale and zero, both exact in f16; n <= group
+///     scale_of (optional) Range -> GroupScale: encode is encode_affine(x, scale_of(range_of(x)), 2^bits - 1),
+///                         which backends have vector code for
+///     levels (optional)   array of 2^bits floats: what a code stands for; without it a code stands for itself
 /// or is a learning_policy; it may be an outlier_policy.
 /// Decoding is always zero + scale * level(code), so a policy of your own runs on every backend's kernels.
 template <class Q>

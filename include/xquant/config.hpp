@@ -2,13 +2,13 @@
 //
 // Yours to set:   XQUANT_FORCE_SCALAR   use the scalar backend whatever the flags allow
 //                 XQUANT_ALLOW_FAST_MATH  accept that -ffast-math changes stored bytes
-// Ours:           XQUANT_ABI_NS, XQUANT_HAS_*, XQUANT_RESTRICT, XQUANT_NOINLINE, XQUANT_COLD, XQUANT_INLINE, XQUANT_UNROLL,
-//                 XQUANT_DEVICE, XQUANT_DEVICE_INLINE, XQUANT_DEVICE_COLD
+// Ours:           XQUANT_ABI_NS, XQUANT_HAS_*, XQUANT_RESTRICT, XQUANT_NOINLINE, XQUANT_COLD, XQUANT_INLINE,
+//                 XQUANT_UNROLL, XQUANT_DEVICE, XQUANT_DEVICE_INLINE, XQUANT_DEVICE_COLD
 //
-// All code (not data) lives in an inline namespace named after what changes it: the instruction set that the translation unit may
-// use, and whether it has exceptions. Two translation units with different flags then get two sets of functions instead of one set
-// picked by the linker. Functions of the standard library have no such namespace: docs/embedding.md says what follows for
-// programs that mix instruction sets.
+// All code (not data) lives in an inline namespace named after what changes it: the instruction set that the
+// translation unit may use, and whether it has exceptions. Two translation units with different flags then get two sets
+// of functions instead of one set picked by the linker. Functions of the standard library have no such namespace:
+// docs/embedding.md says what follows for programs that mix instruction sets.
 #pragma once
 
 #if defined(__FAST_MATH__) && !defined(XQUANT_ALLOW_FAST_MATH)
@@ -42,8 +42,8 @@
 #define XQUANT_ABI_NS XQUANT_ABI_OF(base)
 #endif
 
-// XQUANT_NOINLINE: one body in the whole program, whoever calls it. g++ would make copies for callers all the same (noclone,
-// and no propagation of what it knows about them), and the copies may round differently in the last bit.
+// XQUANT_NOINLINE: one body in the whole program, whoever calls it. g++ would make copies for callers all the same
+// (noclone, and no propagation of what it knows about them), and the copies may round differently in the last bit.
 #if defined(__clang__)
 #define XQUANT_RESTRICT __restrict__
 #define XQUANT_NOINLINE __attribute__((noinline))
@@ -61,9 +61,9 @@
 #define XQUANT_INLINE inline
 #endif
 
-// XQUANT_DEVICE: what kernels for GPUs are made of. Compiled for the device by nvcc, for the processor by everyone else.
-// XQUANT_DEVICE_INLINE: the same, for what has to be inlined: its callers' registers would become memory otherwise.
-// XQUANT_DEVICE_COLD: the same, for what is rarely used: not inlined.
+// XQUANT_DEVICE: what kernels for GPUs are made of. Compiled for the device by nvcc, for the processor by everyone
+// else. XQUANT_DEVICE_INLINE: the same, for what has to be inlined: its callers' registers would become memory
+// otherwise. XQUANT_DEVICE_COLD: the same, for what is rarely used: not inlined.
 #if defined(__CUDACC__)
 #define XQUANT_DEVICE __host__ __device__
 #define XQUANT_DEVICE_INLINE __host__ __device__ __forceinline__

@@ -1,15 +1,15 @@
 // CrossLayer<...>: what a layer stores of its rows.
 //
-//     CrossLayer<Off>      the rows themselves
-//     CrossLayer<Delta>    what they add to the layers below: layers 0 and 1 stand alone, layer 2 (Options::base_layer) is the
-//                          base of the accumulator, layers 3.. store Q(X_i - accumulator) and add it
+//     CrossLayer<Off>   the rows themselves
+//     CrossLayer<Delta> what they add to the layers below: layers 0 and 1 stand alone, layer 2 (Options::base_layer) is
+//                       the base of the accumulator, layers 3.. store Q(X_i - accumulator) and add it
 //
 //     XCache<Uniform<2, 128, MinMse>, Layout<PerToken>, CrossLayer<Delta>, Projection<Rotated>>     2-bit differences
 //     CrossLayer<Delta, Uniform<8>>                                         8 bits up to the base; the default is 4
 //     CrossLayer<Delta, Uniform<4>, f16>, <..., Uniform<8>>               what the accumulator is kept in; default f32
 //
-// Source  XQuant (arXiv 2508.10395), sections 3.3 and 4.3: XQuant-CL. The accumulator's type, left open there, is a policy
-//         here; the encoder always sees what the reader will see.
+// Source  XQuant (arXiv 2508.10395), sections 3.3 and 4.3: XQuant-CL. The accumulator's type, left open there, is a
+//         policy here; the encoder always sees what the reader will see.
 #pragma once
 
 namespace xquant {

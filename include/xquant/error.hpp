@@ -1,7 +1,8 @@
 // Errors: thrown before anything changes, each with a sentence that says what was given and what was expected.
 //
-// Without exceptions (-fno-exceptions) an error calls the handler of set_error_handler, which must not return; the default one writes
-// the message to stderr and calls std::terminate. std::bad_alloc cannot be thrown there either: memory resources have to succeed.
+// Without exceptions (-fno-exceptions) an error calls the handler of set_error_handler, which must not return; the
+// default one writes the message to stderr and calls std::terminate. std::bad_alloc cannot be thrown there either:
+// memory resources have to succeed.
 #pragma once
 
 #include <atomic>

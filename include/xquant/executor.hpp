@@ -5,8 +5,8 @@
 //         void parallel_for(std::size_t n, F&& task);   // calls task(0) .. task(n - 1), returns when all have ended
 //     };
 //
-// The tasks of one call are independent of each other and their number follows from shapes alone, so the answers of a cache are
-// bit for bit the answers of one thread. An exception that leaves a task must leave parallel_for, too.
+// The tasks of one call are independent of each other and their number follows from shapes alone, so the answers of a
+// cache are bit for bit the answers of one thread. An exception that leaves a task must leave parallel_for, too.
 #pragma once
 
 #include <cstddef>
@@ -31,7 +31,8 @@ struct Serial {
     }
 };
 
-/// A reference to any executor, which has to outlive it. It is an executor itself. Costs an indirect call for each task.
+/// A reference to any executor, which has to outlive it. It is an executor itself. Costs an indirect call for each
+/// task.
 class ExecutorRef {
 public:
     template <class E>

@@ -1,14 +1,15 @@
-// Compiling caches once. A cache of a backend is some 10 s of a compiler's time, in each translation unit that uses one; with
+// Compiling caches once. A cache of a backend is some 10 s of a compiler's time, in each translation unit that uses
+// one; with
 //
 //     #include <xquant/instantiate.hpp>
 //     XQUANT_EXTERN_CACHE(xquant::backend::best);     // in a header of yours, which every user of a cache includes
 //     XQUANT_COMPILE_CACHE(xquant::backend::best);    // in one .cpp file
 //
-// it is paid once, whatever the number of schemes and files. All files need the same compiler flags: others have other functions
-// (config.hpp), and the linker says so.
+// it is paid once, whatever the number of schemes and files. All files need the same compiler flags: others have other
+// functions (config.hpp), and the linker says so.
 //
-// Eigen, for the projections that need an SVD, is some 15 s more. Where XQUANT_SVD_COMPILED is defined the headers leave it out, and one
-// .cpp file has
+// Eigen, for the projections that need an SVD, is some 15 s more. Where XQUANT_SVD_COMPILED is defined the headers
+// leave it out, and one .cpp file has
 //
 //     #include <xquant/projection/svd_basis.hpp>
 //     XQUANT_COMPILE_SVD();

@@ -1,10 +1,11 @@
 // Layout<...>: which values share a group. One entry for all streams, or one for each.
 //
-//     PerToken     a group runs along a row:      128 channels of one token      (X, latents of V, V)
-//     PerChannel   a group runs along a column:   128 tokens of one channel      (latents of K, K: some channels are large
-//                                                                                 for all tokens, and get a scale of their own)
+//     PerToken    a group runs along a row:    128 channels of one token (X, latents of V, V)
+//     PerChannel  a group runs along a column: 128 tokens of one channel (latents of K, K: some channels are large
+//                                                                         for all tokens, and get a scale of their own)
 //
-// A layout of your own is a struct with one function, group_shape: how many tokens and channels a group of n values spans.
+// A layout of your own is a struct with one function, group_shape: how many tokens and channels a group of n values
+// spans.
 // Source  XQuant section 3.2: X and the value latent per token, the key latent per channel.
 #pragma once
 

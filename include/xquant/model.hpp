@@ -26,9 +26,9 @@ struct LayerShape {
 /// Which channels of a head RoPE turns together: (2j, 2j + 1), as GGUF stores Llama's weights, or (j, j + half).
 enum class RopePairing : unsigned char { interleaved, halves };
 
-/// Rotary position embedding: pair j is turned by position * inverse_frequencies[j]. Twice as many channels as there are
-/// frequencies are turned, the rest of the head is left alone. No frequencies: no RoPE. For longer contexts: builders in
-/// position/scaling.hpp.
+/// Rotary position embedding: pair j is turned by position * inverse_frequencies[j]. Twice as many channels as there
+/// are frequencies are turned, the rest of the head is left alone. No frequencies: no RoPE. For longer contexts:
+/// builders in position/scaling.hpp.
 struct Rope {
     RopePairing pairing = RopePairing::interleaved;
     std::vector<double> inverse_frequencies;
@@ -45,14 +45,16 @@ struct Rope {
     friend bool operator==(const Rope&, const Rope&) = default;
 };
 
-/// Multi-head latent attention: the model itself makes K and V from a latent, and keys have a part that all heads share.
+/// Multi-head latent attention: the model itself makes K and V from a latent, and keys have a part that all heads
+/// share.
 ///
-///     latent = norm(x W_down^T) [R]      k_shared = rope(x W_shared^T) [Dr]
-///     K_h = [k_shared, latent W_k,h^T]   V_h = latent W_v,h^T            with Layer::w_k [H * (Dh - Dr), R], w_v [H * Dv, R]
+///     latent = norm(x W_down^T) [R]    k_shared = rope(x W_shared^T) [Dr]
+///     K_h = [k_shared, latent W_k,h^T]    V_h = latent W_v,h^T
+/// with Layer::w_k [H * (Dh - Dr), R] and w_v [H * Dv, R].
 ///
-/// The shared channels come first in a head, so the engine puts the rotary part of its queries first. Dv is at most Dh; the
-/// output has Dh channels a head, of which those from Dv on are 0.
-/// Source: DeepSeek-V2 (arXiv 2405.04434), section 2.1.
+/// The shared channels come first in a head, so the engine puts the rotary part of its queries first. Dv is at most Dh;
+/// the output has Dh channels a head, of which those from Dv on are 0. Source: DeepSeek-V2 (arXiv 2405.04434), section
+/// 2.1.
 struct LatentAttention {
     MatrixView w_down;            ///< W^DKV [R, D]; empty: the layer's attention is of the usual kind
     MatrixView w_shared;          ///< W^KR [Dr, D]; Dr = 2 * the layer's RoPE pairs
@@ -62,7 +64,8 @@ struct LatentAttention {
     [[nodiscard]] bool present() const noexcept { return !w_down.empty(); }
 };
 
-/// One layer: what the engine hands over. Views and pointers must stay valid while the cache is constructed, not longer.
+/// One layer: what the engine hands over. Views and pointers must stay valid while the cache is constructed, not
+/// longer.
 ///
 ///     K = rope(k_norm(X W_k^T + b_k))      V = X W_v^T + b_v      s = scale q K^T      s = soft_cap tanh(s / soft_cap)
 ///     s += slope (key position - query position)                  P = softmax over the keys that the query sees

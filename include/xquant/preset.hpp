@@ -1,8 +1,8 @@
 // Named caches. Each is an XCache with its policies chosen; take one, or read it as an example of how they combine.
 //
-// Bits are per value with the scales of groups of 128 counted. KLD is the mean Kullback-Leibler divergence from the exact
-// cache on SmolLM2-135M-Instruct (30 layers, D 576, 9 heads, 3 kv heads), 4 sinks, no recent window, the strict case;
-// docs/accuracy.md has the table and the command.
+// Bits are per value with the scales of groups of 128 counted. KLD is the mean Kullback-Leibler divergence from the
+// exact cache on SmolLM2-135M-Instruct (30 layers, D 576, 9 heads, 3 kv heads), 4 sinks, no recent window, the strict
+// case; docs/accuracy.md has the table and the command.
 #pragma once
 
 #include <xquant/xcache.hpp>
@@ -56,9 +56,9 @@ template <unsigned Bits, unsigned Group = 128>
 using kivi =
     XCache<Uniform<Bits, Group>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope>>>;
 
-/// K before RoPE per channel and V per token, with levels learnt from Layer::calibration and 1 of 128 values kept in f16: like
-/// KVQuant (arXiv 2401.18079) with 1 % outliers, in groups of 128 and scaled online, as kivi. KLD 0.015, 0.069 and 0.33 at 4, 3
-/// and 2 bits where kivi has 0.021, 0.113 and 0.88; 5 % more bytes at 4 bits.
+/// K before RoPE per channel and V per token, with levels learnt from Layer::calibration and 1 of 128 values kept in
+/// f16: like KVQuant (arXiv 2401.18079) with 1 % outliers, in groups of 128 and scaled online, as kivi. KLD 0.015,
+/// 0.069 and 0.33 at 4, 3 and 2 bits where kivi has 0.021, 0.113 and 0.88; 5 % more bytes at 4 bits.
 template <unsigned Bits>
 using kvquant = XCache<WithOutliers<NonUniform<Bits>>, Layout<PerChannel, PerToken>, CrossLayer<Off>,
                        Projection<KeyValue<BeforeRope>>>;
@@ -69,8 +69,9 @@ using nf4 = XCache<Nf4<>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue
 /// K after RoPE and V, unquantized: the ordinary cache.
 using f16_kv = XCache<Unquantized<f16>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
 
-/// K after RoPE and V, each head rotated, in groups of 64 along a token: a head's codes lie together and nothing is rebuilt
-/// when they are read. Bits + 0.5 bits a value. KLD 0.0002 with 8 bits, 0.045 with 4 (and 2.5 times that without the rotation).
+/// K after RoPE and V, each head rotated, in groups of 64 along a token: a head's codes lie together and nothing is
+/// rebuilt when they are read. Bits + 0.5 bits a value. KLD 0.0002 with 8 bits, 0.045 with 4 (and 2.5 times that
+/// without the rotation).
 template <unsigned Bits>
 using kv = XCache<Uniform<Bits, 64>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
 

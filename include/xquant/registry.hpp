@@ -3,10 +3,11 @@
 //     std::unique_ptr<xquant::Cache<>> cache = xquant::make_cache("kv4", model, {.recent = 64});
 //     auto on_gpu = xquant::make_cache<xquant::backend::cuda>("kv4:group=32", model);
 //     for (const xquant::SchemeInfo& scheme : xquant::schemes()) puts(xquant::to_string(scheme).c_str());
-//     xquant::register_scheme<MyCache>("mine", "what it stores, in a line");    // MyCache: an XCache with policies of yours
+//     xquant::register_scheme<MyCache>("mine", "what it stores, in a line");   // MyCache: an XCache of your policies
 //
-// The schemes are those of preset.hpp. #include <xquant/registry_svd.hpp> (it needs Eigen) adds those whose latents come from an SVD:
-// svd_head4 and its like. A scheme serves every backend, since its policies are data by the time a backend sees them.
+// The schemes are those of preset.hpp. #include <xquant/registry_svd.hpp> (it needs Eigen) adds those whose latents
+// come from an SVD: svd_head4 and its like. A scheme serves every backend, since its policies are data by the time a
+// backend sees them.
 #pragma once
 
 #include <algorithm>
@@ -236,17 +237,17 @@ template <class Backend = backend::best>
     return detail::CacheAccess::make<Backend>(model, options, found.recipe(model, options));
 }
 
-/// XCache::predict of a scheme: the bytes() of its cache with one sequence of `tokens` tokens, workspace left out. Nothing is
-/// allocated or prepared. Throws as find_scheme.
+/// XCache::predict of a scheme: the bytes() of its cache with one sequence of `tokens` tokens, workspace left out.
+/// Nothing is allocated or prepared. Throws as find_scheme.
 [[nodiscard]] inline Bytes predict(std::string_view name, const Model& model, const Options& options,
                                    std::size_t tokens) {
     const auto found = detail::registry().find(name);
     return detail::predict_bytes(model, options, tokens, found.recipe(model, options));
 }
 
-/// Adds a scheme of yours: an XCache with your policies, or another group of a scheme that has that name. From here on make_cache,
-/// predict and schemes() know it, on every backend.
-/// Throws state_error if the name has a scheme with that group already, shape_error for names with ':' or white space.
+/// Adds a scheme of yours: an XCache with your policies, or another group of a scheme that has that name. From here on
+/// make_cache, predict and schemes() know it, on every backend. Throws state_error if the name has a scheme with that
+/// group already, shape_error for names with ':' or white space.
 template <class Cached>
 void register_scheme(const std::string& name, const std::string& summary, Needs needs = Needs::nothing) {
     detail::add_scheme<Cached>(detail::registry(), name, summary, needs);

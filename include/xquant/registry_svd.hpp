@@ -1,4 +1,5 @@
-// The schemes of registry.hpp whose latents come from an SVD of the model's weights. Including this adds them. Needs Eigen.
+// The schemes of registry.hpp whose latents come from an SVD of the model's weights. Including this adds them. Needs
+// Eigen.
 #pragma once
 
 #include <xquant/projection/joint_svd.hpp>

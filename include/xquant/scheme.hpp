@@ -1,6 +1,7 @@
 // Scheme: how one layer is stored by itself, as a type. XCache has one for all layers, MixedCache one for each.
 //
-// Here policies become data (core/recipe.hpp): what follows, pages and kernels, is compiled once whatever the number of schemes.
+// Here policies become data (core/recipe.hpp): what follows, pages and kernels, is compiled once whatever the number of
+// schemes.
 #pragma once
 
 #include <cstddef>

@@ -81,8 +81,8 @@ inline std::vector<float> checked_rows(const MatrixView& rows) {
 
 }  // namespace detail
 
-/// Encodes rows [n, width]. Groups start at the first row; the last may be shorter. A quantizer that learns its levels does so
-/// from `calibration` [m, width]; others ignore it.
+/// Encodes rows [n, width]. Groups start at the first row; the last may be shorter. A quantizer that learns its levels
+/// does so from `calibration` [m, width]; others ignore it.
 /// Error   what the quantizer states. Throws shape_error, value_error for values not finite or beyond f16.
 /// Cost    reads 4 n width bytes, writes bytes().
 template <element_policy Quantizer, axis_policy Axis = PerToken, class Backend = backend::best>

@@ -31,8 +31,8 @@ inline namespace XQUANT_ABI_NS {
 
 /// A cache for all layers of one model and any number of sequences.
 ///
-/// @tparam Quantizer   bits and group: Uniform<4, 128>, Nf4<>, NonUniform<3>, WithOutliers<...>, GgmlQ4_0, Unquantized<f16>,
-///                     PerStream<A, B>, Requantizable<A, B>, or your own
+/// @tparam Quantizer   bits and group: Uniform<4, 128>, Nf4<>, NonUniform<3>, WithOutliers<...>, GgmlQ4_0,
+///                     Unquantized<f16>, PerStream<A, B>, Requantizable<A, B>, or your own
 /// @tparam Layout      axis of the groups: Layout<PerToken>, Layout<PerChannel, PerToken> (one for each stream)
 /// @tparam CrossLayer  CrossLayer<Off>: every layer stands alone; CrossLayer<Delta>: layers store what they add
 /// @tparam Projection  what is stored of X: Projection<Rotated>, Plain, KeyValue<...>, SplitSvd, HeadSvd, or your own
@@ -54,8 +54,8 @@ public:
     template <class Other>
     using on = XCache<Quantizer, Layout, CrossLayer, Projection, Other>;
 
-    /// Prepares every layer's projection. Throws shape_error for shapes that do not fit, value_error for weights that are
-    /// not finite. Cost: an SVD for each layer or head where the projection needs one.
+    /// Prepares every layer's projection. Throws shape_error for shapes that do not fit, value_error for weights that
+    /// are not finite. Cost: an SVD for each layer or head where the projection needs one.
     explicit XCache(const Model& model, const Options& options = {})
         : Cache<Backend>(model, options, recipe(model, options)) {}
 
@@ -118,8 +118,8 @@ private:
     }
 };
 
-/// A cache whose layers are stored in different ways: a set of schemes known to the compiler, a choice for each layer made
-/// when it is constructed.
+/// A cache whose layers are stored in different ways: a set of schemes known to the compiler, a choice for each layer
+/// made when it is constructed.
 ///
 ///     using Cache = MixedCache<Scheme<Uniform<8>>, Scheme<Uniform<4>, Layout<PerToken>, Projection<Rotated>>>;
 ///     Cache cache(model, {0, 1, 1, 1, 0});          // the first and the last layer in 8 bits

@@ -1,5 +1,5 @@
-/// Token counts around the edges of groups, pages and tiles, with and without sinks and a window: what is stored where, what
-/// it takes, and what attention makes of it.
+/// Token counts around the edges of groups, pages and tiles, with and without sinks and a window: what is stored where,
+/// what it takes, and what attention makes of it.
 #include <algorithm>
 #include <cmath>
 #include <vector>

@@ -1,5 +1,5 @@
-/// Saved caches: what was saved comes back, bit for bit; what was damaged, or belongs elsewhere, is refused by name; a file that
-/// was there survives everything.
+/// Saved caches: what was saved comes back, bit for bit; what was damaged, or belongs elsewhere, is refused by name; a
+/// file that was there survives everything.
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>

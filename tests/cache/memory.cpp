@@ -1,5 +1,5 @@
-/// bytes() is what the memory resource was asked for, at every moment; predict() says it beforehand; and a resource that fails
-/// at any moment leaves the cache as it was.
+/// bytes() is what the memory resource was asked for, at every moment; predict() says it beforehand; and a resource
+/// that fails at any moment leaves the cache as it was.
 #include <string>
 #include <vector>
 

@@ -1,7 +1,7 @@
 /// Poison: attention reads the codes, scales and zeros that are counted, and nothing else.
 ///
-/// Flipping stored bits changes the answer, in the layer they belong to and (cross-layer) in those above, and in no other.
-/// x, q and the weights are overwritten by NaN as soon as the library has seen them: it may not look again.
+/// Flipping stored bits changes the answer, in the layer they belong to and (cross-layer) in those above, and in no
+/// other. x, q and the weights are overwritten by NaN as soon as the library has seen them: it may not look again.
 #include <limits>
 #include <string>
 #include <vector>

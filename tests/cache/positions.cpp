@@ -1,5 +1,5 @@
-/// Erasing, shifting and gathering: what is left is what a sequence that never had the rest would hold, at the positions that
-/// it should have. Random sequences of operations: random_operations.cpp.
+/// Erasing, shifting and gathering: what is left is what a sequence that never had the rest would hold, at the
+/// positions that it should have. Random sequences of operations: random_operations.cpp.
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -62,8 +62,8 @@ TEST_CASE("moving all tokens changes no answer, and a gap is seen by queries beh
         Feed b = a, c = a;
         b.sequence = cache->fork(a.sequence);
         c.sequence = cache->fork(a.sequence);
-        // Queries are given after RoPE, so that a query of position p is another vector for p + 128 where there is a RoPE: what
-        // must not change is what a sequence that was moved there and back says.
+        // Queries are given after RoPE, so that a query of position p is another vector for p + 128 where there is a
+        // RoPE: what must not change is what a sequence that was moved there and back says.
         cache->shift(b.sequence, 0, 1000);
         cache->shift(b.sequence, 120, 50);
         cache->shift(b.sequence, 120, -50);

@@ -1,4 +1,5 @@
-/// When memory is short: a budget that is kept to the byte, pages that are requantized, and a million steps that do not grow.
+/// When memory is short: a budget that is kept to the byte, pages that are requantized, and a million steps that do not
+/// grow.
 #include <vector>
 
 #include "support/catch.hpp"

@@ -1,5 +1,5 @@
-/// Hundreds of thousands of random operations on a cache, beside a model of it in float64 that is as plain as it can be: lists of
-/// tokens. Whatever was done to a sequence, it answers as attention over its tokens does.
+/// Hundreds of thousands of random operations on a cache, beside a model of it in float64 that is as plain as it can
+/// be: lists of tokens. Whatever was done to a sequence, it answers as attention over its tokens does.
 ///
 /// A failure prints the shortest list of operations that still fails, found by leaving out what is not needed.
 /// XQUANT_OPERATIONS says how many are done for all schemes together (200000), XQUANT_SEED where to begin (1).
@@ -34,8 +34,8 @@ struct Case {
     double same;         ///< against a fresh cache that was fed the same tokens
 };
 
-// Rows that are coded one by one are the same in a fresh cache, whatever happened to others. Groups of 128 tokens are not, nor
-// are keys that were moved after RoPE.
+// Rows that are coded one by one are the same in a fresh cache, whatever happened to others. Groups of 128 tokens are
+// not, nor are keys that were moved after RoPE.
 const std::vector<Case> cases{
     {"f32 x, rotated", {.sinks = 3, .recent = 9, .rows = DType::f32}, 0, 2e-4, 2e-4},
     {"f32 k and v after RoPE, Hadamard", {.sinks = 3, .recent = 20, .rows = DType::f32}, 50, 2e-4, 2e-4},

@@ -1,4 +1,5 @@
-/// Caches by name: every name makes the cache that its preset is, wrong names are told apart, schemes of one's own join in.
+/// Caches by name: every name makes the cache that its preset is, wrong names are told apart, schemes of one's own join
+/// in.
 #include <xquant/registry_svd.hpp>
 
 #include <algorithm>

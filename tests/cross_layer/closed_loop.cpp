@@ -1,6 +1,7 @@
 /// The closed loop of XQuant-CL: a layer is off by its own rounding alone, however many layers lie below it.
 ///
-/// With W_v the identity and one token that is read from its codes, attention's output is what the layer remembers of X.
+/// With W_v the identity and one token that is read from its codes, attention's output is what the layer remembers of
+/// X.
 #include <xquant/projection/joint_svd.hpp>
 #include <xquant/xquant.hpp>
 

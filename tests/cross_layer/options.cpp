@@ -1,4 +1,5 @@
-/// Every option of caches that store differences, and ranks of every SVD: what they cost is counted, what they lose is bounded.
+/// Every option of caches that store differences, and ranks of every SVD: what they cost is counted, what they lose is
+/// bounded.
 #include <xquant/projection/joint_svd.hpp>
 #include <xquant/xquant.hpp>
 

@@ -3,7 +3,8 @@
 
 #include <xquant/core/device/backend.cuh>
 #include <xquant/persistence.hpp>
-#include "support/gpu/device.hpp"
+#include "support/compiled/emulated.hpp"
+#include "support/compiled/scalar.hpp"
 
 #include <iostream>
 #include <limits>
@@ -55,7 +56,8 @@ TEST_CASE("caches on an emulated device: attention and bytes are those of the pr
             CHECK(outcome.attention < 2e-3);
             CHECK(outcome.attention > 1e-6);
             CHECK(outcome.same_pages);
-            // Rows are projected with other roundings where the processor's compiler does not fuse: some codes are neighbours then.
+            // Rows are projected with other roundings where the processor's compiler does not fuse: some codes are
+            // neighbours then.
             CHECK(outcome.different * 500 <= outcome.bytes);
             CHECK(!outcome.bad_rows);
         },

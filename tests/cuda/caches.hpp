@@ -39,8 +39,10 @@ inline double distance(const std::vector<float>& found, const std::vector<float>
     return std::sqrt(difference / size);
 }
 
-/// Three sequences of different lengths, in steps of one and of many tokens; one is cut, one gets a hole, one is forked.
-/// @tparam Memory  Memory(values) puts floats where the backend reads them: data(), read(), and Memory::copy(to, from, bytes)
+/// Three sequences of different lengths, in steps of one and of many tokens; one is cut, one gets a hole, one is
+/// forked.
+/// @tparam Memory  Memory(values) puts floats where the backend reads them: data(), read(), and Memory::copy(to, from,
+///                 bytes)
 template <class Backend, class Memory, class Quantizer, class Layout, class Projection, class CrossLayer>
 Outcome compare(const Case& c) {
     using namespace xquant;

@@ -1,5 +1,5 @@
 /// The CUDA backend on a GPU beside the processor. Says so and exits with 77 where there is no GPU.
-#include <xquant/cuda.cuh>
+#include "support/compiled/cuda.cuh"
 
 #include <cstdio>
 #include <string>

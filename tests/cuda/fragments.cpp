@@ -1,5 +1,5 @@
-/// Who holds what: every element of every fragment, every slot of a page, every operation of the emulated machine that kernels
-/// rely on.
+/// Who holds what: every element of every fragment, every slot of a page, every operation of the emulated machine that
+/// kernels rely on.
 #include <array>
 #include <cmath>
 #include <set>

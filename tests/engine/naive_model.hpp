@@ -1,4 +1,5 @@
-/// A naive forward pass in float64, for every architecture, straight from their papers. It shares nothing with the engine.
+/// A naive forward pass in float64, for every architecture, straight from their papers. It shares nothing with the
+/// engine.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-/// What the tests on real models share. Environment variables name the files; without a model such a test says that it was
-/// skipped, and fails where CI=true.
+/// What the tests on real models share. Environment variables name the files; without a model such a test says that it
+/// was skipped, and fails where CI=true.
 #pragma once
 
 #include <cstdlib>

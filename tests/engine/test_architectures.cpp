@@ -50,8 +50,8 @@ TEST_CASE("every architecture equals a naive forward pass", "[architectures]") {
         CHECK(worst > 0);
     }
 
-    // Not strict and with a tail for all tokens, every scheme keeps f16 rows: what is left to go wrong is what the library
-    // was told of biases, norms of heads, RoPE, windows and the softmax's scale.
+    // Not strict and with a tail for all tokens, every scheme keeps f16 rows: what is left to go wrong is what the
+    // library was told of biases, norms of heads, RoPE, windows and the softmax's scale.
     SchemeOptions options;
     options.tail = ids.size();
     options.pool = &pool;

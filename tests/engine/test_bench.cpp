@@ -1,4 +1,5 @@
-/// Samples of `xquant-llm bench`: which there are, in which order, and what is refused. How long they took is not tested.
+/// Samples of `xquant-llm bench`: which there are, in which order, and what is refused. How long they took is not
+/// tested.
 #include "bench.hpp"
 
 #include "catch.hpp"

@@ -1,4 +1,5 @@
-/// The store of prefixes: what is found and what goes first, restarts, damage; and that an answer does not depend on it.
+/// The store of prefixes: what is found and what goes first, restarts, damage; and that an answer does not depend on
+/// it.
 #include "prefix_store.hpp"
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-/// The engine and the library's caches on Gemma-3-270M: one key/value head of 256 channels, norms of q and k, windows of
-/// 512 tokens in five layers of six. XQUANT_MODEL_GEMMA names the GGUF file; XQUANT_TEXT may name a text.
+/// The engine and the library's caches on Gemma-3-270M: one key/value head of 256 channels, norms of q and k, windows
+/// of 512 tokens in five layers of six. XQUANT_MODEL_GEMMA names the GGUF file; XQUANT_TEXT may name a text.
 #include <algorithm>
 #include <cmath>
 #include <map>

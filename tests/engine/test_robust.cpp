@@ -1,6 +1,7 @@
-/// Why a cache of X is robust: what a model does to its keys after the projection, a bias or the gain of a norm, is applied
-/// after rematerialization and never quantized. Caches of keys lose much, unless each channel has a scale of its own. On rows, queries and weights of the real model; XQUANT_MODEL names the GGUF
-/// file, XQUANT_TEXT a text of at least 512 tokens.
+/// Why a cache of X is robust: what a model does to its keys after the projection, a bias or the gain of a norm, is
+/// applied after rematerialization and never quantized. Caches of keys lose much, unless each channel has a scale of
+/// its own. On rows, queries and weights of the real model; XQUANT_MODEL names the GGUF file, XQUANT_TEXT a text of at
+/// least 512 tokens.
 #include <cmath>
 #include <cstdlib>
 #include <iostream>
@@ -121,8 +122,8 @@ TEST_CASE("biases and norms of keys hurt caches of keys, not caches of X or late
     const xq::Rope rope = xq::Rope::standard(c.head_dim, 100000.0);  // SmolLM2's
     const std::size_t r = shape.kv_width(), dh = c.head_dim;
 
-    // As in Qwen2.5, whose largest biases of K sit in the pairs that turn slowest and have a norm in the hundreds: they add
-    // nearly the same to all scores of a query, so the model works as before.
+    // As in Qwen2.5, whose largest biases of K sit in the pairs that turn slowest and have a norm in the hundreds: they
+    // add nearly the same to all scores of a query, so the model works as before.
     std::vector<float> bias(r, 0.0F);
     for (std::size_t head = dh; head <= r; head += dh) {
         bias[head - 2] = 300.0F;

@@ -1,4 +1,5 @@
-/// Saved caches behind the engine: a text goes on as if nothing had been saved, and what does not belong is refused by name.
+/// Saved caches behind the engine: a text goes on as if nothing had been saved, and what does not belong is refused by
+/// name.
 #include "saved_cache.hpp"
 
 #include <algorithm>

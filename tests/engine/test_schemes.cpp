@@ -89,7 +89,8 @@ TEST_CASE("on the real model the schemes cost and lose what they should", "[mode
     CHECK(results.at("x4").bits == 576 * 4 + 5 * 32);
     const double per_channel = 192 * 4 + 192.0 * 4 * 32 / 508, per_token = 192 * 4 + 2 * 32;
     CHECK(std::abs(results.at("svd_head4").bits - per_channel - per_token) < 1e-9);
-    // Three layers keep 4 bits (two of them as latents of K and V), 27 differences have 3; 5 groups a row of x, 3 of both latents.
+    // Three layers keep 4 bits (two of them as latents of K and V), 27 differences have 3; 5 groups a row of x, 3 of
+    // both latents.
     CHECK(std::abs(results.at("cl_x_rot3").bits - (3 * (576 * 4 + 160.0) + 27 * (576 * 3 + 160.0)) / 30) < 1e-9);
     const double joint = per_channel + per_token, difference = 384 * 3 + 3 * 32, base = 576 * 4 + 160;
     CHECK(std::abs(results.at("cl_svd_rot3").bits - (2 * joint + base + 27 * difference) / 30) < 1e-9);

@@ -1,5 +1,5 @@
-/// The GGUF reader on any bytes: it reads them or throws an llm::Error. Every value is asked for in every way, and every tensor
-/// expanded.
+/// The GGUF reader on any bytes: it reads them or throws an llm::Error. Every value is asked for in every way, and
+/// every tensor expanded.
 #include <cstddef>
 #include <cstdint>
 #include <string>

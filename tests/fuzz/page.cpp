@@ -1,6 +1,6 @@
-/// The decoders on damaged pages. The first bytes choose a format, a tile and a head; the rest, over and over, are the codes, scales,
-/// zeros, outliers and places. Whatever these hold, nothing is read or written out of bounds, a tile is a part of the whole, and
-/// backends agree: on decoded values exactly, on keys that are finite to rounding.
+/// The decoders on damaged pages. The first bytes choose a format, a tile and a head; the rest, over and over, are the
+/// codes, scales, zeros, outliers and places. Whatever these hold, nothing is read or written out of bounds, a tile is
+/// a part of the whole, and backends agree: on decoded values exactly, on keys that are finite to rounding.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -190,7 +190,8 @@ std::vector<float> rebuild_keys(const QuantizedRows& rows, const Head& head, con
     return out;
 }
 
-/// Keys: the same from every backend and in either order, to rounding; 8-bit products are off by what scalar/int8.hpp says.
+/// Keys: the same from every backend and in either order, to rounding; 8-bit products are off by what scalar/int8.hpp
+/// says.
 void check_head(const QuantizedRows& rows, const std::vector<float>& all, const Head& head) {
     const HeadPlan& plan = head.plan;
     const HeadDecoder decoder{0,

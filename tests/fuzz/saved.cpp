@@ -1,8 +1,8 @@
-/// The loader of saved caches, on files that lie under checksums that are right: whatever they say, a cache refuses them by an error of
-/// its own, or can go on with what came of them.
+/// The loader of saved caches, on files that lie under checksums that are right: whatever they say, a cache refuses
+/// them by an error of its own, or can go on with what came of them.
 ///
-/// The first byte chooses a cache; every four that follow change a byte of a file that it saved before: its place (3 bytes) and
-/// its new value. Then checksums are computed anew.
+/// The first byte chooses a cache; every four that follow change a byte of a file that it saved before: its place (3
+/// bytes) and its new value. Then checksums are computed anew.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -1,5 +1,5 @@
-/// Stored bytes, compared with the files in data/: codes, scales, zeros and a whole page. README.md says what they are and
-/// how they are made again.
+/// Stored bytes, compared with the files in data/: codes, scales, zeros and a whole page. README.md says what they are
+/// and how they are made again.
 #include <xquant/stages.hpp>
 #include <xquant/xquant.hpp>
 

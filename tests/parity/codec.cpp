@@ -1,4 +1,5 @@
-/// Every backend's codec against the scalar one: bytes by memcmp, values to one rounding; odd sizes, every number of bits.
+/// Every backend's codec against the scalar one: bytes by memcmp, values to one rounding; odd sizes, every number of
+/// bits.
 #include <cmath>
 #include <cstring>
 #include <string>

@@ -1,4 +1,5 @@
-/// Multi-head latent attention against float64: K and V from the model's own latent, a rotary part that all heads share.
+/// Multi-head latent attention against float64: K and V from the model's own latent, a rotary part that all heads
+/// share.
 #include <xquant/projection/svd.hpp>
 #include <xquant/xquant.hpp>
 

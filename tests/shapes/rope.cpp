@@ -1,5 +1,5 @@
-/// Builders of RoPE for longer contexts against their formulas, written out here as their papers and first implementations
-/// have them, with the parameters of published models.
+/// Builders of RoPE for longer contexts against their formulas, written out here as their papers and first
+/// implementations have them, with the parameters of published models.
 #include <xquant/xquant.hpp>
 
 #include <array>

@@ -39,7 +39,8 @@ TEST_CASE("steps of 1, 7, 128 and 300 tokens, for MHA, GQA and MQA with head_dim
                 const Layer& layer = setup.model.layers[0];
                 const test::Rows rows = test::rows_of(layer, 0, 1, 0, tokens);
                 const std::vector<double> exact = test::oracle_attention(layer, rows.x, rows.q);
-                // Two projections each, others with every head_dim: all of them meet every kind of heads and both pairings.
+                // Two projections each, others with every head_dim: all of them meet every kind of heads and both
+                // pairings.
                 std::size_t which = 2 * cases + cases / 6;
                 for (const auto& steps : {growing, falling}) {
                     const char* name = projections[which++ % std::size(projections)];

@@ -1,5 +1,5 @@
-/// Feeds caches. A row depends on its sequence's seed, its token and its layer alone: it does not matter in which step, or
-/// beside which other sequences, it comes.
+/// Feeds caches. A row depends on its sequence's seed, its token and its layer alone: it does not matter in which step,
+/// or beside which other sequences, it comes.
 #pragma once
 
 #include <algorithm>
@@ -54,8 +54,8 @@ struct Feed {
     std::size_t answered = 0;  ///< rows of `out`
 };
 
-/// The largest difference of the answers to the last `rows` tokens of two sequences of the same model, 1e9 where one is not
-/// finite. Tiles may be cut differently, so the softmax rounds differently.
+/// The largest difference of the answers to the last `rows` tokens of two sequences of the same model, 1e9 where one is
+/// not finite. Tiles may be cut differently, so the softmax rounds differently.
 inline double distance(const Feed& a, const Feed& b, std::size_t rows) {
     double worst = a.out.size() == b.out.size() ? 0 : 1e9;
     for (std::size_t layer = 0; layer < std::min(a.out.size(), b.out.size()); ++layer) {
@@ -140,8 +140,8 @@ Outputs outputs_of(Cache& cache, const xquant::Model& model, const std::vector<s
 /// "" where they are equal bit for bit; else where they differ first.
 std::string difference(const Outputs& expected, const Outputs& found);
 
-/// What a sequence has stored: slots and bytes of every page. Slots that do not belong to it are left out, where rows are
-/// stored token by token: steps may write there without committing.
+/// What a sequence has stored: slots and bytes of every page. Slots that do not belong to it are left out, where rows
+/// are stored token by token: steps may write there without committing.
 struct StoredPage {
     xquant::Purpose purpose;
     std::size_t begin, end;

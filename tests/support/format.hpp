@@ -100,7 +100,8 @@ inline std::size_t next_multiple(std::size_t n, std::size_t step) {
     return n;
 }
 
-/// The parts of a section that hold token blocks first .. last: codes, scales and zeros of one channel block after another.
+/// The parts of a section that hold token blocks first .. last: codes, scales and zeros of one channel block after
+/// another.
 inline std::vector<Range> parts_of(const StoredStream& s, const Section& at, std::size_t tokens, std::size_t first,
                                    std::size_t last) {
     const std::size_t token_blocks = next_multiple(tokens, s.group_tokens) / s.group_tokens;

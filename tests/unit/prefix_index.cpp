@@ -1,5 +1,5 @@
-/// The longest known prefix of a prompt: written-out cases, a reference that compares with every sequence, hashes that collide,
-/// memory that fails.
+/// The longest known prefix of a prompt: written-out cases, a reference that compares with every sequence, hashes that
+/// collide, memory that fails.
 #include <xquant/serving/prefix_index.hpp>
 
 #include <algorithm>
@@ -88,7 +88,8 @@ Ids random_ids(test::Random& random, const Reference& reference, std::size_t mos
     return ids;
 }
 
-/// One operation of any kind, on index and reference. Calls `run` with what the index has to do, then changes the reference.
+/// One operation of any kind, on index and reference. Calls `run` with what the index has to do, then changes the
+/// reference.
 template <class Index, class Run>
 void random_operation(Index& index, Reference& reference, test::Random& random, std::uint64_t& next_id, Run run) {
     const auto any = [&] {

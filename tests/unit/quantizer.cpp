@@ -41,8 +41,8 @@ Errors errors_of() {
     return out;
 }
 
-/// Half a step, and not much less: uniform values fill it. A wider step, or a bit that is lost, fails from above; a step
-/// that is narrower than the format's, from below.
+/// Half a step, and not much less: uniform values fill it. A wider step, or a bit that is lost, fails from above; a
+/// step that is narrower than the format's, from below.
 template <class Q>
 void check_uniform_errors(double range) {
     const Errors errors = errors_of<Q>();

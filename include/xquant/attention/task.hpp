@@ -64,8 +64,8 @@ struct Partial {
     float* total = nullptr;    ///< [queries]
 };
 
-/// Whether a product with A [width, columns] is applied once to a few query rows, or to every token of a tile. The latter
-/// wins where many query rows share a latent that is wider than a head.
+/// Whether a product with A [width, columns] is applied once to a few query rows, or to every token of a tile. The
+/// latter wins where many query rows share a latent that is wider than a head.
 constexpr bool absorbs(const HeadDecoder& head, std::size_t query_rows, std::size_t columns) noexcept {
     return query_rows * head.width <= head.width * columns + query_rows * columns;
 }

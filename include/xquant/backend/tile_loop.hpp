@@ -1,17 +1,18 @@
 // Attention over stored streams, tile by tile: the loop that drives every backend.
 //
-//     K = z_k A_k + c_k (norm, RoPE) ;  s = scale q K^T, causal ;  online softmax ;  sum += P z_v ;  out = (sum / total) A_v + c_v
+//     K = z_k A_k + c_k (norm, RoPE);  s = scale q K^T, causal;  online softmax;  sum += P z_v;
+//     out = (sum / total) A_v + c_v
 //
-// What a backend gives. A backend is a tag; each of these is an overload that takes the tag first, and a tag that has none inherits
-// the scalar one (backend/scalar/):
+// What a backend gives. A backend is a tag; each of these is an overload that takes the tag first, and a tag that has
+// none inherits the scalar one (backend/scalar/):
 //
-//     decode_tile, encode_rows            codes -> f32, rows -> codes                                 scalar/codec.hpp
-//     multiply, multiply_vector, transpose                                                            scalar/product.hpp
-//     rematerialize_int8                  only for tags of int8<...>                                  scalar/int8.hpp
-//     normalize, normalize_keys           RMS norms                                                   scalar/norm.hpp
-//     apply_rope_to_tile, apply_rope      RoPE of a tile of keys, of a query                          scalar/rope.hpp
-//     adjust_scores, online_softmax       soft cap and ALiBi; one update of the softmax               scalar/softmax.hpp
-//     clear_partial, merge_partial        results of a part of the tokens                             scalar/softmax.hpp
+//     decode_tile, encode_rows            codes -> f32, rows -> codes                                scalar/codec.hpp
+//     multiply, multiply_vector, transpose                                                           scalar/product.hpp
+//     rematerialize_int8                  only for tags of int8<...>                                 scalar/int8.hpp
+//     normalize, normalize_keys           RMS norms                                                  scalar/norm.hpp
+//     apply_rope_to_tile, apply_rope      RoPE of a tile of keys, of a query                         scalar/rope.hpp
+//     adjust_scores, online_softmax       soft cap and ALiBi; one update of the softmax              scalar/softmax.hpp
+//     clear_partial, merge_partial        results of a part of the tokens                            scalar/softmax.hpp
 //
 // and these hooks, by which it may leave the tile out where it can take scores or P z straight from what is stored:
 //
@@ -19,8 +20,8 @@
 //
 // Shapes  tile: up to 128 tokens; K [Dh, tokens]; scores [query rows, tokens]; z_v [tokens, width].
 // Limit   the products q K^T and P z_v (FMA) for many query rows, decoding and rematerialization for one.
-// Tried   Rebuilding V for every step: Dh times the work of P z_v for one query row. One pass over all rows of a step per
-//         tile instead of 32 rows at a time: the scores leave L2.
+// Tried   Rebuilding V for every step: Dh times the work of P z_v for one query row. One pass over all rows of a step
+//         per tile instead of 32 rows at a time: the scores leave L2.
 #pragma once
 
 #include <algorithm>
@@ -36,7 +37,8 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// Up to this many query rows meet RoPE by being turned back by each tile's start; for more, the tile's keys are turned by it.
+/// Up to this many query rows meet RoPE by being turned back by each tile's start; for more, the tile's keys are turned
+/// by it.
 inline constexpr std::size_t rope_on_queries_rows = 4;
 
 /// Query rows handled together: their scores stay in L2.
@@ -94,11 +96,12 @@ struct AttendScratch {
     float* inner;     ///< of rematerialize
 };
 
-/// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between. The
-/// scalar one never does.
+/// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between.
+/// The scalar one never does.
 constexpr bool scores_from_codes(scalar, const AttendTask&, const StreamView&) noexcept { return false; }
 constexpr bool adds_from_codes(scalar, const AttendTask&, const StreamView&) noexcept { return false; }
-/// Scores [queries of `rows`, 128] against tokens of a stream. Angles are those of the tile's start, before and afterwards.
+/// Scores [queries of `rows`, 128] against tokens of a stream. Angles are those of the tile's start, before and
+/// afterwards.
 inline void score_codes(scalar, const AttendTask&, const StreamView&, Slots /*tokens*/, TileAngles&, Slots /*rows*/,
                         const AttendScratch&) noexcept {}
 /// sums [count, width] += weights [count, 128] (in AttendScratch::scores) times tokens of a stream.
@@ -323,7 +326,8 @@ void attend_task(Backend tag, const AttendTask& task, Partial partial, float* sc
     }
 }
 
-/// out = (sum / total) A_v + c_v. Shape out: [rows][out_stride], the query heads of the kv head side by side. sum is overwritten.
+/// out = (sum / total) A_v + c_v. Shape out: [rows][out_stride], the query heads of the kv head side by side. sum is
+/// overwritten.
 template <class Backend>
 void finish_partial(Backend tag, const AttendTask& task, Partial partial, float* out, std::size_t out_stride) noexcept {
     const std::size_t dh = task.head_dim, queries = task.queries(), group = task.queries_per_kv;

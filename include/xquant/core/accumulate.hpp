@@ -1,9 +1,9 @@
 // Accumulators: what the layers of a cross-layer cache have added up so far, for every coded token that a step touches.
 //
-//     base         accumulator  = z                          difference   z = (y - accumulator) U,  accumulator += z U^T
+//     base         accumulator  = z                          difference  z = (y - accumulator) U,  accumulator += z U^T
 //
-// The loop is closed: a difference is taken against the sum that the reader will see, rounded as the accumulator is kept,
-// so layer i is off by its own rounding alone and errors do not pile up (XQuant, section 3.3).
+// The loop is closed: a difference is taken against the sum that the reader will see, rounded as the accumulator is
+// kept, so layer i is off by its own rounding alone and errors do not pile up (XQuant, section 3.3).
 // Cost    for each layer and coded token: reading and writing its accumulator row, and R D products where there is a U.
 #pragma once
 
@@ -32,8 +32,8 @@ class Accumulators {
 public:
     explicit Accumulators(Core& core) : entries_(LedgerAllocator<Entry, Purpose::workspace>(core.ledger())) {}
 
-    /// Makes room for the coded tokens that these plans write and (read) those that they read; a page that several of them read is added up once.
-    /// Throws std::bad_alloc.
+    /// Makes room for the coded tokens that these plans write and (read) those that they read; a page that several of
+    /// them read is added up once. Throws std::bad_alloc.
     template <class Plans>
     void open(Core& core, const Plans& plans, bool read = true) {
         if (core.accumulators().sections.empty()) return;
@@ -147,8 +147,8 @@ private:
     LedgerVector<Entry, Purpose::workspace> entries_;
 };
 
-/// Rows y [n, D] of a layer that stores a difference -> what is coded, z [n, coded width] = (y - accumulator) U. Values are
-/// kept within f16, which only an accumulator far off could leave; the next layer makes up for what is cut.
+/// Rows y [n, D] of a layer that stores a difference -> what is coded, z [n, coded width] = (y - accumulator) U. Values
+/// are kept within f16, which only an accumulator far off could leave; the next layer makes up for what is cut.
 template <class Backend>
 void take_difference(Backend tag, const StreamEncoder& encoder, const StreamView& accumulator, std::size_t token,
                      std::size_t n, float* rows, float* out) noexcept {

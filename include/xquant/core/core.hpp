@@ -1,5 +1,5 @@
-// The cache behind XCache's types: layers, page formats, sequences. Policies have become data by now, so this is compiled
-// once for each backend, whatever the number of schemes.
+// The cache behind XCache's types: layers, page formats, sequences. Policies have become data by now, so this is
+// compiled once for each backend, whatever the number of schemes.
 #pragma once
 
 #include <algorithm>
@@ -23,7 +23,8 @@ constexpr StreamFormat exact_rows(std::uint32_t width, DType type) noexcept {
     return {width, 1, width, kind_of(type), static_cast<std::uint8_t>(8 * size_of(type)), false, 0, nullptr};
 }
 
-/// Channels of a stream that each of its heads reads, where they are parts of equal width side by side; else all of them.
+/// Channels of a stream that each of its heads reads, where they are parts of equal width side by side; else all of
+/// them.
 inline std::uint32_t head_channels(const PreparedLayer& layer, std::size_t stream, std::size_t width) noexcept {
     std::size_t each = 0;
     bool equal = true;
@@ -37,8 +38,8 @@ inline std::uint32_t head_channels(const PreparedLayer& layer, std::size_t strea
     return static_cast<std::uint32_t>(equal && each > 0 && width % each == 0 ? each : width);
 }
 
-/// Layers whose rows live and die together, in pages of their own: those with the same window. Pages that lie outside the
-/// window are freed, whatever other layers still see.
+/// Layers whose rows live and die together, in pages of their own: those with the same window. Pages that lie outside
+/// the window are freed, whatever other layers still see.
 struct PageGroup {
     PageGroup(Ledger& ledger, const Options& options, std::size_t streams)
         : coded(ledger, PageKind::coded, coded_page_tokens, streams),
@@ -52,7 +53,8 @@ struct PageGroup {
 
 class Core {
 public:
-    /// Streams are counted per layer; stream_count is the most that a layer has. page_group_of [layers] from page_groups_of.
+    /// Streams are counted per layer; stream_count is the most that a layer has. page_group_of [layers] from
+    /// page_groups_of.
     Core(const Options& options, std::vector<std::size_t> page_group_of, std::size_t stream_count, bool requantizes)
         : options_(options),
           ledger_(options.memory, options.budget),
@@ -157,7 +159,8 @@ public:
                 parts.requantized_codecs.empty() ? codecs_.back() : complete(parts.requantized_codecs[stream]));
             place(page_group.requantized, requantized_codecs_.back().format);
         }
-        // Layers that share a page group in spite of different windows: nothing may be freed before the widest is past it.
+        // Layers that share a page group in spite of different windows: nothing may be freed before the widest is past
+        // it.
         if (page_group.layers == 1) page_group.window = layer.window;
         page_group.window = page_group.window > 0 && layer.window > 0 ? std::max(page_group.window, layer.window) : 0;
     }

@@ -1,4 +1,5 @@
-// Levels that a quantizer learns from calibration rows, when a cache is constructed or rows are quantized by themselves.
+// Levels that a quantizer learns from calibration rows, when a cache is constructed or rows are quantized by
+// themselves.
 #pragma once
 
 #include <cmath>
@@ -12,9 +13,9 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// The levels [2^bits] of a stream from rows [n, width]: its quantizer sees the groups that it would encode, outliers taken
-/// out. A last group that is not full is left out where there are full ones.
-/// Throws value_error for levels that are not finite.
+/// The levels [2^bits] of a stream from rows [n, width]: its quantizer sees the groups that it would encode, outliers
+/// taken out. A last group that is not full is left out where there are full ones. Throws value_error for levels that
+/// are not finite.
 inline std::vector<float> learn_levels(const StreamCodec& codec, const float* rows, std::size_t n) {
     const StreamFormat& format = codec.format;
     const std::size_t width = format.width, blocks = std::max<std::size_t>(1, n / format.group_tokens);

@@ -1,4 +1,5 @@
-// The quantizer and the axis of a stream, as data: its format, and functions that write it. Kernels never see a policy's type.
+// The quantizer and the axis of a stream, as data: its format, and functions that write it. Kernels never see a
+// policy's type.
 #pragma once
 
 #include <cstddef>

@@ -80,7 +80,8 @@ public:
         rules.sink_logits = keep(layer_floats(layer.sink_logits, shape.heads));
     }
 
-    /// The matrices and vectors of the plan, one after another: what all pointers of encoders, heads and rules point into.
+    /// The matrices and vectors of the plan, one after another: what all pointers of encoders, heads and rules point
+    /// into.
     [[nodiscard]] std::span<const float> floats() const noexcept { return {floats_.data(), floats_.size()}; }
 
     /// Levels that a quantizer learnt become part of the weights.

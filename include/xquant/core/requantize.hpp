@@ -14,8 +14,8 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// The first `tokens` slots of a coded page, encoded again into another: codec_of(layer, stream) -> const StreamCodec&. Layers
-/// that store differences are added up and the loop is closed anew, so that errors do not pile up here either.
+/// The first `tokens` slots of a coded page, encoded again into another: codec_of(layer, stream) -> const StreamCodec&.
+/// Layers that store differences are added up and the loop is closed anew, so that errors do not pile up here either.
 /// Throws std::bad_alloc.
 template <class Backend, class CodecOf>
 void recode_page(Backend tag, Core& core, std::size_t page_group, Page* from, Page* to, std::size_t tokens,

@@ -91,8 +91,8 @@ private:
         return input_.data();
     }
 
-    // The bodies of tasks are kept out of line: inlined into different callers, compilers fuse multiplications and additions
-    // differently, and results would depend on the translation unit in the last bit.
+    // The bodies of tasks are kept out of line: inlined into different callers, compilers fuse multiplications and
+    // additions differently, and results would depend on the translation unit in the last bit.
 
     /// Task (32 rows, stream) of append: rows of the step are projected.
     XQUANT_NOINLINE void project_rows(const PreparedLayer& layer, backend::Matrix input, std::size_t task) {

@@ -1,5 +1,5 @@
-// What the steps of all backends have in common: which sequences get how many tokens, the plans of that, the order of calls, and the
-// moment when rows become part of a sequence.
+// What the steps of all backends have in common: which sequences get how many tokens, the plans of that, the order of
+// calls, and the moment when rows become part of a sequence.
 #pragma once
 
 #include <span>
@@ -35,7 +35,8 @@ inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
     state.next_position = plan.next_position;
 }
 
-/// A step as far as it does not depend on the backend. Destroying one that was not committed leaves the cache as it was.
+/// A step as far as it does not depend on the backend. Destroying one that was not committed leaves the cache as it
+/// was.
 class StepBase {
 public:
     StepBase(StepBase&& other) noexcept
@@ -52,7 +53,8 @@ public:
     /// Tokens of the step, all sequences together.
     [[nodiscard]] std::size_t size() const noexcept { return total_; }
 
-    /// The sequences now have the step's tokens. Throws state_error unless every layer was appended. Cannot fail otherwise.
+    /// The sequences now have the step's tokens. Throws state_error unless every layer was appended. Cannot fail
+    /// otherwise.
     void commit() {
         expects_usable();
         expects<state_error>(next_ == core_->layers().size(), "commit: ", next_, " of ", core_->layers().size(),
@@ -81,7 +83,8 @@ protected:
         sums_.open(core, plans_);
     }
 
-    /// Plans the encoding of all rows of a sequence outside its window, unfinished groups included; no new tokens. Throws likewise.
+    /// Plans the encoding of all rows of a sequence outside its window, unfinished groups included; no new tokens.
+    /// Throws likewise.
     StepBase(Core& core, Slot& slot) : StepBase(core) {
         parts_.reserve(1);
         plans_.reserve(core.page_groups());
@@ -119,8 +122,8 @@ protected:
         return prepared;
     }
 
-    /// Throws state_error unless a layer was appended last, shape_error unless q and out are [tokens, H * Dh]. Sets out_stride
-    /// where it is 0.
+    /// Throws state_error unless a layer was appended last, shape_error unless q and out are [tokens, H * Dh]. Sets
+    /// out_stride where it is 0.
     const PreparedLayer& expects_queries(std::size_t layer, const MatrixView& q, const float* out,
                                          std::size_t& out_stride) const {
         expects_usable();

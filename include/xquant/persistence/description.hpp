@@ -1,4 +1,5 @@
-// What a saved cache says of itself: scheme, shapes, what its weights answer, sequences, pages. docs/format.md has the layout.
+// What a saved cache says of itself: scheme, shapes, what its weights answer, sequences, pages. docs/format.md has the
+// layout.
 #pragma once
 
 #include <array>
@@ -212,8 +213,9 @@ inline Description from_bytes(std::span<const std::byte> bytes) {
     return out;
 }
 
-/// What the weights of a layer make of fixed rows: another model, or another basis of the same latents, answers differently.
-/// Prepared weights are the same to rounding only where machines differ, so answers are compared with a tolerance.
+/// What the weights of a layer make of fixed rows: another model, or another basis of the same latents, answers
+/// differently. Prepared weights are the same to rounding only where machines differ, so answers are compared with a
+/// tolerance.
 inline std::vector<float> fingerprint_of(const Core& core, const PreparedLayer& layer) {
     const auto fixed = [](std::size_t n, std::uint64_t seed) {
         std::vector<float> out(n);
@@ -269,7 +271,8 @@ inline bool same_answers(const std::vector<float>& a, const std::vector<float>& 
     return true;
 }
 
-/// Those of a layer's rules that its projection decides, by their place: whether keys are stored after RoPE, and channels that heads share.
+/// Those of a layer's rules that its projection decides, by their place: whether keys are stored after RoPE, and
+/// channels that heads share.
 inline constexpr std::size_t keys_after_rope_rule = 3, shared_rule = 4;
 
 /// Numbers that decide how rows are read.

@@ -66,7 +66,8 @@ inline bool same_codes(const Description& file, const Description& cache) noexce
     return file.rows == cache.rows;
 }
 
-/// The pages of one kind of one page group, as a description has them. Levels are those of the description, which must stay.
+/// The pages of one kind of one page group, as a description has them. Levels are those of the description, which must
+/// stay.
 inline PageFormat format_of(Ledger& ledger, const Description& from, std::uint32_t page_group, PageKind kind,
                             std::size_t streams) {
     const bool coded = kind == PageKind::coded || kind == PageKind::requantized;

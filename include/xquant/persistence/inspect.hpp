@@ -37,9 +37,9 @@ struct FileInfo {
 
 inline namespace XQUANT_ABI_NS {
 
-/// Reads the description of a saved cache and compares every checksum. A damaged page is reported, not thrown: the rest is
-/// worth seeing.
-/// Throws file_error, damage_error where header or description are damaged, mismatch_error for another version.
+/// Reads the description of a saved cache and compares every checksum. A damaged page is reported, not thrown: the rest
+/// is worth seeing. Throws file_error, damage_error where header or description are damaged, mismatch_error for another
+/// version.
 inline FileInfo inspect(const std::string& path) {
     using namespace detail;
     const MappedFile file = map_file(path);

@@ -18,10 +18,12 @@
 namespace xquant {
 
 struct LoadOptions {
-    /// A file's pages are read where they lie, in memory that the system shares between processes and may drop and read again.
-    /// The file must stay as it is while the cache is used: replace it, do not write into it. False: pages are copied.
+    /// A file's pages are read where they lie, in memory that the system shares between processes and may drop and read
+    /// again. The file must stay as it is while the cache is used: replace it, do not write into it. False: pages are
+    /// copied.
     bool map = true;
-    /// Checksums of pages are compared, and their numbers are finite. False saves the time to read them all, and takes what the disk has.
+    /// Checksums of pages are compared, and their numbers are finite. False saves the time to read them all, and takes
+    /// what the disk has.
     bool verify = true;
     /// A file of the same model and projection whose rows are coded in another way, with other bits say, is decoded and
     /// encoded. False: it is refused.
@@ -67,7 +69,8 @@ public:
 
     [[nodiscard]] const Description& file() const noexcept { return file_; }
 
-    /// Page after page: a record [64], what lies behind it, and zeros, at `at`, which `owner` keeps; or (no owner) in a buffer.
+    /// Page after page: a record [64], what lies behind it, and zeros, at `at`, which `owner` keeps; or (no owner) in a
+    /// buffer.
     void add(std::size_t number, std::byte* at, const std::shared_ptr<void>& owner) {
         const SavedPage& about = file_.pages[number];
         const std::size_t bytes = static_cast<std::size_t>(about.bytes);
@@ -244,10 +247,10 @@ inline void read_exactly(std::istream& in, std::span<std::byte> to) {
 
 }  // namespace detail
 
-/// Adds the sequences of a saved cache to one of the same scheme and model, and changes nothing else. `in` is read front to
-/// back, as far as the saved cache goes.
-/// Throws damage_error, mismatch_error, file_error, std::bad_alloc, budget_error; the cache is as it was then.
-/// Cost: reads and hashes the file; what the sequences take is allocated, pages that they share once.
+/// Adds the sequences of a saved cache to one of the same scheme and model, and changes nothing else. `in` is read
+/// front to back, as far as the saved cache goes. Throws damage_error, mismatch_error, file_error, std::bad_alloc,
+/// budget_error; the cache is as it was then. Cost: reads and hashes the file; what the sequences take is allocated,
+/// pages that they share once.
 template <class Cache>
 Loaded load(Cache& cache, std::istream& in, const LoadOptions& options = {}) {
     detail::Core& core = detail::CacheAccess::core(cache);
@@ -274,8 +277,8 @@ Loaded load(Cache& cache, std::istream& in, const LoadOptions& options = {}) {
     return loader.finish();
 }
 
-/// The same from a file. Pages of a mapped file count as Bytes::mapped, and not toward Options::budget; the mapping lasts as
-/// long as one of them is used.
+/// The same from a file. Pages of a mapped file count as Bytes::mapped, and not toward Options::budget; the mapping
+/// lasts as long as one of them is used.
 template <class Cache>
 Loaded load(Cache& cache, const std::string& path, const LoadOptions& options = {}) {
     detail::Core& core = detail::CacheAccess::core(cache);

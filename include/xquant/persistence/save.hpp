@@ -81,10 +81,9 @@ void write_cache(Core& core, std::span<const Sequence> sequences, const std::str
 
 }  // namespace detail
 
-/// Writes sequences, front to back, so that `out` may be a pipe. Pages that they share are written once. `note` is kept as it
-/// is: the ids of the tokens, say. The cache does not change.
-/// Throws sequence_error, file_error where the stream fails.
-/// Cost: reads and writes what the sequences take, and hashes it.
+/// Writes sequences, front to back, so that `out` may be a pipe. Pages that they share are written once. `note` is kept
+/// as it is: the ids of the tokens, say. The cache does not change. Throws sequence_error, file_error where the stream
+/// fails. Cost: reads and writes what the sequences take, and hashes it.
 template <class Cache>
 void save(const Cache& cache, std::span<const Sequence> sequences, std::ostream& out, const std::string& note = {}) {
     detail::write_cache(detail::CacheAccess::core(cache), sequences, note, [&out](std::span<const std::byte> bytes) {
@@ -95,9 +94,8 @@ void save(const Cache& cache, std::span<const Sequence> sequences, std::ostream&
     detail::expects<file_error>(static_cast<bool>(out), "saved cache: writing to the stream failed");
 }
 
-/// The same into a file. It is written under another name and takes the place of `path` once it is complete and on the disk:
-/// whatever happens before, a file that was there is as it was.
-/// Throws sequence_error, file_error.
+/// The same into a file. It is written under another name and takes the place of `path` once it is complete and on the
+/// disk: whatever happens before, a file that was there is as it was. Throws sequence_error, file_error.
 template <class Cache>
 void save(const Cache& cache, std::span<const Sequence> sequences, const std::string& path,
           const std::string& note = {}) {

@@ -1,8 +1,8 @@
 // Tables for RoPE over a tile of consecutive positions.
 //
 // A key at position p0 + j is turned by R(p0 + j) = R(p0) R(j), and q . R(p0) R(j) k = (R(-p0) q) . (R(j) k): keys of a
-// tile are turned by one table that serves every tile, and the query is turned back by the tile's start. Rope::factor is in
-// the table: once for each key.
+// tile are turned by one table that serves every tile, and the query is turned back by the tile's start. Rope::factor
+// is in the table: once for each key.
 #pragma once
 
 #include <cmath>

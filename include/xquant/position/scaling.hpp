@@ -1,12 +1,16 @@
-// RoPE for contexts longer than a model was first trained on: each takes the frequencies of training and gives those to use.
+// RoPE for contexts longer than a model was first trained on: each takes the frequencies of training and gives those to
+// use.
 //
-//     scale_linear     position interpolation: f / s                                         arXiv 2306.15595
-//     scale_ntk        a larger base: f_j s^(-j / (pairs - 1))                                "NTK-aware", bloc97, 2023
-//     scale_yarn       f for fast pairs, f / s for slow ones, a ramp between; cosines times 0.1 ln s + 1    arXiv 2309.00071
-//     scale_llama3     the same idea with a ramp over wavelengths                             Llama 3.1's rope_scaling
-//     scale_longrope   f_j / factor_j, found by search for short and long contexts; cosines times a factor   arXiv 2402.13753
+//     scale_linear     position interpolation: f / s (arXiv 2306.15595)
+//     scale_ntk        a larger base: f_j s^(-j / (pairs - 1)) ("NTK-aware", bloc97, 2023)
+//     scale_yarn       f for fast pairs, f / s for slow ones, a ramp between; cosines times 0.1 ln s + 1
+//                      (arXiv 2309.00071)
+//     scale_llama3     YaRN's idea with a ramp over wavelengths (Llama 3.1's rope_scaling)
+//     scale_longrope   f_j / factor_j, found by search for short and long contexts; cosines times a factor
+//                      (arXiv 2402.13753)
 //
-//     layer.rope = xquant::scale_llama3(xquant::Rope::standard(128, 500000.0), {.factor = 8, .original_context = 8192});
+//     layer.rope = xquant::scale_llama3(xquant::Rope::standard(128, 500000.0),
+//                                       {.factor = 8, .original_context = 8192});
 //
 // f_j is an inverse frequency, s the factor by which the context grows. The engine turns its queries by the same Rope,
 // Rope::factor included.
@@ -67,9 +71,9 @@ inline Rope scale_ntk(Rope rope, double factor) {
     return rope;
 }
 
-/// "NTK by parts" with its attention factor, as the method's own code has it: the ramp runs over the pairs, between those
-/// that turn beta_fast and beta_slow times within the original context. (The paper's text has it run over the number of
-/// turns; checkpoints are trained with the code.) Frequencies must be those of Rope::standard.
+/// "NTK by parts" with its attention factor, as the method's own code has it: the ramp runs over the pairs, between
+/// those that turn beta_fast and beta_slow times within the original context. (The paper's text has it run over the
+/// number of turns; checkpoints are trained with the code.) Frequencies must be those of Rope::standard.
 inline Rope scale_yarn(Rope rope, const YarnScaling& yarn) {
     std::vector<double>& f = rope.inverse_frequencies;
     detail::expects(f.size() >= 2 && f[0] == 1 && f[1] < 1,

@@ -1,11 +1,12 @@
 // JointSvd: one latent of X for K and V together, from the SVD of [W_k W_v]. The paper's cross-layer form for GQA.
 //
-//     [W_k W_v] = U S B^T [D, 2R], thin      alone        z = x U                     [K V] = z (S B^T)
-//                                            difference   z = (y - accumulator) U     accumulator += z U^T, [K V] = accumulator [W_k W_v]
+//     [W_k W_v] = U S B^T [D, 2R], thin alone      z = x U                 [K V] = z (S B^T)
+//     difference                          z = (y - accumulator) U
+//                                         accumulator += z U^T,   [K V] = accumulator [W_k W_v]
 //
 // With CrossLayer<Delta> the layers below the base are SplitSvd, the base is X itself, and S B^T is not needed: the
-// accumulator has the full width D. U^T U = I, so what a layer reads back of its own subspace is x U + its own rounding,
-// whatever the accumulator held before.
+// accumulator has the full width D. U^T U = I, so what a layer reads back of its own subspace is x U + its own
+// rounding, whatever the accumulator held before.
 //
 //     JointSvd<NoMix, FullRank>      as the paper has it
 //     JointSvd<Hadamard, FullRank>   latents and base rotated: the better one

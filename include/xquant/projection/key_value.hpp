@@ -1,4 +1,5 @@
-// KeyValue<When, Mix>: K and V themselves, the usual cache. With KIVI's layout or ggml's formats, the baselines to beat.
+// KeyValue<When, Mix>: K and V themselves, the usual cache. With KIVI's layout or ggml's formats, the baselines to
+// beat.
 //
 //     KeyValue<BeforeRope>             K before RoPE: with Layout<PerChannel, PerToken> this is KIVI* of the paper
 //     KeyValue<AfterRope>              K after RoPE, as most engines keep it
@@ -6,7 +7,8 @@
 //                                      llama.cpp does for q4_0
 //
 // Biases and k_norm are part of what is stored, as in every cache of K and V.
-// Cost    keys stored after RoPE need nothing when read; queries that meet keys which moved to other positions are turned back.
+// Cost    keys stored after RoPE need nothing when read; queries that meet keys which moved to other positions are
+//         turned back.
 #pragma once
 
 #include <type_traits>

@@ -1,7 +1,7 @@
 // Latent: the latent that a model with multi-head latent attention makes itself, passed through.
 //
-//     stream 0   norm(x W_down^T) [R]     K_h from channel Dr on = z W_k,h^T, V_h = z W_v,h^T: keys absorbed for few queries
-//     stream 1   x W_shared^T [Dr]        the first channels of every key, before RoPE
+//     stream 0  norm(x W_down^T) [R] K_h from channel Dr on = z W_k,h^T, V_h = z W_v,h^T: keys absorbed for few queries
+//     stream 1  x W_shared^T [Dr]    the first channels of every key, before RoPE
 //
 // Stream 1 is small (64 of 576 channels in DeepSeek-V2) and what position hangs on, so it is usually left in f16:
 // PerStream<Uniform<4>, Unquantized<f16>>. Stored before RoPE, it moves to other positions exactly, as everything here.

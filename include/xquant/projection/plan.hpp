@@ -1,9 +1,9 @@
 // What a projection policy hands back for one layer: how rows are made from X, and how K and V come back. Plain data.
 //
-//     write   z = rotate(rope(norms((x - mean) T + b)))     read   K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
+//     write  z = rotate(rope(norms((x - mean) T + b))) read K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
 //
-// Every scheme is such a plan, and one set of kernels serves all. A layer of a cross-layer cache codes (z - accumulator) U
-// in place of z, and adds what was coded, times U^T, to the accumulator; K and V come from that.
+// Every scheme is such a plan, and one set of kernels serves all. A layer of a cross-layer cache codes (z -
+// accumulator) U in place of z, and adds what was coded, times U^T, to the accumulator; K and V come from that.
 #pragma once
 
 #include <cstddef>

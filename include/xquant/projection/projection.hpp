@@ -9,14 +9,15 @@
 //     Latent      the model's own latent                       for multi-head latent attention
 //
 // A projection of your own is a struct with
-//     static constexpr std::size_t streams                      stored rows per token and layer
-//     static LayerFootprint<streams> footprint(const Layer&)    their widths, and the floats of prepared weights
-//     static LayerPlan prepare(const Layer&)                    the affine pair T, A; see projection/plan.hpp
-//     static constexpr bool reads_latent = true                 if it is for layers with a Layer::latent; else those are refused
+//     static constexpr std::size_t streams                   stored rows per token and layer
+//     static LayerFootprint<streams> footprint(const Layer&) their widths, and the floats of prepared weights
+//     static LayerPlan prepare(const Layer&)                 the affine pair T, A; see projection/plan.hpp
+//     static constexpr bool reads_latent = true              if it is for layers with a Layer::latent; else those are
+//                                                            refused
 // and, to serve CrossLayer<Delta>,
 //     below, base                       projections of the layers below the base layer and of the base layer itself
-//     difference_footprint, prepare_difference(const Layer&)    the plan of a layer that stores a difference: its rows are
-//                                       those of `base`, and stream 0 may have a latent
+//     difference_footprint, prepare_difference(const Layer&)   the plan of a layer that stores a difference: its rows
+//                                       are those of `base`, and stream 0 may have a latent
 #pragma once
 
 #include <array>

@@ -1,6 +1,9 @@
-// SplitSvd and HeadSvd: latents of X for GQA, from a singular value decomposition of W_k and W_v. Needs Eigen, through svd_basis.hpp.
+// SplitSvd and HeadSvd: latents of X for GQA, from a singular value decomposition of W_k and W_v. Needs Eigen, through
+// svd_basis.hpp.
 //
-//     W = U S B^T [D, n], thin: z = X U is stored, X W = z (S B^T). Nothing is cut off, so the change of basis is exact.
+//     W = U S B^T [D, n], thin:   z = X U is stored,   X W = z (S B^T).
+//
+// Nothing is cut off, so the change of basis is exact.
 //
 //     SplitSvd    one SVD of W_k, one of W_v: Z_k = X U_k, Z_v = X U_v, width Hkv * Dh each
 //     HeadSvd     one SVD for each key head (z_h = X U_k,h, Dh x Dh matrices when reading: Hkv times less work), and V
@@ -9,8 +12,9 @@
 // SplitSvdOf<Rank<N>>, HeadSvdOf<EnergyShare<995>> keep fewer directions: fewer channels, and K is no longer exact.
 // HeadSvd's V has no spectrum to cut and stays whole.
 //
-// Tried   Eigen's BDCSVD: as exact, a fifth slower, and three times the compiler's time in every file that includes this.
-// Compile Eigen is most of what this header costs a compiler. Where XQUANT_SVD_COMPILED is defined it is left out, and one file of the
+// Tried   Eigen's BDCSVD: as exact, a fifth slower, and three times the compiler's time in every file that includes
+// this. Compile Eigen is most of what this header costs a compiler. Where XQUANT_SVD_COMPILED is defined it is left
+// out, and one file of the
 //         program has XQUANT_COMPILE_SVD() (instantiate.hpp).
 // Layout  <PerChannel, PerToken>: the first latent channels of the keys are large for every token.
 // Source  XQuant section 3.2 and appendix B (SplitSvd); HeadSvd is ours.
@@ -33,9 +37,9 @@ struct Basis {
     std::vector<float> a;  ///< [n, n]
 };
 
-/// Thin SVD of the rows first .. first + n of a weight [out, D], read as the columns of W [D, n], n <= D. Computed in f64.
-/// The signs, free in an SVD, are fixed: the entry of largest magnitude in each column of U is positive.
-/// Throws shape_error if n > D or the rows are not there. Cost O(D n^2 + n^3).
+/// Thin SVD of the rows first .. first + n of a weight [out, D], read as the columns of W [D, n], n <= D. Computed in
+/// f64. The signs, free in an SVD, are fixed: the entry of largest magnitude in each column of U is positive. Throws
+/// shape_error if n > D or the rows are not there. Cost O(D n^2 + n^3).
 template <class Real = double>
 Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t n);
 
@@ -53,7 +57,8 @@ inline std::vector<double> singular_values(const MatrixView& weight, std::size_t
     return out;
 }
 
-/// How many directions of an SVD are kept. A policy of your own has the same function; it must not depend on anything else.
+/// How many directions of an SVD are kept. A policy of your own has the same function; it must not depend on anything
+/// else.
 struct FullRank {
     static std::size_t rank(const MatrixView&, std::size_t, std::size_t n) noexcept { return n; }
 };
@@ -142,9 +147,9 @@ struct SplitSvdOf {
 
 /// One latent for each key head; V with each head rotated. The default for GQA.
 ///
-/// Where the model norms its keys, so are the latents: with the singular values taken into U they are as long as the keys, and
-/// K = norm(x U S) B^T gain. Otherwise tokens with short keys would share a scale with tokens whose keys are long, and the norm would
-/// blow up their error.
+/// Where the model norms its keys, so are the latents: with the singular values taken into U they are as long as the
+/// keys, and K = norm(x U S) B^T gain. Otherwise tokens with short keys would share a scale with tokens whose keys are
+/// long, and the norm would blow up their error.
 template <class Keep>
 struct HeadSvdOf {
     static constexpr std::size_t streams = 2;

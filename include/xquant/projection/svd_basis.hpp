@@ -30,7 +30,8 @@ Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t n) {
     const std::vector<float> rows = detail::load_rows(weight, first, n);
     const Matrix w = Eigen::Map<const RowMajor>(rows.data(), columns, d).template cast<Real>().transpose();
 
-    // B from W^T W, then W B = U S by reflections: U is orthonormal and U A is W to rounding, however small a singular value is.
+    // B from W^T W, then W B = U S by reflections: U is orthonormal and U A is W to rounding, however small a singular
+    // value is.
     const Eigen::SelfAdjointEigenSolver<Matrix> squares(w.transpose() * w);
     const Matrix b = squares.eigenvectors().rowwise().reverse();  // singular values fall
     const Eigen::HouseholderQR<Matrix> qr(w * b);

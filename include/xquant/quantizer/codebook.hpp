@@ -18,9 +18,9 @@
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
-/// codes [n] = the nearest of `count` rising levels to (x - zero) * (1 / scale); halfway, the lower. A flat group (scale
-/// 0) gets the level nearest to 0. Nothing a compiler could fuse: all machines find the same codes.
-/// Cost: `count` comparisons a value.
+/// codes [n] = the nearest of `count` rising levels to (x - zero) * (1 / scale); halfway, the lower. A flat group
+/// (scale 0) gets the level nearest to 0. Nothing a compiler could fuse: all machines find the same codes. Cost:
+/// `count` comparisons a value.
 inline void encode_levels(std::span<const float> x, GroupScale group, const float* levels, std::size_t count,
                           std::span<std::uint8_t> codes) noexcept {
     std::array<float, 255> middles;

@@ -1,9 +1,10 @@
 // NonUniform<Bits, Group>: levels where the values of a stream are, found by k-means on calibration rows.
 //
-//     zero = f16(min), scale = f16(max - zero);  code = nearest level to (x - zero) / scale;  x ~ zero + scale * level[code]
+//     zero = f16(min), scale = f16(max - zero);   code = nearest level to (x - zero) / scale;
+//     x ~ zero + scale * level[code]
 //
-// Levels are shared by all groups of a stream of a layer, and live in the prepared weights: 4 * 2^Bits bytes. They are learnt
-// when the cache is constructed, from Layer::calibration, rows of X of some other text.
+// Levels are shared by all groups of a stream of a layer, and live in the prepared weights: 4 * 2^Bits bytes. They are
+// learnt when the cache is constructed, from Layer::calibration, rows of X of some other text.
 // Error   half the gap between the neighbouring levels, times scale; beyond the outer levels the distance to them
 // Source  KVQuant (arXiv 2401.18079), section 3.3. There each value is weighted by its Fisher information, which needs
 //         gradients; here all weigh the same.
@@ -32,9 +33,9 @@ struct NonUniform {
         return found;
     }
 
-    /// K-means (Lloyd's algorithm) on the values of all groups, each shifted and scaled to 0 .. 1. It begins with even levels,
-    /// and is never worse on these groups than they. Sums are taken in a fixed order: the same levels on every machine.
-    /// Cost: sorting the values, then up to 100 rounds of a binary search for each level.
+    /// K-means (Lloyd's algorithm) on the values of all groups, each shifted and scaled to 0 .. 1. It begins with even
+    /// levels, and is never worse on these groups than they. Sums are taken in a fixed order: the same levels on every
+    /// machine. Cost: sorting the values, then up to 100 rounds of a binary search for each level.
     static void learn(std::span<const std::span<const float>> groups, std::span<float> levels) {
         std::vector<float> values;
         for (const std::span<const float> x : groups) {

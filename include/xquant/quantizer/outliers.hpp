@@ -1,12 +1,12 @@
-// WithOutliers<Quantizer, N>: N values of each group are kept in f16, with their place; the others are quantized as if those
-// were not there.
+// WithOutliers<Quantizer, N>: N values of each group are kept in f16, with their place; the others are quantized as if
+// those were not there.
 //
 //     WithOutliers<Uniform<4>>             1 of 128: 3 bytes a group, 0.19 bits a value
 //     WithOutliers<NonUniform<3>, 2>         2 of 128
 //
 // Chosen are the values farthest from the group's mean.
-// Source  KVQuant (arXiv 2401.18079), section 3.4: dense-and-sparse, 1 % of each vector. SqueezeLLM (arXiv 2306.07629) did it
-//         for weights.
+// Source  KVQuant (arXiv 2401.18079), section 3.4: dense-and-sparse, 1 % of each vector. SqueezeLLM (arXiv 2306.07629)
+//         did it for weights.
 // Error   of the outliers: f16 rounding. Of the others: Quantizer's, over a narrower range.
 #pragma once
 
@@ -28,8 +28,8 @@ struct WithOutliers : Quantizer {
 
     static constexpr unsigned outliers = Count;
 
-    /// x [n] -> the indices [outliers or n] of the values farthest from the mean; of equal ones, the first. Cost: a pass for
-    /// each.
+    /// x [n] -> the indices [outliers or n] of the values farthest from the mean; of equal ones, the first. Cost: a
+    /// pass for each.
     static void choose(std::span<const float> x, std::span<std::uint8_t> indices) noexcept {
         double sum = 0;
         for (const float value : x) sum += static_cast<double>(value);

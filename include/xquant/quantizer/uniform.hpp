@@ -2,8 +2,9 @@
 //
 //     codes = clip(rte((x - zero) * (1 / scale)), 0, 2^Bits - 1)        x ~ zero + scale * code
 //
-// Source  XQuant (arXiv 2508.10395), section 4.1: asymmetric uniform, groups of 128. The paper does not say what a scale
-//         is stored in; its published sizes (0.25 bits per value above Bits) leave only two 16-bit numbers per group.
+// Source  XQuant (arXiv 2508.10395), section 4.1: asymmetric uniform, groups of 128. The paper does not say what a
+//         scale is stored in; its published sizes (0.25 bits per value above Bits) leave only two 16-bit numbers per
+//         group.
 // Error   |x - decoded| <= scale / 2 plus the f16 rounding of zero and scale (relative 2^-11 each)
 #pragma once
 
@@ -16,13 +17,13 @@ namespace xquant {
 /// Scale rule: the group's smallest value has code 0 and its largest the top code.
 struct MinMax {};
 
-/// Scale rule: scale = max |x| / (2^(Bits-1) - 1), and code 2^(Bits-1) stands for zero, so that only the scale is stored.
-/// The lowest code is not used.
+/// Scale rule: scale = max |x| / (2^(Bits-1) - 1), and code 2^(Bits-1) stands for zero, so that only the scale is
+/// stored. The lowest code is not used.
 struct Symmetric {};
 
 /// Scale rule: MinMax with the range narrowed around its middle by the factor in 1, 0.95 .. 0.5 that leaves the least
-/// squared error; what falls outside is clipped. Helps at 2 bits and for cross-layer deltas, hurts keys per channel at 3
-/// and 4 bits (it cuts off the tokens that matter). Cost: eleven times MinMax's.
+/// squared error; what falls outside is clipped. Helps at 2 bits and for cross-layer deltas, hurts keys per channel at
+/// 3 and 4 bits (it cuts off the tokens that matter). Cost: eleven times MinMax's.
 struct MinMse {};
 
 inline namespace XQUANT_ABI_NS {
@@ -58,7 +59,8 @@ constexpr GroupScale min_mse_scale(Range full, float top, std::size_t n, X&& x) 
         }
         const GroupScale trial = min_max_scale(range, top);
         const float inverse = inverse_scale(trial);
-        // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: fused or not, the sum is the same.
+        // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: fused or not, the sum is
+        // the same.
         double error = 0;
         for (std::size_t i = 0; i < n; ++i) {
             const double difference = (trial.zero + trial.scale * code_of(x(i), trial, inverse, top)) - x(i);

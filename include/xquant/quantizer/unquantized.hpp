@@ -1,5 +1,5 @@
-// Unquantized<T>: the row as it is, in f32, f16 or bf16. With f32 every scheme equals plain attention to rounding, which
-// is how projections are tested; with f16 it is the ordinary cache.
+// Unquantized<T>: the row as it is, in f32, f16 or bf16. With f32 every scheme equals plain attention to rounding,
+// which is how projections are tested; with f16 it is the ordinary cache.
 #pragma once
 
 #include <xquant/types.hpp>

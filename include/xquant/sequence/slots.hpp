@@ -13,8 +13,8 @@
 namespace xquant {
 namespace detail {
 
-/// Counts the caches of the process. Outside the namespace of the instruction set: no two caches share a number, whatever flags
-/// they were compiled with.
+/// Counts the caches of the process. Outside the namespace of the instruction set: no two caches share a number,
+/// whatever flags they were compiled with.
 inline std::atomic<std::uint32_t> cache_count{0};
 
 }  // namespace detail

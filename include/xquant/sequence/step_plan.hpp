@@ -5,10 +5,10 @@
 //     body rows (those after the sinks)   0 ........ coded ........ outside ........ size
 //                                         | codes    | waiting      | window of `recent` rows
 //
-// Rows that leave the window are encoded: at once (granularity 1) if every stream is grouped per token, in groups of 128
-// if one is grouped per channel; until then they wait in the tail, in f16. A query reads the rows of its own step as they
-// were given, the tail in f16, the rest from codes. In strict mode it reads everything outside the window from codes: the
-// rows that wait are encoded into a page that lasts for this step only.
+// Rows that leave the window are encoded: at once (granularity 1) if every stream is grouped per token, in groups of
+// 128 if one is grouped per channel; until then they wait in the tail, in f16. A query reads the rows of its own step
+// as they were given, the tail in f16, the rest from codes. In strict mode it reads everything outside the window from
+// codes: the rows that wait are encoded into a page that lasts for this step only.
 //
 // Rows that follow each other need not be neighbours: tokens between them may have been erased, or positions shifted. A
 // segment ends wherever positions jump, so one page may serve several segments of a sequence.
@@ -248,7 +248,8 @@ private:
         }
     }
 
-    /// New rows from .. to stay in f16, behind those that are there. The first one goes to slot i % 32 for row i of the body.
+    /// New rows from .. to stay in f16, behind those that are there. The first one goes to slot i % 32 for row i of the
+    /// body.
     void keep_rows(std::size_t from, std::size_t to, std::size_t coded_before) {
         for (std::size_t done = from; done < to;) {
             const bool goes_on = !after.empty() && &after.back().page->format() == formats_.rows;

@@ -4,11 +4,11 @@
 //     Arena arena;                              // lives longer than the caches that use it
 //     Cache cache(model, {.memory = &arena});
 //
-// HugePages maps memory, Arena hands it out. A cache asks for pages, a few sizes of 10 KB to some MB that come and go all the
-// time; and for buffers of steps, whose sizes follow the step's tokens and are seldom seen twice. This rules out simpler
-// arenas: free lists for exact sizes keep a block for each size of buffer that there ever was, and
-// std::pmr::unsynchronized_pool_resource (libstdc++ 12) rounds what has more than 4 KiB up to powers of two, and what has
-// more than 128 KiB to 1 MiB or more, or (by default) hands it through.
+// HugePages maps memory, Arena hands it out. A cache asks for pages, a few sizes of 10 KB to some MB that come and go
+// all the time; and for buffers of steps, whose sizes follow the step's tokens and are seldom seen twice. This rules
+// out simpler arenas: free lists for exact sizes keep a block for each size of buffer that there ever was, and
+// std::pmr::unsynchronized_pool_resource (libstdc++ 12) rounds what has more than 4 KiB up to powers of two, and what
+// has more than 128 KiB to 1 MiB or more, or (by default) hands it through.
 #pragma once
 
 #if !__has_include(<sys/mman.h>)
@@ -33,9 +33,9 @@
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
-/// Maps memory by whole huge pages of 2 MiB, each allocation on its own: something for Arena, or another resource that asks
-/// for much at a time, to take from. The kernel is asked for huge pages (MADV_HUGEPAGE) and may give small ones: then
-/// everything works, and is no faster.
+/// Maps memory by whole huge pages of 2 MiB, each allocation on its own: something for Arena, or another resource that
+/// asks for much at a time, to take from. The kernel is asked for huge pages (MADV_HUGEPAGE) and may give small ones:
+/// then everything works, and is no faster.
 ///
 /// Safe for use by several threads at once.
 class HugePages : public std::pmr::memory_resource {
@@ -80,16 +80,18 @@ private:
     std::atomic<std::size_t> mapped_{0};
 };
 
-/// Hands out parts of large chunks: the smallest free part that is large enough, cut to size. Parts that are given back grow
-/// together with free neighbours, so memory serves any size again, and pages of caches take exactly their bytes. Chunks are
-/// kept until release().
+/// Hands out parts of large chunks: the smallest free part that is large enough, cut to size. Parts that are given back
+/// grow together with free neighbours, so memory serves any size again, and pages of caches take exactly their bytes.
+/// Chunks are kept until release().
 ///
-/// Sizes are rounded up to 64 bytes. Cost: logarithmic in the number of parts, some 150 bytes of ordinary memory for each.
-/// Safe for use by several threads at once. An allocation that throws std::bad_alloc changes nothing that is in use.
+/// Sizes are rounded up to 64 bytes. Cost: logarithmic in the number of parts, some 150 bytes of ordinary memory for
+/// each. Safe for use by several threads at once. An allocation that throws std::bad_alloc changes nothing that is in
+/// use.
 class Arena : public std::pmr::memory_resource {
 public:
-    /// Takes `chunk` bytes at a time from `upstream`, more where one allocation needs it, rounded up to 2 MiB and aligned to
-    /// 2 MiB. Null: from HugePages of its own; a chunk of these takes memory where it is touched, not before.
+    /// Takes `chunk` bytes at a time from `upstream`, more where one allocation needs it, rounded up to 2 MiB and
+    /// aligned to 2 MiB. Null: from HugePages of its own; a chunk of these takes memory where it is touched, not
+    /// before.
     explicit Arena(std::size_t chunk = std::size_t{1} << 25U, std::pmr::memory_resource* upstream = nullptr) noexcept
         : upstream_(upstream ? upstream : &own_), chunk_(std::min(chunk, most)) {}
     Arena(const Arena&) = delete;

@@ -12,11 +12,11 @@
 //     (root) -- 1 7 7 3 -- ( ) -- 5 2 ------ (A ends)
 //                           `---- 9 9 4 ---- (B ends) -- 6 -- (C ends)
 //
-// Edges keep no ids of their own: they name a sequence that runs along them and read its ids. A child is looked up by a hash
-// of its parent and its first id; both are compared, and so is every further id, so no collision of hashes can give a wrong
-// match.
-// Source  RadixAttention (SGLang, arXiv 2312.07104), automatic prefix caching (vLLM). Fixed blocks with chained hashes, as
-// vLLM has them, find whole blocks only; here a match ends at any token.
+// Edges keep no ids of their own: they name a sequence that runs along them and read its ids. A child is looked up by a
+// hash of its parent and its first id; both are compared, and so is every further id, so no collision of hashes can
+// give a wrong match.
+// Source  RadixAttention (SGLang, arXiv 2312.07104), automatic prefix caching (vLLM). Fixed blocks with chained hashes,
+// as vLLM has them, find whole blocks only; here a match ends at any token.
 #pragma once
 
 #include <algorithm>
@@ -54,12 +54,12 @@ struct BranchHash {
 
 }  // namespace detail
 
-/// Token ids of sequences, searched by prefix. It knows handles and ids alone, so it serves any store of sequences, and knows
-/// only what it is told: a sequence that is dropped has to be erased here.
+/// Token ids of sequences, searched by prefix. It knows handles and ids alone, so it serves any store of sequences, and
+/// knows only what it is told: a sequence that is dropped has to be erased here.
 ///
-/// Takes 4 bytes for each token (up to 8 where sequences grow) and at most some 300 for each sequence. Not safe for use by
-/// several threads at once.
-/// A call that throws (std::bad_alloc from the memory resource, sequence_error, shape_error) leaves everything as it was.
+/// Takes 4 bytes for each token (up to 8 where sequences grow) and at most some 300 for each sequence. Not safe for use
+/// by several threads at once. A call that throws (std::bad_alloc from the memory resource, sequence_error,
+/// shape_error) leaves everything as it was.
 ///
 /// @tparam Hash  of a node's number and a token's id; the answers do not depend on it
 template <class Hash = detail::BranchHash>
@@ -84,8 +84,8 @@ public:
     }
 
     /// The sequence that shares the most first tokens with `tokens`, exact to the token; one of them where several do.
-    /// Cost: a comparison for each token that matches, and a look-up for each place on the way where sequences part or end;
-    /// it does not depend on how many sequences are known.
+    /// Cost: a comparison for each token that matches, and a look-up for each place on the way where sequences part or
+    /// end; it does not depend on how many sequences are known.
     [[nodiscard]] PrefixMatch find(std::span<const std::int32_t> tokens) const noexcept {
         const Place at = walk(tokens, {root, 0});
         if (at.depth == 0) return {};
@@ -117,7 +117,8 @@ public:
             grown.assign(known.tokens.begin(), known.tokens.end());
         }
         make_room();
-        // From here on nothing throws. The ids may be the sequence's own, so the old ones stay where they are until the end.
+        // From here on nothing throws. The ids may be the sequence's own, so the old ones stay where they are until the
+        // end.
         std::pmr::vector<std::int32_t>& to = after > known.tokens.capacity() ? grown : known.tokens;
         to.resize(after);
         std::copy_n(tokens.data(), tokens.size(), to.data() + before);
@@ -132,8 +133,9 @@ public:
         tidy(left);
     }
 
-    /// Keeps the first `tokens` ids of a sequence and forgets the rest. Throws sequence_error if it is not known, shape_error
-    /// if it has fewer. Cost: constant where no other sequence shares the ids that go or ends among them, else a find.
+    /// Keeps the first `tokens` ids of a sequence and forgets the rest. Throws sequence_error if it is not known,
+    /// shape_error if it has fewer. Cost: constant where no other sequence shares the ids that go or ends among them,
+    /// else a find.
     void truncate(Sequence sequence, std::size_t tokens) {
         Known& known = find_known(sequence);
         detail::expects(tokens <= known.tokens.size(), "truncate: ", tokens, " tokens, but the index knows ",
@@ -175,8 +177,8 @@ private:
         Known *next = nullptr, *previous = nullptr;  ///< others that end there
     };
 
-    /// A place in the tree, with the edge that leads to it. All but the root have a sequence that ends there or at least two
-    /// children, so there are fewer than two for each sequence.
+    /// A place in the tree, with the edge that leads to it. All but the root have a sequence that ends there or at
+    /// least two children, so there are fewer than two for each sequence.
     struct Node {
         const Known* owner = nullptr;        ///< a sequence that runs through: the edge's ids are its own
         Known* ending = nullptr;             ///< sequences that end here

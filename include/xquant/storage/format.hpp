@@ -1,19 +1,19 @@
 // How a stream's rows lie in memory. Bytes mean the same on every machine and backend; docs/format.md draws them.
 //
 // A stream of a page holds `tokens` rows of `width` channels, cut into groups of group_tokens x group_channels values
-// (one of the two is 1 in the shipped layouts). Groups follow each other by channel block, then by token block, so that what
-// an attention head reads lies in one piece:
+// (one of the two is 1 in the shipped layouts). Groups follow each other by channel block, then by token block, so that
+// what an attention head reads lies in one piece:
 //
-//     codes   [channel blocks][token blocks][bytes of a group]          scales, zeros   [channel blocks][token blocks] f16
+//     codes   [channel blocks][token blocks][bytes of a group]        scales, zeros  [channel blocks][token blocks] f16
 //
 // A format with outliers keeps some values of each group in f16, with their place in the group:
 //
 //     outliers   [channel blocks][token blocks][outliers] f16           places   the same, one byte each
 //
 // The codes of a group of n values, n rounded up to N = 8 ceil(n / 8), are cut into planes of 4, 2 and 1 bits (5 bits =
-// 4 + 1, 3 = 2 + 1; 8 bits are one plane). A plane of p bits takes N p / 8 bytes; its byte j holds, from the lowest bits
-// up, the codes j, j + S, j + 2 S ... with S = N p / 8. Nothing has to be shuffled to unpack it: one load, a shift and a
-// mask give S consecutive codes, on any vector width. 3 bits take 3 bits.
+// 4 + 1, 3 = 2 + 1; 8 bits are one plane). A plane of p bits takes N p / 8 bytes; its byte j holds, from the lowest
+// bits up, the codes j, j + S, j + 2 S ... with S = N p / 8. Nothing has to be shuffled to unpack it: one load, a shift
+// and a mask give S consecutive codes, on any vector width. 3 bits take 3 bits.
 #pragma once
 
 #include <cstddef>
@@ -102,7 +102,8 @@ struct StreamFormat {
 
 inline namespace XQUANT_ABI_NS {
 
-/// The planes that codes of this many bits are cut into call f(plane bits, shift of the plane in the code), widest first.
+/// The planes that codes of this many bits are cut into call f(plane bits, shift of the plane in the code), widest
+/// first.
 template <class F>
 constexpr void for_each_plane(unsigned bits, F&& f) {
     unsigned left = bits;

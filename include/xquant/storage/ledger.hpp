@@ -1,5 +1,5 @@
-// The ledger: every byte the cache allocates, by purpose. bytes() is read from here, so it cannot drift from the truth; and
-// it keeps to the budget, since nothing is allocated past it.
+// The ledger: every byte the cache allocates, by purpose. bytes() is read from here, so it cannot drift from the truth;
+// and it keeps to the budget, since nothing is allocated past it.
 #pragma once
 
 #include <array>
@@ -34,7 +34,8 @@ struct Bytes {
     friend bool operator==(const Bytes&, const Bytes&) = default;
 };
 
-/// Memory for the rows of pages where that is not the processor's own: a device's. Headers of pages stay with the processor.
+/// Memory for the rows of pages where that is not the processor's own: a device's. Headers of pages stay with the
+/// processor.
 class PageMemory {
 public:
     /// Zeroed bytes, aligned to 64. Throws std::bad_alloc.

@@ -1,7 +1,9 @@
-// Pages: one allocation (two, where rows lie on a device) with some tokens of all layers. What a page holds is fixed by its format; once its slots are
-// filled and committed they never change, so pages are shared freely and counted.
+// Pages: one allocation (two, where rows lie on a device) with some tokens of all layers. What a page holds is fixed by
+// its format; once its slots are filled and committed they never change, so pages are shared freely and counted.
 //
-//     Page header | layer 0, stream 0: codes, scales, zeros, outliers | layer 0, stream 1: ... | layer 1 ...   sections at 64 bytes
+//     Page header | layer 0, stream 0: codes, scales, zeros, outliers | layer 0, stream 1: ... | layer 1 ...
+//
+// Sections begin at multiples of 64 bytes.
 //
 // PageKind lists what there is: each kind has a format of its own in each group of layers that share pages.
 #pragma once
@@ -130,7 +132,8 @@ public:
         return page;
     }
 
-    /// A page whose bytes lie in memory of someone else, which `owner` keeps. The first page_header_bytes are overwritten.
+    /// A page whose bytes lie in memory of someone else, which `owner` keeps. The first page_header_bytes are
+    /// overwritten.
     static Page* adopt(Ledger& ledger, const PageFormat& format, std::byte* memory, std::shared_ptr<void> owner) {
         auto* page = ::new (static_cast<void*>(memory)) Page(ledger, format, std::move(owner), memory);
         page->enter(&Ledger::add);

@@ -1,10 +1,10 @@
-// Contract tests for policies of your own: call one in a test; it throws contract_violation, with a sentence that says what
-// was broken, or returns.
+// Contract tests for policies of your own: call one in a test; it throws contract_violation, with a sentence that says
+// what was broken, or returns.
 //
-//     check_quantizer<MyQuantizer>()         codes, scales, error, outliers, and that nothing beyond the group is touched
-//     check_layout<MyAxis>()                 groups of the stated shape, and any tile decodes like the whole
-//     check_projection<MyProjection>(layer)  footprint, and exact rows give K and V back
-//     check_difference<MyProjection>(layer)  the same of a layer of CrossLayer<Delta>, and that its latent is orthonormal
+//     check_quantizer<MyQuantizer>()        codes, scales, error, outliers; that nothing beyond the group is touched
+//     check_layout<MyAxis>()                groups of the stated shape, and any tile decodes like the whole
+//     check_projection<MyProjection>(layer) footprint, and exact rows give K and V back
+//     check_difference<MyProjection>(layer) likewise of a layer of CrossLayer<Delta>; that its latent is orthonormal
 //
 // Needs no test framework. Rows are seeded, so a failure repeats.
 #pragma once

@@ -11,8 +11,8 @@
 namespace xquant::testing {
 inline namespace XQUANT_ABI_NS {
 
-/// Checks an axis policy, with groups of 32, 64 and 128 values: tokens * channels values a group, tokens a divisor of 128,
-/// and rows that are stored this way hold each value once, in the group of its place.
+/// Checks an axis policy, with groups of 32, 64 and 128 values: tokens * channels values a group, tokens a divisor of
+/// 128, and rows that are stored this way hold each value once, in the group of its place.
 template <class Axis>
 void check_layout() {
     const auto check = []<class Q>(Q) {

@@ -168,9 +168,10 @@ inline void check_heads(const Layer& layer, const xquant::detail::PreparedLayer&
 
 }  // namespace detail
 
-/// Checks a projection policy on one layer, whose weights must be of ordinary size: the footprint states the widths and the
-/// floats of the plan, and rows that are stored exactly give K = X W_k^T + b_k and V = X W_v^T + b_v back (keys after their
-/// norm and RoPE where the plan says that they are stored so), to f32 rounding. Of a rank that cuts something off, K does not.
+/// Checks a projection policy on one layer, whose weights must be of ordinary size: the footprint states the widths and
+/// the floats of the plan, and rows that are stored exactly give K = X W_k^T + b_k and V = X W_v^T + b_v back (keys
+/// after their norm and RoPE where the plan says that they are stored so), to f32 rounding. Of a rank that cuts
+/// something off, K does not.
 template <class P>
 void check_projection(const Layer& layer, double tolerance = 2e-5) {
     static_assert(projection_policy<P>, "xquant: a projection needs streams, footprint(layer) and prepare(layer)");
@@ -187,9 +188,9 @@ void check_projection(const Layer& layer, double tolerance = 2e-5) {
                         tolerance);
 }
 
-/// Checks what CrossLayer<Delta> needs of a projection on one layer: the contract of its `below` and `base`; that the plan of a
-/// difference has base's rows and one stream; that its latent, if it has one, has orthonormal columns; and that K and V come
-/// back from the rows, whole and cut to the latent's subspace.
+/// Checks what CrossLayer<Delta> needs of a projection on one layer: the contract of its `below` and `base`; that the
+/// plan of a difference has base's rows and one stream; that its latent, if it has one, has orthonormal columns; and
+/// that K and V come back from the rows, whole and cut to the latent's subspace.
 template <class P>
 void check_difference(const Layer& layer, double tolerance = 2e-5) {
     static_assert(

@@ -212,13 +212,13 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
 
 }  // namespace detail
 
-/// Checks a quantizer policy on about a hundred groups: sizes 1, 7, 8, group - 1 and group; constant, zero, denormal, at the
-/// limits of f16, with an outlier of 1e4.
+/// Checks a quantizer policy on about a hundred groups: sizes 1, 7, 8, group - 1 and group; constant, zero, denormal,
+/// at the limits of f16, with an outlier of 1e4.
 ///
-/// Rules: codes below 2^bits; scale (and zero) finite and exact in f16; scale not negative unless promised; a zero that is
-/// not stored is -zero_code * scale; constant groups come back within f16 rounding, others within the group's range or the
-/// promised error; the same values give the same codes; nothing beyond the group is read or written. Levels that are learnt
-/// are finite, and the same for the same groups. Outliers are indices of the group, each named once.
+/// Rules: codes below 2^bits; scale (and zero) finite and exact in f16; scale not negative unless promised; a zero that
+/// is not stored is -zero_code * scale; constant groups come back within f16 rounding, others within the group's range
+/// or the promised error; the same values give the same codes; nothing beyond the group is read or written. Levels that
+/// are learnt are finite, and the same for the same groups. Outliers are indices of the group, each named once.
 template <class Q>
 void check_quantizer(const QuantizerPromise& promise = {}) {
     static_assert(

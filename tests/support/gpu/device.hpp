@@ -1,5 +1,5 @@
-// A device in plain C++: memory that is the processor's, kernels that run on emulated_gpu, block after block. The tests of a cache
-// on a device run on it where there is no GPU.
+// A device in plain C++: memory that is the processor's, kernels that run on emulated_gpu, block after block. The tests
+// of a cache on a device run on it where there is no GPU.
 #pragma once
 
 #include <cstddef>

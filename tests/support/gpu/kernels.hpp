@@ -83,7 +83,8 @@ private:
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// Attention by backend/cuda on emulated_gpu, everything else by scalar code. int8<emulated_cuda>: with products of codes.
+/// Attention by backend/cuda on emulated_gpu, everything else by scalar code. int8<emulated_cuda>: with products of
+/// codes.
 struct emulated_cuda : scalar {
     static constexpr const char* name = "emulated_cuda";
     static constexpr const char* int8_name = "emulated_cuda_int8";

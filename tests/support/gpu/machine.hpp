@@ -1,8 +1,9 @@
-// A GPU in plain C++: the specification of what the kernels of backend/cuda ask of a machine, and the one on which they are
-// tested where there is no GPU. Operations are those of backend/cuda/machine.cuh, which says what they mean.
+// A GPU in plain C++: the specification of what the kernels of backend/cuda ask of a machine, and the one on which they
+// are tested where there is no GPU. Operations are those of backend/cuda/machine.cuh, which says what they mean.
 //
-// A block's warps run one after another up to the next barrier, forwards or backwards, lanes in order: what a kernel forgets to
-// wait for shows in one of the two directions. Copies in the background happen when they are waited for, no sooner.
+// A block's warps run one after another up to the next barrier, forwards or backwards, lanes in order: what a kernel
+// forgets to wait for shows in one of the two directions. Copies in the background happen when they are waited for, no
+// sooner.
 #pragma once
 
 #include <array>

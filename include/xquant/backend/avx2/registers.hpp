@@ -100,7 +100,8 @@ struct avx2_registers {
     }
 
     static void interleave_bytes(i32 a, i32 b, i32 c, i32 d, i32* out) noexcept {
-        // Unpacking works inside 128-bit blocks: with 4-byte words dealt out to the two first, its results come in order.
+        // Unpacking works inside 128-bit blocks: with 4-byte words dealt out to the two first, its results come in
+        // order.
         const i32 order = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
         a = _mm256_permutevar8x32_epi32(a, order);
         b = _mm256_permutevar8x32_epi32(b, order);

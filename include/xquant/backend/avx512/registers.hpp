@@ -1,4 +1,5 @@
-// Registers of AVX-512 (F, BW, VL, DQ; VNNI where the flags have it). What each operation means: backend/simd/registers.hpp.
+// Registers of AVX-512 (F, BW, VL, DQ; VNNI where the flags have it). What each operation means:
+// backend/simd/registers.hpp.
 #pragma once
 
 #include <immintrin.h>

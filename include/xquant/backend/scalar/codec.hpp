@@ -1,6 +1,6 @@
 // Scalar codec: rows <-> codes, scales and zeros in the format of storage/format.hpp.
 //
-//     encode_rows   x [n, width] f32  -> a stream's slots          decode_tile   a stream's slots -> [tokens, channels] f32
+//     encode_rows   x [n, width] f32  -> a stream's slots       decode_tile  a stream's slots -> [tokens, channels] f32
 //
 // Outliers are put over the decoded tile at the end, so a format without them pays one comparison for a tile.
 //

@@ -51,7 +51,8 @@ inline float quantize_weights(const float* a, std::size_t dh, std::size_t channe
     for (std::size_t c = 0; c < channels; ++c) largest = std::max(largest, std::abs(scaled(c)));
     const float inverse = largest > 0 ? top / largest : 0.0F;
     for (std::size_t c = 0; c < channels; ++c) {
-        // Not so where a factor is not finite, as in damaged bytes, or `largest` has no inverse: then no weight would help.
+        // Not so where a factor is not finite, as in damaged bytes, or `largest` has no inverse: then no weight would
+        // help.
         const float weight = std::nearbyint(scaled(c) * inverse);
         weights[c] = std::abs(weight) <= top ? static_cast<std::int8_t>(weight) : std::int8_t{0};
     }
@@ -60,8 +61,8 @@ inline float quantize_weights(const float* a, std::size_t dh, std::size_t channe
 
 }  // namespace detail
 
-/// The first out.channels channels of z A of one head, for a tile of at most 128 tokens from `token` on; out is channel-major.
-/// fits_int8 holds. Scratch: rematerialize_scratch(Dh) floats.
+/// The first out.channels channels of z A of one head, for a tile of at most 128 tokens from `token` on; out is
+/// channel-major. fits_int8 holds. Scratch: rematerialize_scratch(Dh) floats.
 inline void rematerialize_int8(scalar tag, const StreamView& in, const HeadDecoder& head, std::size_t token, Tile out,
                                float*) noexcept {
     const StreamFormat& format = in.format;

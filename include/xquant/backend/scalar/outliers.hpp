@@ -3,7 +3,8 @@
 //     take_outliers   a group [n] -> values and indices; what stays is encoded without them
 //     put_outliers    over a decoded tile
 //
-// Source  KVQuant (arXiv 2401.18079), section 3.4, dense-and-sparse quantization; there for whole rows, here for each group.
+// Source  KVQuant (arXiv 2401.18079), section 3.4, dense-and-sparse quantization; there for whole rows, here for each
+//         group.
 #pragma once
 
 #include <algorithm>
@@ -17,8 +18,8 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// Moves the outliers of a group x [n] out of it: values, indices [format.outliers]. In their place x has the first value
-/// that stays (0 if none does), so that they widen no range. A group of fewer values repeats its first outlier.
+/// Moves the outliers of a group x [n] out of it: values, indices [format.outliers]. In their place x has the first
+/// value that stays (0 if none does), so that they widen no range. A group of fewer values repeats its first outlier.
 inline void take_outliers(const StreamCodec& codec, std::span<float> x, f16* values, std::byte* indices) noexcept {
     auto* const at = reinterpret_cast<std::uint8_t*>(indices);
     const std::size_t count = std::min<std::size_t>(codec.format.outliers, x.size());

@@ -1,6 +1,7 @@
 // Scalar matrix products.
 //
-// Limit   FMA. Four rows of C share one pass over B; 64 columns at a time stay in registers on AVX-512, in L1 elsewhere.
+// Limit   FMA. Four rows of C share one pass over B; 64 columns at a time stay in registers on AVX-512, in L1
+//         elsewhere.
 #pragma once
 
 #include <array>

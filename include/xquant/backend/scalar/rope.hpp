@@ -16,8 +16,8 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// The angles of tile after tile: those of a start that follows the last one by a whole tile are a product, in f64, others
-/// are computed anew. Sines and cosines of 64-bit numbers would cost as much as the attention of a tile.
+/// The angles of tile after tile: those of a start that follows the last one by a whole tile are a product, in f64,
+/// others are computed anew. Sines and cosines of 64-bit numbers would cost as much as the attention of a tile.
 class TileAngles {
 public:
     std::array<float, max_pairs> cosines, sines;
@@ -58,8 +58,8 @@ private:
     bool known_ = false, has_step_ = false;
 };
 
-/// Applies RoPE to a channel-major tile of keys at consecutive positions: token t is turned by t (the table), and where the angles
-/// of the tile's start are given, by the start as well.
+/// Applies RoPE to a channel-major tile of keys at consecutive positions: token t is turned by t (the table), and where
+/// the angles of the tile's start are given, by the start as well.
 inline void apply_rope_to_tile(scalar, const RopeView& rope, const TileAngles* start, Tile keys) noexcept {
     for (std::size_t j = 0; j < rope.pairs; ++j) {
         float* XQUANT_RESTRICT a = keys.data + rope.first(j) * keys.stride;

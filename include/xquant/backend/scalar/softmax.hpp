@@ -34,7 +34,8 @@ inline float exp_negative(float x) noexcept {
     return x < -87.0F ? 0.0F : e * power;
 }
 
-/// Scores of one query row become what the softmax sees: soft cap and ALiBi. `ahead` = position of token 0 - the query's.
+/// Scores of one query row become what the softmax sees: soft cap and ALiBi. `ahead` = position of token 0 - the
+/// query's.
 inline void adjust_scores(scalar, const ScoreRules& rules, float slope, float ahead, std::size_t tokens,
                           float* XQUANT_RESTRICT scores) noexcept {
     for (std::size_t t = 0; t < tokens && rules.soft_cap > 0; ++t) {
@@ -56,7 +57,8 @@ struct SoftmaxRow {
     std::size_t width;  ///< channels of V, or of its latent
 };
 
-/// One update: the scores of visible tokens become weights, those of all others 0; row.sum is rescaled where the maximum rose.
+/// One update: the scores of visible tokens become weights, those of all others 0; row.sum is rescaled where the
+/// maximum rose.
 inline void online_softmax(scalar, float* XQUANT_RESTRICT scores, VisibleTokens seen, SoftmaxRow row) noexcept {
     if (seen.begin < seen.end) {
         float highest = scores[seen.begin];

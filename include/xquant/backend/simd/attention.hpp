@@ -69,7 +69,8 @@ void online_softmax(simd<R>, float* scores, VisibleTokens seen, SoftmaxRow row) 
 
 namespace detail {
 
-/// ScoreForm::products: token block by token block, each from its first token. Queries are turned back by the position of that.
+/// ScoreForm::products: token block by token block, each from its first token. Queries are turned back by the position
+/// of that.
 template <class Backend>
 void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& in, Slots tokens, TileAngles& angles,
                         Slots rows, const AttendScratch& at) noexcept {

@@ -1,11 +1,12 @@
 // Vector codec: the same bytes and, to f32 rounding, the same values as the scalar one.
 //
-//     code_bytes      4 * lanes consecutive codes of a group, a byte each: for each plane a load, a shift and a mask
-//     decode_tile     along the group's own direction; the other one goes through blocks that are transposed in registers
-//     encode_rows     min/max scales along a token; everything else is the scalar encoder's
+//     code_bytes    4 * lanes consecutive codes of a group, a byte each: for each plane a load, a shift and a mask
+//     decode_tile   along the group's own direction; the other one goes through blocks that are transposed in registers
+//     encode_rows   min/max scales along a token; everything else is the scalar encoder's
 //
 // Groups of 32, 64 and 128 values have vector forms; others go through the scalar unpacking.
-// Limit   decoding to f32: the stores (4 bytes a value). Encoding: two passes over x, 8 operations for each `lanes` values.
+// Limit   decoding to f32: the stores (4 bytes a value). Encoding: two passes over x, 8 operations for each `lanes`
+//         values.
 #pragma once
 
 #include <type_traits>
@@ -17,8 +18,8 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// For words of 4 codes each: how far right word i of block r is shifted to bring its codes down, in a plane of `Plane` bits
-/// that repeats every `Stride` bytes.
+/// For words of 4 codes each: how far right word i of block r is shifted to bring its codes down, in a plane of `Plane`
+/// bits that repeats every `Stride` bytes.
 template <std::size_t Lanes, unsigned Plane, std::size_t Stride>
 struct PlaneShifts {
     static constexpr std::size_t blocks = 8 / Plane * Stride / (4 * Lanes) + 1;
@@ -174,8 +175,8 @@ void decode_run(simd<R> tag, const StreamView& in, GroupPlace at, Slots codes_of
 /// Into L2.
 inline void prefetch(const void* at) noexcept { __builtin_prefetch(at, 0, 2); }
 
-/// Rows that are asked for ahead of the one that is read: processors follow a stream to the end of 4 KB only. Past the last row
-/// that is another page of the cache, or nothing.
+/// Rows that are asked for ahead of the one that is read: processors follow a stream to the end of 4 KB only. Past the
+/// last row that is another page of the cache, or nothing.
 inline constexpr std::size_t prefetch_rows = 32;
 
 /// in [n] of f16 or bf16 -> f32.

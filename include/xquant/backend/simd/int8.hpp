@@ -1,7 +1,7 @@
 // Vector 8-bit products: keys straight from codes.
 //
-//     rematerialize_int8   K [Dh, tokens] from codes as they are: no dequantization, one dot instruction for 4 channels of
-//                          `lanes` tokens
+//     rematerialize_int8   K [Dh, tokens] from codes as they are: no dequantization, one dot instruction for 4 channels
+//                          of `lanes` tokens
 //
 // Shapes  code quads [channels / 4][128 tokens], a word holds 4 channels of one token; weight quads [channels / 4][Dh].
 // Limit   the dot instruction (vpdpbusd, or vpmaddubsw + vpaddw on AVX2), Dh / 4 for each channel block and register of
@@ -29,7 +29,8 @@ struct Int8Block {
     }
 };
 
-/// The numbers of quantize_weights (scalar), for A [channels, Dh]. Factors and zeros [channels] or null: 1 and, for the offsets,
+/// The numbers of quantize_weights (scalar), for A [channels, Dh]. Factors and zeros [channels] or null: 1 and, for the
+/// offsets,
 /// 1. Memory: Int8Block::floats(channels, Dh).
 template <class R>
 Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const float* zeros, float* memory) noexcept {
@@ -131,7 +132,8 @@ XQUANT_INLINE DotSums<R, Vectors> dot_quads(const std::uint32_t* quads, std::siz
     return sums;
 }
 
-/// What stands beside the codes of a tile's tokens, where a token's channels share a scale; null where a channel's tokens do.
+/// What stands beside the codes of a tile's tokens, where a token's channels share a scale; null where a channel's
+/// tokens do.
 struct TokenScales {
     const float *scales, *zeros;
 };

@@ -1,8 +1,8 @@
 // What integer products read: codes as words of 4 channels of one token, and the scales beside them.
 //
 // Shapes  code quads [channels / 4][128 tokens]; scales and zeros [tokens] or [channels].
-// Limit   shuffles: 64 for 16 tokens of 64 channels (AVX-512) where the codes lie token by token, 8 for 64 tokens of 4 channels
-//         where they lie channel by channel.
+// Limit   shuffles: 64 for 16 tokens of 64 channels (AVX-512) where the codes lie token by token, 8 for 64 tokens of 4
+//         channels where they lie channel by channel.
 #pragma once
 
 #include <xquant/backend/scalar/int8.hpp>
@@ -15,8 +15,8 @@ namespace detail {
 /// Places of a code quad's tokens: a page.
 inline constexpr std::size_t quad_tokens = tile_tokens;
 
-/// Codes of some tokens (of one token block) and channels (of one channel block) -> quads [channels / 4][128]. Words 0 .. are the
-/// tokens; those behind the last one, up to the next multiple of `lanes`, mean nothing.
+/// Codes of some tokens (of one token block) and channels (of one channel block) -> quads [channels / 4][128]. Words 0
+/// .. are the tokens; those behind the last one, up to the next multiple of `lanes`, mean nothing.
 template <class R>
 void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_channels, std::uint32_t* quads) noexcept {
     constexpr std::size_t lanes = R::lanes, bytes = 4 * lanes;

@@ -1,14 +1,16 @@
-// What the vector kernels ask of a machine: a register wrapper, some fifty static functions. Kernels are written once over it.
+// What the vector kernels ask of a machine: a register wrapper, some fifty static functions. Kernels are written once
+// over it.
 //
 //     f32   `lanes` floats        i32   the same bits as 32-bit words, or as 4 * lanes bytes
 //
-//     zero splat load load_first load_f16 load_bf16 store store_first store_f16       load_first: lanes from n on are 0
-//     add sub mul fma min max                                                        fma(a, b, c) = a b + c, rounded once
-//     reduce_min reduce_max reduce_add                                               over the lanes
+//     zero splat load load_first load_f16 load_bf16 store store_first store_f16    load_first: lanes from n on are 0
+//     add sub mul fma min max                                                     fma(a, b, c) = a b + c, rounded once
+//     reduce_min reduce_max reduce_add                                            over the lanes
 //     sum_rows(rows)            lane i of the result is the sum of rows[i]; `lanes` rows
 //     zero_i32 splat_i32 load_i32 store_i32 add_i32 bits_and bits_or shift_left shift_right
 //     shift_right_each(a, by)   lane by lane
-//     to_f32 round              signed words to floats and back, to nearest, ties to even; what no word holds becomes any word
+//     to_f32 round              signed words to floats and back, to nearest, ties to even; what no word holds becomes
+//                               any word
 //     as_f32 as_i32             the bits
 //     repeat<Bytes>(from)       these bytes over and over, 4 .. 4 * lanes of them
 //     load_u8 store_u8          a byte for each word: zero-extended, the lowest byte
@@ -31,8 +33,8 @@ namespace xquant::backend {
 
 // clang-format off
 template <class R>
-concept register_wrapper = requires(typename R::f32 x, typename R::i32 w, float* floats, const f16* halves, void* memory,
-                                    std::uint8_t* bytes, typename R::f32* rows, typename R::i32* words) {
+concept register_wrapper = requires(typename R::f32 x, typename R::i32 w, float* floats, const f16* halves,
+                                    void* memory, std::uint8_t* bytes, typename R::f32* rows, typename R::i32* words) {
     { R::lanes } -> std::convertible_to<std::size_t>;
     { R::count } -> std::convertible_to<std::size_t>;
     { R::name } -> std::convertible_to<const char*>;

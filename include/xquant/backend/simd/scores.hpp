@@ -1,14 +1,15 @@
 // Vector attention, the scores: for few query rows straight from what is stored.
 //
 //     rows       f16 or bf16: dot products, reduced `lanes` tokens at a time
-//     codes      per token, without A or with A taken into q (kv4, q8_0): words of 4 channels, lanes are tokens; scales are
-//                applied to the sums. Codes of at most 5 bits meet queries in 8 bits, one dot instruction for 4 channels
-//     products   per channel, with A, int8: products, A's step, RoPE and q in one pass over 4 columns of K; K itself is never
-//                stored
-//     tile       everything else: a tile of K in f32, and `multiply`
+//     codes      per token, without A or with A taken into q (kv4, q8_0): words of 4 channels, lanes are tokens; scales
+//                are applied to the sums. Codes of at most 5 bits meet queries in 8 bits, one dot instruction for 4
+//                channels
+//     products   per channel, with A, int8: products, A's step, RoPE and q in one pass over 4 columns of K; K itself is
+//                never stored
+//     tile     everything else: a tile of K in f32, and `multiply`
 //
-// Limit   rows: memory, then FMA. codes: FMA and conversion. products: the dot instruction is half of some 120 operations a
-//         token (AVX-512, Dh = 64, 3 heads), the rest is conversion, RoPE and P z.
+// Limit   rows: memory, then FMA. codes: FMA and conversion. products: the dot instruction is half of some 120
+//         operations a token (AVX-512, Dh = 64, 3 heads), the rest is conversion, RoPE and P z.
 #pragma once
 
 #include <xquant/backend/simd/int8.hpp>
@@ -146,8 +147,8 @@ float largest_of(const float* x, std::size_t n) noexcept {
     return R::reduce_max(largest);
 }
 
-/// A row of floats in 8 bits, as quantize_weights has them: x ~ step * byte, |byte| <= 127. Bytes [n], up to the next multiple of
-/// `lanes`; `sum` of them.
+/// A row of floats in 8 bits, as quantize_weights has them: x ~ step * byte, |byte| <= 127. Bytes [n], up to the next
+/// multiple of `lanes`; `sum` of them.
 struct RoundedRow {
     float step, sum;
 };
@@ -299,8 +300,8 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
     }
 }
 
-/// Scores from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. Tokens are those of one token block, from
-/// its first; `run` is how many quads a sum of integers may hold.
+/// Scores from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. Tokens are those of one token
+/// block, from its first; `run` is how many quads a sum of integers may hold.
 template <class R, bool Norm>
 void score_products(const AttendTask& task, const std::uint32_t* quads, std::size_t tokens, const Int8Block& block,
                     std::size_t run, const ScoredQueries& of) noexcept {

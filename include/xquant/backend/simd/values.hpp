@@ -1,14 +1,15 @@
 // Vector attention, the values: for few query rows P z straight from what is stored.
 //
-//     rows      f16 or bf16: lanes are channels, sum += p v for 4 registers of channels and up to 4 query heads
-//     codes     per token: lanes are channels, words hold the codes of 4 tokens. In f32, sum += (p scale) code; with 8-bit products
-//               the weights p scale become whole numbers of 15 bits, in two bytes, and meet 4 codes in one dot instruction each.
-//               Zeros need one number for each group
+//     rows  f16 or bf16: lanes are channels, sum += p v for 4 registers of channels and up to 4 query heads
+//     codes per token: lanes are channels, words hold the codes of 4 tokens. In f32, sum += (p scale) code; with 8-bit
+//           products the weights p scale become whole numbers of 15 bits, in two bytes, and meet 4 codes in one dot
+//           instruction each.
+//           Zeros need one number for each group
 //
-// Limit   8-bit products: unpacking and interleaving (half), the dot instructions (a third), rounding the weights. Half the time
-//         of f32, which is bound by conversions.
-// Not     P in 8 bits: weights below 1/510 of the largest round to 0, and 127 of them beside one large weight may hold a fifth of
-//         the softmax.
+// Limit   8-bit products: unpacking and interleaving (half), the dot instructions (a third), rounding the weights. Half
+//         the time of f32, which is bound by conversions.
+// Not     P in 8 bits: weights below 1/510 of the largest round to 0, and 127 of them beside one large weight may hold
+//         a fifth of the softmax.
 #pragma once
 
 #include <xquant/backend/simd/scores.hpp>
@@ -61,8 +62,8 @@ void add_all_rows(Load&& load, std::size_t tokens, std::size_t channels, const f
     });
 }
 
-/// Codes of some tokens and channels (of one channel block) -> quads [tokens / 4][channels], words of 4 tokens; those behind the
-/// last token are copies of it. False where this form of codes has no vector unpacking.
+/// Codes of some tokens and channels (of one channel block) -> quads [tokens / 4][channels], words of 4 tokens; those
+/// behind the last token are copies of it. False where this form of codes has no vector unpacking.
 template <class R>
 bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, std::uint32_t* quads) noexcept {
     constexpr std::size_t bytes = 4 * R::lanes;
@@ -98,8 +99,8 @@ bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, 
     });
 }
 
-/// Weights as whole numbers of a step: 255 high + low, each within 127. A weight is off by 1 / 65024 of the tile's largest at
-/// most.
+/// Weights as whole numbers of a step: 255 high + low, each within 127. A weight is off by 1 / 65024 of the tile's
+/// largest at most.
 struct WholeWeights {
     std::array<std::uint8_t, direct_queries * tile_tokens> high, low;
     std::array<float, direct_queries> steps;
@@ -131,8 +132,8 @@ struct ValueQuads {
     std::size_t count, channels, run;
 };
 
-/// sums [Heads][stride] += step * (codes times whole weights), for Vectors registers of channels from c on; weights and sums are
-/// those of query `head` and the next ones.
+/// sums [Heads][stride] += step * (codes times whole weights), for Vectors registers of channels from c on; weights and
+/// sums are those of query `head` and the next ones.
 template <class R, std::size_t Heads, std::size_t Vectors>
 void add_quads(const ValueQuads& codes, std::size_t c, const WholeWeights& weights, std::size_t head, float* sums,
                std::size_t stride) noexcept {

@@ -1,4 +1,5 @@
-// What a cache keeps on its device beside its pages: the tables of its layers, and workspace that grows to what steps need.
+// What a cache keeps on its device beside its pages: the tables of its layers, and workspace that grows to what steps
+// need.
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,9 @@
 // One step of a cache whose pages lie on a device. The same verbs as core/step.hpp, and the same plan; x, q and out are
 // pointers to device memory, and nothing waits for the device.
 //
-//     begin    plans, allocates pages, and copies the step's tables to the device: once, for all layers
-//     append   Project, FinishRow, Gather, (Difference,) Encode, (Accumulate)      attend   (Convert or Absorb,) Attend, Finish
+//     begin  plans, allocates pages, and copies the step's tables to the device: once, for all layers
+//     append   Project, FinishRow, Gather, (Difference,) Encode, (Accumulate)
+//     attend   (Convert or Absorb,) Attend, Finish
 //
 // Rows that are not finite are found when the device gets to them: XCache::take_bad_rows says whether there were some.
 #pragma once
@@ -17,8 +18,8 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// A step over one or several sequences. Move-only; destroying it without commit() leaves the cache as it was. One step at a time:
-/// steps share the cache's workspace.
+/// A step over one or several sequences. Move-only; destroying it without commit() leaves the cache as it was. One step
+/// at a time: steps share the cache's workspace.
 template <class Device>
 class DeviceStep : public StepBase {
 public:

@@ -1,5 +1,5 @@
-// What a step hands to its kernels: its plans as tables in device memory, entered once for all layers, and workspace for the largest
-// of them.
+// What a step hands to its kernels: its plans as tables in device memory, entered once for all layers, and workspace
+// for the largest of them.
 #pragma once
 
 #include <algorithm>
@@ -191,7 +191,8 @@ private:
         return {first_span, number(spans.size()) - first_span, number(part.rows * page_group.queries_per_kv), &part};
     }
 
-    /// Blocks of up to `most` queries against all spans of their parts, or shares of them, as many as keep the device busy.
+    /// Blocks of up to `most` queries against all spans of their parts, or shares of them, as many as keep the device
+    /// busy.
     /// @return  how many were added
     unsigned cut_into_blocks(const std::vector<Cut>& cuts, std::uint32_t most, std::size_t kv_heads,
                              std::vector<backend::gpu::BlockTable>& blocks) {
@@ -216,8 +217,8 @@ private:
         return static_cast<unsigned>(blocks.size() - before);
     }
 
-    /// Spans for a block to read, so that the device is done soonest: rounds of as many blocks as it runs at once, each as long as its
-    /// spans and two more, for the start and for the merging of what was split.
+    /// Spans for a block to read, so that the device is done soonest: rounds of as many blocks as it runs at once, each
+    /// as long as its spans and two more, for the start and for the merging of what was split.
     [[nodiscard]] std::uint32_t spans_each(const std::vector<Cut>& cuts, std::uint32_t most,
                                            std::size_t kv_heads) const noexcept {
         std::uint32_t longest = 1;

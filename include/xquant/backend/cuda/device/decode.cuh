@@ -1,13 +1,15 @@
-// Stored rows on their way to tensor cores: a strip of the 128 slots of a page, one for each warp, in shared memory: as halves, or,
-// for products with 8-bit weights, as codes.
+// Stored rows on their way to tensor cores: a strip of the 128 slots of a page, one for each warp, in shared memory: as
+// halves, or, for products with 8-bit weights, as codes.
 //
 //     warp w of 4, row r of its strip   ->   slot 64 (r / 16 + round) + 16 w + r % 16
 //
-// So 16 bytes of a channel's 4-bit codes, which hold tokens 64 apart in their two halves, are exactly what one warp needs.
-// Shape   out: [rows][stride] halves, channels from `channels` up to the next multiple of 16 are 0, and so are rows whose slot is
-//         not among those wanted.
-// Limit   4 bits: 3.5 instructions for each pair of codes (a byte permutation for two pairs, a mask that also sets the exponent, a
-//         subtraction that takes the exponent's offset away, a multiply-add), and a store. As codes: 1 for each, and a store for 4.
+// So 16 bytes of a channel's 4-bit codes, which hold tokens 64 apart in their two halves, are exactly what one warp
+// needs.
+// Shape   out: [rows][stride] halves, channels from `channels` up to the next multiple of 16 are 0, and so are rows
+//         whose slot is not among those wanted.
+// Limit   4 bits: 3.5 instructions for each pair of codes (a byte permutation for two pairs, a mask that also sets the
+//         exponent, a subtraction that takes the exponent's offset away, a multiply-add), and a store. As codes: 1 for
+//         each, and a store for 4.
 #pragma once
 
 #include <cstddef>
@@ -51,7 +53,8 @@ inline constexpr std::uint32_t two(std::uint16_t half) noexcept {
     return half | static_cast<std::uint32_t>(half) << 16U;
 }
 
-/// A code in the low bits of a half whose exponent makes it 1024 + code; one in bits 4 to 7 of a half that is 64 + code then.
+/// A code in the low bits of a half whose exponent makes it 1024 + code; one in bits 4 to 7 of a half that is 64 + code
+/// then.
 inline constexpr std::uint32_t low_codes = 0x64006400U, high_codes = 0x54005400U;
 
 /// Two such halves -> scale * code + zero.
@@ -159,7 +162,8 @@ XQUANT_DEVICE_INLINE void decode_channel4(const typename M::Warp& warp, const St
             for (unsigned i = 0; i < 4; ++i) {
                 XQUANT_UNROLL
                 for (unsigned b = 0; b < 4; ++b) {
-                    // Byte b of both channels, twice: a token in the low halves of the bytes, the one 64 later in the high ones.
+                    // Byte b of both channels, twice: a token in the low halves of the bytes, the one 64 later in the
+                    // high ones.
                     const std::uint32_t both = M::select_bytes(words[0].at[i], words[1].at[i], 0x4400U + 0x1111U * b);
                     XQUANT_UNROLL
                     for (unsigned tile = 0; tile < Tiles; ++tile) {
@@ -212,8 +216,8 @@ XQUANT_DEVICE_COLD void decode_channel(const typename M::Warp& warp, const Strea
     });
 }
 
-/// Calls f(row, place in the strip's row, group, n, index) for every word of codes of a token's groups of channels that are whole:
-/// code `index` of n is the first. A lane takes the same words of some rows.
+/// Calls f(row, place in the strip's row, group, n, index) for every word of codes of a token's groups of channels that
+/// are whole: code `index` of n is the first. A lane takes the same words of some rows.
 template <class Warp, class F>
 XQUANT_DEVICE_INLINE void each_word(const Warp& warp, const StreamFormat& format, const Strip& strip,
                                     std::size_t channel, unsigned words, unsigned codes_each, F&& f) noexcept {
@@ -314,9 +318,11 @@ XQUANT_DEVICE_COLD void decode_rarely(typename M::Warp& warp, const StreamView& 
 /// The code that stands for 0 in signed bytes.
 XQUANT_DEVICE constexpr unsigned centre_of(unsigned bits) noexcept { return 1U << (bits - 1); }
 
-/// The same as codes less centre_of, a byte each, where groups are whole and lie along a token (fits_codes of matrices.cuh). What
-/// rounding A does to a sum over tokens is as large as the sum of the codes is: about their centre that is small.
-/// Shape   out: [rows][2 stride] bytes, 0 from `channels` up to the next multiple of `multiple`, and where a slot is not wanted.
+/// The same as codes less centre_of, a byte each, where groups are whole and lie along a token (fits_codes of
+/// matrices.cuh). What rounding A does to a sum over tokens is as large as the sum of the codes is: about their centre
+/// that is small.
+/// Shape   out: [rows][2 stride] bytes, 0 from `channels` up to the next multiple of `multiple`, and where a slot is
+///         not wanted.
 template <class M>
 XQUANT_DEVICE_INLINE void decode_codes(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
                                        std::size_t channel, unsigned channels, unsigned multiple, f16* out,
@@ -329,7 +335,8 @@ XQUANT_DEVICE_INLINE void decode_codes(const typename M::Warp& warp, const Strea
                       [&](unsigned row, unsigned start, unsigned n, unsigned place, std::size_t at, std::size_t) {
                           std::uint32_t word = 0;
                           if (strip.wants(row)) {
-                              // Each byte less the centre: 128 is added and taken away, so that none borrows from the next.
+                              // Each byte less the centre: 128 is added and taken away, so that none borrows from the
+                              // next.
                               word = code_word(in.codes + at, n, in.format.bits, 4 * place);
                               word = (word + (128 - centre_of(in.format.bits)) * 0x01010101U) ^ 0x80808080U;
                           }

@@ -1,10 +1,11 @@
-// Rows to codes on the device: one group for each warp where it lies along a token, 32 groups, one for each lane, where it lies
-// along a channel.
+// Rows to codes on the device: one group for each warp where it lies along a token, 32 groups, one for each lane, where
+// it lies along a channel.
 //
-// The bytes are those of scalar code: the smallest and the largest value of a group do not depend on the order in which they are
-// found, and codes come from a form that no compiler can fuse (quantizer/group.hpp). So this serves quantizers
+// The bytes are those of scalar code: the smallest and the largest value of a group do not depend on the order in which
+// they are found, and codes come from a form that no compiler can fuse (quantizer/group.hpp). So this serves quantizers
 // whose scale follows a ScaleRule; others (levels, outliers) have to be encoded by the processor.
-// Limit   memory: x is read twice, the second time from cache. MinMse: f64 arithmetic, the same eleven sums by every lane.
+// Limit   memory: x is read twice, the second time from cache. MinMse: f64 arithmetic, the same eleven sums by every
+//         lane.
 #pragma once
 
 #include <cstddef>
@@ -44,7 +45,8 @@ XQUANT_DEVICE void pack_word(std::byte* plane_bytes, std::size_t bytes, std::siz
     for (std::size_t b = 0; b < end; ++b) plane_bytes[4 * j + b] = static_cast<std::byte>(word >> (8 * b));
 }
 
-/// Calls f(plane bits, shift of the plane in a code, where its bytes begin, how many) for a group with room for n values.
+/// Calls f(plane bits, shift of the plane in a code, where its bytes begin, how many) for a group with room for n
+/// values.
 template <class F>
 XQUANT_DEVICE void each_plane(std::byte* group, std::size_t n, unsigned bits, F&& f) noexcept {
     for_each_plane(bits, [&](unsigned plane, unsigned shift) {
@@ -146,8 +148,8 @@ XQUANT_DEVICE constexpr std::size_t encode_parts(const StreamFormat& format, std
     return format.token_blocks(count) * ((format.width + lanes - 1) / lanes);
 }
 
-/// Part `part` of encoding rows [count, width] (f32, `stride` apart) into slots first .. first + count, as encode_rows of the
-/// processor does it. scale_of(range, n, x) is the scale of n values x(i) between those of the range.
+/// Part `part` of encoding rows [count, width] (f32, `stride` apart) into slots first .. first + count, as encode_rows
+/// of the processor does it. scale_of(range, n, x) is the scale of n values x(i) between those of the range.
 template <class M, class ScaleOf>
 XQUANT_DEVICE void encode_part(const typename M::Warp& warp, std::size_t part, const float* rows, std::size_t stride,
                                std::size_t first, std::size_t count, const MutableStreamView& out,

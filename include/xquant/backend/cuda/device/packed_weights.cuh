@@ -1,12 +1,13 @@
-// A as tensor cores read it: 64 channels of a head at a time, in an order in which RoPE's pairs meet, as halves and, where codes
-// allow it, as 8-bit whole numbers. Packed once by the processor.
+// A as tensor cores read it: 64 channels of a head at a time, in an order in which RoPE's pairs meet, as halves and,
+// where codes allow it, as 8-bit whole numbers. Packed once by the processor.
 //
-//     set s of keys, columns 0 .. 63    places 32 s .. + 32, and the same of the second half       (of values: places 64 s .. + 64)
-//     place p of a head                 RoPE of halves: the first channels of pairs in the first half, the second ones in the
-//                                       second, what is not turned behind them. Otherwise channel p
+//     set s of keys, columns 0 .. 63   places 32 s .. + 32, and the places that many further in the second half
+//     set s of values                  places 64 s .. + 64
+//     place p of a head                RoPE of halves: the first channels of pairs in the first half, the second
+//                                      ones in the second, what is not turned behind them. Otherwise channel p
 //
-// So a pair's channels are 32 columns apart, or neighbours, in every set: both lie in one lane (fragments.cuh), whatever the head's
-// size and however much of it is turned.
+// So a pair's channels are 32 columns apart, or neighbours, in every set: both lie in one lane (fragments.cuh),
+// whatever the head's size and however much of it is turned.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +25,8 @@ inline namespace XQUANT_ABI_NS {
 /// Channels of a head that are rebuilt at a time: columns of A in shared memory.
 inline constexpr unsigned set_channels = 64;
 
-/// Keys are rounded to halves before their norm is known: a smaller size keeps those of models with large ones within range.
+/// Keys are rounded to halves before their norm is known: a smaller size keeps those of models with large ones within
+/// range.
 inline constexpr float norm_scale = 1.0F / 64;
 
 /// Which channel of a head lies where.

@@ -1,13 +1,14 @@
 // Keys and values rebuilt on tensor cores, 64 channels of a head at a time, for the strips of a block's warps.
 //
-//     keys     Product of [16 Tiles slots x 64 channels] = z A        values   Product of [64 channels x 16 Tiles slots] = A^T z^T
+//     keys  Product of [16 Tiles slots x 64 channels] = z A;  values  Product of [64 x 16 Tiles] = A^T z^T
 //
-// in the forms in which the next product takes them from registers (fragments.cuh). z are halves; or codes, where they lie along a
-// token in groups of 32, 64 or 128 and meet 8-bit weights: sums of whole numbers, folded into floats once for each group.
-// Limit   shared memory and tensor cores alike: 6 loads of 512 bytes for 16 products (halves: 16 x 8 x 16; codes: 16 x 8 x 32).
-//         Folding takes 4 operations for each value and group.
-// Not     Codes that lie along a channel meet halves: their scales would have to go into A, which would be rounded anew for each page,
-//         and that is counted to take as long as the products save.
+// in the forms in which the next product takes them from registers (fragments.cuh). z are halves; or codes, where they
+// lie along a token in groups of 32, 64 or 128 and meet 8-bit weights: sums of whole numbers, folded into floats once
+// for each group.
+// Limit   shared memory and tensor cores alike: 6 loads of 512 bytes for 16 products (halves: 16 x 8 x 16; codes: 16 x
+//         8 x 32). Folding takes 4 operations for each value and group.
+// Not     Codes that lie along a channel meet halves: their scales would have to go into A, which would be rounded anew
+//         for each page, and that is counted to take as long as the products save.
 #pragma once
 
 #include <bit>
@@ -130,7 +131,8 @@ struct Product {
     }
 };
 
-/// What the codes of a group of a lane's slots stand for: slots lane / 4 + 8 i of keys, 8 (i / 2) + 2 (lane % 4) + i % 2 of values.
+/// What the codes of a group of a lane's slots stand for: slots lane / 4 + 8 i of keys, 8 (i / 2) + 2 (lane % 4) + i %
+/// 2 of values.
 template <class M, unsigned Tiles>
 struct SlotFactors {
     typename M::template Lanes<float> scale[4 * Tiles], zero[4 * Tiles];
@@ -154,8 +156,8 @@ struct SlotFactors {
     }
 };
 
-/// Sums of whole numbers, as the bits of floats: 1.5 * 2^23 + n has n in its lowest bits. A conversion would take longer than the
-/// products. For |n| < 2^22, and 16 * 127 * 128 is less.
+/// Sums of whole numbers, as the bits of floats: 1.5 * 2^23 + n has n in its lowest bits. A conversion would take
+/// longer than the products. For |n| < 2^22, and 16 * 127 * 128 is less.
 inline constexpr float whole_offset = 12582912.0F;
 
 namespace detail {

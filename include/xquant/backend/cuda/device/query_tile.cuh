@@ -1,6 +1,7 @@
 // What all attention kernels of this folder do: a block's queries in shared memory, and its spans page by page.
 //
-//     queries   [Count][Size + 8] halves, scaled; turned back by the position of a page's first slot (or by what stored keys lag behind)
+//     queries [Count][Size + 8] halves, scaled; turned back by the position of a page's first slot (or by what stored
+//             keys lag behind)
 #pragma once
 
 #include <xquant/backend/cuda/device/softmax.cuh>
@@ -27,8 +28,8 @@ XQUANT_DEVICE_INLINE constexpr bool sums_latents(const HeadDecoder& value, std::
     return value.matrix == nullptr || value.width <= size_of_head(head_dim);
 }
 
-/// Whether A is taken into the queries, once for all keys: s = (q A^T) z, where nothing is done to K that would stand in the way. A
-/// rotation of keys that are stored after RoPE is such a case. `rope`: of keys when they are read.
+/// Whether A is taken into the queries, once for all keys: s = (q A^T) z, where nothing is done to K that would stand
+/// in the way. A rotation of keys that are stored after RoPE is such a case. `rope`: of keys when they are read.
 constexpr bool absorbs_queries(const HeadDecoder& key, std::size_t head_dim, const RopeView& rope,
                                const ScoreRules& rules, std::size_t shared_channels) noexcept {
     return key.matrix != nullptr && key.constant == nullptr && key.width <= size_of_head(head_dim) && rope.pairs == 0 &&
@@ -61,8 +62,8 @@ XQUANT_DEVICE_INLINE float undo_rope(const RopeView& rope, const float* cosines,
     return c == first ? q(first) * cosines[j] + q(second) * sines[j] : q(second) * cosines[j] - q(first) * sines[j];
 }
 
-/// The same for a query that meets A after that: keys that lag behind were turned before A was taken from them. (Nothing of the caller's
-/// is passed by its address: all of it would move from registers to memory.)
+/// The same for a query that meets A after that: keys that lag behind were turned before A was taken from them.
+/// (Nothing of the caller's is passed by its address: all of it would move from registers to memory.)
 XQUANT_DEVICE_COLD inline float absorbed_query(const DeviceTask& task, const RopeView& rope, const float* cosines,
                                                const float* sines, unsigned row, unsigned head, unsigned c) noexcept {
     const std::size_t first = task.given_channel + head * task.head_dim;
@@ -98,8 +99,8 @@ public:
           sines_(cosines_ + Size / 2),
           span_(reinterpret_cast<TokenSpan*>(sines_ + Size / 2)) {}
 
-    /// Calls attention.attend_page(span, base, from, to) for every page of 128 slots, from `base` on, of which slots from .. to are among
-    /// those that queries see. Keys lag spans.lag(i) positions of `rope` behind.
+    /// Calls attention.attend_page(span, base, from, to) for every page of 128 slots, from `base` on, of which slots
+    /// from .. to are among those that queries see. Keys lag spans.lag(i) positions of `rope` behind.
     template <class Spans, class Attention>
     XQUANT_DEVICE_INLINE void each_page(const Spans& spans, const RopeView& rope, Attention& attention) noexcept {
         std::size_t tile = 0;

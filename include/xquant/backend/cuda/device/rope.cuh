@@ -2,9 +2,10 @@
 //
 //     q . R(base) R(offset) k = (R(-base) q) . (R(offset) k)
 //
-// so that keys are turned by one table for all pages, and the few queries are turned back once for each. Where queries are many, keys
-// are turned twice instead.
-// Limit   keys: one load from the table (cosine and sine as halves, from L1) and 6 operations for each pair of channels and token.
+// so that keys are turned by one table for all pages, and the few queries are turned back once for each. Where queries
+// are many, keys are turned twice instead.
+// Limit   keys: one load from the table (cosine and sine as halves, from L1) and 6 operations for each pair of channels
+//         and token.
 // Error   the table's halves: 2^-12 of a key's length.
 #pragma once
 

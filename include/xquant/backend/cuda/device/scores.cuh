@@ -1,8 +1,9 @@
-// Scores of 16 queries against the keys of a warp's strip, all in registers: rebuilt keys, one set of 64 channels after the other,
-// and stored ones.
+// Scores of 16 queries against the keys of a warp's strip, all in registers: rebuilt keys, one set of 64 channels after
+// the other, and stored ones.
 //
-//     rebuilt   (+ c, gain, RoPE) in registers -> scores += q K^T;  a norm of K is a factor of its slot's scores, known at the end
-//     stored    strip -> fragments (-> RoPE) -> scores
+//     rebuilt (+ c, gain, RoPE) in registers -> scores += q K^T; a norm of K is a factor of its slot's scores, known at
+//             the end
+//     stored  strip -> fragments (-> RoPE) -> scores
 //
 // What is rare goes by rows of the strip: constants and norms of stored keys, pairs of RoPE that do not meet in a lane.
 #pragma once
@@ -32,7 +33,8 @@ using Scores = typename M::template Lanes<float>[Tiles][2][4];
 
 namespace detail {
 
-/// RoPE for a set of rebuilt keys. Whatever does not depend on the pair is a template's parameter: a branch for each would cost more.
+/// RoPE for a set of rebuilt keys. Whatever does not depend on the pair is a template's parameter: a branch for each
+/// would cost more.
 /// @tparam All  there is a pair for every two places
 template <bool Interleaved, bool All, class M, unsigned Tiles>
 XQUANT_DEVICE_INLINE void apply_rope_to_keys(const typename M::Warp& warp, Product<M, Tiles, 8>& keys,
@@ -169,7 +171,8 @@ XQUANT_DEVICE_INLINE constexpr bool rope_fits_fragments(const PackedRope& rope_t
 
 namespace detail {
 
-/// Applies RoPE to fragments of keys, channels 16 k .. + 16 of 16 slots: `b` alone where neighbours are pairs, else with their partners.
+/// Applies RoPE to fragments of keys, channels 16 k .. + 16 of 16 slots: `b` alone where neighbours are pairs, else
+/// with their partners.
 template <class M>
 XQUANT_DEVICE_INLINE void apply_rope_to_fragments(const typename M::Warp& warp, Lanes<M, std::uint32_t> (&b)[2][2],
                                                   Lanes<M, std::uint32_t> (*partners)[2], const PackedRope& rope_table,

@@ -1,4 +1,5 @@
-// Where values lie: the slots of a page that a warp reads, single codes, words of four, stored values, an engine's rows.
+// Where values lie: the slots of a page that a warp reads, single codes, words of four, stored values, an engine's
+// rows.
 #pragma once
 
 #include <bit>
@@ -53,8 +54,8 @@ XQUANT_DEVICE constexpr bool has_words(std::size_t n, unsigned bits) noexcept {
     return n % (bits % 2 != 0 ? 32U : bits % 4 != 0 ? 16U : 8U) == 0;
 }
 
-/// A block of channels of a stream whose groups lie along a token: where its rows are. In 32 bits, and without the divisions that
-/// StreamFormat does for every kind of group: kernels ask for it again and again.
+/// A block of channels of a stream whose groups lie along a token: where its rows are. In 32 bits, and without the
+/// divisions that StreamFormat does for every kind of group: kernels ask for it again and again.
 struct TokenGroups {
     std::uint32_t channels;                 ///< of a group
     std::uint32_t row_bytes;                ///< of a group's codes

@@ -183,7 +183,8 @@ struct Softmax {
         warp.sync();
     }
 
-    /// The same for one set of rebuilt values: C of 16 channels and two times 8 slots is twice B of 16 slots and 8 channels.
+    /// The same for one set of rebuilt values: C of 16 channels and two times 8 slots is twice B of 16 slots and 8
+    /// channels.
     XQUANT_DEVICE_INLINE void add_rebuilt(const Warp& warp, const Product<M, 4, 2 * Tiles>& values,
                                           unsigned set) noexcept {
         XQUANT_UNROLL

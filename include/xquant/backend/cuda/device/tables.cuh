@@ -1,5 +1,5 @@
-// What kernels read of a cache: plain tables in device memory. Layers are entered once, steps once each: all layers of a step
-// share its tables, so that a layer is a few launches and nothing else.
+// What kernels read of a cache: plain tables in device memory. Layers are entered once, steps once each: all layers of
+// a step share its tables, so that a layer is a few launches and nothing else.
 #pragma once
 
 #include <cstddef>

@@ -1,7 +1,8 @@
-// z A for the strips of a block's warps: A comes through shared memory for all of them, each decodes its own strip of z.
+// z A for the strips of a block's warps: A comes through shared memory for all of them, each decodes its own strip of
+// z.
 //
-// A latent of up to 128 channels has its A in shared memory as long as the block runs. A wider one has it pass through, the next 128
-// rows while these are multiplied.
+// A latent of up to 128 channels has its A in shared memory as long as the block runs. A wider one has it pass through,
+// the next 128 rows while these are multiplied.
 #pragma once
 
 #include <type_traits>
@@ -31,7 +32,8 @@ public:
 
     /// A set of channels of every slot: products.keys, or products.values.
     /// @param place_of    Warp -> its Strip
-    /// @param strip_of    Warp -> its strip in shared memory, `strip_stride` halves from row to row; it holds z between sets
+    /// @param strip_of    Warp -> its strip in shared memory, `strip_stride` halves from row to row; it holds z between
+    ///                    sets
     /// @param product_of  Warp -> the product
     template <bool Keys, class PlaceOf, class StripOf, class ProductOf>
     XQUANT_DEVICE_INLINE void run(const StreamView& in, const HeadDecoder& head, const MatrixTable& matrix,

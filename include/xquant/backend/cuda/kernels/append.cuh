@@ -1,5 +1,5 @@
-// The kernels by which a step's rows reach their pages. Each is a type with run(block, x, y, z, arguments): what one block of a grid
-// does. launch.cuh starts them.
+// The kernels by which a step's rows reach their pages. Each is a type with run(block, x, y, z, arguments): what one
+// block of a grid does. launch.cuh starts them.
 //
 //     Project   z of a stream           FinishRow   its norms, RoPE, rotation
 //     Gather    rows out of pages       Difference  less what layers below added up

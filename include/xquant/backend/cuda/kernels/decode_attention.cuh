@@ -1,17 +1,18 @@
 // Attention of up to 16 queries of a kv head over a range of tiles, by one block of 4 warps: split-KV decoding.
 //
-//     strip (32 or 16 slots of 128, one warp)   z -> K = z A + c, norm, RoPE -> S = q K^T -> softmax, online -> sum += P z_v
+//     strip (32 or 16 slots of 128, one warp): z -> K = z A + c, norm, RoPE -> S = q K^T -> softmax -> sum += P z_v
 //
-// Each warp has a softmax of its own over its strips; the block's four are merged at the end, in order. K goes from the product
-// that builds it straight to the one that scores it, 64 channels at a time. V is not rebuilt where P z takes no more registers (its
-// latent is no wider than the kernel's heads): A_v is applied once, when partial results are merged.
+// Each warp has a softmax of its own over its strips; the block's four are merged at the end, in order. K goes from the
+// product that builds it straight to the one that scores it, 64 channels at a time. V is not rebuilt where P z takes no
+// more registers (its latent is no wider than the kernel's heads): A_v is applied once, when partial results are
+// merged.
 //
 // Shapes  as backend/tile_loop.hpp has them: the same task, the same partial result.
-// Error   q, z, A, K and P are rounded to f16 (2^-11 each), products are summed in f32. Codes that meet 8-bit weights: that of
-//         rematerialize_int8 (backend/rematerialize.hpp).
+// Error   q, z, A, K and P are rounded to f16 (2^-11 each), products are summed in f32. Codes that meet 8-bit weights:
+//         that of rematerialize_int8 (backend/rematerialize.hpp).
 // Limit   counted, not measured: docs/backends.md. f16 rows: memory. Rebuilt keys: remat.cuh.
-// Not     All channels of K at once: at 128 they take all registers for 16 slots. A block whose warps share strips and own channels: norms
-//         and RoPE would need K in shared memory every time.
+// Not     All channels of K at once: at 128 they take all registers for 16 slots. A block whose warps share strips and
+//         own channels: norms and RoPE would need K in shared memory every time.
 #pragma once
 
 #include <xquant/backend/cuda/device/query_tile.cuh>
@@ -56,8 +57,8 @@ public:
           pages_(block, task, first_query, most, reinterpret_cast<std::byte*>(strips_ + strips * strip_halves)),
           warps_(warps) {}
 
-    /// The partial result of the block's queries, [16] and [16, width], over spans: spans[i] is a TokenSpan, spans.lag(i) the
-    /// positions by which its keys are turned too little, by `rope`.
+    /// The partial result of the block's queries, [16] and [16, width], over spans: spans[i] is a TokenSpan,
+    /// spans.lag(i) the positions by which its keys are turned too little, by `rope`.
     template <class Spans>
     XQUANT_DEVICE_INLINE void run(const Spans& spans, const RopeView& rope, Partial partial) noexcept {
         block_.each_warp([&](Warp& warp) { warps_[warp].clear(warp, pages_.asked); });

@@ -1,13 +1,14 @@
-// Attention of up to 128 queries of a kv head (64 where heads have more than 128 channels): prompts, and drafts to be verified.
+// Attention of up to 128 queries of a kv head (64 where heads have more than 128 channels): prompts, and drafts to be
+// verified.
 //
-//     keys [slots][Size], values [slots][Size]   rebuilt or decoded once, 16 slots by each warp, into shared memory for all of them
+//     keys [slots][Size], values [slots][Size]   rebuilt or decoded once, 16 slots by each warp, into shared memory for
+//                                                all of them
 //     queries                                    16 of each warp, which meet all slots
 //
-// So a key is rebuilt once for 128 queries, where attention.cuh does it once for 16. The page is read whole, or by halves where heads
-// have more than 128 channels.
-// Shapes, error  as attention.cuh.
-// Limit   counted, not measured: tensor cores, 2 Dh (1 + 1 + R / 128) operations for a query and slot whose key has a latent of R channels;
-//         one block on a multiprocessor, for its shared memory.
+// So a key is rebuilt once for 128 queries, where attention.cuh does it once for 16. The page is read whole, or by
+// halves where heads have more than 128 channels. Shapes, error  as attention.cuh.
+// Limit   counted, not measured: tensor cores, 2 Dh (1 + 1 + R / 128) operations for a query and slot whose key has a
+//         latent of R channels; one block on a multiprocessor, for its shared memory.
 #pragma once
 
 #include <xquant/backend/cuda/device/query_tile.cuh>

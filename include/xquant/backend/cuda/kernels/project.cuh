@@ -2,9 +2,10 @@
 //
 //     z [n, R] = rotate(rope(norms((x - mean) T + b)))
 //
-// Products are summed along D in order, each fused with its addition, so a row's bytes are those of processors that fuse, too.
-// Limit   the product, in f32: quantization reads these rows, and f16 would cost more than 4 bits do. Rows are few next to what
-//         attention reads.
+// Products are summed along D in order, each fused with its addition, so a row's bytes are those of processors that
+// fuse, too.
+// Limit   the product, in f32: quantization reads these rows, and f16 would cost more than 4 bits do. Rows are few next
+//         to what attention reads.
 #pragma once
 
 #include <cmath>
@@ -22,8 +23,8 @@ inline namespace XQUANT_ABI_NS {
 /// Rows and columns of z that one block of project_block makes, and how far along D it goes at a time.
 inline constexpr unsigned project_rows = 16, project_columns = 64, project_depth = 16, project_warps = 4;
 
-/// (x - mean) T + b for project_rows rows from `row` on and project_columns channels from `column` on. One warp makes 4 rows, a
-/// lane 2 columns of each.
+/// (x - mean) T + b for project_rows rows from `row` on and project_columns channels from `column` on. One warp makes 4
+/// rows, a lane 2 columns of each.
 /// @param shared  project_rows * project_depth + project_depth * project_columns floats
 template <class M>
 XQUANT_DEVICE void project_block(typename M::Block& block, const StreamEncoder& encoder, const DeviceRows& x,
@@ -147,7 +148,8 @@ XQUANT_DEVICE void rotate(Block& block, float* x, std::size_t n, const float* dc
 
 }  // namespace detail
 
-/// Norms, RoPE and rotation of one row [R], in place; `bad` is set where a value is not finite, or beyond what f16 holds.
+/// Norms, RoPE and rotation of one row [R], in place; `bad` is set where a value is not finite, or beyond what f16
+/// holds.
 /// @param shared  2 R + 1 floats
 template <class M>
 XQUANT_DEVICE void finish_row(typename M::Block& block, const StreamEncoder& encoder, std::int64_t position,

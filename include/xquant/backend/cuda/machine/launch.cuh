@@ -1,7 +1,8 @@
 // A CUDA device as a cache sees it: memory and kernels of one stream. For nvcc.
 //
-// Nothing here waits for the device but to_host. Memory comes from a stream-ordered pool of the cache's own, which keeps what it has
-// until the cache goes, so that after a warm-up allocating is a matter of the processor alone. The process's default pool is not touched.
+// Nothing here waits for the device but to_host. Memory comes from a stream-ordered pool of the cache's own, which
+// keeps what it has until the cache goes, so that after a warm-up allocating is a matter of the processor alone. The
+// process's default pool is not touched.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -1,5 +1,5 @@
-// What the kernels of this folder ask of a GPU: warps of 32 lanes, a block of warps with shared memory, tensor cores. Kernels are
-// written once over it, lane by lane, so that a machine in plain C++ (tests/support/gpu) can run them, too.
+// What the kernels of this folder ask of a GPU: warps of 32 lanes, a block of warps with shared memory, tensor cores.
+// Kernels are written once over it, lane by lane, so that a machine in plain C++ (tests/support/gpu) can run them, too.
 //
 //     Lanes<T>                 one T for each lane of a warp: a register. x[lane] is the lane's own
 //     PerWarp<T>               one T for each warp of a block, in registers
@@ -12,9 +12,9 @@
 //            wait_for_copies() until they are there; then sync()
 //            multiply(c, a, b) C [16 x 8] += A [16 x 16] B [16 x 8], halves; who holds what: fragments.cuh
 //                              or, for c in whole numbers, C [16 x 8] += A [16 x 32] B [32 x 8], signed bytes
-//            load_matrices<Transposed>(out, rows)   4 matrices of 8 x 8 halves: lane 8 i + r gives row r of matrix i (16 bytes,
-//                              aligned); lane l gets from matrix i the pair of column 2 (l % 4) in row l / 4, or, transposed,
-//                              that of row 2 (l % 4) in column l / 4
+//            load_matrices<Transposed>(out, rows)   4 matrices of 8 x 8 halves: lane 8 i + r gives row r of matrix i
+//                              (16 bytes, aligned); lane l gets from matrix i the pair of column 2 (l % 4) in row
+//                              l / 4, or, transposed, that of row 2 (l % 4) in column l / 4
 //            exchange(x, mask) the value of lane ^ mask             fetch(x, from)   the value of lane `from`
 //     pack(low, high)          two floats to halves, to nearest even      to_float, to_half
 //     subtract_halves(a, b)    a - b          scale_halves(a, b, c)   a b + c, rounded once: pairs of halves

@@ -1,3 +1,3 @@
-#include "support/instances.hpp"
+#include "compiled/best.hpp"
 
 XQUANT_COMPILE_CACHE(xquant::backend::best);

@@ -1,0 +1,3 @@
+#include "support/compiled/scalar.hpp"
+
+XQUANT_COMPILE_CACHE(xquant::backend::scalar);

@@ -1,7 +1,7 @@
 # cmake -DPROGRAM=<program> -DEXPECT=runs|dies [-DQEMU=<qemu-x86_64>] -P mixed.cmake
 #
-# Runs a program on an emulated processor of 2008, which has neither AVX nor AVX-512 (Nehalem), and compares how it ended with what
-# docs/embedding.md says: `runs`, with the right answers, or `dies`, of SIGILL.
+# Runs a program on an emulated processor of 2008, which has neither AVX nor AVX-512 (Nehalem), and compares how it
+# ended with what docs/embedding.md says: `runs`, with the right answers, or `dies`, of SIGILL.
 if(NOT QEMU)
   message("xquant: SKIPPED, no qemu-x86_64 (package qemu-user): nothing shows what mixed instruction sets do on an old processor")
   return()

@@ -51,15 +51,16 @@ public:
         xq::AttendTask task;
         task.head_dim = dh;
         task.rows = rows;
-        task.group = shape.heads / shape.kv_heads;
-        if (!plan_.keys_turned) task.rope.pairs = dh / 2;
+        task.queries_per_kv = shape.heads / shape.kv_heads;
+        if (!plan_.keys_after_rope) task.rope.pairs = dh / 2;
         const float some = 0;
         const auto decoder = [&](const xq::HeadPlan& head) {
-            return xq::HeadDecoder{head.stream, head.first, head.width, head.matrix.empty() ? nullptr : &some, nullptr};
+            return xq::HeadDecoder{head.stream, head.first, head.width, head.matrix.empty() ? nullptr : &some,
+                                   nullptr,     dh};
         };
         task.key = decoder(plan_.keys.front());
         task.value = decoder(plan_.values.front());
-        const auto queries = static_cast<double>(rows * task.group);
+        const auto queries = static_cast<double>(task.queries());
         // A head's operations for each token: z A where it is not absorbed, and the product with the queries.
         const auto product = [&](const xq::HeadDecoder& head, bool absorbed) {
             const bool rebuilt = head.matrix != nullptr && !absorbed;
@@ -67,7 +68,7 @@ public:
                    2.0 * queries * static_cast<double>(rebuilt ? dh : head.width);
         };
         const double each = product(task.key, xq::absorbs_keys(task)) +
-                            product(task.value, xq::absorbs_values(task.value, rows * task.group, dh));
+                            product(task.value, xq::absorbs_values(task.value, task.queries(), dh));
         // Rows of the step see each other causally: half of them on average.
         const double seen = static_cast<double>(tokens) - static_cast<double>(rows - 1) / 2;
         return {stored_bytes(tokens), each * seen * static_cast<double>(shape.kv_heads)};

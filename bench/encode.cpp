@@ -12,7 +12,7 @@ void encode(benchmark::State& state, std::size_t tokens, std::size_t width) {
     const Stream<Quantizer, Axis> stream(tokens, width);
     xq::QuantizedRows out(stream.quantized.codec(), tokens);
     const auto run = [&] {
-        encode_rows(Tag{}, out.codec(), stream.rows.data(), width, 0, tokens, out.view());
+        encode_rows(Tag{}, out.codec(), xq::backend::Matrix{stream.rows.data(), tokens, width, width}, 0, out.view());
         benchmark::ClobberMemory();
     };
     run();

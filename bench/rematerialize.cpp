@@ -27,9 +27,10 @@ struct Keys {
     /// K of a head for tokens first .. first + 128, [Dh, 128].
     void rebuild(std::size_t head, std::size_t first) {
         const xq::HeadPlan& plan = plans[head];
-        const xq::HeadDecoder decoder{plan.stream, plan.first, plan.width, plan.matrix.data(), nullptr};
-        xq::backend::rematerialize(Tag{}, rows.view(), decoder, first, 128, shape.head_dim, shape.head_dim, tile.data(),
-                                   128, xq::backend::TileOrder::channel_major, scratch.data());
+        const xq::HeadDecoder decoder{plan.stream, plan.first, plan.width, plan.matrix.data(), nullptr, shape.head_dim};
+        xq::backend::rematerialize(Tag{}, rows.view(), decoder, first,
+                                   {tile.data(), 128, shape.head_dim, 128, xq::backend::TileOrder::channel_major},
+                                   scratch.data());
     }
 
     /// Relative error of the last head's first tile against z A in f64.

@@ -8,7 +8,11 @@ include(CMakePackageConfigHelpers)
 set(xquant_package_dir "${CMAKE_INSTALL_DATADIR}/cmake/xquant")
 
 install(TARGETS xquant EXPORT xquantTargets FILE_SET HEADERS DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
-install(FILES ${xquant_svd_headers} DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant/projection")
+foreach(header IN LISTS xquant_svd_headers)
+  cmake_path(RELATIVE_PATH header BASE_DIRECTORY "${PROJECT_SOURCE_DIR}/include" OUTPUT_VARIABLE place)
+  cmake_path(GET place PARENT_PATH folder)
+  install(FILES "${header}" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/${folder}")
+endforeach()
 install(FILES "${PROJECT_SOURCE_DIR}/include/xquant/persistence.hpp" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant")
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/xquant/persistence" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant")
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/xquant" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"

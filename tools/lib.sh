@@ -58,6 +58,18 @@ build_jobs() {
     echo $((fit < cores ? fit : cores))
 }
 
+# build_with_progress PRESET LOG: builds a preset; on a terminal a line counts the files, elsewhere every tenth one is said.
+build_with_progress() {
+    cmake --build --preset "$1" --parallel "$(build_jobs)" 2>&1 | tee "$2" | awk -v terminal="$([ -t 2 ] && echo 1 || echo 0)" '
+        /^\[[0-9]+\/[0-9]+\]/ {
+            split(substr($1, 2), count, /[\/\]]/)
+            if (terminal) printf "\r  %s of %s files", count[1], count[2]
+            else if (count[1] % 10 == 0 || count[1] == count[2]) printf "  %s of %s files\n", count[1], count[2]
+            fflush()
+        }
+        END { if (terminal) printf "\n" }' >&2
+}
+
 # The first Python that has all of the given modules.
 python_with() {
     local python

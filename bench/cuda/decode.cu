@@ -153,7 +153,7 @@ struct Work {
 Work work_of(const LayerShape& shape, const Rebuilt& rebuilt, std::size_t rows) {
     const auto number = [](std::size_t n) { return static_cast<double>(n); };
     const std::size_t queries = rows * shape.heads / shape.kv_heads;
-    const std::size_t most = queries <= 16 ? 16 : backend::gpu::many_queries(128);
+    const std::size_t most = queries <= 16 ? 16 : backend::gpu::prefill_queries(128);
     const double rebuilding =
         number(shape.kv_heads * ((queries + most - 1) / most)) * 2 * number(rebuilt.channels) * number(shape.head_dim);
     const double attending = number(rows * shape.heads) * 4 * number(shape.head_dim);
@@ -258,7 +258,7 @@ void write_json(const std::string& path, const std::vector<Row>& rows, const Lim
 }
 
 template <class Quantizer, class Layout, class Projection>
-using Cache = XCache<Quantizer, Layout, CrossLayer<Off>, Projection, backend::cuda>;
+using DeviceCache = XCache<Quantizer, Layout, CrossLayer<Off>, Projection, backend::cuda>;
 
 }  // namespace
 
@@ -296,17 +296,17 @@ int main(int argc, char** argv) {
                 if (tokens * batch * of.shape.kv_heads > std::size_t{65536} * 64) continue;  // 17 GB of f16
                 if (quick && (tokens != 65536 || batch != 8)) continue;
                 const LayerShape& s = of.shape;
-                measure<Cache<Unquantized<f16>, Token, Projection<KeyValue<AfterRope>>>>("f16", of, setup.model, {},
-                                                                                         tokens, batch, rows);
-                measure<Cache<Uniform<8, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
+                measure<DeviceCache<Unquantized<f16>, Token, Projection<KeyValue<AfterRope>>>>("f16", of, setup.model,
+                                                                                               {}, tokens, batch, rows);
+                measure<DeviceCache<Uniform<8, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
                     "kv8", of, setup.model, {}, tokens, batch, rows);
-                measure<Cache<Uniform<4, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
+                measure<DeviceCache<Uniform<4, 64>, Token, Projection<KeyValue<AfterRope, Hadamard>>>>(
                     "kv4", of, setup.model, {}, tokens, batch, rows);
-                measure<Cache<Uniform<4>, Split, Projection<HeadSvd>>>("svd_head4", of, setup.model,
-                                                                       {s.head_dim, false}, tokens, batch, rows);
+                measure<DeviceCache<Uniform<4>, Split, Projection<HeadSvd>>>("svd_head4", of, setup.model,
+                                                                             {s.head_dim, false}, tokens, batch, rows);
                 if (s.kv_heads == s.heads && tokens <= 8192) {
-                    measure<Cache<Uniform<4>, Token, Projection<Rotated>>>("x4_rot", of, setup.model,
-                                                                           {2 * s.width, true}, tokens, batch, rows);
+                    measure<DeviceCache<Uniform<4>, Token, Projection<Rotated>>>(
+                        "x4_rot", of, setup.model, {2 * s.width, true}, tokens, batch, rows);
                 }
             }
         }

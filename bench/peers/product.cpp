@@ -78,8 +78,8 @@ template <class Tag>
 void ours(benchmark::State& state, Size size) {
     Product p(size);
     measure(state, p, p.z, 1e-5, [&] {
-        xq::backend::multiply(Tag{}, size.tokens, size.dh, size.width, {p.z.data(), size.width, 1}, p.a.data(), size.dh,
-                              p.k.data(), size.dh, false);
+        xq::backend::multiply(Tag{}, {p.z.data(), size.width, 1}, {p.a.data(), size.width, size.dh, size.dh},
+                              {p.k.data(), size.tokens, size.dh, size.dh}, false);
     });
 }
 
@@ -90,11 +90,12 @@ void ours_codes(benchmark::State& state, Size size) {
         xq::quantize<xq::Uniform<4, 128>, xq::PerToken>(xq::MatrixView(p.z.data(), size.tokens, size.width));
     std::vector<float> decoded(p.z.size()), scratch(xq::backend::rematerialize_scratch(size.dh));
     xq::dequantize<xq::backend::scalar>(rows, decoded.data());
-    const xq::HeadDecoder head{0, 0, size.width, p.a.data(), nullptr};
+    const xq::HeadDecoder head{0, 0, size.width, p.a.data(), nullptr, size.dh};
     // A backend may round A to 8 bits.
     measure(state, p, decoded, 2e-2, [&] {
-        xq::backend::rematerialize(Tag{}, rows.view(), head, 0, size.tokens, size.dh, size.dh, p.k.data(), size.dh,
-                                   xq::backend::TileOrder::token_major, scratch.data());
+        xq::backend::rematerialize(Tag{}, rows.view(), head, 0,
+                                   {p.k.data(), size.tokens, size.dh, size.dh, xq::backend::TileOrder::token_major},
+                                   scratch.data());
     });
 }
 

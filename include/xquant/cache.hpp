@@ -156,19 +156,15 @@ public:
     void seal(Sequence sequence);
 
     /// Rewrites coded pages with the second quantizer of Requantizable<Fresh, Old>: fewer bytes, more error, and no way back. Of
-    /// the pages of these sequences, choose(PageChoice) picks some; a page that several of them share is rewritten once and
+    /// the pages of these sequences, choose(PageChoice) picks some (all full ones unless told otherwise); a page that several of them share is rewritten once and
     /// stays shared, one that other sequences share as well is left to those as it was.
     /// Throws state_error where the cache has no second quantizer, sequence_error as truncate; nothing has changed then. If
     /// memory runs out the pages done so far stay done, and the report says so. Options::budget may be exceeded by the one page
     /// that is being rewritten. Cost: decoding and encoding the pages.
-    template <class Choose>
-    Requantized requantize(std::span<const Sequence> sequences, Choose&& choose) {
+    template <class Choose = FullPages>
+    Requantized requantize(std::span<const Sequence> sequences, Choose&& choose = {}) {
         static_assert(!Parts::on_device, "xquant: requantize is not there for caches on a device");
         return requantize_chosen(sequences, choose);
-    }
-    /// Likewise for all full pages.
-    Requantized requantize(std::span<const Sequence> sequences) {
-        return requantize(sequences, [](const PageChoice& page) { return page.filled == coded_page_tokens; });
     }
 
     /// Whether rows were appended since this was last asked that are not finite, or beyond f16's 65504: attention over them means
@@ -194,8 +190,8 @@ public:
     void for_each_page(Sequence sequence, F&& f) const {
         for (const detail::SequenceState& state : core_->find(sequence).states) {
             for (const detail::Segment& segment : state.segments) {
-                f(PageView{segment.page->format().purpose, segment.begin, segment.end, segment.first_position,
-                           segment.moved, std::as_const(*segment.page.get()).data()});
+                f(PageView{segment.page->format().kind, segment.begin, segment.end, segment.first_position,
+                           segment.rope_lag, std::as_const(*segment.page.get()).data()});
             }
         }
     }

@@ -41,6 +41,11 @@ struct PageChoice {
     std::size_t bytes = 0, bytes_after = 0;
 };
 
+/// Chooses every page that is full: what requantize does unless told otherwise.
+struct FullPages {
+    constexpr bool operator()(const PageChoice& page) const noexcept { return page.filled == coded_page_tokens; }
+};
+
 /// What requantize did.
 struct Requantized {
     std::size_t pages = 0, tokens = 0;  ///< tokens: slots of these pages that are in use

@@ -29,12 +29,12 @@ concept learning_policy = requires(std::span<const float> x, std::span<std::uint
 
 /// A quantizer that leaves some values of each group to be kept in f16. Requires:
 ///     outliers           how many, 1 to 255; group is then at most 256
-///     choose(x, places)  x [n] -> their places in x, one for each entry of `places` (outliers, or n if that is less)
+///     choose(x, indices)  x [n] -> their indices in x, one for each entry of `indices` (outliers, or n if that is less)
 /// What encode sees in their place is another value of the group.
 template <class Q>
-concept outlier_policy = requires(std::span<const float> x, std::span<std::uint8_t> places) {
+concept outlier_policy = requires(std::span<const float> x, std::span<std::uint8_t> indices) {
     { Q::outliers } -> std::convertible_to<unsigned>;
-    { Q::choose(x, places) } noexcept;
+    { Q::choose(x, indices) } noexcept;
     requires Q::outliers >= 1 && Q::outliers <= 255 && Q::group <= 256;
 };
 

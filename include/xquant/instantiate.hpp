@@ -6,9 +6,17 @@
 //
 // it is paid once, whatever the number of schemes and files. All files need the same compiler flags: others have other functions
 // (config.hpp), and the linker says so.
+//
+// Eigen, for the projections that need an SVD, is some 15 s more. Where XQUANT_SVD_COMPILED is defined the headers leave it out, and one
+// .cpp file has
+//
+//     #include <xquant/projection/svd_basis.hpp>
+//     XQUANT_COMPILE_SVD();
 #pragma once
 
 #include <xquant/cache.hpp>
 
 #define XQUANT_EXTERN_CACHE(...) extern template class xquant::Cache<__VA_ARGS__>
 #define XQUANT_COMPILE_CACHE(...) template class xquant::Cache<__VA_ARGS__>
+#define XQUANT_COMPILE_SVD() \
+    template xquant::Basis xquant::svd_basis<double>(const xquant::MatrixView&, std::size_t, std::size_t)

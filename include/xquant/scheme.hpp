@@ -90,10 +90,10 @@ private:
     template <std::size_t I>
     using quantizer = typename detail::quantizer_of<Quantizer, I>::type;
     template <std::size_t I>
-    using old_quantizer = typename detail::old_quantizer_of<Quantizer, I>::type;
+    using requantizer = typename detail::requantizer_of<Quantizer, I>::type;
     static constexpr bool requantizes = detail::is_requantizable<Quantizer>;
     static constexpr bool learns = []<std::size_t... I>(std::index_sequence<I...>) {
-        return ((learning_policy<quantizer<I>> || learning_policy<old_quantizer<I>>) || ...);
+        return ((learning_policy<quantizer<I>> || learning_policy<requantizer<I>>) || ...);
     }
     (std::make_index_sequence<streams>{});
 
@@ -112,7 +112,7 @@ private:
     static void add_codecs(Codecs& out, std::size_t width) {
         using Axis = typename Layout::template axis<I>;
         out.codecs.push_back(make_codec<quantizer<I>, Axis>(width));
-        if constexpr (requantizes) out.old_codecs.push_back(make_codec<old_quantizer<I>, Axis>(width));
+        if constexpr (requantizes) out.requantized_codecs.push_back(make_codec<requantizer<I>, Axis>(width));
     }
     static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths) {
         LayerSizes out;

@@ -10,7 +10,7 @@
 #include <cmath>
 #include <vector>
 
-#include <xquant/backend/simd/machines.hpp>
+#include <xquant/backend/simd/backends.hpp>
 #include <xquant/concepts.hpp>
 #include <xquant/core/learn.hpp>
 #include <xquant/core/make_codec.hpp>
@@ -28,7 +28,7 @@ public:
           codes_(codec.format.code_bytes(rows)),
           scales_(codec.format.token_blocks(rows) * codec.format.channel_blocks() * codec.format.scales_per_group()),
           outliers_(codec.format.outlier_count(rows)),
-          places_(outliers_.size()),
+          indices_(outliers_.size()),
           levels_(std::move(levels)) {}
 
     [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
@@ -40,14 +40,14 @@ public:
     }
     /// Bytes of codes, scales, zeros and outliers.
     [[nodiscard]] std::size_t bytes() const noexcept {
-        return codes_.size() + (scales_.size() + outliers_.size()) * sizeof(f16) + places_.size();
+        return codes_.size() + (scales_.size() + outliers_.size()) * sizeof(f16) + indices_.size();
     }
 
     [[nodiscard]] MutableStreamView view() noexcept {
         f16* scales = scales_.empty() ? nullptr : scales_.data();
         const StreamFormat format = codec().format;
-        return {format,           codes_.data(), scales, format.stores_zero ? scales + scales_.size() / 2 : nullptr,
-                outliers_.data(), places_.data()};
+        return {format,           codes_.data(),  scales, format.stores_zero ? scales + scales_.size() / 2 : nullptr,
+                outliers_.data(), indices_.data()};
     }
     [[nodiscard]] StreamView view() const noexcept { return read_only(const_cast<QuantizedRows*>(this)->view()); }
 
@@ -57,7 +57,7 @@ private:
     std::vector<std::byte> codes_;
     std::vector<f16> scales_;  ///< scales, then zeros
     std::vector<f16> outliers_;
-    std::vector<std::byte> places_;
+    std::vector<std::byte> indices_;
     std::vector<float> levels_;
 };
 
@@ -96,7 +96,7 @@ QuantizedRows quantize(const MatrixView& rows, const MatrixView& calibration = {
         levels = detail::learn_levels(codec, detail::checked_rows(calibration).data(), calibration.rows);
     }
     QuantizedRows out(codec, rows.rows, std::move(levels));
-    encode_rows(Backend{}, out.codec(), values.data(), rows.cols, 0, rows.rows, out.view());
+    encode_rows(Backend{}, out.codec(), backend::Matrix{values.data(), rows.rows, rows.cols, rows.cols}, 0, out.view());
     return out;
 }
 
@@ -105,9 +105,9 @@ template <class Backend = backend::best>
 void dequantize(const QuantizedRows& rows, float* out) {
     const std::size_t width = rows.codec().format.width;
     constexpr std::size_t at_once = backend::max_group;
+    const backend::Tile all{out, rows.rows(), width, width, backend::TileOrder::token_major};
     for (std::size_t c = 0; c < width; c += at_once) {
-        decode_tile(Backend{}, rows.view(), 0, rows.rows(), c, std::min(at_once, width - c), out + c, width,
-                    backend::TileOrder::token_major);
+        decode_tile(Backend{}, rows.view(), 0, c, all.part({0, all.tokens}, {c, std::min(at_once, width - c)}));
     }
 }
 
@@ -128,11 +128,15 @@ void rematerialize(const QuantizedRows& rows, const HeadPlan& head, std::size_t 
                     ", or none with width = head_dim");
     detail::expects(head.constant.empty() || head.constant.size() == head_dim, "rematerialize: the constant has ",
                     head.constant.size(), " floats; expected none, or head_dim = ", head_dim);
-    const HeadDecoder decoder{head.stream, head.first, head.width, head.matrix.empty() ? nullptr : head.matrix.data(),
-                              head.constant.empty() ? nullptr : head.constant.data()};
+    const HeadDecoder decoder{head.stream,
+                              head.first,
+                              head.width,
+                              head.matrix.empty() ? nullptr : head.matrix.data(),
+                              head.constant.empty() ? nullptr : head.constant.data(),
+                              head_dim};
     std::vector<float> scratch(backend::rematerialize_scratch(head_dim));
-    backend::rematerialize(Backend{}, rows.view(), decoder, token, tokens, head_dim, head_dim, out, head_dim,
-                           backend::TileOrder::token_major, scratch.data());
+    backend::rematerialize(Backend{}, rows.view(), decoder, token,
+                           {out, tokens, head_dim, head_dim, backend::TileOrder::token_major}, scratch.data());
 }
 
 }  // namespace XQUANT_ABI_NS

@@ -29,6 +29,9 @@ static_assert(sizeof(f16) == 2 && sizeof(bf16) == 2);
 static_assert(std::is_trivially_copyable_v<f16> && std::is_trivially_copyable_v<bf16>);
 
 /// The largest finite f16.
+/// Tokens that a page of codes has room for.
+inline constexpr std::size_t coded_page_tokens = 128;
+
 inline constexpr float f16_max = 65504.0F;
 
 enum class DType : std::uint8_t { f32, f16, bf16 };

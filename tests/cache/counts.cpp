@@ -75,7 +75,9 @@ void check_structure(const Scheme& scheme, const test::Cache& cache, Sequence se
     bool in_order = true, slots = true;
     std::size_t kind_before = 0;
     cache.for_each_page(sequence, [&](const PageView& page) {
-        const std::size_t kind = page.purpose == Purpose::sinks ? 0 : page.purpose == Purpose::codes ? 1 : 2;
+        const std::size_t kind = purpose_of(page.kind) == Purpose::sinks   ? 0
+                                 : purpose_of(page.kind) == Purpose::codes ? 1
+                                                                           : 2;
         const std::size_t size = page.end - page.begin;
         in_order = in_order && kind >= kind_before && page.first_position == static_cast<std::int64_t>(next);
         kind_before = kind;

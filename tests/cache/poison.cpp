@@ -57,7 +57,7 @@ public:
         const auto toggle = [&] {
             bool found = false;
             cache->for_each_page(feed.sequence, [&](const PageView& page) {
-                if (page.purpose != purpose || found) return;
+                if (purpose_of(page.kind) != purpose || found) return;
                 found = true;
                 for (std::byte& byte : writable(page).subspan(range.begin, range.size())) byte ^= std::byte{mask};
             });
@@ -138,7 +138,7 @@ TEST_CASE("sinks and tail are read from their own pages") {
             // The first layer's first row: the low byte of an f16 of its first channel.
             std::size_t begin = 0;
             poisoned.cache->for_each_page(poisoned.feed.sequence, [&](const PageView& page) {
-                if (page.purpose == purpose) begin = page.begin;
+                if (purpose_of(page.kind) == purpose) begin = page.begin;
             });
             const auto coded = scheme.stored(poisoned.setup.model)[0];
             const std::size_t row = 2 * coded[0].width * begin;

@@ -182,9 +182,9 @@ TEST_CASE("a sealed sequence holds no rows outside its window, and goes on") {
             cache->for_each_page(a.sequence, [&](const PageView& page) {
                 CHECK(page.first_position == static_cast<std::int64_t>(next));
                 next += page.end - page.begin;
-                (page.purpose == Purpose::sinks   ? sinks
-                 : page.purpose == Purpose::codes ? coded
-                                                  : rows) += page.end - page.begin;
+                (purpose_of(page.kind) == Purpose::sinks   ? sinks
+                 : purpose_of(page.kind) == Purpose::codes ? coded
+                                                           : rows) += page.end - page.begin;
             });
             CHECK(sinks == 4);
             CHECK(rows == 6);

@@ -83,10 +83,10 @@ TEST_CASE("any tile of a stream with outliers is a part of the whole") {
             const std::size_t token = random.below(rows), tokens = 1 + random.below(rows - token);
             const std::size_t channel = random.below(width), channels = 1 + random.below(width - channel);
             std::vector<float> by_token(tokens * channels), by_channel(tokens * channels);
-            backend::decode_tile(backend::best{}, stored.view(), token, tokens, channel, channels, by_token.data(),
-                                 channels, backend::TileOrder::token_major);
-            backend::decode_tile(backend::best{}, stored.view(), token, tokens, channel, channels, by_channel.data(),
-                                 tokens, backend::TileOrder::channel_major);
+            decode_tile(backend::best{}, stored.view(), token, channel,
+                        backend::Tile{by_token.data(), tokens, channels, channels, backend::TileOrder::token_major});
+            decode_tile(backend::best{}, stored.view(), token, channel,
+                        backend::Tile{by_channel.data(), tokens, channels, tokens, backend::TileOrder::channel_major});
             bool same = true;
             for (std::size_t t = 0; t < tokens; ++t) {
                 for (std::size_t c = 0; c < channels; ++c) {
@@ -110,10 +110,10 @@ TEST_CASE("a place that its group does not have changes nothing, its own group o
         // What the codes alone give.
         StreamView bare = read_only(view);
         bare.format.outliers = 0;
-        backend::decode_tile(backend::best{}, bare, 0, rows, 0, width, codes.data(), width,
-                             backend::TileOrder::token_major);
+        decode_tile(backend::best{}, bare, 0, 0,
+                    backend::Tile{codes.data(), rows, width, width, backend::TileOrder::token_major});
         for (const int place : {64, 130, 255}) {
-            std::fill_n(view.places, view.format.outlier_count(rows), static_cast<std::byte>(place));
+            std::fill_n(view.indices, view.format.outlier_count(rows), static_cast<std::byte>(place));
             dequantize(stored, found.data());
             const bool same = found == codes;
             CHECK(same);

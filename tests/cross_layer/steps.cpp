@@ -193,7 +193,7 @@ TEST_CASE("accumulators are counted while a step lives, and predicted") {
     CHECK(Exact::predict_accumulator(s.model, options, 304) == 0);
 }
 
-TEST_CASE("mixed stacks: each layer in the scheme that was chosen for it") {
+TEST_CASE("mixed page_groups: each layer in the scheme that was chosen for it") {
     const test::Setup s = setup();
     using Cache = MixedCache<Scheme<Uniform<8>, Layout<PerChannel, PerToken>, Projection<HeadSvd>>,
                              Scheme<Uniform<8>, Layout<PerToken>, Projection<Rotated>>>;

@@ -78,8 +78,8 @@ void check_decode(std::size_t rows, std::size_t width, std::size_t channel, unsi
                    << in.format.group_tokens << " x " << in.format.group_channels);
     CHECK(form_of(in.format, channel, channels) == form);
     std::vector<float> exact(rows * width);
-    backend::decode_tile(backend::scalar{}, in, 0, rows, 0, width, exact.data(), width,
-                         backend::TileOrder::token_major);
+    backend::decode_tile(backend::scalar{}, in, 0, 0,
+                         {exact.data(), rows, width, width, backend::TileOrder::token_major});
     constexpr unsigned stride = 264;
     for (const unsigned tiles : {1U, 2U}) {
         for (unsigned round = 0; round < 2 / tiles; ++round) {

@@ -41,8 +41,8 @@ void check_rebuilt(std::size_t width, std::size_t dh) {
     const QuantizedRows stored = quantize<Q, PerToken, scalar>(MatrixView(x.data(), 128, width));
     const StreamView in = stored.view();
     std::vector<float> z(128 * width);
-    decode_tile(scalar{}, in, 0, 128, 0, width, z.data(), width, TileOrder::token_major);
-    const HeadDecoder head{0, 0, width, a.data(), nullptr};
+    decode_tile(scalar{}, in, 0, 0, {z.data(), 128, width, width, TileOrder::token_major});
+    const HeadDecoder head{0, 0, width, a.data(), nullptr, dh};
     const gpu::Strip page{0, 5, 120, 16 * tiles, 0, 0};
     for (const bool keys : {true, false}) {
         for (const bool codes : {false, true}) {

@@ -139,8 +139,8 @@ void check_tile(const QuantizedRows& rows, const std::vector<float>& all, const 
         const std::size_t lines = by_token ? tile.tokens : tile.channels, line = by_token ? tile.channels : tile.tokens;
         const std::size_t stride = line + tile.gap;
         std::vector<float> out((lines - 1) * stride + line, untouched);
-        decode_tile(Backend{}, rows.view(), tile.token, tile.tokens, tile.channel, tile.channels, out.data(), stride,
-                    order);
+        decode_tile(Backend{}, rows.view(), tile.token, tile.channel,
+                    backend::Tile{out.data(), tile.tokens, tile.channels, stride, order});
         for (std::size_t i = 0; i < out.size(); ++i) {
             const std::size_t j = i / stride, k = i % stride;
             if (k >= line) {
@@ -184,16 +184,21 @@ template <class Backend>
 std::vector<float> rebuild_keys(const QuantizedRows& rows, const Head& head, const HeadDecoder& decoder) {
     std::vector<float> out(head.columns * head.tokens);
     const auto scratch = std::make_unique_for_overwrite<float[]>(backend::rematerialize_scratch(head.dim));
-    backend::rematerialize(Backend{}, rows.view(), decoder, head.token, head.tokens, head.dim, head.columns, out.data(),
-                           head.tokens, TileOrder::channel_major, scratch.get());
+    backend::rematerialize(Backend{}, rows.view(), decoder, head.token,
+                           {out.data(), head.tokens, head.columns, head.tokens, TileOrder::channel_major},
+                           scratch.get());
     return out;
 }
 
-/// Keys: the same from every backend and in either order, to rounding; 8-bit products are off by what remat.hpp says.
+/// Keys: the same from every backend and in either order, to rounding; 8-bit products are off by what scalar/int8.hpp says.
 void check_head(const QuantizedRows& rows, const std::vector<float>& all, const Head& head) {
     const HeadPlan& plan = head.plan;
-    const HeadDecoder decoder{0, plan.first, plan.width, plan.matrix.empty() ? nullptr : plan.matrix.data(),
-                              plan.constant.empty() ? nullptr : plan.constant.data()};
+    const HeadDecoder decoder{0,
+                              plan.first,
+                              plan.width,
+                              plan.matrix.empty() ? nullptr : plan.matrix.data(),
+                              plan.constant.empty() ? nullptr : plan.constant.data(),
+                              head.dim};
     const StreamView view = rows.view();
     const StreamFormat& format = view.format;
     const Largest largest(plan);
@@ -288,7 +293,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     }
     if (outliers > 0) {
         in.fill({reinterpret_cast<std::byte*>(view.outliers), outliers * sizeof(f16)});
-        in.fill({view.places, outliers});
+        in.fill({view.indices, outliers});
     }
     if (has_matrix) head.plan.matrix = in.finite(head.plan.width * head.dim);
     if (has_constant) head.plan.constant = in.finite(head.dim);

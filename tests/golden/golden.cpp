@@ -221,7 +221,7 @@ TEST_CASE("a sealed page is that of the file, byte for byte, whatever the steps 
         std::size_t pages = 0;
         cache.for_each_page(sequence, [&](const PageView& view) {
             ++pages;
-            CHECK(view.purpose == Purpose::codes);
+            CHECK(purpose_of(view.kind) == Purpose::codes);
             CHECK(view.begin == 0);
             CHECK(view.end == tokens);
             CHECK(test::difference(file.content, {view.bytes.begin(), view.bytes.end()}) == "");

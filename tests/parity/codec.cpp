@@ -30,16 +30,16 @@ void check(std::size_t rows, std::size_t width) {
     const StreamCodec codec = xquant::make_codec<Q, Axis>(width);
     const std::vector<float> x = difficult_rows(rows, width);
     QuantizedRows expected(codec, rows);
-    encode_rows(backend::scalar{}, codec, x.data(), width, 0, rows, expected.view());
+    encode_rows(backend::scalar{}, codec, backend::Matrix{x.data(), rows, width, width}, 0, expected.view());
     std::vector<float> values(rows * width);
-    backend::decode_tile(backend::scalar{}, std::as_const(expected).view(), 0, rows, 0, width, values.data(), width,
-                         backend::TileOrder::token_major);
+    backend::decode_tile(backend::scalar{}, std::as_const(expected).view(), 0, 0,
+                         {values.data(), rows, width, width, backend::TileOrder::token_major});
     parity::for_each_registers([&]<class R>() {
         INFO(R::name << ": " << rows << " x " << width << ", " << Q::bits << " bits, groups of " << Q::group
                      << (std::is_same_v<Axis, PerToken> ? " per token" : " per channel"));
         const backend::simd<R> tag;
         QuantizedRows found(codec, rows);
-        encode_rows(tag, codec, x.data(), width, 0, rows, found.view());
+        encode_rows(tag, codec, backend::Matrix{x.data(), rows, width, width}, 0, found.view());
         const std::size_t code_bytes = codec.format.code_bytes(rows), scales = codec.format.scale_bytes(rows);
         CHECK(std::memcmp(found.view().codes, expected.view().codes, code_bytes) == 0);
         CHECK(std::memcmp(found.view().scales, expected.view().scales, scales) == 0);
@@ -50,10 +50,11 @@ void check(std::size_t rows, std::size_t width) {
             for (const std::size_t channel : {std::size_t{0}, width / 2}) {
                 const std::size_t tokens = std::min<std::size_t>(rows - token, 128), channels = width - channel;
                 std::vector<float> by_token(tokens * channels, NAN), by_channel(channels * 128, NAN);
-                decode_tile(tag, in, token, tokens, channel, channels, by_token.data(), channels,
-                            backend::TileOrder::token_major);
-                decode_tile(tag, in, token, tokens, channel, channels, by_channel.data(), 128,
-                            backend::TileOrder::channel_major);
+                decode_tile(
+                    tag, in, token, channel,
+                    backend::Tile{by_token.data(), tokens, channels, channels, backend::TileOrder::token_major});
+                decode_tile(tag, in, token, channel,
+                            backend::Tile{by_channel.data(), tokens, channels, 128, backend::TileOrder::channel_major});
                 double worst = 0;
                 for (std::size_t t = 0; t < tokens; ++t) {
                     for (std::size_t c = 0; c < channels; ++c) {
@@ -107,12 +108,13 @@ TEST_CASE("rows of one channel that are stored as they are come back in either o
     const auto decodes = [&]<class T>(std::type_identity<T>) {
         const StreamCodec codec = xquant::make_codec<Unquantized<T>, PerToken>(1);
         QuantizedRows stored(codec, x.size());
-        encode_rows(backend::scalar{}, codec, x.data(), 1, 0, x.size(), stored.view());
+        encode_rows(backend::scalar{}, codec, backend::Matrix{x.data(), x.size(), 1, 1}, 0, stored.view());
         parity::for_each_registers([&]<class R>() {
             for (const auto order : {backend::TileOrder::token_major, backend::TileOrder::channel_major}) {
                 std::vector<float> out(x.size());
-                decode_tile(backend::simd<R>{}, std::as_const(stored).view(), 0, x.size(), 0, 1, out.data(),
-                            order == backend::TileOrder::token_major ? 1 : x.size(), order);
+                const std::size_t stride = order == backend::TileOrder::token_major ? 1 : x.size();
+                decode_tile(backend::simd<R>{}, std::as_const(stored).view(), 0, 0,
+                            backend::Tile{out.data(), x.size(), 1, stride, order});
                 INFO(R::name);
                 CHECK(out == x);
             }

@@ -24,12 +24,12 @@ QuantizedRows some_rows() {
 template <class F>
 void for_each_backend(const QuantizedRows& rows, const std::vector<float>& matrix, F&& f) {
     const std::size_t dh = matrix.size() / width;
-    const HeadDecoder head{0, 0, width, matrix.data(), nullptr};
+    const HeadDecoder head{0, 0, width, matrix.data(), nullptr, dh};
     REQUIRE(backend::fits_int8(rows.view().format, head));
     const auto run = [&]<class Tag>(Tag tag) {
         std::vector<float> keys(dh * tokens), scratch(backend::rematerialize_scratch(dh));
-        backend::rematerialize(tag, rows.view(), head, 0, tokens, dh, dh, keys.data(), tokens,
-                               backend::TileOrder::channel_major, scratch.data());
+        backend::rematerialize(tag, rows.view(), head, 0,
+                               {keys.data(), tokens, dh, tokens, backend::TileOrder::channel_major}, scratch.data());
         INFO(Tag::name);
         f(keys);
     };

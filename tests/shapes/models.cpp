@@ -263,7 +263,7 @@ TEST_CASE("keys are absorbed where RoPE does not turn them, and only there") {
     const std::vector<float> matrix(64 * 32);
     task.head_dim = 32;
     task.rows = 1;
-    task.group = 4;
+    task.queries_per_kv = 4;
     task.key = {0, 0, 64, matrix.data(), nullptr};
     CHECK(absorbs_keys(task));
     task.rope.pairs = 4;

@@ -33,7 +33,8 @@ std::size_t coded_bytes(const Model& model, std::size_t tokens, std::size_t& pag
     }
     CHECK(cache.size(sequence) == tokens);
     pages = 0;
-    cache.for_each_page(sequence, [&](const PageView& page) { pages += page.purpose == Purpose::codes ? 1 : 0; });
+    cache.for_each_page(sequence,
+                        [&](const PageView& page) { pages += purpose_of(page.kind) == Purpose::codes ? 1 : 0; });
     return cache.bytes().codes;
 }
 

@@ -42,9 +42,11 @@ std::vector<StoredPage> stored_pages(const Cache& cache, xquant::Sequence sequen
     }
     std::vector<StoredPage> out;
     cache.for_each_page(sequence, [&](const xquant::PageView& page) {
-        const bool is_coded = page.purpose == xquant::Purpose::codes;
-        const std::size_t tokens = is_coded ? 128 : page.purpose == xquant::Purpose::tail ? 32 : options.sinks;
-        StoredPage stored{page.purpose, page.begin, page.end, page.first_position, {}};
+        const bool is_coded = xquant::purpose_of(page.kind) == xquant::Purpose::codes;
+        const std::size_t tokens = is_coded                                                 ? 128
+                                   : xquant::purpose_of(page.kind) == xquant::Purpose::tail ? 32
+                                                                                            : options.sinks;
+        StoredPage stored{xquant::purpose_of(page.kind), page.begin, page.end, page.first_position, {}};
         const StoredLayers& layers = is_coded ? coded : rows;
         const auto sections = page_sections(layers, tokens);
         for (std::size_t layer = 0; layer < sections.size(); ++layer) {

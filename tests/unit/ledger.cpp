@@ -45,7 +45,7 @@ TEST_CASE("what could not be taken is not counted") {
     LedgerAllocator<double, Purpose::tail> allocator(ledger);
     CHECK_THROWS_AS(static_cast<void>(allocator.allocate(static_cast<std::size_t>(-1) / 4)), std::bad_alloc);
     memory.fail_at(1);
-    PageFormat format(ledger, Purpose::codes, 128, 1);
+    PageFormat format(ledger, PageKind::coded, 128, 1);
     format.sizes.total = 1000;
     CHECK_THROWS_AS(static_cast<void>(Page::create(ledger, format)), std::bad_alloc);
     CHECK(ledger.bytes().total() == memory.bytes());

@@ -43,12 +43,12 @@ TEST_CASE("groups of every size are packed as a bit by bit writer does it, and u
 
             std::vector<std::uint8_t> all(n);
             const auto* source = reinterpret_cast<const std::byte*>(bytes.data());
-            backend::unpack_group(scalar, source, n, bits, 0, n, all.data());
+            backend::unpack_group(scalar, source, n, bits, {0, n}, all.data());
             CHECK(test::difference(codes, all) == "");
             for (int i = 0; i < 20; ++i) {
                 const std::size_t first = random.below(n), count = 1 + random.below(n - first);
                 std::vector<std::uint8_t> part(count + 1, 0xEE);
-                backend::unpack_group(scalar, source, n, bits, first, count, part.data());
+                backend::unpack_group(scalar, source, n, bits, {first, count}, part.data());
                 REQUIRE(std::equal(part.begin(), part.end() - 1, codes.begin() + static_cast<std::ptrdiff_t>(first)));
                 REQUIRE(part.back() == 0xEE);
             }
@@ -99,7 +99,7 @@ void check_stream(const StreamCodec& codec, std::size_t rows, std::uint32_t seed
     std::vector<std::byte> codes(format.code_bytes(rows), std::byte{0xEE});
     std::vector<f16> scales(format.token_blocks(rows) * format.channel_blocks()), zeros(scales.size());
     const MutableStreamView view{format, codes.data(), scales.data(), zeros.data()};
-    backend::encode_rows(scalar, codec, x.data(), width, 0, rows, view);
+    backend::encode_rows(scalar, codec, {x.data(), rows, width, width}, 0, view);
 
     std::vector<float> expected(rows * width);
     const auto* bytes = reinterpret_cast<const std::uint8_t*>(codes.data());
@@ -130,7 +130,8 @@ void check_stream(const StreamCodec& codec, std::size_t rows, std::uint32_t seed
             const bool by_token = order == backend::TileOrder::token_major;
             const std::size_t stride = (by_token ? channels : tokens) + 3;
             std::vector<float> out((by_token ? tokens : channels) * stride, -99.0F);
-            backend::decode_tile(scalar, read_only(view), token, tokens, channel, channels, out.data(), stride, order);
+            backend::decode_tile(scalar, read_only(view), token, channel,
+                                 {out.data(), tokens, channels, stride, order});
             for (std::size_t t = 0; t < tokens; ++t) {
                 for (std::size_t c = 0; c < channels; ++c) {
                     const float found = out[by_token ? t * stride + c : c * stride + t];
@@ -178,10 +179,10 @@ TEST_CASE("rows that are stored as they are come back as f32, f16 or bf16 has th
         CHECK(format.scale_bytes(rows) == 0);
         std::vector<float> memory(rows * width);
         const MutableStreamView view{format, reinterpret_cast<std::byte*>(memory.data()), nullptr, nullptr};
-        backend::encode_rows(scalar, {format, nullptr}, x.data(), width, 0, rows, view);
+        backend::encode_rows(scalar, {format, nullptr}, {x.data(), rows, width, width}, 0, view);
         std::vector<float> out(rows * width);
-        backend::decode_tile(scalar, read_only(view), 0, rows, 0, width, out.data(), width,
-                             backend::TileOrder::token_major);
+        backend::decode_tile(scalar, read_only(view), 0, 0,
+                             {out.data(), rows, width, width, backend::TileOrder::token_major});
         for (std::size_t i = 0; i < x.size(); ++i) {
             const float expected = kind == CodeKind::f32   ? x[i]
                                    : kind == CodeKind::f16 ? to_float(to_f16(x[i]))

@@ -75,7 +75,7 @@ TEST_CASE("the header of a page takes 64 bytes; a page is zeroed, counted by pur
     CHECK(page_header_bytes == 64);
     Ledger ledger(std::pmr::get_default_resource());
     {
-        PageFormat format(ledger, Purpose::codes, 128, 1);
+        PageFormat format(ledger, PageKind::coded, 128, 1);
         format.sizes.total = page_header_bytes;
         format.sections.push_back(format.sizes.place(format_of({100, 1, 128, 3}), 128));
         const std::size_t index = ledger.bytes().index;

@@ -62,7 +62,7 @@ TEST_CASE("heads are turned as the formula says, at any position; pairs are wher
                 std::vector<double> exact(head.begin(), head.end());
                 test::oracle_rope(rope, position, exact.data());
                 std::vector<float> row = head;
-                backend::turn_row(backend::scalar{}, row.data(), 64, 64, position, table.view);
+                backend::apply_rope_to_row(backend::scalar{}, table.view, position, 64, row.data(), 64);
                 for (std::size_t c = 0; c < 64; ++c) {
                     REQUIRE(std::abs(exact[c] - static_cast<double>(row[c])) < 3e-7);
                     if (c >= 2 * pairs) REQUIRE(row[c] == head[c]);
@@ -70,7 +70,7 @@ TEST_CASE("heads are turned as the formula says, at any position; pairs are wher
                 // And back.
                 std::vector<float> cosines(pairs), sines(pairs);
                 rope_angles(table.view, position, cosines.data(), sines.data());
-                backend::turn_head(backend::scalar{}, table.view, cosines.data(), sines.data(), -1.0F, row.data());
+                backend::apply_rope(backend::scalar{}, table.view, cosines.data(), sines.data(), -1.0F, row.data());
                 for (std::size_t c = 0; c < 64; ++c) REQUIRE(std::abs(row[c] - head[c]) < 5e-7F);
             }
         }
@@ -102,15 +102,18 @@ TEST_CASE(
                 REQUIRE(std::abs(score - exact[t]) < 3e-6);
             }
         };
-        std::vector<float> cosines(dh / 2), sines(dh / 2);
-        rope_angles(table.view, start, cosines.data(), sines.data());
+        backend::TileAngles angles;
+        angles.move_to(table.view, start);
         std::vector<float> by_start = keys;
-        backend::turn_tile(backend::scalar{}, table.view, cosines.data(), sines.data(), by_start.data(), tokens,
-                           tokens);
+        const auto tile = [&](std::vector<float>& of) {
+            return backend::Tile{of.data(), tokens, dh, tokens, backend::TileOrder::channel_major};
+        };
+        backend::apply_rope_to_tile(backend::scalar{}, table.view, &angles, tile(by_start));
         check(by_start, query);
-        backend::turn_tile(backend::scalar{}, table.view, nullptr, nullptr, keys.data(), tokens, tokens);
+        backend::apply_rope_to_tile(backend::scalar{}, table.view, nullptr, tile(keys));
         std::vector<float> turned_back = query;
-        backend::turn_head(backend::scalar{}, table.view, cosines.data(), sines.data(), -1.0F, turned_back.data());
+        backend::apply_rope(backend::scalar{}, table.view, angles.cosines.data(), angles.sines.data(), -1.0F,
+                            turned_back.data());
         check(keys, turned_back);
     }
 }

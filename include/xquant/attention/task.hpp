@@ -41,20 +41,27 @@ struct AttendTask {
     RopeView rope;  ///< no pairs: keys are not turned when read
     std::size_t head_dim = 0;
     std::size_t rows = 0;             ///< query rows (tokens)
-    std::size_t group = 1;            ///< query heads that share the kv head, H / Hkv
+    std::size_t queries_per_kv = 1;   ///< query heads that share the kv head, H / Hkv
     std::int64_t first_position = 0;  ///< of row 0; row i sees positions up to first_position + i
-    const float* q = nullptr;         ///< [rows][q_stride], the group's heads side by side
+    const float* q = nullptr;         ///< [rows][q_stride], the query heads of the kv head side by side
     std::size_t q_stride = 0;
     std::size_t shared_channels = 0;  ///< first channels of every key that come from TokenSpan::shared, not from `key`
-    ScoreRules rules;                 ///< slopes and sink_logits start at the group's first head
+    ScoreRules rules;                 ///< slopes and sink_logits start at the kv head's first query head
     std::size_t first_tile = 0, tiles = 0;  ///< tiles of 128 tokens, counted over all spans, that are this task's
+
+    /// Query heads of all rows: query i is head i % queries_per_kv of row i / queries_per_kv.
+    [[nodiscard]] constexpr std::size_t queries() const noexcept { return rows * queries_per_kv; }
+    /// The head [Dh] of a query.
+    [[nodiscard]] constexpr const float* query(std::size_t i) const noexcept {
+        return q + i / queries_per_kv * q_stride + i % queries_per_kv * head_dim;
+    }
 };
 
 /// A partial result of online softmax: out = sum / total, all relative to exp(maximum).
 struct Partial {
-    float* sum = nullptr;      ///< [rows * group, width]
-    float* maximum = nullptr;  ///< [rows * group]
-    float* total = nullptr;    ///< [rows * group]
+    float* sum = nullptr;      ///< [queries, width]
+    float* maximum = nullptr;  ///< [queries]
+    float* total = nullptr;    ///< [queries]
 };
 
 /// Whether a product with A [width, columns] is applied once to a few query rows, or to every token of a tile. The latter
@@ -76,7 +83,7 @@ constexpr std::size_t rotary_channels(const AttendTask& task) noexcept { return 
 constexpr bool absorbs_keys(const AttendTask& task) noexcept {
     const std::size_t columns = task.head_dim - rotary_channels(task);
     return columns > 0 && task.key.matrix != nullptr && task.rules.key_norm == nullptr && task.rows <= 32 &&
-           absorbs(task.key, task.rows * task.group, columns);
+           absorbs(task.key, task.queries(), columns);
 }
 
 }  // namespace XQUANT_ABI_NS

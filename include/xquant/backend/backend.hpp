@@ -3,9 +3,9 @@
 //
 //     scalar            plain C++: the specification every other backend is compared with
 //     simd<Registers>   the kernels of backend/simd over a register wrapper: avx2, avx512, emulated
-//     int8<Machine>     rebuilds keys with 8-bit integer products where the stored codes allow it (remat.hpp)
+//     int8<Base>        rebuilds keys with 8-bit integer products where the stored codes allow it (scalar/int8.hpp)
 //
-// `best` is chosen in backend/simd/machines.hpp, by the flags of the translation unit.
+// `best` is chosen in backend/simd/backends.hpp, by the flags of the translation unit.
 #pragma once
 
 #include <xquant/config.hpp>
@@ -25,9 +25,9 @@ struct simd : scalar {
     static constexpr const char* int8_name = Registers::int8_name;
 };
 
-template <class Machine>
-struct int8 : Machine {
-    static constexpr const char* name = Machine::int8_name;
+template <class Base>
+struct int8 : Base {
+    static constexpr const char* name = Base::int8_name;
     static constexpr bool int8_products = true;
 };
 

@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <functional>
 
-#include <xquant/backend/simd/machines.hpp>
+#include <xquant/backend/simd/backends.hpp>
 #include <xquant/core/core.hpp>
 #include <xquant/executor.hpp>
 
@@ -22,9 +22,9 @@ namespace detail {
 template <class Backend>
 void decode_rows(Backend tag, const StreamView& in, std::size_t token, std::size_t tokens, float* out) noexcept {
     const std::size_t width = in.format.width;
+    const backend::Tile rows{out, tokens, width, width, backend::TileOrder::token_major};
     for (std::size_t c = 0; c < width; c += backend::max_group) {
-        decode_tile(tag, in, token, tokens, c, std::min(backend::max_group, width - c), out + c, width,
-                    backend::TileOrder::token_major);
+        decode_tile(tag, in, token, c, rows.part({0, tokens}, {c, std::min(backend::max_group, width - c)}));
     }
 }
 
@@ -115,7 +115,7 @@ private:
     }
 
     void need(Page* page, std::size_t begin, std::size_t end) {
-        if (page->format().purpose == Purpose::codes) entries_.push_back({page, begin, end, {}});
+        if (page->format().is_coded()) entries_.push_back({page, begin, end, {}});
     }
 
     template <class Backend>
@@ -135,12 +135,13 @@ private:
             decode_rows(tag, read_only(sum), first, n, rows);
             decode_rows(tag, coded, first, n, added);
             if (encoder.spread != nullptr) {
-                multiply(tag, n, d, r, backend::Operand{added, r, 1}, encoder.spread, d, rows, d, true);
+                multiply(tag, backend::Operand{added, r, 1}, backend::Matrix{encoder.spread, r, d, d},
+                         backend::MutableMatrix{rows, n, d, d}, true);
             } else {
                 for (std::size_t i = 0; i < n * d; ++i) rows[i] += added[i];
             }
         }
-        encode_rows(tag, core.accumulator(), rows, d, first, n, sum);
+        encode_rows(tag, core.accumulator(), backend::Matrix{rows, n, d, d}, first, sum);
     }
 
     LedgerVector<Entry, Purpose::workspace> entries_;
@@ -156,7 +157,8 @@ void take_difference(Backend tag, const StreamEncoder& encoder, const StreamView
     decode_rows(tag, accumulator, token, n, sum);
     for (std::size_t i = 0; i < n * d; ++i) rows[i] -= sum[i];
     if (encoder.latent != nullptr) {
-        multiply(tag, n, r, d, backend::Operand{rows, d, 1}, encoder.latent, r, out, r, false);
+        multiply(tag, backend::Operand{rows, d, 1}, backend::Matrix{encoder.latent, d, r, r},
+                 backend::MutableMatrix{out, n, r, r}, false);
     } else {
         std::copy_n(rows, n * d, out);
     }

@@ -6,7 +6,7 @@
 #include <span>
 
 #include <xquant/attention/task.hpp>
-#include <xquant/backend/simd/machines.hpp>
+#include <xquant/backend/simd/backends.hpp>
 #include <xquant/core/step_base.hpp>
 
 namespace xquant {
@@ -21,16 +21,16 @@ public:
         : core_(&core),
           spans_(allocator<TokenSpan>()),
           runs_(allocator<Run>()),
-          turned_(allocator<float>()),
+          moved_queries_(allocator<float>()),
           tasks_(allocator<Task>()),
           partials_(allocator<float>()) {}
 
     /// Forgets the tasks of the last layer.
     void clear() noexcept {
         spans_.clear();
-        turned_.clear();
+        moved_queries_.clear();
         tasks_.clear();
-        spans_needed_ = turned_needed_ = partials_needed_ = 0;
+        spans_needed_ = moved_needed_ = partials_needed_ = 0;
     }
 
     /// Makes room for what `add` adds. All parts are reserved before the first one is added: addresses stay.
@@ -38,14 +38,14 @@ public:
         spans_needed_ += plan.reads.size();
         const Segment* last = nullptr;
         for (const Segment& segment : plan.reads) {
-            const std::int64_t moved = lag(prepared, segment);
-            if (moved != 0 && (last == nullptr || lag(prepared, *last) != moved)) {
-                turned_needed_ += rows.rows * prepared.shape.heads * prepared.shape.head_dim;
+            const std::int64_t lag = rope_lag(prepared, segment);
+            if (lag != 0 && (last == nullptr || rope_lag(prepared, *last) != lag)) {
+                moved_needed_ += rows.rows * prepared.shape.heads * prepared.shape.head_dim;
             }
             last = &segment;
         }
         spans_.reserve(spans_needed_);
-        turned_.reserve(turned_needed_);
+        moved_queries_.reserve(moved_needed_);
     }
 
     /// Queries [n, H * Dh] of the step, `q_stride` floats apart; span_of(segment) -> TokenSpan.
@@ -63,18 +63,18 @@ public:
                 AttendTask& attend = task.attend;
                 attend.key = prepared.keys[head];
                 attend.value = prepared.values[head];
-                if (!prepared.keys_turned) attend.rope = core_->rope(prepared);
+                if (!prepared.keys_after_rope) attend.rope = core_->rope(prepared);
                 attend.shared_channels = prepared.shared.width;
                 attend.head_dim = dh;
                 attend.rows = std::min(block_rows, part.rows - row);
-                attend.group = group;
+                attend.queries_per_kv = group;
                 attend.first_position = part.first_position + static_cast<std::int64_t>(row);
                 attend.rules = prepared.rules;
                 if (attend.rules.slopes != nullptr) attend.rules.slopes += head * group;
                 if (attend.rules.sink_logits != nullptr) attend.rules.sink_logits += head * group;
                 task.first_row = part.first_row + row;
                 task.head = head;
-                task.width = backend::partial_width(Backend{}, attend.value, attend.rows * group, dh);
+                task.width = backend::partial_width(Backend{}, attend.value, attend.queries(), dh);
                 task.splits = splits;
                 for (const Run& run : runs_) {
                     attend.spans = {spans_.data() + run.first_span, run.spans};
@@ -85,7 +85,7 @@ public:
                         attend.first_tile = tile;
                         attend.tiles = std::min(tiles_each, run.tiles - tile);
                         tasks_.push_back(task);
-                        partials_needed_ += attend.rows * group * (task.width + 2);
+                        partials_needed_ += attend.queries() * (task.width + 2);
                         task.splits = 0;
                     }
                 }
@@ -98,7 +98,7 @@ public:
         if (partials_.size() < partials_needed_) partials_.resize(partials_needed_);
         float* at = partials_.data();
         for (Task& task : tasks_) {
-            const std::size_t count = task.attend.rows * task.attend.group;
+            const std::size_t count = task.attend.queries();
             task.partial = {at, at + count * task.width, at + count * (task.width + 1)};
             at += count * (task.width + 2);
         }
@@ -117,12 +117,13 @@ public:
         const Task& task = tasks_[index];
         if (task.splits == 0) return;
         const AttendTask& attend = task.attend;
-        const std::size_t count = attend.rows * attend.group;
+        const std::size_t count = attend.queries();
         for (std::size_t i = 1; i < task.splits; ++i) {
             merge_partial(Backend{}, task.partial, tasks_[index + i].partial, count, task.width);
         }
         finish_partial(Backend{}, attend, task.partial,
-                       out + task.first_row * out_stride + task.head * attend.group * attend.head_dim, out_stride);
+                       out + task.first_row * out_stride + task.head * attend.queries_per_kv * attend.head_dim,
+                       out_stride);
     }
 
 private:
@@ -138,10 +139,10 @@ private:
         Partial partial;
     };
 
-    /// Spans of a part that were moved by as much since they were stored, and the queries that they meet.
+    /// Neighbouring spans of a part whose stored RoPE lags by as much, and the queries that they meet.
     struct Run {
         std::size_t first_span = 0, spans = 0, tiles = 0;
-        std::int64_t moved = 0;
+        std::int64_t rope_lag = 0;
         const float* queries = nullptr;  ///< [rows][stride]
         std::size_t stride = 0;
     };
@@ -155,23 +156,23 @@ private:
         return LedgerAllocator<T, Purpose::workspace>(core_->ledger());
     }
 
-    /// Positions by which the keys of a segment are turned too little.
-    [[nodiscard]] std::int64_t lag(const PreparedLayer& prepared, const Segment& segment) const noexcept {
-        return prepared.keys_turned && core_->rope(prepared).pairs > 0 ? segment.moved : 0;
+    /// How many positions the stored RoPE of a segment's keys lags behind.
+    [[nodiscard]] std::int64_t rope_lag(const PreparedLayer& prepared, const Segment& segment) const noexcept {
+        return prepared.keys_after_rope && core_->rope(prepared).pairs > 0 ? segment.rope_lag : 0;
     }
 
-    /// The spans of a part, in runs. A key that was turned for p and moved by m should have been turned for p + m; the query is
+    /// The spans of a part, in runs. A key that has RoPE of p and moved by m should have that of p + m; the query is
     /// turned back by m instead: q . R(m) k = (R(-m) q) . k.
     template <class SpanOf>
     void plan_runs(const PreparedLayer& prepared, const QueryRows& part, const StepPlan& plan, const float* queries,
                    std::size_t q_stride, SpanOf&& span_of) {
         runs_.clear();
         for (const Segment& segment : plan.reads) {
-            const std::int64_t moved = lag(prepared, segment);
-            if (runs_.empty() || runs_.back().moved != moved) {
-                runs_.push_back({spans_.size(), 0, 0, moved, queries, q_stride});
-                if (moved != 0) {
-                    runs_.back().queries = turn_back(prepared, part.rows, moved, queries, q_stride);
+            const std::int64_t lag = rope_lag(prepared, segment);
+            if (runs_.empty() || runs_.back().rope_lag != lag) {
+                runs_.push_back({spans_.size(), 0, 0, lag, queries, q_stride});
+                if (lag != 0) {
+                    runs_.back().queries = undo_rope(prepared, part.rows, lag, queries, q_stride);
                     runs_.back().stride = prepared.shape.heads * prepared.shape.head_dim;
                 }
             }
@@ -181,32 +182,32 @@ private:
         }
     }
 
-    /// A copy of the queries [rows, H * Dh], turned back.
-    const float* turn_back(const PreparedLayer& prepared, std::size_t rows, std::int64_t moved, const float* queries,
+    /// A copy of the queries [rows, H * Dh], turned back by `lag` positions.
+    const float* undo_rope(const PreparedLayer& prepared, std::size_t rows, std::int64_t lag, const float* queries,
                            std::size_t q_stride) {
         const std::size_t dh = prepared.shape.head_dim, width = prepared.shape.heads * dh;
-        const std::size_t first = turned_.size();
-        turned_.resize(first + rows * width);  // there is room
+        const std::size_t first = moved_queries_.size();
+        moved_queries_.resize(first + rows * width);  // there is room
         const RopeView rope = core_->rope(prepared);
         std::array<float, backend::max_pairs> cosines, sines;
-        rope_angles(rope, moved, cosines.data(), sines.data());
+        rope_angles(rope, lag, cosines.data(), sines.data());
         for (std::size_t i = 0; i < rows; ++i) {
-            float* row = turned_.data() + first + i * width;
+            float* row = moved_queries_.data() + first + i * width;
             std::copy_n(queries + i * q_stride, width, row);
             for (std::size_t c = 0; c < width; c += dh) {
-                turn_head(backend::scalar{}, rope, cosines.data(), sines.data(), -1.0F, row + c);
+                apply_rope(backend::scalar{}, rope, cosines.data(), sines.data(), -1.0F, row + c);
             }
         }
-        return turned_.data() + first;
+        return moved_queries_.data() + first;
     }
 
     Core* core_;
     Work<TokenSpan> spans_;
     Work<Run> runs_;
-    Work<float> turned_;  ///< queries of runs that were moved
+    Work<float> moved_queries_;  ///< queries of runs whose RoPE lags
     Work<Task> tasks_;
     Work<float> partials_;
-    std::size_t spans_needed_ = 0, turned_needed_ = 0, partials_needed_ = 0;
+    std::size_t spans_needed_ = 0, moved_needed_ = 0, partials_needed_ = 0;
 };
 
 }  // namespace detail

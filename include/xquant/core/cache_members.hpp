@@ -2,6 +2,7 @@
 // everything behind them.
 #pragma once
 
+#include <xquant/cache.hpp>
 #include <xquant/core/learn.hpp>
 #include <xquant/core/operations.hpp>
 #include <xquant/core/requantize.hpp>
@@ -29,7 +30,7 @@ void Cache<Backend>::Step::commit() {
 
 template <class Backend>
 Cache<Backend>::Cache(const Model& model, const Options& options, const detail::Recipe& recipe)
-    : core_(std::make_unique<detail::Core>(options, detail::stacks_of(model, recipe.accumulator != nullptr),
+    : core_(std::make_unique<detail::Core>(options, detail::page_groups_of(model, recipe.accumulator != nullptr),
                                            recipe.streams(), recipe.requantizes())),
       state_(std::make_unique<typename Parts::State>(*core_, options)) {
     if (recipe.accumulator != nullptr) {

@@ -20,8 +20,7 @@ namespace detail {
 
 /// How the tail and the sinks keep rows of a stream.
 constexpr StreamFormat exact_rows(std::uint32_t width, DType type) noexcept {
-    const CodeKind kind = type == DType::f32 ? CodeKind::f32 : type == DType::f16 ? CodeKind::f16 : CodeKind::bf16;
-    return {width, 1, width, kind, static_cast<std::uint8_t>(8 * size_of(type)), false, 0, nullptr};
+    return {width, 1, width, kind_of(type), static_cast<std::uint8_t>(8 * size_of(type)), false, 0, nullptr};
 }
 
 /// Channels of a stream that each of its heads reads, where they are parts of equal width side by side; else all of them.
@@ -40,34 +39,34 @@ inline std::uint32_t head_channels(const PreparedLayer& layer, std::size_t strea
 
 /// Layers whose rows live and die together, in pages of their own: those with the same window. Pages that lie outside the
 /// window are freed, whatever other layers still see.
-struct Stack {
-    Stack(Ledger& ledger, const Options& options, std::size_t streams)
-        : coded(ledger, Purpose::codes, coded_page_tokens, streams),
-          old(ledger, Purpose::codes, coded_page_tokens, streams),
-          rows(ledger, Purpose::tail, row_page_tokens, streams),
-          sinks(ledger, Purpose::sinks, options.sinks, streams) {}
+struct PageGroup {
+    PageGroup(Ledger& ledger, const Options& options, std::size_t streams)
+        : coded(ledger, PageKind::coded, coded_page_tokens, streams),
+          requantized(ledger, PageKind::requantized, coded_page_tokens, streams),
+          rows(ledger, PageKind::rows, row_page_tokens, streams),
+          sinks(ledger, PageKind::sinks, options.sinks, streams) {}
 
-    PageFormat coded, old, rows, sinks;  ///< old: pages that were requantized
+    PageFormat coded, requantized, rows, sinks;
     std::size_t layers = 0, granularity = 1, window = 0;
 };
 
 class Core {
 public:
-    /// Streams are counted per layer; stream_count is the most that a layer has. stack_of [layers] from stacks_of.
-    Core(const Options& options, std::vector<std::size_t> stack_of, std::size_t stream_count, bool requantizes)
+    /// Streams are counted per layer; stream_count is the most that a layer has. page_group_of [layers] from page_groups_of.
+    Core(const Options& options, std::vector<std::size_t> page_group_of, std::size_t stream_count, bool requantizes)
         : options_(options),
           ledger_(options.memory, options.budget),
           layers_(LedgerAllocator<PreparedLayer, Purpose::weights>(ledger_)),
           ropes_(LedgerAllocator<RopeTable, Purpose::weights>(ledger_)),
           codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
-          old_codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
-          stacks_(LedgerAllocator<Stack, Purpose::index>(ledger_)),
-          accumulators_(ledger_, Purpose::accumulator, coded_page_tokens, 1),
+          requantized_codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
+          page_groups_(LedgerAllocator<PageGroup, Purpose::index>(ledger_)),
+          accumulators_(ledger_, PageKind::accumulator, coded_page_tokens, 1),
           slots_(ledger_),
           scratch_(ledger_),
-          stack_of_(std::move(stack_of)),
+          page_group_of_(std::move(page_group_of)),
           streams_(stream_count) {
-        const std::size_t layer_count = stack_of_.size();
+        const std::size_t layer_count = page_group_of_.size();
         expects(layer_count > 0, "Model::layers is empty; a model has one layer or more");
         expects(options.sinks <= 4096, "Options::sinks is ", options.sinks, "; at most 4096 tokens are kept");
         expects(options.recent <= (std::size_t{1} << 20U), "Options::recent is ", options.recent,
@@ -75,14 +74,15 @@ public:
         layers_.reserve(layer_count);
         ropes_.reserve(layer_count);
         codecs_.reserve(layer_count * stream_count);
-        if (requantizes) old_codecs_.reserve(layer_count * stream_count);
-        const std::size_t stacks = *std::max_element(stack_of_.begin(), stack_of_.end()) + 1;
-        stacks_.reserve(stacks);
-        for (std::size_t i = 0; i < stacks; ++i) {
-            const auto in_stack = static_cast<std::size_t>(std::count(stack_of_.begin(), stack_of_.end(), i));
-            Stack& stack = stacks_.emplace_back(ledger_, options_, streams_);
-            for (PageFormat* format : {&stack.coded, &stack.old, &stack.rows, &stack.sinks}) {
-                if (format != &stack.old || requantizes) format->sections.reserve(in_stack * streams_);
+        if (requantizes) requantized_codecs_.reserve(layer_count * stream_count);
+        const std::size_t page_groups = *std::max_element(page_group_of_.begin(), page_group_of_.end()) + 1;
+        page_groups_.reserve(page_groups);
+        for (std::size_t i = 0; i < page_groups; ++i) {
+            const auto in_stack = static_cast<std::size_t>(std::count(page_group_of_.begin(), page_group_of_.end(), i));
+            PageGroup& page_group = page_groups_.emplace_back(ledger_, options_, streams_);
+            for (PageFormat* format :
+                 {&page_group.coded, &page_group.requantized, &page_group.rows, &page_group.sinks}) {
+                if (format != &page_group.requantized || requantizes) format->sections.reserve(in_stack * streams_);
                 format->sizes.total = page_header_bytes;
             }
         }
@@ -104,13 +104,13 @@ public:
         if (ropes_.empty() || previous == nullptr || !(*previous == layer.rope)) {
             ropes_.emplace_back(ledger_, layer.rope, tile_tokens);
         }
-        const std::size_t at = stack_of_[layers_.size()];
-        Stack& stack = stacks_[at];
-        const std::size_t levels = learnt_levels(parts.codecs) + learnt_levels(parts.old_codecs);
+        const std::size_t at = page_group_of_[layers_.size()];
+        PageGroup& page_group = page_groups_[at];
+        const std::size_t levels = learnt_levels(parts.codecs) + learnt_levels(parts.requantized_codecs);
         layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1, levels);
         PreparedLayer& prepared = layers_.back();
-        prepared.stack = at;
-        prepared.place = stack.layers++;
+        prepared.page_group = at;
+        prepared.place = page_group.layers++;
         expects(parts.codecs.size() == prepared.encoders.size(), "layer ", layers_.size() - 1, ": ",
                 parts.codecs.size(), " codecs for ", prepared.encoders.size(), " streams; expected one for each");
         expects(role == CrossRole::none ||
@@ -118,14 +118,15 @@ public:
                 "CrossLayer: the rows of layer ", layers_.size() - 1, " have ", prepared.encoders[0].width,
                 " channels in ", prepared.encoders.size(), " streams; expected one stream of ",
                 accumulator_.format.width, ", as wide as the rows of layer 0");
-        const bool requantizes = old_codecs_.capacity() > 0;
+        const bool requantizes = requantized_codecs_.capacity() > 0;
         for (std::size_t stream = 0; stream < streams_; ++stream) {
             if (stream >= parts.codecs.size()) {
                 codecs_.emplace_back();
-                for (PageFormat* format : {&stack.coded, &stack.rows, &stack.sinks}) format->sections.emplace_back();
+                for (PageFormat* format : {&page_group.coded, &page_group.rows, &page_group.sinks})
+                    format->sections.emplace_back();
                 if (!requantizes) continue;
-                old_codecs_.emplace_back();
-                stack.old.sections.emplace_back();
+                requantized_codecs_.emplace_back();
+                page_group.requantized.sections.emplace_back();
                 continue;
             }
             const auto place = [](PageFormat& format, const StreamFormat& section) {
@@ -142,32 +143,33 @@ public:
                 if (!codec.format.quantized()) {
                     codec.format.group_channels = head_channels(prepared, stream, codec.format.width);
                 }
-                if (codec.format.group_tokens > 1) stack.granularity = coded_page_tokens;
+                if (codec.format.group_tokens > 1) page_group.granularity = coded_page_tokens;
                 return codec;
             };
             const std::size_t width = prepared.encoders[stream].width;
             const StreamFormat exact = exact_rows(static_cast<std::uint32_t>(width), options_.rows);
             codecs_.push_back(complete(parts.codecs[stream]));
-            place(stack.coded, codecs_.back().format);
-            place(stack.rows, exact);
-            place(stack.sinks, exact);
+            place(page_group.coded, codecs_.back().format);
+            place(page_group.rows, exact);
+            place(page_group.sinks, exact);
             if (!requantizes) continue;
-            old_codecs_.push_back(parts.old_codecs.empty() ? codecs_.back() : complete(parts.old_codecs[stream]));
-            place(stack.old, old_codecs_.back().format);
+            requantized_codecs_.push_back(
+                parts.requantized_codecs.empty() ? codecs_.back() : complete(parts.requantized_codecs[stream]));
+            place(page_group.requantized, requantized_codecs_.back().format);
         }
-        // Layers that share a stack in spite of different windows: nothing may be freed before the widest is past it.
-        if (stack.layers == 1) stack.window = layer.window;
-        stack.window = stack.window > 0 && layer.window > 0 ? std::max(stack.window, layer.window) : 0;
+        // Layers that share a page group in spite of different windows: nothing may be freed before the widest is past it.
+        if (page_group.layers == 1) page_group.window = layer.window;
+        page_group.window = page_group.window > 0 && layer.window > 0 ? std::max(page_group.window, layer.window) : 0;
     }
 
-    [[nodiscard]] Sequence create() { return slots_.create(stacks_.size()); }
+    [[nodiscard]] Sequence create() { return slots_.create(page_groups_.size()); }
 
     void drop(Sequence sequence) {
         Slot& slot = find_idle(sequence);
         for (SequenceState& state : slot.states) {
             Segments(state.segments.get_allocator()).swap(state.segments);
             state.tokens = 0;
-            state.next_position = state.moved = 0;
+            state.next_position = state.rope_lag = 0;
         }
         slots_.release(slot);
     }
@@ -189,14 +191,14 @@ public:
     [[nodiscard]] Slot& find(Sequence sequence) { return slots_.find(sequence); }
     [[nodiscard]] const Slot& find(Sequence sequence) const { return const_cast<Core*>(this)->find(sequence); }
 
-    [[nodiscard]] std::size_t stacks() const noexcept { return stacks_.size(); }
-    /// The window of a stack's layers, 0 where some layer sees everything.
-    [[nodiscard]] std::size_t window(std::size_t stack) const noexcept { return stacks_[stack].window; }
-    /// What n new tokens (or sealing) do to a sequence in one stack.
-    [[nodiscard]] StepPlan plan(const Slot& slot, std::size_t stack, std::size_t n, bool everything = false) {
-        const Stack& in = stacks_[stack];
+    [[nodiscard]] std::size_t page_groups() const noexcept { return page_groups_.size(); }
+    /// The window of a page group's layers, 0 where some layer sees everything.
+    [[nodiscard]] std::size_t window(std::size_t page_group) const noexcept { return page_groups_[page_group].window; }
+    /// What n new tokens (or sealing) do to a sequence in one page group.
+    [[nodiscard]] StepPlan plan(const Slot& slot, std::size_t page_group, std::size_t n, bool everything = false) {
+        const PageGroup& in = page_groups_[page_group];
         const Retention keep{options_.sinks, options_.recent, in.granularity, options_.strict, in.window};
-        return {ledger_, slot.states[stack], n, keep, {&in.coded, &in.rows, &in.sinks}, everything};
+        return {ledger_, slot.states[page_group], n, keep, {&in.coded, &in.rows, &in.sinks}, everything};
     }
     [[nodiscard]] const PageFormat& accumulators() const noexcept { return accumulators_; }
     [[nodiscard]] const StreamCodec& accumulator() const noexcept { return accumulator_; }
@@ -210,9 +212,10 @@ public:
     }
     [[nodiscard]] SlotTable& slots() noexcept { return slots_; }
     /// Whether some layer keeps keys as RoPE turned them, so that moving them is left to the reader.
-    [[nodiscard]] bool keys_turned() const noexcept {
-        return std::any_of(layers_.begin(), layers_.end(),
-                           [this](const PreparedLayer& layer) { return layer.keys_turned && rope(layer).pairs > 0; });
+    [[nodiscard]] bool keys_after_rope() const noexcept {
+        return std::any_of(layers_.begin(), layers_.end(), [this](const PreparedLayer& layer) {
+            return layer.keys_after_rope && rope(layer).pairs > 0;
+        });
     }
     /// The most streams that a layer has; [layers][streams] tables have that many for each.
     [[nodiscard]] std::size_t streams() const noexcept { return streams_; }
@@ -220,11 +223,11 @@ public:
         return codecs_[layer * streams() + stream];
     }
     /// Of pages that were requantized; only where requantizes() holds.
-    [[nodiscard]] const StreamCodec& old_codec(std::size_t layer, std::size_t stream) const noexcept {
-        return old_codecs_[layer * streams() + stream];
+    [[nodiscard]] const StreamCodec& requantized_codec(std::size_t layer, std::size_t stream) const noexcept {
+        return requantized_codecs_[layer * streams() + stream];
     }
-    [[nodiscard]] bool requantizes() const noexcept { return !old_codecs_.empty(); }
-    [[nodiscard]] const Stack& stack(std::size_t at) const noexcept { return stacks_[at]; }
+    [[nodiscard]] bool requantizes() const noexcept { return !requantized_codecs_.empty(); }
+    [[nodiscard]] const PageGroup& page_group(std::size_t at) const noexcept { return page_groups_[at]; }
     [[nodiscard]] RopeView rope(const PreparedLayer& layer) const noexcept { return ropes_[layer.rope].view(); }
     [[nodiscard]] const auto& layers() const noexcept { return layers_; }
     [[nodiscard]] const Options& options() const noexcept { return options_; }
@@ -239,13 +242,14 @@ private:
     Ledger ledger_;
     LedgerVector<PreparedLayer, Purpose::weights> layers_;
     LedgerVector<RopeTable, Purpose::weights> ropes_;
-    LedgerVector<StreamCodec, Purpose::index> codecs_, old_codecs_;  ///< [layers][streams]; the latter may be empty
-    LedgerVector<Stack, Purpose::index> stacks_;
+    LedgerVector<StreamCodec, Purpose::index> codecs_,
+        requantized_codecs_;  ///< [layers][streams]; the latter may be empty
+    LedgerVector<PageGroup, Purpose::index> page_groups_;
     PageFormat accumulators_;
     StreamCodec accumulator_;
     SlotTable slots_;
     ScratchPool scratch_;
-    std::vector<std::size_t> stack_of_;  ///< read at construction
+    std::vector<std::size_t> page_group_of_;  ///< read at construction
     std::size_t streams_;
     std::atomic<std::size_t> peak_accumulator_{0};
 };

@@ -4,7 +4,8 @@
 #include <cmath>
 #include <vector>
 
-#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/backend/project.hpp>
+#include <xquant/backend/scalar/outliers.hpp>
 #include <xquant/core/prepared.hpp>
 
 namespace xquant {
@@ -21,7 +22,7 @@ inline std::vector<float> learn_levels(const StreamCodec& codec, const float* ro
     values.reserve(n * width);
     std::vector<std::span<const float>> groups;
     std::vector<f16> outliers(format.outliers);
-    std::vector<std::byte> places(format.outliers);
+    std::vector<std::byte> indices(format.outliers);
     for (std::size_t block = 0; block < blocks; ++block) {
         const std::size_t first = block * format.group_tokens,
                           tokens = std::min<std::size_t>(format.group_tokens, n - first);
@@ -32,7 +33,7 @@ inline std::vector<float> learn_levels(const StreamCodec& codec, const float* ro
                 values.insert(values.end(), row, row + format.channels_of(b));
             }
             const std::span<float> group(values.data() + begin, values.size() - begin);
-            if (codec.choose != nullptr) backend::take_outliers(codec, group, outliers.data(), places.data());
+            if (codec.choose != nullptr) backend::take_outliers(codec, group, outliers.data(), indices.data());
             groups.push_back(group);
         }
     }
@@ -56,8 +57,8 @@ std::vector<float> learn_stream(const PreparedLayer& prepared, const Layer& laye
         const auto position = static_cast<std::int64_t>(i);
         load_row(x.row(i), x.type, x.cols, input.data());
         float* row = rows.data() + i * encoder.width;
-        backend::project(Backend{}, encoder, input.data(), 1, x.cols, &position, rope, layer.shape.head_dim, row,
-                         scratch.data());
+        backend::project(Backend{}, encoder, {input.data(), 1, x.cols, x.cols}, {&position, rope, layer.shape.head_dim},
+                         row, scratch.data());
         for (std::size_t c = 0; c < encoder.width; ++c) {
             if (std::abs(row[c]) <= f16_max) continue;
             raise<value_error>("calibration: row ", i, ", channel ", c, " of stream ", stream, " is ", row[c],

@@ -29,10 +29,9 @@ StreamCodec make_codec(std::size_t width) {
     const auto columns = static_cast<std::uint32_t>(width);
     if constexpr (unquantized_policy<Q>) {
         using T = typename Q::element;
-        constexpr CodeKind kind = std::is_same_v<T, float> ? CodeKind::f32
-                                  : std::is_same_v<T, f16> ? CodeKind::f16
-                                                           : CodeKind::bf16;
-        return {{columns, 1, columns, kind, static_cast<std::uint8_t>(8 * sizeof(T)), false, 0, nullptr}, nullptr};
+        return {
+            {columns, 1, columns, kind_of(dtype_of<T>), static_cast<std::uint8_t>(8 * sizeof(T)), false, 0, nullptr},
+            nullptr};
     } else {
         constexpr GroupShape shape = Axis::group_shape(Q::group);
         static_assert(shape.tokens >= 1 && 128 % shape.tokens == 0,

@@ -18,7 +18,7 @@ inline Segments first_segments(const Segments& from, std::size_t count) {
     return out;
 }
 
-/// What operations make of a sequence, before it becomes true: one state for each stack.
+/// What operations make of a sequence, before it becomes true: one state for each page group.
 using NewStates = LedgerVector<SequenceState, Purpose::workspace>;
 
 inline NewStates new_states(Core& core, std::size_t count) {
@@ -34,14 +34,14 @@ inline void free_slots(const SequenceState& state) noexcept {
     if (last.page->references() == references_in(state.segments, *last.page.get())) last.page->filled = last.end;
 }
 
-/// The sequence becomes what the states [stacks] say.
+/// The sequence becomes what the states [page_groups] say.
 inline void become(Slot& slot, SequenceState* states) noexcept {
     for (std::size_t i = 0; i < slot.states.size(); ++i) {
         SequenceState& state = slot.states[i];
         state.segments.swap(states[i].segments);
         state.tokens = states[i].tokens;
         state.next_position = states[i].next_position;
-        state.moved = states[i].moved;
+        state.rope_lag = states[i].rope_lag;
         Segments(states[i].segments.get_allocator()).swap(states[i].segments);
         free_slots(state);
     }
@@ -64,18 +64,18 @@ inline void check_window(const SequenceState& state, std::size_t window) {
             state.next_position, " would see; keep more tokens");
 }
 
-/// The first `tokens` tokens of one stack's state.
+/// The first `tokens` tokens of one page group's state.
 inline SequenceState truncated(const SequenceState& state, std::size_t tokens) {
     std::size_t drop = state.tokens - tokens, count = state.segments.size();
     while (count > 0 && drop >= state.segments[count - 1].size()) drop -= state.segments[--count].size();
     SequenceState out{first_segments(state.segments, count), tokens};
     if (tokens == state.tokens) {
         out.next_position = state.next_position;
-        out.moved = state.moved;
+        out.rope_lag = state.rope_lag;
         return out;
     }
     if (tokens == 0) return out;
-    out.moved = state.moved;
+    out.rope_lag = state.rope_lag;
     if (count == 0) return out;
     Segment& last = out.segments.back();
     last.end -= drop;
@@ -85,10 +85,10 @@ inline SequenceState truncated(const SequenceState& state, std::size_t tokens) {
 
 /// A state whose tokens from `end` on were moved by `delta` positions, those from `begin` to there taken out.
 inline SequenceState cut_and_moved(const SequenceState& state, std::size_t begin, std::size_t end, std::int64_t delta,
-                                   bool keys_turned) {
+                                   bool keys_after_rope) {
     const std::size_t freed = state.tokens - rows_in(state.segments);
     SequenceState out{Segments(state.segments.get_allocator()), state.tokens - (end - begin),
-                      state.next_position + delta, state.moved + (keys_turned ? delta : 0)};
+                      state.next_position + delta, state.rope_lag + (keys_after_rope ? delta : 0)};
     // One segment may become two.
     out.segments.reserve(round_up(state.segments.size() + 1, segment_step));
     std::size_t first = freed;  // token of the segment's first slot
@@ -103,13 +103,13 @@ inline SequenceState cut_and_moved(const SequenceState& state, std::size_t begin
             Segment& after = out.segments.emplace_back(segment);
             after.begin += skip;
             after.first_position += static_cast<std::int64_t>(skip) + delta;
-            if (keys_turned) after.moved += delta;
+            if (keys_after_rope) after.rope_lag += delta;
         }
         first = last;
     }
     const std::size_t fits = round_up(out.segments.size(), segment_step);
     if (fits < out.segments.capacity()) out.segments = first_segments(out.segments, out.segments.size());
-    if (begin < end && out.tokens == 0) out.next_position = out.moved = 0;
+    if (begin < end && out.tokens == 0) out.next_position = out.rope_lag = 0;
     return out;
 }
 
@@ -156,7 +156,7 @@ inline void erase_tokens(Core& core, Sequence sequence, std::size_t begin, std::
     expects(begin <= end && end <= size, "erase: tokens ", begin, " .. ", end, ", but the sequence has ", size);
     if (begin == end) return;
     const std::int64_t delta = -static_cast<std::int64_t>(end - begin);
-    const bool turned = core.keys_turned();
+    const bool turned = core.keys_after_rope();
     change_states(core, slot,
                   [&](const SequenceState& state) { return cut_and_moved(state, begin, end, delta, turned); });
 }
@@ -198,7 +198,7 @@ inline void shift_tokens(Core& core, Sequence sequence, std::size_t begin, std::
         expects(here + delta > before, "shift: token ", begin, " would move to position ", here + delta,
                 ", and the token before it stands at ", before);
     }
-    const bool turned = core.keys_turned();
+    const bool turned = core.keys_after_rope();
     change_states(core, slot,
                   [&](const SequenceState& state) { return cut_and_moved(state, begin, begin, delta, turned); });
 }
@@ -216,7 +216,7 @@ inline void gather_sequences(Core& core, std::span<const Sequence> sequences, st
                                     " of the list are one");
         }
     }
-    NewStates states = new_states(core, sequences.size() * core.stacks());
+    NewStates states = new_states(core, sequences.size() * core.page_groups());
     for (const std::size_t parent : parents) {
         for (const SequenceState& state : core.find(sequences[parent]).states) {
             states.push_back(truncated(state, state.tokens));
@@ -224,7 +224,7 @@ inline void gather_sequences(Core& core, std::span<const Sequence> sequences, st
     }
     for (std::size_t i = 0; i < sequences.size(); ++i) {
         // A sequence that goes on as itself gives no slots back, nor do its pages change.
-        become(core.find(sequences[i]), states.data() + i * core.stacks());
+        become(core.find(sequences[i]), states.data() + i * core.page_groups());
     }
 }
 

@@ -30,7 +30,7 @@ public:
         : shape(layer.shape),
           rope(rope_table),
           role(cross_role),
-          keys_turned(plan.keys_turned),
+          keys_after_rope(plan.keys_after_rope),
           shared(plan.shared),
           encoders(LedgerAllocator<StreamEncoder, Purpose::weights>(ledger)),
           keys(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
@@ -64,7 +64,8 @@ public:
         const auto keep_heads = [this](const std::vector<HeadPlan>& heads, WeightVector<HeadDecoder>& out) {
             out.reserve(heads.size());
             for (const HeadPlan& head : heads) {
-                out.push_back({head.stream, head.first, head.width, keep(head.matrix), keep(head.constant)});
+                out.push_back(
+                    {head.stream, head.first, head.width, keep(head.matrix), keep(head.constant), shape.head_dim});
             }
         };
         keep_heads(plan.keys, keys);
@@ -92,10 +93,10 @@ public:
     }
 
     LayerShape shape;
-    std::size_t rope;                  ///< which table
-    std::size_t stack = 0, place = 0;  ///< which stack, and the layer's number in it
+    std::size_t rope;                       ///< which table
+    std::size_t page_group = 0, place = 0;  ///< which page group, and the layer's number in it
     CrossRole role;
-    bool keys_turned;
+    bool keys_after_rope;
     SharedKeys shared;
     ScoreRules rules;
     WeightVector<StreamEncoder> encoders;
@@ -139,7 +140,7 @@ private:
                 " channels wide");
             expects(plan.shared.width == turned, "plan: ", plan.shared.width, " shared channels; expected the ", turned,
                     " that RoPE turns");
-            expects(!plan.keys_turned && layer.k_norm == nullptr,
+            expects(!plan.keys_after_rope && layer.k_norm == nullptr,
                     "plan: shared keys are turned when they are read, and have no norm");
         }
         for (const auto* heads : {&plan.keys, &plan.values}) {

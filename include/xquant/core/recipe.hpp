@@ -14,8 +14,8 @@ namespace detail {
 /// What one layer is made of, after its policies had their say.
 struct LayerParts {
     LayerPlan plan;
-    std::vector<StreamCodec> codecs;      ///< widths are those of coded rows
-    std::vector<StreamCodec> old_codecs;  ///< of pages that were requantized; empty: the same
+    std::vector<StreamCodec> codecs;              ///< widths are those of coded rows
+    std::vector<StreamCodec> requantized_codecs;  ///< of pages that were requantized; empty: the same
 };
 
 /// Finds the levels of a stream whose quantizer learns them.
@@ -24,7 +24,7 @@ using LearnStream = std::vector<float> (*)(const PreparedLayer&, const Layer&, s
 
 /// The sizes of that, known without preparing anything.
 struct LayerSizes {
-    std::vector<StreamCodec> codecs, old_codecs;
+    std::vector<StreamCodec> codecs, requantized_codecs;
     std::vector<std::size_t> row_widths;  ///< channels of rows as the tail keeps them
     std::size_t weight_floats = 0;
 };
@@ -45,8 +45,8 @@ inline std::size_t learnt_levels(const std::vector<StreamCodec>& codecs) noexcep
     return levels;
 }
 
-/// The stack of each layer: 0 for all of them where a layer's rows depend on other layers'.
-inline std::vector<std::size_t> stacks_of(const Model& model, bool together) {
+/// The page group of each layer: 0 for all of them where a layer's rows depend on other layers'.
+inline std::vector<std::size_t> page_groups_of(const Model& model, bool together) {
     std::vector<std::size_t> out, windows;
     for (const Layer& layer : model.layers) {
         const std::size_t window = together ? 0 : layer.window;

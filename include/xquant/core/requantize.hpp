@@ -18,14 +18,14 @@ namespace detail {
 /// that store differences are added up and the loop is closed anew, so that errors do not pile up here either.
 /// Throws std::bad_alloc.
 template <class Backend, class CodecOf>
-void recode_page(Backend tag, Core& core, std::size_t stack, Page* from, Page* to, std::size_t tokens,
+void recode_page(Backend tag, Core& core, std::size_t page_group, Page* from, Page* to, std::size_t tokens,
                  CodecOf&& codec_of) {
     Accumulators old_sums(core), new_sums(core);
     old_sums.hold(core, from, tokens);
     new_sums.hold(core, to, tokens);
     for (std::size_t i = 0; i < core.layers().size(); ++i) {
         const PreparedLayer& layer = core.layers()[i];
-        if (layer.stack != stack) continue;
+        if (layer.page_group != page_group) continue;
         old_sums.advance(tag, core, i, Serial{});
         for (std::size_t stream = 0; stream < layer.encoders.size(); ++stream) {
             const StreamEncoder& encoder = layer.encoders[stream];
@@ -47,7 +47,8 @@ void recode_page(Backend tag, Core& core, std::size_t stack, Page* from, Page* t
                     rows[k] = std::clamp(rows[k], -f16_max, f16_max);
                 }
             }
-            encode_rows(tag, codec_of(i, stream), rows, encoder.coded_width, 0, tokens, target);
+            encode_rows(tag, codec_of(i, stream),
+                        backend::Matrix{rows, tokens, encoder.coded_width, encoder.coded_width}, 0, target);
         }
         new_sums.advance(tag, core, i, Serial{});
     }
@@ -55,10 +56,10 @@ void recode_page(Backend tag, Core& core, std::size_t stack, Page* from, Page* t
 }
 
 /// Puts a page in the place of another one wherever these sequences have it.
-inline void replace_page(Core& core, std::span<const Sequence> sequences, std::size_t stack, const Page* from,
+inline void replace_page(Core& core, std::span<const Sequence> sequences, std::size_t page_group, const Page* from,
                          const PageRef& to) {
     for (const Sequence sequence : sequences) {
-        for (Segment& segment : core.find(sequence).states[stack].segments) {
+        for (Segment& segment : core.find(sequence).states[page_group].segments) {
             if (segment.page.get() == from) segment.page = to;
         }
     }
@@ -89,10 +90,10 @@ Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> 
                          "requantize: the cache has one quantizer; it needs two: Requantizable<Fresh, Old>");
     for (const Sequence sequence : sequences) static_cast<void>(core.find_idle(sequence));
     Requantized report;
-    for (std::size_t stack = 0; stack < core.stacks(); ++stack) {
-        const PageFormat &fresh = core.stack(stack).coded, &old = core.stack(stack).old;
+    for (std::size_t page_group = 0; page_group < core.page_groups(); ++page_group) {
+        const PageFormat &fresh = core.page_group(page_group).coded, &fewer = core.page_group(page_group).requantized;
         for (std::size_t s = 0; s < sequences.size(); ++s) {
-            SequenceState& state = core.find(sequences[s]).states[stack];
+            SequenceState& state = core.find(sequences[s]).states[page_group];
             std::size_t behind = rows_in(state.segments);
             const Page* asked = nullptr;
             for (std::size_t i = 0; i < state.segments.size(); ++i) {
@@ -103,18 +104,18 @@ Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> 
                 asked = page.get();
                 bool earlier = false;  // asked about for an earlier sequence
                 for (std::size_t before = 0; before < s; ++before) {
-                    earlier |= references_in(core.find(sequences[before]).states[stack].segments, *asked) > 0;
+                    earlier |= references_in(core.find(sequences[before]).states[page_group].segments, *asked) > 0;
                 }
                 const PageChoice about{
-                    s, segment.first_position, behind, page->filled, fresh.sizes.total, old.sizes.total};
+                    s, segment.first_position, behind, page->filled, fresh.sizes.total, fewer.sizes.total};
                 if (earlier || !choose(about)) continue;
                 const bool fits = fits_into_memory([&] {
-                    const PageRef made(Page::create(core.ledger(), old, false));
-                    recode_page(tag, core, stack, page.get(), made.get(), page->filled,
+                    const PageRef made(Page::create(core.ledger(), fewer, false));
+                    recode_page(tag, core, page_group, page.get(), made.get(), page->filled,
                                 [&](std::size_t layer, std::size_t stream) -> const StreamCodec& {
-                                    return core.old_codec(layer, stream);
+                                    return core.requantized_codec(layer, stream);
                                 });
-                    replace_page(core, sequences, stack, page.get(), made);
+                    replace_page(core, sequences, page_group, page.get(), made);
                 });
                 if (!fits) {
                     report.out_of_memory = true;
@@ -123,7 +124,7 @@ Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> 
                 ++report.pages;
                 report.tokens += about.filled;
                 report.bytes_before += fresh.sizes.total;
-                report.bytes_after += old.sizes.total;
+                report.bytes_after += fewer.sizes.total;
             }
         }
     }

@@ -32,7 +32,7 @@ public:
         rows_.resize(total_ * floats);
         positions_.reserve(total_);
         for (const StepSequence& part : parts_) {
-            const std::int64_t first = part.first_position - part.slot->states.front().moved;
+            const std::int64_t first = part.first_position - part.slot->states.front().rope_lag;
             for (std::size_t i = 0; i < part.rows; ++i) positions_.push_back(first + static_cast<std::int64_t>(i));
         }
         begin();
@@ -40,8 +40,8 @@ public:
 
     void append(std::size_t layer, const MatrixView& x, ExecutorRef threads) {
         const PreparedLayer& prepared = expects_next(layer, x);
-        const float* input = static_cast<const float*>(x.data);
-        if (x.type != DType::f32 || x.stride != x.cols) input = load(x);
+        backend::Matrix input{static_cast<const float*>(x.data), x.rows, x.cols, x.stride};
+        if (x.type != DType::f32) input = {load(x), x.rows, x.cols, x.cols};
         const std::size_t blocks = (total_ + project_step - 1) / project_step, streams = prepared.encoders.size();
         threads.parallel_for(blocks * streams, [&](std::size_t task) { project_rows(prepared, input, task); });
         check_values(layer);
@@ -95,14 +95,15 @@ private:
     // differently, and results would depend on the translation unit in the last bit.
 
     /// Task (32 rows, stream) of append: rows of the step are projected.
-    XQUANT_NOINLINE void project_rows(const PreparedLayer& layer, const float* input, std::size_t task) {
+    XQUANT_NOINLINE void project_rows(const PreparedLayer& layer, backend::Matrix input, std::size_t task) {
         const std::size_t d = layer.shape.width, stream = task % layer.encoders.size();
-        const std::size_t first = task / layer.encoders.size() * project_step,
-                          n = std::min(project_step, total_ - first);
+        const std::size_t first = task / layer.encoders.size() * project_step;
+        input.data += first * input.stride;
+        input.rows = std::min(project_step, total_ - first);
         const StreamEncoder& encoder = layer.encoders[stream];
-        ScratchPool::Loan scratch(core_->scratch(), backend::project_scratch(d, encoder.width, n));
-        project(Backend{}, encoder, input + first * d, n, d, positions_.data() + first, core_->rope(layer),
-                layer.shape.head_dim, stream_rows(layer, stream) + first * encoder.width, scratch.data());
+        ScratchPool::Loan scratch(core_->scratch(), backend::project_scratch(d, encoder.width, input.rows));
+        project(Backend{}, encoder, input, {positions_.data() + first, core_->rope(layer), layer.shape.head_dim},
+                stream_rows(layer, stream) + first * encoder.width, scratch.data());
     }
 
     /// Task (write, stream) of append: rows go into their page.
@@ -112,7 +113,7 @@ private:
         std::size_t part = 0;
         while (index >= plan_of(part, layer).writes.size()) index -= plan_of(part++, layer).writes.size();
         const StepPlan& plan = plan_of(part, layer);
-        run_write(Backend{}, *core_, sums_, plan, plan.writes[index], layer_index, stream,
+        run_write(Backend{}, *core_, sums_, {plan, plan.writes[index], layer_index, stream},
                   stream_rows(layer, stream) + parts_[part].first_row * layer.encoders[stream].width);
     }
 
@@ -133,7 +134,7 @@ private:
 
     TokenSpan span_of(const PreparedLayer& prepared, const StepSequence& part, const Segment& segment) {
         const auto view = [&](std::size_t stream) {
-            if (segment.page && prepared.role != CrossRole::none && segment.page->format().purpose == Purpose::codes) {
+            if (segment.page && prepared.role != CrossRole::none && segment.page->format().is_coded()) {
                 return read_only(sums_.view(segment.page.get()));
             }
             if (segment.page) return read_only(segment.page->stream(prepared.place, stream));

@@ -58,7 +58,7 @@ public:
         expects<state_error>(next_ == core_->layers().size(), "commit: ", next_, " of ", core_->layers().size(),
                              " layers were appended");
         for (std::size_t i = 0; i < plans_.size(); ++i) {
-            commit_plan(parts_[i / core_->stacks()].slot->states[i % core_->stacks()], plans_[i]);
+            commit_plan(parts_[i / core_->page_groups()].slot->states[i % core_->page_groups()], plans_[i]);
         }
         end();
     }
@@ -72,7 +72,7 @@ protected:
     StepBase(Core& core, std::span<const StepPart> parts) : StepBase(core) {
         check_parts(parts);
         parts_.reserve(parts.size());
-        plans_.reserve(parts.size() * core.stacks());
+        plans_.reserve(parts.size() * core.page_groups());
         for (const StepPart& part : parts) {
             Slot& slot = core.find(part.sequence);
             add(slot, part.tokens);
@@ -84,7 +84,7 @@ protected:
     /// Plans the encoding of all rows of a sequence outside its window, unfinished groups included; no new tokens. Throws likewise.
     StepBase(Core& core, Slot& slot) : StepBase(core) {
         parts_.reserve(1);
-        plans_.reserve(core.stacks());
+        plans_.reserve(core.page_groups());
         add(slot, 0);
         sums_.open(core, plans_, false);
     }
@@ -139,7 +139,7 @@ protected:
     }
 
     [[nodiscard]] const StepPlan& plan_of(std::size_t part, const PreparedLayer& layer) const noexcept {
-        return plans_[part * core_->stacks() + layer.stack];
+        return plans_[part * core_->page_groups() + layer.page_group];
     }
 
     template <class T>
@@ -149,7 +149,7 @@ protected:
 
     Core* core_;
     Work<StepSequence> parts_;
-    Plans plans_;  ///< [parts][stacks]
+    Plans plans_;  ///< [parts][page_groups]
     Accumulators sums_;
     std::size_t total_ = 0;  ///< rows
     std::size_t next_ = 0;   ///< layer to be appended
@@ -184,8 +184,8 @@ private:
     }
 
     void add(Slot& slot, std::size_t tokens) {
-        for (std::size_t stack = 0; stack < core_->stacks(); ++stack) {
-            plans_.push_back(core_->plan(slot, stack, tokens, tokens == 0));
+        for (std::size_t page_group = 0; page_group < core_->page_groups(); ++page_group) {
+            plans_.push_back(core_->plan(slot, page_group, tokens, tokens == 0));
         }
         parts_.push_back({{total_, tokens, slot.states.front().next_position}, &slot});
     }

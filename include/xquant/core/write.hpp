@@ -9,20 +9,30 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Encode the rows that a plan writes, for one stream of one layer. `step_rows` [n, width] are the step's own.
+/// One of the writes of a plan, for one stream of one layer.
+struct StreamWrite {
+    const StepPlan& plan;
+    const Write& write;
+    std::size_t layer, stream;
+};
+
+/// Encodes its rows. `step_rows` [n, width] are the step's own.
 template <class Backend>
-XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums, const StepPlan& plan,
-                               const Write& write, std::size_t layer, std::size_t stream, const float* step_rows) {
+XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums, const StreamWrite& of,
+                               const float* step_rows) {
+    const Write& write = of.write;
+    const std::size_t layer = of.layer, stream = of.stream;
     const PreparedLayer& prepared = core.layers()[layer];
     const MutableStreamView target = write.page->stream(prepared.place, stream);
     const StreamEncoder& encoder = prepared.encoders[stream];
     const std::size_t width = encoder.width;
-    const bool coded = write.page->format().purpose == Purpose::codes;
+    const bool coded = write.page->format().is_coded();
     const StreamCodec codec = coded ? core.codec(layer, stream) : StreamCodec{target.format, nullptr};
     const bool difference = coded && prepared.role == CrossRole::difference;
-    const Piece* pieces = plan.pieces.data() + write.first_piece;
+    const Piece* pieces = of.plan.pieces.data() + write.first_piece;
     if (write.pieces == 1 && pieces->page == nullptr && !difference) {
-        encode_rows(tag, codec, step_rows + pieces->begin * width, width, write.slot, write.count, target);
+        encode_rows(tag, codec, backend::Matrix{step_rows + pieces->begin * width, write.count, width, width},
+                    write.slot, target);
         return;
     }
     ScratchPool::Loan scratch(core.scratch(), write.count * width * (difference ? 2 : 1));
@@ -40,9 +50,10 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums
     if (difference) {
         float* coded_rows = rows + write.count * width;
         take_difference(tag, encoder, read_only(sums.view(write.page)), write.slot, write.count, rows, coded_rows);
-        encode_rows(tag, codec, coded_rows, encoder.coded_width, write.slot, write.count, target);
+        encode_rows(tag, codec, backend::Matrix{coded_rows, write.count, encoder.coded_width, encoder.coded_width},
+                    write.slot, target);
     } else {
-        encode_rows(tag, codec, rows, width, write.slot, write.count, target);
+        encode_rows(tag, codec, backend::Matrix{rows, write.count, width, width}, write.slot, target);
     }
 }
 
@@ -51,21 +62,23 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums
 template <class Backend>
 void seal_sequence(Backend tag, Core& core, Slot& slot) {
     LedgerVector<StepPlan, Purpose::workspace> plans(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger()));
-    plans.reserve(core.stacks());
-    for (std::size_t stack = 0; stack < core.stacks(); ++stack) plans.push_back(core.plan(slot, stack, 0, true));
+    plans.reserve(core.page_groups());
+    for (std::size_t page_group = 0; page_group < core.page_groups(); ++page_group)
+        plans.push_back(core.plan(slot, page_group, 0, true));
     Accumulators sums(core);
     sums.open(core, plans, false);
     for (std::size_t layer = 0; layer < core.layers().size(); ++layer) {
         const PreparedLayer& prepared = core.layers()[layer];
-        const StepPlan& plan = plans[prepared.stack];
+        const StepPlan& plan = plans[prepared.page_group];
         for (const Write& write : plan.writes) {
             for (std::size_t stream = 0; stream < prepared.encoders.size(); ++stream) {
-                run_write(tag, core, sums, plan, write, layer, stream, nullptr);
+                run_write(tag, core, sums, {plan, write, layer, stream}, nullptr);
             }
         }
         sums.advance(tag, core, layer, Serial{});
     }
-    for (std::size_t stack = 0; stack < core.stacks(); ++stack) commit_plan(slot.states[stack], plans[stack]);
+    for (std::size_t page_group = 0; page_group < core.page_groups(); ++page_group)
+        commit_plan(slot.states[page_group], plans[page_group]);
 }
 
 }  // namespace detail

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/backend/project.hpp>
 #include <xquant/core/core.hpp>
 #include <xquant/persistence/bytes.hpp>
 
@@ -15,18 +15,15 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Which of a stack's formats a page has.
-enum class PageKind : std::uint32_t { coded, old, rows, sinks };
-
 /// One stream of a layer, as it is stored.
 struct SavedStream {
     std::uint64_t row_width = 0;
-    StreamFormat coded, old;  ///< without levels; old: where nothing is requantized, the same
-    std::vector<float> coded_levels, old_levels;
+    StreamFormat coded, requantized;  ///< without levels; where nothing is requantized, they are equal
+    std::vector<float> coded_levels, requantized_levels;
 };
 
 struct SavedLayer {
-    std::uint32_t stack = 0;
+    std::uint32_t page_group = 0;
     CrossRole role = CrossRole::none;
     LayerShape shape;
     std::vector<float> rules;        ///< scale, soft cap, window, ALiBi slopes, sink logits, RoPE
@@ -36,17 +33,17 @@ struct SavedLayer {
 
 struct SavedSegment {
     std::uint64_t page = 0, begin = 0, end = 0;
-    std::int64_t first_position = 0, moved = 0;
+    std::int64_t first_position = 0, rope_lag = 0;
 };
 
 struct SavedState {
     std::uint64_t tokens = 0;
-    std::int64_t next_position = 0, moved = 0;
+    std::int64_t next_position = 0, rope_lag = 0;
     std::vector<SavedSegment> segments;
 };
 
 struct SavedPage {
-    std::uint32_t stack = 0;
+    std::uint32_t page_group = 0;
     PageKind kind = PageKind::coded;
     std::uint64_t filled = 0, bytes = 0;  ///< bytes: all but the header
 };
@@ -57,7 +54,7 @@ struct Description {
     DType rows = DType::f16;
     StreamFormat accumulator;  ///< width 0: none
     std::vector<SavedLayer> layers;
-    std::vector<std::vector<SavedState>> sequences;  ///< [sequences][stacks]
+    std::vector<std::vector<SavedState>> sequences;  ///< [sequences][page_groups]
     std::vector<SavedPage> pages;
 };
 
@@ -108,7 +105,7 @@ inline std::vector<std::byte> to_bytes(const Description& from) {
     put(out, from.accumulator);
     out.size(from.layers.size());
     for (const SavedLayer& layer : from.layers) {
-        out.put(layer.stack);
+        out.put(layer.page_group);
         out.put(layer.role);
         for (const std::size_t n : {layer.shape.width, layer.shape.heads, layer.shape.kv_heads, layer.shape.head_dim}) {
             out.size(n);
@@ -120,8 +117,8 @@ inline std::vector<std::byte> to_bytes(const Description& from) {
             out.put(stream.row_width);
             put(out, stream.coded);
             out.floats(stream.coded_levels);
-            put(out, stream.old);
-            out.floats(stream.old_levels);
+            put(out, stream.requantized);
+            out.floats(stream.requantized_levels);
         }
     }
     out.size(from.sequences.size());
@@ -130,20 +127,20 @@ inline std::vector<std::byte> to_bytes(const Description& from) {
         for (const SavedState& state : states) {
             out.put(state.tokens);
             out.put(state.next_position);
-            out.put(state.moved);
+            out.put(state.rope_lag);
             out.size(state.segments.size());
             for (const SavedSegment& segment : state.segments) {
                 out.put(segment.page);
                 out.put(segment.begin);
                 out.put(segment.end);
                 out.put(segment.first_position);
-                out.put(segment.moved);
+                out.put(segment.rope_lag);
             }
         }
     }
     out.size(from.pages.size());
     for (const SavedPage& page : from.pages) {
-        out.put(page.stack);
+        out.put(page.page_group);
         out.put(page.kind);
         out.put(page.filled);
         out.put(page.bytes);
@@ -162,7 +159,7 @@ inline Description from_bytes(std::span<const std::byte> bytes) {
     out.accumulator = get_format(in);
     out.layers.resize(in.count(64));
     for (SavedLayer& layer : out.layers) {
-        layer.stack = in.get<std::uint32_t>();
+        layer.page_group = in.get<std::uint32_t>();
         layer.role = in.get<CrossRole>();
         expects<damage_error>(layer.role <= CrossRole::difference, "saved cache: a layer's role is damaged");
         for (std::size_t* n : {&layer.shape.width, &layer.shape.heads, &layer.shape.kv_heads, &layer.shape.head_dim}) {
@@ -175,15 +172,15 @@ inline Description from_bytes(std::span<const std::byte> bytes) {
             stream.row_width = in.get<std::uint64_t>();
             stream.coded = get_format(in);
             stream.coded_levels = in.floats();
-            stream.old = get_format(in);
-            stream.old_levels = in.floats();
-            for (const auto& [format, levels] :
-                 {std::pair{&stream.coded, &stream.coded_levels}, std::pair{&stream.old, &stream.old_levels}}) {
+            stream.requantized = get_format(in);
+            stream.requantized_levels = in.floats();
+            for (const auto& [format, levels] : {std::pair{&stream.coded, &stream.coded_levels},
+                                                 std::pair{&stream.requantized, &stream.requantized_levels}}) {
                 expects<damage_error>(levels->empty() || levels->size() == std::size_t{1} << format->bits,
                                       "saved cache: the levels of a codebook are damaged");
             }
             expects<damage_error>(stream.row_width > 0 && stream.row_width <= (1U << 24U) && stream.coded.width > 0 &&
-                                      stream.old.width == stream.coded.width,
+                                      stream.requantized.width == stream.coded.width,
                                   "saved cache: a stream's width is damaged");
         }
     }
@@ -193,20 +190,20 @@ inline Description from_bytes(std::span<const std::byte> bytes) {
         for (SavedState& state : states) {
             state.tokens = in.get<std::uint64_t>();
             state.next_position = in.get<std::int64_t>();
-            state.moved = in.get<std::int64_t>();
+            state.rope_lag = in.get<std::int64_t>();
             state.segments.resize(in.count(40));
             for (SavedSegment& segment : state.segments) {
                 segment.page = in.get<std::uint64_t>();
                 segment.begin = in.get<std::uint64_t>();
                 segment.end = in.get<std::uint64_t>();
                 segment.first_position = in.get<std::int64_t>();
-                segment.moved = in.get<std::int64_t>();
+                segment.rope_lag = in.get<std::int64_t>();
             }
         }
     }
     out.pages.resize(in.count(24));
     for (SavedPage& page : out.pages) {
-        page.stack = in.get<std::uint32_t>();
+        page.page_group = in.get<std::uint32_t>();
         page.kind = in.get<PageKind>();
         page.filled = in.get<std::uint64_t>();
         page.bytes = in.get<std::uint64_t>();
@@ -233,8 +230,8 @@ inline std::vector<float> fingerprint_of(const Core& core, const PreparedLayer& 
     const std::int64_t position = 0;
     for (const StreamEncoder& encoder : layer.encoders) {
         std::vector<float> row(encoder.width), scratch(backend::project_scratch(layer.shape.width, encoder.width, 1));
-        backend::project(backend::scalar{}, encoder, x.data(), 1, layer.shape.width, &position, core.rope(layer),
-                         layer.shape.head_dim, row.data(), scratch.data());
+        backend::project(backend::scalar{}, encoder, {x.data(), 1, layer.shape.width, layer.shape.width},
+                         {&position, core.rope(layer), layer.shape.head_dim}, row.data(), scratch.data());
         answers.insert(answers.end(), row.begin(), row.end());
         for (std::size_t j = 0; j < encoder.coded_width && encoder.latent != nullptr; ++j) {
             float sum = 0;
@@ -273,7 +270,7 @@ inline bool same_answers(const std::vector<float>& a, const std::vector<float>& 
 }
 
 /// Those of a layer's rules that its projection decides, by their place: whether keys are stored after RoPE, and channels that heads share.
-inline constexpr std::size_t keys_turned_rule = 3, shared_rule = 4;
+inline constexpr std::size_t keys_after_rope_rule = 3, shared_rule = 4;
 
 /// Numbers that decide how rows are read.
 inline std::vector<float> rules_of(const Core& core, const PreparedLayer& layer) {
@@ -281,7 +278,7 @@ inline std::vector<float> rules_of(const Core& core, const PreparedLayer& layer)
     std::vector<float> out{layer.rules.scale,
                            layer.rules.soft_cap,
                            static_cast<float>(layer.rules.window),
-                           layer.keys_turned ? 1.0F : 0.0F,
+                           layer.keys_after_rope ? 1.0F : 0.0F,
                            static_cast<float>(layer.shared.width),
                            static_cast<float>(rope.pairing),
                            rope.factor};
@@ -301,15 +298,16 @@ inline Description describe(const Core& core) {
     for (std::size_t i = 0; i < core.layers().size(); ++i) {
         const PreparedLayer& layer = core.layers()[i];
         SavedLayer saved;
-        saved.stack = static_cast<std::uint32_t>(layer.stack);
+        saved.page_group = static_cast<std::uint32_t>(layer.page_group);
         saved.role = layer.role;
         saved.shape = layer.shape;
         saved.rules = rules_of(core, layer);
         saved.fingerprint = fingerprint_of(core, layer);
         for (std::size_t stream = 0; stream < layer.encoders.size(); ++stream) {
             const StreamFormat coded = core.codec(i, stream).format;
-            const StreamFormat old = core.requantizes() ? core.old_codec(i, stream).format : coded;
-            saved.streams.push_back({layer.encoders[stream].width, coded, old, levels_of(coded), levels_of(old)});
+            const StreamFormat requantized = core.requantizes() ? core.requantized_codec(i, stream).format : coded;
+            saved.streams.push_back(
+                {layer.encoders[stream].width, coded, requantized, levels_of(coded), levels_of(requantized)});
         }
         out.layers.push_back(std::move(saved));
     }

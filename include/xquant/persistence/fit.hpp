@@ -42,10 +42,10 @@ inline void check_rows(const Description& file, const Description& cache) {
                   from.coded.width, " and ", to.coded.width, " once coded)");
         }
         const bool places = a.rules.size() > shared_rule && b.rules.size() > shared_rule;
-        needs(places && a.rules[keys_turned_rule] == b.rules[keys_turned_rule] &&
+        needs(places && a.rules[keys_after_rope_rule] == b.rules[keys_after_rope_rule] &&
                   a.rules[shared_rule] == b.rules[shared_rule],
               "projection: layer ", i, ": keys are stored after RoPE, or heads share channels, in one of them only");
-        needs(a.stack == b.stack && same_answers(a.rules, b.rules), "model: layer ", i,
+        needs(a.page_group == b.page_group && same_answers(a.rules, b.rules), "model: layer ", i,
               ": its window, RoPE, scale or another rule of attention differs");
         needs(same_answers(a.fingerprint, b.fingerprint), "model or projection: layer ", i,
               ": its weights, or the basis of its rows, differ");
@@ -59,32 +59,33 @@ inline bool same_codes(const Description& file, const Description& cache) noexce
         for (std::size_t s = 0; s < cache.layers[i].streams.size(); ++s) {
             const SavedStream &a = file.layers[i].streams[s], &b = cache.layers[i].streams[s];
             if (!same_format(a.coded, b.coded) || a.coded_levels != b.coded_levels) return false;
-            if (!same_format(a.old, b.old) || a.old_levels != b.old_levels) return false;
+            if (!same_format(a.requantized, b.requantized) || a.requantized_levels != b.requantized_levels)
+                return false;
         }
     }
     return file.rows == cache.rows;
 }
 
-/// The pages of one kind of one stack, as a description has them. Levels are those of the description, which must stay.
-inline PageFormat format_of(Ledger& ledger, const Description& from, std::uint32_t stack, PageKind kind,
+/// The pages of one kind of one page group, as a description has them. Levels are those of the description, which must stay.
+inline PageFormat format_of(Ledger& ledger, const Description& from, std::uint32_t page_group, PageKind kind,
                             std::size_t streams) {
-    const bool coded = kind == PageKind::coded || kind == PageKind::old;
+    const bool coded = kind == PageKind::coded || kind == PageKind::requantized;
     const std::size_t slots = coded                    ? coded_page_tokens
                               : kind == PageKind::rows ? row_page_tokens
                                                        : static_cast<std::size_t>(from.sinks);
-    const Purpose purpose = coded ? Purpose::codes : kind == PageKind::rows ? Purpose::tail : Purpose::sinks;
-    PageFormat out(ledger, purpose, slots, streams);
+    PageFormat out(ledger, kind, slots, streams);
     out.sizes.total = page_header_bytes;
     for (const SavedLayer& layer : from.layers) {
-        if (layer.stack != stack) continue;
+        if (layer.page_group != page_group) continue;
         for (std::size_t s = 0; s < streams; ++s) {
             if (s >= layer.streams.size()) {
                 out.sections.emplace_back();
                 continue;
             }
             const SavedStream& stream = layer.streams[s];
-            StreamFormat format = kind == PageKind::old ? stream.old : stream.coded;
-            const std::vector<float>& levels = kind == PageKind::old ? stream.old_levels : stream.coded_levels;
+            StreamFormat format = kind == PageKind::requantized ? stream.requantized : stream.coded;
+            const std::vector<float>& levels =
+                kind == PageKind::requantized ? stream.requantized_levels : stream.coded_levels;
             if (!levels.empty()) format.levels = levels.data();
             if (!coded) format = exact_rows(static_cast<std::uint32_t>(stream.row_width), from.rows);
             out.sections.push_back(out.sizes.place(format, slots));
@@ -102,18 +103,20 @@ inline void check_sequences(const Description& file, const Core& core) {
                                          : coded_page_tokens;
     };
     for (const SavedPage& page : file.pages) {
-        sound(page.stack < core.stacks() && page.kind <= PageKind::sinks && page.filled <= slots_of(page.kind),
-              "saved cache: its list of pages is damaged");
+        sound(
+            page.page_group < core.page_groups() && page.kind <= PageKind::sinks && page.filled <= slots_of(page.kind),
+            "saved cache: its list of pages is damaged");
     }
     const auto small = [](std::int64_t position) {
         return position > -largest_position && position < largest_position;
     };
     for (const auto& states : file.sequences) {
-        sound(states.size() == core.stacks(), "saved cache: a sequence has another number of parts than the model");
+        sound(states.size() == core.page_groups(),
+              "saved cache: a sequence has another number of parts than the model");
         for (std::size_t i = 0; i < states.size(); ++i) {
             const SavedState& state = states[i];
             sound(state.tokens == states[0].tokens && state.next_position == states[0].next_position &&
-                      state.moved == states[0].moved && small(state.next_position) && small(state.moved) &&
+                      state.rope_lag == states[0].rope_lag && small(state.next_position) && small(state.rope_lag) &&
                       state.tokens < static_cast<std::uint64_t>(largest_position),
                   "saved cache: the parts of a sequence differ in length or position");
             std::uint64_t rows = 0;
@@ -122,8 +125,8 @@ inline void check_sequences(const Description& file, const Core& core) {
             for (const SavedSegment& segment : state.segments) {
                 sound(segment.page < file.pages.size(), "saved cache: a sequence names a page that there is not");
                 const SavedPage& page = file.pages[segment.page];
-                sound(page.stack == i && segment.begin < segment.end && segment.end <= page.filled &&
-                          small(segment.first_position) && small(segment.moved) && segment.first_position >= next,
+                sound(page.page_group == i && segment.begin < segment.end && segment.end <= page.filled &&
+                          small(segment.first_position) && small(segment.rope_lag) && segment.first_position >= next,
                       "saved cache: a sequence's list of rows is damaged");
                 const unsigned place = page.kind == PageKind::sinks ? 0 : page.kind == PageKind::rows ? 2 : 1;
                 sound(place >= order, "saved cache: a sequence's list of rows is out of order");

@@ -76,10 +76,10 @@ inline FileInfo inspect(const std::string& path) {
     const std::vector<std::size_t> places = record_places(header, about);
     for (std::size_t i = 0; i < places.size(); ++i) {
         const SavedPage& page = about.pages[i];
-        ++(page.kind == PageKind::coded  ? out.coded_pages
-           : page.kind == PageKind::old  ? out.requantized_pages
-           : page.kind == PageKind::rows ? out.tail_pages
-                                         : out.sink_pages);
+        ++(page.kind == PageKind::coded         ? out.coded_pages
+           : page.kind == PageKind::requantized ? out.requantized_pages
+           : page.kind == PageKind::rows        ? out.tail_pages
+                                                : out.sink_pages);
         const auto bytes = static_cast<std::size_t>(page.bytes);
         const std::size_t size = padded(record_bytes + bytes);
         const bool sound =

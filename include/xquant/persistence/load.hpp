@@ -52,10 +52,11 @@ public:
             "saved cache: the file is of another quantizer or layout; LoadOptions::transcode decodes "
             "its rows and encodes them again");
         check_sequences(file_, core);
-        formats_.reserve(core.stacks() * kinds);
-        for (std::uint32_t stack = 0; stack < core.stacks(); ++stack) {
+        formats_.reserve(core.page_groups() * kinds);
+        for (std::uint32_t page_group = 0; page_group < core.page_groups(); ++page_group) {
             for (std::uint32_t kind = 0; kind < kinds; ++kind) {
-                formats_.push_back(format_of(core.ledger(), file_, stack, static_cast<PageKind>(kind), core.streams()));
+                formats_.push_back(
+                    format_of(core.ledger(), file_, page_group, static_cast<PageKind>(kind), core.streams()));
             }
         }
         for (const SavedPage& page : file_.pages) {
@@ -80,6 +81,8 @@ public:
         expects<mismatch_error>(
             same || device == nullptr,
             "saved cache: transcoding is done by the processor, and the pages of this cache lie on a device");
+        expects<mismatch_error>(device == nullptr || to.kind != PageKind::requantized, "saved cache: page ", number,
+                                " was requantized, and caches on a device do not read such pages");
         if (same && owner != nullptr && device == nullptr) {
             pages_.emplace_back(Page::adopt(core_->ledger(), to, at, owner));
         } else {
@@ -117,13 +120,13 @@ private:
     static constexpr std::uint32_t kinds = 4;
 
     [[nodiscard]] const PageFormat& source(const SavedPage& page) const noexcept {
-        return formats_[page.stack * kinds + static_cast<std::uint32_t>(page.kind)];
+        return formats_[page.page_group * kinds + static_cast<std::uint32_t>(page.kind)];
     }
     [[nodiscard]] const PageFormat& target(const SavedPage& page) const noexcept {
-        const Stack& stack = core_->stack(page.stack);
-        if (page.kind == PageKind::rows) return stack.rows;
-        if (page.kind == PageKind::sinks) return stack.sinks;
-        return page.kind == PageKind::old && core_->requantizes() ? stack.old : stack.coded;
+        const PageGroup& page_group = core_->page_group(page.page_group);
+        if (page.kind == PageKind::rows) return page_group.rows;
+        if (page.kind == PageKind::sinks) return page_group.sinks;
+        return page.kind == PageKind::requantized && core_->requantizes() ? page_group.requantized : page_group.coded;
     }
 
     /// Encoders are promised finite values, and what a page holds may be encoded again. A sound file has no others.
@@ -174,22 +177,23 @@ private:
         Page* to = pages_.back().get();
         ++transcoded_;
         if (tokens == 0) return;
-        if (to->format().purpose == Purpose::codes) {
-            const bool fresh = &to->format() == &core_->stack(about.stack).coded;
-            recode_page(Backend{}, *core_, about.stack, old.get(), to, tokens,
+        if (to->format().is_coded()) {
+            const bool fresh = &to->format() == &core_->page_group(about.page_group).coded;
+            recode_page(Backend{}, *core_, about.page_group, old.get(), to, tokens,
                         [&](std::size_t layer, std::size_t stream) -> const StreamCodec& {
-                            return fresh ? core_->codec(layer, stream) : core_->old_codec(layer, stream);
+                            return fresh ? core_->codec(layer, stream) : core_->requantized_codec(layer, stream);
                         });
             return;
         }
         for (const PreparedLayer& layer : core_->layers()) {
-            if (layer.stack != about.stack) continue;
+            if (layer.page_group != about.page_group) continue;
             for (std::size_t stream = 0; stream < layer.encoders.size(); ++stream) {
                 const std::size_t width = layer.encoders[stream].width;
                 ScratchPool::Loan scratch(core_->scratch(), tokens * width);
                 decode_rows(Backend{}, read_only(old->stream(layer.place, stream)), 0, tokens, scratch.data());
                 const MutableStreamView out = to->stream(layer.place, stream);
-                encode_rows(Backend{}, StreamCodec{out.format, nullptr}, scratch.data(), width, 0, tokens, out);
+                encode_rows(Backend{}, StreamCodec{out.format, nullptr},
+                            backend::Matrix{scratch.data(), tokens, width, width}, 0, out);
             }
         }
     }
@@ -199,15 +203,15 @@ private:
         segments.reserve(round_up(state.segments.size(), segment_step));
         for (const SavedSegment& segment : state.segments) {
             segments.push_back({pages_[segment.page], static_cast<std::size_t>(segment.begin),
-                                static_cast<std::size_t>(segment.end), segment.first_position, segment.moved});
+                                static_cast<std::size_t>(segment.end), segment.first_position, segment.rope_lag});
         }
-        return {std::move(segments), static_cast<std::size_t>(state.tokens), state.next_position, state.moved};
+        return {std::move(segments), static_cast<std::size_t>(state.tokens), state.next_position, state.rope_lag};
     }
 
     Core* core_;
     Description file_;
     LoadOptions options_;
-    std::vector<PageFormat> formats_;  ///< of the file: [stacks][kinds]
+    std::vector<PageFormat> formats_;  ///< of the file: [page_groups][kinds]
     std::vector<PageRef> pages_;
     std::size_t transcoded_ = 0;
 };

@@ -21,13 +21,6 @@ struct PageList {
     std::vector<PageRef> pages;
 };
 
-inline PageKind kind_of(const Stack& stack, const Page& page) noexcept {
-    return &page.format() == &stack.coded  ? PageKind::coded
-           : &page.format() == &stack.old  ? PageKind::old
-           : &page.format() == &stack.rows ? PageKind::rows
-                                           : PageKind::sinks;
-}
-
 inline PageList list_pages(Core& core, std::span<const Sequence> sequences, Description& about) {
     PageList list;
     for (const Sequence sequence : sequences) {
@@ -38,17 +31,17 @@ inline PageList list_pages(Core& core, std::span<const Sequence> sequences, Desc
             SavedState& saved = states.emplace_back();
             saved.tokens = state.tokens;
             saved.next_position = state.next_position;
-            saved.moved = state.moved;
+            saved.rope_lag = state.rope_lag;
             for (const Segment& segment : state.segments) {
                 const Page* page = segment.page.get();
                 const auto [at, added] = list.numbers.try_emplace(page, list.pages.size());
                 if (added) {
                     list.pages.push_back(segment.page);
-                    about.pages.push_back({static_cast<std::uint32_t>(i), kind_of(core.stack(i), *page), page->filled,
-                                           page->data().size()});
+                    about.pages.push_back(
+                        {static_cast<std::uint32_t>(i), page->format().kind, page->filled, page->data().size()});
                 }
                 saved.segments.push_back(
-                    {at->second, segment.begin, segment.end, segment.first_position, segment.moved});
+                    {at->second, segment.begin, segment.end, segment.first_position, segment.rope_lag});
             }
         }
     }

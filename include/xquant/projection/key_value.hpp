@@ -6,7 +6,7 @@
 //                                      llama.cpp does for q4_0
 //
 // Biases and k_norm are part of what is stored, as in every cache of K and V.
-// Cost    keys stored after RoPE need nothing when read, but cannot be moved to other positions exactly.
+// Cost    keys stored after RoPE need nothing when read; queries that meet keys which moved to other positions are turned back.
 #pragma once
 
 #include <type_traits>
@@ -46,7 +46,7 @@ struct KeyValue {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
         LayerPlan plan;
         plan.keys_normed = true;
-        plan.keys_turned = after_rope;
+        plan.keys_after_rope = after_rope;
         const auto stream = [&](const MatrixView& weight, const float* bias, bool key) {
             StreamPlan out;
             out.width = r;

@@ -49,7 +49,7 @@ struct LayerPlan {
     std::vector<HeadPlan> keys, values;  ///< one for each kv head
     SharedKeys shared;                   ///< in place of what `keys` says of these channels
     bool keys_normed = false;            ///< keys were stored after k_norm: it is not applied when reading
-    bool keys_turned = false;            ///< keys were stored after RoPE: none is applied when reading
+    bool keys_after_rope = false;        ///< keys were stored after RoPE: none is applied when reading
 };
 
 /// The same, as kernels read it: no owner, nothing null but what is stated.
@@ -57,6 +57,7 @@ struct HeadDecoder {
     std::size_t stream = 0, first = 0, width = 0;
     const float* matrix = nullptr;    ///< [width, Dh], or null: the identity
     const float* constant = nullptr;  ///< [Dh], or null: zero
+    std::size_t head_dim = 0;         ///< Dh, columns of the matrix
 };
 
 struct StreamEncoder {

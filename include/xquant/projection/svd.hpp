@@ -1,5 +1,4 @@
-// SplitSvd and HeadSvd: latents of X for GQA, from a singular value decomposition of W_k and W_v. The only header that
-// needs Eigen.
+// SplitSvd and HeadSvd: latents of X for GQA, from a singular value decomposition of W_k and W_v. Needs Eigen, through svd_basis.hpp.
 //
 //     W = U S B^T [D, n], thin: z = X U is stored, X W = z (S B^T). Nothing is cut off, so the change of basis is exact.
 //
@@ -11,18 +10,11 @@
 // HeadSvd's V has no spectrum to cut and stays whole.
 //
 // Tried   Eigen's BDCSVD: as exact, a fifth slower, and three times the compiler's time in every file that includes this.
+// Compile Eigen is most of what this header costs a compiler. Where XQUANT_SVD_COMPILED is defined it is left out, and one file of the
+//         program has XQUANT_COMPILE_SVD() (instantiate.hpp).
 // Layout  <PerChannel, PerToken>: the first latent channels of the keys are large for every token.
 // Source  XQuant section 3.2 and appendix B (SplitSvd); HeadSvd is ours.
 #pragma once
-
-// Everything here runs on the processor: nvcc need not look for a device in Eigen.
-#if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
-#define EIGEN_NO_CUDA
-#endif
-
-#include <Eigen/Core>
-#include <Eigen/Eigenvalues>
-#include <Eigen/QR>
 
 #include <algorithm>
 #include <cmath>
@@ -44,38 +36,8 @@ struct Basis {
 /// Thin SVD of the rows first .. first + n of a weight [out, D], read as the columns of W [D, n], n <= D. Computed in f64.
 /// The signs, free in an SVD, are fixed: the entry of largest magnitude in each column of U is positive.
 /// Throws shape_error if n > D or the rows are not there. Cost O(D n^2 + n^3).
-inline Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t n) {
-    detail::expects(n <= weight.rows && first <= weight.rows - n, "svd_basis: rows ", first, " .. ", first, " + ", n,
-                    " of a weight of ", weight.rows);
-    detail::expects(n >= 1 && n <= weight.cols, "svd_basis: ", n, " rows; expected 1 to ", weight.cols,
-                    ", the columns of the weight");
-    using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic>;
-    using RowMajor = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-    const auto d = static_cast<Eigen::Index>(weight.cols), columns = static_cast<Eigen::Index>(n);
-    const std::vector<float> rows = detail::load_rows(weight, first, n);
-    const Matrix w = Eigen::Map<const RowMajor>(rows.data(), columns, d).cast<double>().transpose();
-
-    // B from W^T W, then W B = U S by reflections: U is orthonormal and U A is W to rounding, however small a singular value is.
-    const Eigen::SelfAdjointEigenSolver<Matrix> squares(w.transpose() * w);
-    const Matrix b = squares.eigenvectors().rowwise().reverse();  // singular values fall
-    const Eigen::HouseholderQR<Matrix> qr(w * b);
-    Matrix u = Matrix::Identity(d, columns);
-    u.applyOnTheLeft(qr.householderQ());
-    Matrix a = qr.matrixQR().topRows(columns).template triangularView<Eigen::Upper>();
-    a *= b.transpose();
-    for (Eigen::Index j = 0; j < columns; ++j) {
-        Eigen::Index at = 0;
-        u.col(j).cwiseAbs().maxCoeff(&at);
-        if (u(at, j) < 0) {
-            u.col(j) *= -1.0;
-            a.row(j) *= -1.0;
-        }
-    }
-    Basis basis{std::vector<float>(weight.cols * n), std::vector<float>(n * n)};
-    Eigen::Map<RowMajor>(basis.u.data(), d, columns) = u.cast<float>();
-    Eigen::Map<RowMajor>(basis.a.data(), columns, columns) = a.cast<float>();
-    return basis;
-}
+template <class Real = double>
+Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t n);
 
 /// The singular values of those rows, falling. Cost as svd_basis.
 inline std::vector<double> singular_values(const MatrixView& weight, std::size_t first, std::size_t n) {
@@ -267,3 +229,7 @@ private:
 
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant
+
+#if !defined(XQUANT_SVD_COMPILED)
+#include <xquant/projection/svd_basis.hpp>
+#endif

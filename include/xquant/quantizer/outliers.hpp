@@ -28,20 +28,20 @@ struct WithOutliers : Quantizer {
 
     static constexpr unsigned outliers = Count;
 
-    /// x [n] -> the places [outliers or n] of the values farthest from the mean; of equal ones, the first. Cost: a pass for
+    /// x [n] -> the indices [outliers or n] of the values farthest from the mean; of equal ones, the first. Cost: a pass for
     /// each.
-    static void choose(std::span<const float> x, std::span<std::uint8_t> places) noexcept {
+    static void choose(std::span<const float> x, std::span<std::uint8_t> indices) noexcept {
         double sum = 0;
         for (const float value : x) sum += static_cast<double>(value);
         const double mean = sum / static_cast<double>(x.size());
-        for (std::size_t k = 0; k < places.size(); ++k) {
-            const auto chosen = places.first(k);
+        for (std::size_t k = 0; k < indices.size(); ++k) {
+            const auto chosen = indices.first(k);
             double farthest = -1;
             for (std::size_t i = 0; i < x.size(); ++i) {
                 const double off = static_cast<double>(x[i]) - mean, distance = off < 0 ? -off : off;
                 if (distance <= farthest || std::find(chosen.begin(), chosen.end(), i) != chosen.end()) continue;
                 farthest = distance;
-                places[k] = static_cast<std::uint8_t>(i);
+                indices[k] = static_cast<std::uint8_t>(i);
             }
         }
     }

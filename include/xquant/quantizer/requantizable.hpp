@@ -21,9 +21,9 @@ struct quantizer_of<Requantizable<Fresh, Old>, I> : quantizer_of<Fresh, I> {};
 
 /// The quantizer that stream I is rewritten by: its own where there is no other.
 template <class Quantizer, std::size_t I>
-struct old_quantizer_of : quantizer_of<Quantizer, I> {};
+struct requantizer_of : quantizer_of<Quantizer, I> {};
 template <class Fresh, class Old, std::size_t I>
-struct old_quantizer_of<Requantizable<Fresh, Old>, I> : quantizer_of<Old, I> {};
+struct requantizer_of<Requantizable<Fresh, Old>, I> : quantizer_of<Old, I> {};
 
 template <class Quantizer>
 inline constexpr bool is_requantizable = false;

@@ -24,7 +24,7 @@ namespace detail {
 
 /// A sequence of the table.
 struct Slot {
-    LedgerVector<SequenceState, Purpose::index> states;  ///< one for each stack
+    LedgerVector<SequenceState, Purpose::index> states;  ///< one for each page group
     std::uint32_t generation = 0;
     bool used = false, busy = false;
 };
@@ -43,12 +43,12 @@ public:
     explicit SlotTable(Ledger& ledger)
         : blocks_(LedgerAllocator<Block, Purpose::index>(ledger)), ledger_(&ledger), cache_(next_cache_number()) {}
 
-    /// An empty sequence of `stacks` stacks. Throws std::bad_alloc.
-    [[nodiscard]] Sequence create(std::size_t stacks) {
+    /// An empty sequence of `page groups` page groups. Throws std::bad_alloc.
+    [[nodiscard]] Sequence create(std::size_t page_groups) {
         const std::lock_guard lock(mutex_);
         std::size_t at = 0;
         while (at < size() && (*this)[at].used) ++at;
-        if (at == size()) add(stacks);
+        if (at == size()) add(page_groups);
         Slot& slot = (*this)[at];
         slot.used = true;
         ++slot.generation;
@@ -81,8 +81,8 @@ public:
     }
 
     /// Bytes of a table with room for `step` sequences.
-    static constexpr std::size_t first_bytes(std::size_t stacks) noexcept {
-        return step * (sizeof(Block) + sizeof(Slot)) + stacks * sizeof(SequenceState);
+    static constexpr std::size_t first_bytes(std::size_t page_groups) noexcept {
+        return step * (sizeof(Block) + sizeof(Slot)) + page_groups * sizeof(SequenceState);
     }
 
 private:
@@ -93,11 +93,11 @@ private:
     }
     [[nodiscard]] Slot& operator[](std::size_t at) noexcept { return blocks_[at / step][at % step]; }
 
-    void add(std::size_t stacks) {
+    void add(std::size_t page_groups) {
         const LedgerAllocator<Slot, Purpose::index> memory(*ledger_);
         Slot slot{LedgerVector<SequenceState, Purpose::index>(memory)};
-        slot.states.reserve(stacks);
-        for (std::size_t i = 0; i < stacks; ++i) slot.states.push_back({Segments(memory)});
+        slot.states.reserve(page_groups);
+        for (std::size_t i = 0; i < page_groups; ++i) slot.states.push_back({Segments(memory)});
         if (blocks_.empty() || blocks_.back().size() == step) {
             blocks_.reserve(round_up(blocks_.size() + 1, step));
             Block block(memory);

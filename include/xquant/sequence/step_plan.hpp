@@ -59,7 +59,7 @@ struct SequenceState {
     Segments segments;
     std::size_t tokens = 0;
     std::int64_t next_position = 0;
-    std::int64_t moved = 0;  ///< of the rows to come: keys are turned for next_position - moved
+    std::int64_t rope_lag = 0;  ///< of the rows to come: RoPE is applied to their keys for next_position - rope_lag
 };
 
 class StepPlan {
@@ -100,19 +100,19 @@ public:
 
         if (keep.strict) {
             copy(Purpose::sinks, 0, reads);
-            if (new_sinks_ > 0) reads.push_back({PageRef{}, 0, new_sinks_, now.next_position, now.moved});
+            if (new_sinks_ > 0) reads.push_back({PageRef{}, 0, new_sinks_, now.next_position, now.rope_lag});
             for (const Segment& segment : after) {
-                if (segment.page->format().purpose == Purpose::codes) reads.push_back(segment);
+                if (segment.page->format().is_coded()) reads.push_back(segment);
             }
             encode_for_now(coded, outside);
             copy(Purpose::tail, outside, reads);
             const std::size_t exact = new_sinks_ + (outside > waiting_ ? outside - waiting_ : 0);
-            if (exact < n) reads.push_back({PageRef{}, exact, n, position(exact), now.moved});
+            if (exact < n) reads.push_back({PageRef{}, exact, n, position(exact), now.rope_lag});
         } else {
             for (const Segment& segment : now.segments) {
                 if (seen(segment)) reads.push_back(segment);
             }
-            if (n > 0) reads.push_back({PageRef{}, 0, n, now.next_position, now.moved});
+            if (n > 0) reads.push_back({PageRef{}, 0, n, now.next_position, now.rope_lag});
         }
         fit();
     }
@@ -134,7 +134,7 @@ private:
         return segment.first_position + static_cast<std::int64_t>(segment.size()) > seen_from_;
     }
     [[nodiscard]] bool is(Purpose purpose, const Segment& segment) const noexcept {
-        return segment.page->format().purpose == purpose && seen(segment);
+        return segment.page->format().purpose() == purpose && seen(segment);
     }
 
     /// Rows of the sequence that lie in pages of one kind.
@@ -155,7 +155,7 @@ private:
             skip -= gone;
             if (gone < segment.size()) {
                 out.push_back({segment.page, segment.begin + gone, segment.end,
-                               segment.first_position + static_cast<std::int64_t>(gone), segment.moved});
+                               segment.first_position + static_cast<std::int64_t>(gone), segment.rope_lag});
             }
         }
     }
@@ -174,16 +174,16 @@ private:
     /// Slots of the page have the next rows: they belong to the last segment if they go on from there.
     template <class List>
     static void add_rows(List& to, const PageRef& page, std::size_t slot, std::size_t rows, std::int64_t position,
-                         std::int64_t moved) {
+                         std::int64_t rope_lag) {
         if (!to.empty()) {
             Segment& last = to.back();
-            if (last.page.get() == page.get() && last.end == slot && last.moved == moved &&
+            if (last.page.get() == page.get() && last.end == slot && last.rope_lag == rope_lag &&
                 last.first_position + static_cast<std::int64_t>(last.size()) == position) {
                 last.end += rows;
                 return;
             }
         }
-        to.push_back({page, slot, slot + rows, position, moved});
+        to.push_back({page, slot, slot + rows, position, rope_lag});
     }
 
     /// Body rows body_row .. + rows are written into a page and become segments of `to`.
@@ -198,7 +198,8 @@ private:
             if (left > 0 && at >= first && at < first + segment.size()) {
                 const std::size_t skip = at - first, take = std::min(left, segment.size() - skip);
                 pieces.push_back({segment.page.get(), segment.begin + skip, take});
-                add_rows(to, page, slot, take, segment.first_position + static_cast<std::int64_t>(skip), segment.moved);
+                add_rows(to, page, slot, take, segment.first_position + static_cast<std::int64_t>(skip),
+                         segment.rope_lag);
                 at += take;
                 left -= take;
                 slot += take;
@@ -208,7 +209,7 @@ private:
         if (left > 0) {
             const std::size_t row = new_sinks_ + (at - waiting_);
             pieces.push_back({nullptr, row, left});
-            add_rows(to, page, slot, left, position(row), now_->moved);
+            add_rows(to, page, slot, left, position(row), now_->rope_lag);
         }
         out.pieces = pieces.size() - out.first_piece;
         writes.push_back(out);
@@ -223,7 +224,7 @@ private:
         const PageRef page = page_for(*formats_.sinks, now_->tokens);
         writes.push_back({page.get(), now_->tokens, new_sinks_, pieces.size(), 1});
         pieces.push_back({nullptr, 0, new_sinks_});
-        add_rows(after, page, now_->tokens, new_sinks_, now_->next_position, now_->moved);
+        add_rows(after, page, now_->tokens, new_sinks_, now_->next_position, now_->rope_lag);
     }
 
     void encode(std::size_t rows, bool extends) {

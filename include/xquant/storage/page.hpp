@@ -3,13 +3,12 @@
 //
 //     Page header | layer 0, stream 0: codes, scales, zeros, outliers | layer 0, stream 1: ... | layer 1 ...   sections at 64 bytes
 //
-// Three formats serve a cache: coded pages of 128 tokens, row pages of 32 tokens in f16 (the tail), a sink page in f16. A
-// fourth has fewer bits, for coded pages that are requantized; a fifth holds what a cross-layer cache has added up for a
-// coded page, for the length of a step.
+// PageKind lists what there is: each kind has a format of its own in each group of layers that share pages.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <new>
@@ -22,15 +21,32 @@
 
 namespace xquant {
 
-inline constexpr std::size_t coded_page_tokens = 128;
 inline constexpr std::size_t row_page_tokens = 32;
+
+/// What a page holds. Saved caches have these numbers.
+enum class PageKind : std::uint32_t {
+    coded,        ///< 128 tokens in codes
+    requantized,  ///< 128 tokens, rewritten with fewer bits
+    rows,         ///< 32 newest tokens, or tokens that wait for their group to fill, as they are
+    sinks,        ///< the first tokens, as they are
+    accumulator   ///< what a cross-layer cache has added up for a coded page, for the length of a step
+};
+
+/// What the bytes of a page are counted as.
+constexpr Purpose purpose_of(PageKind kind) noexcept {
+    return kind == PageKind::rows          ? Purpose::tail
+           : kind == PageKind::sinks       ? Purpose::sinks
+           : kind == PageKind::accumulator ? Purpose::accumulator
+                                           : Purpose::codes;
+}
 
 /// A page as it is stored, and the slots of it that a sequence uses.
 struct PageView {
-    Purpose purpose = Purpose::codes;  ///< codes, tail or sinks
-    std::size_t begin = 0, end = 0;    ///< slots
-    std::int64_t first_position = 0;   ///< of slot `begin`
-    std::int64_t moved = 0;            ///< positions by which they were moved since they were stored
+    PageKind kind = PageKind::coded;
+    std::size_t begin = 0, end = 0;   ///< slots
+    std::int64_t first_position = 0;  ///< of slot `begin`
+    std::int64_t rope_lag =
+        0;  ///< positions by which they moved since they were stored: RoPE that is stored lags by as much
     std::span<const std::byte> bytes;  ///< all sections: codes, scales, zeros and outliers, layer by layer
 };
 
@@ -45,16 +61,16 @@ constexpr std::size_t round_up(std::size_t n, std::size_t step) noexcept { retur
 /// Where a stream of a layer lies in a page, counted from the page's first byte.
 struct PageSection {
     StreamFormat format;
-    std::size_t codes = 0, scales = 0, zeros = 0, outliers = 0, places = 0;
+    std::size_t codes = 0, scales = 0, zeros = 0, outliers = 0, indices = 0;
 };
 
-/// A section of the page whose places are counted from `base`.
+/// A section of the page whose indices are counted from `base`.
 XQUANT_DEVICE inline MutableStreamView view_section(const PageSection& section, std::byte* base) noexcept {
     const auto half = [base](std::size_t offset) {
         return offset == 0 ? nullptr : reinterpret_cast<f16*>(base + offset);
     };
     return {section.format,      base + section.codes,   half(section.scales),
-            half(section.zeros), half(section.outliers), section.places == 0 ? nullptr : base + section.places};
+            half(section.zeros), half(section.outliers), section.indices == 0 ? nullptr : base + section.indices};
 }
 
 /// Bytes of a page, header included.
@@ -75,7 +91,7 @@ struct PageSizes {
         }
         if (outliers > 0) {
             section.outliers = total;
-            section.places = total + outliers * sizeof(f16);
+            section.indices = total + outliers * sizeof(f16);
             total = round_up(total + outlier_bytes, 64);
         }
         codes += code_bytes + outlier_bytes;
@@ -86,13 +102,17 @@ struct PageSizes {
 
 /// The layout of every page of one kind.
 struct PageFormat {
-    PageFormat(Ledger& ledger, Purpose kind, std::size_t slots, std::size_t stream_count)
-        : purpose(kind),
+    PageFormat(Ledger& ledger, PageKind of, std::size_t slots, std::size_t stream_count)
+        : kind(of),
           tokens(slots),
           streams(stream_count),
           sections(LedgerAllocator<PageSection, Purpose::index>(ledger)) {}
 
-    Purpose purpose;  ///< codes, tail or sinks
+    /// Whether tokens lie there in codes, in whatever bits.
+    [[nodiscard]] bool is_coded() const noexcept { return kind == PageKind::coded || kind == PageKind::requantized; }
+    [[nodiscard]] Purpose purpose() const noexcept { return purpose_of(kind); }
+
+    PageKind kind;
     std::size_t tokens, streams;
     PageSizes sizes;
     LedgerVector<PageSection, Purpose::index> sections;  ///< [layers][streams]
@@ -103,7 +123,7 @@ public:
     /// Throws std::bad_alloc, and budget_error if it is to be `limited`.
     static Page* create(Ledger& ledger, const PageFormat& format, bool limited = true) {
         if (ledger.page_memory() != nullptr) return create_on_device(ledger, format, limited);
-        void* memory = ledger.allocate(format.purpose, format.sizes.total, 64, limited);
+        void* memory = ledger.allocate(format.purpose(), format.sizes.total, 64, limited);
         auto* page = ::new (memory) Page(ledger, format, nullptr, static_cast<std::byte*>(memory));
         std::memset(static_cast<std::byte*>(memory) + sizeof(Page), 0, format.sizes.total - sizeof(Page));
         page->enter(&Ledger::add);
@@ -122,7 +142,7 @@ public:
         if (references_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
         Ledger& ledger = *ledger_;
         const std::size_t bytes = format_->sizes.total;
-        const Purpose purpose = format_->purpose;
+        const Purpose purpose = format_->purpose();
         enter(&Ledger::subtract);
         const std::shared_ptr<void> owner = std::move(owner_);  // the page lies in what it keeps
         std::byte* rows = on_device() ? base_ + header_bytes() : nullptr;
@@ -138,7 +158,7 @@ public:
         return view_section(format_->sections[layer * format_->streams + index], base_);
     }
 
-    /// What sections' places are counted from. On a device, if the ledger has memory for pages there.
+    /// What sections' indices are counted from. On a device, if the ledger has memory for pages there.
     [[nodiscard]] std::byte* base() const noexcept { return base_; }
 
     /// Everything after the header.
@@ -154,11 +174,11 @@ private:
 
     void enter(void (Ledger::*change)(Purpose, std::size_t) noexcept) noexcept {
         const PageSizes& sizes = format_->sizes;
-        if (owner_ != nullptr || format_->purpose == Purpose::accumulator) {
+        if (owner_ != nullptr || format_->kind == PageKind::accumulator) {
             (ledger_->*change)(owner_ != nullptr ? Purpose::mapped : Purpose::accumulator, sizes.total);
             return;
         }
-        (ledger_->*change)(format_->purpose, sizes.codes);
+        (ledger_->*change)(format_->purpose(), sizes.codes);
         (ledger_->*change)(Purpose::scales, sizes.scales);
         (ledger_->*change)(Purpose::index, sizes.total - sizes.codes - sizes.scales);
     }
@@ -180,8 +200,8 @@ inline constexpr std::size_t page_header_bytes = round_up(sizeof(Page), 64);
 constexpr std::size_t Page::header_bytes() noexcept { return page_header_bytes; }
 
 inline Page* Page::create_on_device(Ledger& ledger, const PageFormat& format, bool limited) {
-    void* memory = ledger.allocate(format.purpose, page_header_bytes, 64, limited);
-    Undo undo([&] { ledger.release(format.purpose, memory, page_header_bytes, 64); });
+    void* memory = ledger.allocate(format.purpose(), page_header_bytes, 64, limited);
+    Undo undo([&] { ledger.release(format.purpose(), memory, page_header_bytes, 64); });
     auto* rows = static_cast<std::byte*>(ledger.allocate_rows(format.sizes.total - page_header_bytes, limited));
     undo.release();
     auto* page = ::new (memory) Page(ledger, format, nullptr, rows - page_header_bytes);
@@ -226,7 +246,7 @@ struct Segment {
     PageRef page;
     std::size_t begin = 0, end = 0;
     std::int64_t first_position = 0;
-    std::int64_t moved = 0;  ///< positions by which rows moved since they were stored; keys turned before lag behind
+    std::int64_t rope_lag = 0;  ///< positions by which RoPE that is stored lags behind, since the rows moved afterwards
 
     [[nodiscard]] std::size_t size() const noexcept { return end - begin; }
 };

@@ -11,6 +11,15 @@
 
 namespace xquant {
 
+/// How a stream keeps rows of a type that are not quantized.
+constexpr CodeKind kind_of(DType type) noexcept {
+    return type == DType::f32 ? CodeKind::f32 : type == DType::f16 ? CodeKind::f16 : CodeKind::bf16;
+}
+/// The type of rows that are stored as they are; `kind` is not CodeKind::planes.
+constexpr DType dtype_of_kind(CodeKind kind) noexcept {
+    return kind == CodeKind::f32 ? DType::f32 : kind == CodeKind::f16 ? DType::f16 : DType::bf16;
+}
+
 /// Turns the values of one group [n] into codes [n], a scale and a zero. `levels` are the format's.
 using EncodeGroup = GroupScale (*)(std::span<const float> x, std::span<std::uint8_t> codes,
                                    const float* levels) noexcept;
@@ -21,8 +30,8 @@ using ScaleOfRange = GroupScale (*)(Range) noexcept;
 /// Finds the levels [2^bits] of a stream from groups of calibration rows, each as encode will see it.
 using LearnLevels = void (*)(std::span<const std::span<const float>> groups, std::span<float> levels);
 
-/// Names the values of one group [n] that are kept in f16: a place below n for each entry of `places`.
-using ChooseOutliers = void (*)(std::span<const float> x, std::span<std::uint8_t> places) noexcept;
+/// Names the values of one group [n] that are kept in f16: a place below n for each entry of `indices`.
+using ChooseOutliers = void (*)(std::span<const float> x, std::span<std::uint8_t> indices) noexcept;
 
 /// A stream's format together with the code that writes it.
 struct StreamCodec {
@@ -48,14 +57,14 @@ struct BasicStreamView {
     Half* scales = nullptr;    ///< [channel blocks][token blocks], or null
     Half* zeros = nullptr;     ///< the same, or null
     Half* outliers = nullptr;  ///< [channel blocks][token blocks][outliers], or null
-    Byte* places = nullptr;    ///< the same, in bytes
+    Byte* indices = nullptr;   ///< the same, in bytes
 };
 
 using StreamView = BasicStreamView<const std::byte, const f16>;
 using MutableStreamView = BasicStreamView<std::byte, f16>;
 
 constexpr StreamView read_only(const MutableStreamView& view) noexcept {
-    return {view.format, view.codes, view.scales, view.zeros, view.outliers, view.places};
+    return {view.format, view.codes, view.scales, view.zeros, view.outliers, view.indices};
 }
 
 /// A view of f32 rows [n, width] with one row after another, as if they were a stored stream.

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include <xquant/backend/simd/machines.hpp>
+#include <xquant/backend/simd/backends.hpp>
 #include <xquant/concepts.hpp>
 #include <xquant/core/prepared.hpp>
 #include <xquant/testing/violation.hpp>
@@ -117,8 +117,8 @@ inline std::vector<std::vector<float>> stored_rows(const xquant::detail::Prepare
     for (const StreamEncoder& encoder : prepared.encoders) {
         std::vector<float> rows(row_count * encoder.width);
         std::vector<float> scratch(backend::project_scratch(d, encoder.width, row_count));
-        backend::project(backend::best{}, encoder, x.data(), row_count, d, positions.data(), rope,
-                         prepared.shape.head_dim, rows.data(), scratch.data());
+        backend::project(backend::best{}, encoder, {x.data(), row_count, d, d},
+                         {positions.data(), rope, prepared.shape.head_dim}, rows.data(), scratch.data());
         out.push_back(std::move(rows));
     }
     return out;
@@ -137,18 +137,18 @@ inline void check_heads(const Layer& layer, const xquant::detail::PreparedLayer&
             const HeadDecoder& decoder = key ? prepared.keys[head] : prepared.values[head];
             const std::vector<float>& rows = stored[decoder.stream];
             const auto width = static_cast<std::uint32_t>(rows.size() / row_count);
-            backend::rematerialize(backend::best{}, view_rows(rows.data(), width), decoder, 0, row_count, dh, dh,
-                                   found.data(), dh, backend::TileOrder::token_major, scratch.data());
+            backend::rematerialize(backend::best{}, view_rows(rows.data(), width), decoder, 0,
+                                   {found.data(), row_count, dh, dh, backend::TileOrder::token_major}, scratch.data());
             for (std::size_t t = 0; t < row_count && key && prepared.shared.width > 0; ++t) {
                 const std::size_t shared = prepared.shared.width;
                 std::copy_n(stored[prepared.shared.stream].data() + t * shared, shared, found.data() + t * dh);
             }
-            for (std::size_t t = 0; t < row_count && key && prepared.keys_turned; ++t) {
+            for (std::size_t t = 0; t < row_count && key && prepared.keys_after_rope; ++t) {
                 rope_angles(rope, position_of(t), cosines.data(), sines.data());
                 for (float* of : {cosines.data(), sines.data()}) {
                     for (std::size_t j = 0; j < rope.pairs; ++j) of[j] /= rope.factor;
                 }
-                backend::turn_head(backend::best{}, rope, cosines.data(), sines.data(), -1.0F, found.data() + t * dh);
+                backend::apply_rope(backend::best{}, rope, cosines.data(), sines.data(), -1.0F, found.data() + t * dh);
             }
             double largest = 0, worst = 0;
             for (std::size_t t = 0; t < row_count; ++t) {
@@ -227,10 +227,12 @@ void check_difference(const Layer& layer, double tolerance = 2e-5) {
     if (u.empty()) return;
     std::vector<float> cut(detail::row_count * coded);
     const StreamEncoder& encoder = prepared.encoders.front();
-    backend::multiply(backend::best{}, detail::row_count, coded, width, {rows[0].data(), width, 1}, encoder.latent,
-                      coded, cut.data(), coded, false);
-    backend::multiply(backend::best{}, detail::row_count, width, coded, {cut.data(), coded, 1}, encoder.spread, width,
-                      rows[0].data(), width, false);
+    multiply(backend::best{}, backend::Operand{rows[0].data(), width, 1},
+             backend::Matrix{encoder.latent, width, coded, coded},
+             backend::MutableMatrix{cut.data(), detail::row_count, coded, coded}, false);
+    multiply(backend::best{}, backend::Operand{cut.data(), coded, 1},
+             backend::Matrix{encoder.spread, coded, width, width},
+             backend::MutableMatrix{rows[0].data(), detail::row_count, width, width}, false);
     detail::check_heads(layer, prepared, normed, table.view(), x, rows, tolerance);
 }
 

@@ -119,7 +119,7 @@ std::vector<float> levels_of(const std::vector<Sample>& samples) {
     return levels;
 }
 
-/// The outliers that a policy chooses: places in the group, each once, whatever lies beside it.
+/// The outliers that a policy chooses: indices in the group, each once, whatever lies beside it.
 template <outlier_policy Q>
 std::vector<std::uint8_t> check_choice(const Sample& sample) {
     constexpr std::uint8_t canary = 0xA5;
@@ -127,22 +127,23 @@ std::vector<std::uint8_t> check_choice(const Sample& sample) {
     const std::size_t n = sample.x.size(), count = std::min<std::size_t>(Q::outliers, n);
     const auto choose = [&](float around) {
         const std::vector<float> values = between(sample.x, around);
-        std::vector<std::uint8_t> places(count + 2 * margin, canary);
-        Q::choose({values.data() + margin, n}, {places.data() + margin, count});
+        std::vector<std::uint8_t> indices(count + 2 * margin, canary);
+        Q::choose({values.data() + margin, n}, {indices.data() + margin, count});
         for (std::size_t i = 0; i < margin; ++i) {
-            holds(places[i] == canary && places[places.size() - 1 - i] == canary,
-                  "choose writes beyond its places" + on);
+            holds(indices[i] == canary && indices[indices.size() - 1 - i] == canary,
+                  "choose writes beyond its indices" + on);
         }
-        return std::vector<std::uint8_t>(places.begin() + margin, places.end() - margin);
+        return std::vector<std::uint8_t>(indices.begin() + margin, indices.end() - margin);
     };
-    std::vector<std::uint8_t> places = choose(0);
-    holds(places == choose(1e30F), "choose reads values beyond its group, or is not the same for the same values" + on);
+    std::vector<std::uint8_t> indices = choose(0);
+    holds(indices == choose(1e30F),
+          "choose reads values beyond its group, or is not the same for the same values" + on);
     for (std::size_t i = 0; i < count; ++i) {
-        holds(places[i] < n, "a place is beyond the group: " + std::to_string(places[i]) + on);
-        holds(std::count(places.begin(), places.end(), places[i]) == 1,
-              "a place is chosen twice: " + std::to_string(places[i]) + on);
+        holds(indices[i] < n, "a place is beyond the group: " + std::to_string(indices[i]) + on);
+        holds(std::count(indices.begin(), indices.end(), indices[i]) == 1,
+              "a place is chosen twice: " + std::to_string(indices[i]) + on);
     }
-    return places;
+    return indices;
 }
 
 /// The code that stands for 0, where no zero is stored.
@@ -217,7 +218,7 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
 /// Rules: codes below 2^bits; scale (and zero) finite and exact in f16; scale not negative unless promised; a zero that is
 /// not stored is -zero_code * scale; constant groups come back within f16 rounding, others within the group's range or the
 /// promised error; the same values give the same codes; nothing beyond the group is read or written. Levels that are learnt
-/// are finite, and the same for the same groups. Outliers are places of the group, each named once.
+/// are finite, and the same for the same groups. Outliers are indices of the group, each named once.
 template <class Q>
 void check_quantizer(const QuantizerPromise& promise = {}) {
     static_assert(
@@ -230,14 +231,14 @@ void check_quantizer(const QuantizerPromise& promise = {}) {
         const float* known = levels.empty() ? nullptr : levels.data();
         detail::check_sample<Q>(sample, known, promise);
         if constexpr (outlier_policy<Q>) {
-            const std::vector<std::uint8_t> places = detail::check_choice<Q>(sample);
-            // The rest, as encode sees it: the outliers' places filled up.
+            const std::vector<std::uint8_t> indices = detail::check_choice<Q>(sample);
+            // The rest, as encode sees it: the outliers' indices filled up.
             const auto chosen = [&](std::size_t i) {
-                return std::find(places.begin(), places.end(), i) != places.end();
+                return std::find(indices.begin(), indices.end(), i) != indices.end();
             };
             std::size_t stays = 0;
             while (stays < sample.x.size() && chosen(stays)) ++stays;
-            for (const std::uint8_t place : places) {
+            for (const std::uint8_t place : indices) {
                 sample.x[place] = stays < sample.x.size() ? sample.x[stays] : 0.0F;
             }
             sample.name += ", outliers taken out";

@@ -5,7 +5,7 @@
 
 #include <xquant/backend/cuda/kernels/decode_attention.cuh>
 #include <xquant/backend/cuda/kernels/prefill_attention.cuh>
-#include <xquant/backend/scalar/attention.hpp>
+#include <xquant/backend/tile_loop.hpp>
 #include "support/gpu/machine.hpp"
 
 namespace xquant::backend::gpu {
@@ -49,17 +49,17 @@ public:
             values_ = pack_matrix(task.value, value_order(size, task.head_dim), 0, format_of(&TokenSpan::values));
             task_.value_matrix = values_.view();
         }
-        turns_ = pack_turns(task.rope);
-        task_.turns = turns_of(task.rope, turns_.data());
+        rope_table_ = pack_rope(task.rope);
+        task_.rope_table = packed_rope_of(task.rope, rope_table_.data());
     }
     [[nodiscard]] const DeviceTask& task() const noexcept { return task_; }
 
 private:
     void absorb_into_queries(const AttendTask& task) {
         const std::size_t width = task.key.width;
-        queries_.resize(task.rows * task.group * width);
-        for (std::size_t i = 0; i < task.rows * task.group; ++i) {
-            const float* q = task.q + i / task.group * task.q_stride + i % task.group * task.head_dim;
+        queries_.resize(task.queries() * width);
+        for (std::size_t i = 0; i < task.queries(); ++i) {
+            const float* q = task.query(i);
             for (std::size_t k = 0; k < width; ++k) {
                 for (std::size_t c = 0; c < task.head_dim; ++c) {
                     queries_[i * width + k] += q[c] * task.key.matrix[k * task.head_dim + c];
@@ -67,13 +67,13 @@ private:
             }
         }
         task_.q = queries_.data();
-        task_.q_stride = task.group * width;
+        task_.q_stride = task.queries_per_kv * width;
         absorb(task_);
     }
 
     PackedMatrix keys_, values_;
     std::vector<float> gain_, queries_;
-    std::vector<std::uint32_t> turns_;
+    std::vector<std::uint32_t> rope_table_;
     DeviceTask task_;
 };
 
@@ -98,7 +98,7 @@ template <class Backend>
 void attend_task(Backend, const AttendTask& task, Partial partial, float*) noexcept {
     const gpu::PackedTask packed(task, Backend::int8_products);
     const auto run = [&]<class Kernel>(std::type_identity<Kernel>) {
-        for (unsigned query = 0; query < task.rows * task.group; query += Kernel::queries) {
+        for (unsigned query = 0; query < task.queries(); query += Kernel::queries) {
             emulated_gpu::Block block(Kernel::warps, Kernel::shared_bytes, query / Kernel::queries % 2 != 0);
             const std::size_t width = partial_width(emulated_cuda{}, task.value, 0, task.head_dim);
             Kernel(block, packed.task(), query)
@@ -108,10 +108,10 @@ void attend_task(Backend, const AttendTask& task, Partial partial, float*) noexc
     };
     gpu::with_size(task.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
         const auto with = [&]<gpu::Products How>(std::integral_constant<gpu::Products, How>) {
-            if (task.rows * task.group > gpu::warp_queries) {
-                run(std::type_identity<gpu::AttendMany<emulated_gpu, Size, How>>{});
+            if (task.queries() > gpu::warp_queries) {
+                run(std::type_identity<gpu::PrefillAttention<emulated_gpu, Size, How>>{});
             } else {
-                run(std::type_identity<gpu::AttendBlock<emulated_gpu, Size, How>>{});
+                run(std::type_identity<gpu::DecodeAttention<emulated_gpu, Size, How>>{});
             }
         };
         using gpu::Products;

@@ -13,16 +13,11 @@
 
 #include <xquant/backend/backend.hpp>
 #include <xquant/backend/scalar/outliers.hpp>
+#include <xquant/backend/views.hpp>
 #include <xquant/storage/stream.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
-
-/// The most values a group may have.
-inline constexpr std::size_t max_group = 4096;
-
-/// How a tile lies in memory: a token's channels side by side, or a channel's tokens.
-enum class TileOrder : unsigned char { token_major, channel_major };
 
 /// codes [n] -> planes; the values that pad n to a multiple of 8 are 0.
 inline void pack_group(scalar, const std::uint8_t* codes, std::size_t n, unsigned bits, std::byte* out) noexcept {
@@ -42,10 +37,10 @@ inline void pack_group(scalar, const std::uint8_t* codes, std::size_t n, unsigne
     });
 }
 
-/// Codes first .. first + count of a group of n -> out [count].
-inline void unpack_group(scalar, const std::byte* in, std::size_t n, unsigned bits, std::size_t first,
-                         std::size_t count, std::uint8_t* XQUANT_RESTRICT out) noexcept {
-    const std::size_t padded = (n + 7) / 8 * 8;
+/// Some codes of a group of n -> out [codes.count].
+inline void unpack_group(scalar, const std::byte* in, std::size_t n, unsigned bits, Slots codes,
+                         std::uint8_t* XQUANT_RESTRICT out) noexcept {
+    const std::size_t padded = (n + 7) / 8 * 8, first = codes.first, count = codes.count;
     std::memset(out, 0, count);
     for_each_plane(bits, [&](unsigned plane, unsigned shift) {
         const std::size_t stride = padded * plane / 8;
@@ -79,18 +74,19 @@ inline void store_row(CodeKind kind, const float* XQUANT_RESTRICT row, std::size
 
 }  // namespace detail
 
-/// Write rows [count, width] (f32, `stride` apart) into the slots first .. first + count of a stream.
+/// Writes rows [count, width] into the slots first .. first + count of a stream.
 ///
 /// `first` is a multiple of group_tokens, and so is `count` unless the rows end there: the rest of the last group then
 /// counts as absent (codes 0) and may not be added later.
-inline void encode_rows(scalar tag, const StreamCodec& codec, const float* rows, std::size_t stride, std::size_t first,
-                        std::size_t count, MutableStreamView out) noexcept {
+inline void encode_rows(scalar tag, const StreamCodec& codec, Matrix rows, std::size_t first,
+                        MutableStreamView out) noexcept {
+    const std::size_t count = rows.rows, stride = rows.stride;
     const StreamFormat& format = out.format;
     if (!format.quantized()) {
         for (std::size_t t = 0; t < count; ++t) {
             for (std::size_t b = 0; b < format.channel_blocks(); ++b) {
-                detail::store_row(format.kind, rows + t * stride + b * format.group_channels, format.channels_of(b),
-                                  out.codes + format.code_offset(first + t, b));
+                detail::store_row(format.kind, rows.data + t * stride + b * format.group_channels,
+                                  format.channels_of(b), out.codes + format.code_offset(first + t, b));
             }
         }
         return;
@@ -103,7 +99,7 @@ inline void encode_rows(scalar tag, const StreamCodec& codec, const float* rows,
         for (std::size_t b = 0; b < format.channel_blocks(); ++b) {
             const std::size_t channels = format.channels_of(b), n = tokens * channels;
             const std::size_t whole = format.group_tokens * channels;
-            const float* source = rows + t * stride + b * format.group_channels;
+            const float* source = rows.data + t * stride + b * format.group_channels;
             const float* group = source;
             if (tokens > 1 || format.outliers > 0) {
                 group = values.data();
@@ -114,7 +110,7 @@ inline void encode_rows(scalar tag, const StreamCodec& codec, const float* rows,
             const std::size_t index = format.group_index(token_block, b);
             if (format.outliers > 0) {
                 const std::size_t at = index * format.outliers;
-                take_outliers(codec, {values.data(), n}, out.outliers + at, out.places + at);
+                take_outliers(codec, {values.data(), n}, out.outliers + at, out.indices + at);
             }
             const GroupScale scale = codec.encode({group, n}, {codes.data(), n}, format.levels);
             std::fill(codes.begin() + static_cast<std::ptrdiff_t>(n),
@@ -134,14 +130,19 @@ inline GroupScale stored_scale(const StreamView& in, std::size_t index) noexcept
 
 namespace detail {
 
-/// out[i * step] = zero + scale * level(code i of the group), for `count` codes from `first`.
-inline void decode_group(scalar tag, const StreamView& in, std::size_t token_block, std::size_t channel_block,
-                         std::size_t first, std::size_t count, float* out, std::size_t step) noexcept {
+/// A group of a stream, by its blocks.
+struct GroupPlace {
+    std::size_t token_block, channel_block;
+};
+
+/// out[i * step] = zero + scale * level(code i), for some codes of a group.
+inline void decode_group(scalar tag, const StreamView& in, GroupPlace at, Slots codes_of, float* out,
+                         std::size_t step) noexcept {
     const StreamFormat& format = in.format;
-    const std::size_t n = format.group_tokens * format.channels_of(channel_block);
-    const GroupScale scale = stored_scale(in, format.group_index(token_block, channel_block));
+    const std::size_t n = format.group_tokens * format.channels_of(at.channel_block), count = codes_of.count;
+    const GroupScale scale = stored_scale(in, format.group_index(at.token_block, at.channel_block));
     std::array<std::uint8_t, max_group> codes;
-    unpack_group(tag, in.codes + format.code_offset(token_block, channel_block), n, format.bits, first, count,
+    unpack_group(tag, in.codes + format.code_offset(at.token_block, at.channel_block), n, format.bits, codes_of,
                  codes.data());
     if (format.levels != nullptr) {
         for (std::size_t i = 0; i < count; ++i) out[i * step] = scale.zero + scale.scale * format.levels[codes[i]];
@@ -153,70 +154,62 @@ inline void decode_group(scalar tag, const StreamView& in, std::size_t token_blo
 }
 
 /// One token's channels of a stream that is not quantized.
-inline void load_channels(const StreamView& in, std::size_t token, std::size_t channel, std::size_t channels,
-                          float* out) noexcept {
+inline void load_channels(const StreamView& in, std::size_t token, Slots channels, float* out) noexcept {
     const StreamFormat& format = in.format;
-    const DType type = format.kind == CodeKind::f32   ? DType::f32
-                       : format.kind == CodeKind::f16 ? DType::f16
-                                                      : DType::bf16;
-    for (std::size_t c = channel; c < channel + channels;) {
+    const DType type = dtype_of_kind(format.kind);
+    for (std::size_t c = channels.first; c < channels.end();) {
         const std::size_t b = c / format.group_channels, in_group = c % format.group_channels;
-        const std::size_t columns = std::min(format.channels_of(b) - in_group, channel + channels - c);
+        const std::size_t columns = std::min(format.channels_of(b) - in_group, channels.end() - c);
         load_row(in.codes + format.code_offset(token, b) + in_group * size_of(type), type, columns,
-                 out + (c - channel));
+                 out + (c - channels.first));
         c += columns;
     }
 }
 
-inline void load_rows(const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
-                      std::size_t channels, float* out, std::size_t stride, TileOrder order) noexcept {
+/// A tile of a stream that is not quantized, from a token and a channel on.
+inline void load_tile(const StreamView& in, std::size_t token, std::size_t channel, Tile out) noexcept {
     std::array<float, max_group> row;
-    for (std::size_t t = 0; t < tokens; ++t) {
-        if (order == TileOrder::token_major) {
-            load_channels(in, token + t, channel, channels, out + t * stride);
+    for (std::size_t t = 0; t < out.tokens; ++t) {
+        if (!out.by_channel()) {
+            load_channels(in, token + t, {channel, out.channels}, out.at(t, 0));
             continue;
         }
-        load_channels(in, token + t, channel, channels, row.data());
-        for (std::size_t c = 0; c < channels; ++c) out[c * stride + t] = row[c];
+        load_channels(in, token + t, {channel, out.channels}, row.data());
+        for (std::size_t c = 0; c < out.channels; ++c) *out.at(t, c) = row[c];
     }
 }
 
 }  // namespace detail
 
-/// Tokens token .. + tokens and channels channel .. + channels of a stream -> f32.
-/// Shape  out: [tokens, channels] with `stride` floats from token to token, or channel-major [channels, tokens].
-///        At most 4096 channels at a time.
-inline void decode_tile(scalar tag, const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
-                        std::size_t channels, float* out, std::size_t stride, TileOrder order) noexcept {
+/// Decodes a tile of a stream, whose first token and channel are these, to f32. At most 4096 channels at a time.
+inline void decode_tile(scalar tag, const StreamView& in, std::size_t token, std::size_t channel, Tile out) noexcept {
     const StreamFormat& format = in.format;
     if (!format.quantized()) {
-        detail::load_rows(in, token, tokens, channel, channels, out, stride, order);
+        detail::load_tile(in, token, channel, out);
         return;
     }
-    const std::size_t token_step = order == TileOrder::token_major ? stride : 1;
-    const std::size_t channel_step = order == TileOrder::token_major ? 1 : stride;
-    for (std::size_t t = token; t < token + tokens;) {
-        const std::size_t token_block = t / format.group_tokens, in_block = t % format.group_tokens;
-        const std::size_t rows = std::min<std::size_t>(format.group_tokens - in_block, token + tokens - t);
-        for (std::size_t c = channel; c < channel + channels;) {
-            const std::size_t b = c / format.group_channels, in_group = c % format.group_channels;
-            const std::size_t columns = std::min(format.channels_of(b) - in_group, channel + channels - c);
-            float* target = out + (t - token) * token_step + (c - channel) * channel_step;
+    for (std::size_t t = 0; t < out.tokens;) {
+        const std::size_t token_block = (token + t) / format.group_tokens, in_block = (token + t) % format.group_tokens;
+        const std::size_t rows = std::min<std::size_t>(format.group_tokens - in_block, out.tokens - t);
+        for (std::size_t c = 0; c < out.channels;) {
+            const std::size_t b = (channel + c) / format.group_channels,
+                              in_group = (channel + c) % format.group_channels;
+            const std::size_t columns = std::min(format.channels_of(b) - in_group, out.channels - c);
             if (format.group_channels == 1) {
-                detail::decode_group(tag, in, token_block, b, in_block, rows, target, token_step);
+                detail::decode_group(tag, in, {token_block, b}, {in_block, rows}, out.at(t, c), out.token_step());
             } else {
                 // Values of a group lie token by token.
                 for (std::size_t i = 0; i < rows; ++i) {
                     const std::size_t first = (in_block + i) * format.channels_of(b) + in_group;
-                    detail::decode_group(tag, in, token_block, b, first, columns, target + i * token_step,
-                                         channel_step);
+                    detail::decode_group(tag, in, {token_block, b}, {first, columns}, out.at(t + i, c),
+                                         out.channel_step());
                 }
             }
             c += columns;
         }
         t += rows;
     }
-    if (format.outliers > 0) put_outliers(in, token, tokens, channel, channels, out, token_step, channel_step);
+    if (format.outliers > 0) put_outliers(in, token, channel, out);
 }
 
 }  // namespace XQUANT_ABI_NS

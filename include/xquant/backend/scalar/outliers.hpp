@@ -1,6 +1,6 @@
 // Outliers of a stream: values that are kept in f16 beside the codes of their group, with their place in it.
 //
-//     take_outliers   a group [n] -> values and places; what stays is encoded without them
+//     take_outliers   a group [n] -> values and indices; what stays is encoded without them
 //     put_outliers    over a decoded tile
 //
 // Source  KVQuant (arXiv 2401.18079), section 3.4, dense-and-sparse quantization; there for whole rows, here for each group.
@@ -11,15 +11,16 @@
 #include <cstdint>
 #include <span>
 
+#include <xquant/backend/views.hpp>
 #include <xquant/storage/stream.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// Moves the outliers of a group x [n] out of it: values, places [format.outliers]. In their place x has the first value
+/// Moves the outliers of a group x [n] out of it: values, indices [format.outliers]. In their place x has the first value
 /// that stays (0 if none does), so that they widen no range. A group of fewer values repeats its first outlier.
-inline void take_outliers(const StreamCodec& codec, std::span<float> x, f16* values, std::byte* places) noexcept {
-    auto* const at = reinterpret_cast<std::uint8_t*>(places);
+inline void take_outliers(const StreamCodec& codec, std::span<float> x, f16* values, std::byte* indices) noexcept {
+    auto* const at = reinterpret_cast<std::uint8_t*>(indices);
     const std::size_t count = std::min<std::size_t>(codec.format.outliers, x.size());
     codec.choose(x, {at, count});
     for (std::size_t i = count; i < codec.format.outliers; ++i) at[i] = at[0];
@@ -34,26 +35,24 @@ inline void take_outliers(const StreamCodec& codec, std::span<float> x, f16* val
     for (std::size_t i = 0; i < count; ++i) x[at[i]] = stays;
 }
 
-/// Writes the outliers of tokens token .. + tokens and channels channel .. + channels over what their codes gave.
-/// A place that its group does not have, in bytes that are damaged, is no other group's: it is left out.
-/// Shape  out: value (t, c) lies at out[(t - token) * token_step + (c - channel) * channel_step].
-inline void put_outliers(const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
-                         std::size_t channels, float* out, std::size_t token_step, std::size_t channel_step) noexcept {
+/// Writes the outliers of a tile, whose first token and channel are these, over what their codes gave.
+/// An index that its group does not have, in bytes that are damaged, is no other group's: it is left out.
+inline void put_outliers(const StreamView& in, std::size_t token, std::size_t channel, Tile out) noexcept {
     const StreamFormat& format = in.format;
-    if (tokens == 0 || channels == 0) return;
-    const std::size_t last_token = (token + tokens - 1) / format.group_tokens;
-    const std::size_t last_channel = (channel + channels - 1) / format.group_channels;
+    if (out.tokens == 0 || out.channels == 0) return;
+    const std::size_t last_token = (token + out.tokens - 1) / format.group_tokens;
+    const std::size_t last_channel = (channel + out.channels - 1) / format.group_channels;
     for (std::size_t block = token / format.group_tokens; block <= last_token; ++block) {
         for (std::size_t b = channel / format.group_channels; b <= last_channel; ++b) {
             const std::size_t first = format.group_index(block, b) * format.outliers, columns = format.channels_of(b);
             for (std::size_t i = first; i < first + format.outliers; ++i) {
-                const auto place = std::to_integer<std::size_t>(in.places[i]);
+                const auto place = std::to_integer<std::size_t>(in.indices[i]);
                 const std::size_t in_group = place / columns;
                 if (in_group >= format.group_tokens) continue;
                 // Unsigned: what lies before the tile is beyond its end, too.
                 const std::size_t t = block * format.group_tokens + in_group - token;
                 const std::size_t c = b * format.group_channels + place % columns - channel;
-                if (t < tokens && c < channels) out[t * token_step + c * channel_step] = to_float(in.outliers[i]);
+                if (t < out.tokens && c < out.channels) *out.at(t, c) = to_float(in.outliers[i]);
             }
         }
     }

@@ -1,4 +1,4 @@
-// Scalar RoPE: turn a tile of keys by the table of its positions, a query back by the tile's start.
+// Scalar RoPE: over a tile of keys by the table of its positions, over a head by given angles.
 //
 //     pair (a, b) by angle t:   a' = a cos t - b sin t,   b' = a sin t + b cos t
 //
@@ -10,33 +10,11 @@
 #include <cstdint>
 
 #include <xquant/backend/backend.hpp>
+#include <xquant/backend/views.hpp>
 #include <xquant/position/rope.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
-
-/// The most pairs a head may have (head_dim 256).
-inline constexpr std::size_t max_pairs = 128;
-
-/// Keys [Dh, tokens] (channel-major, `stride` floats a channel) of consecutive positions are turned by their place in the
-/// tile, 0 .. tokens - 1, and where the angles [pairs] of the tile's start are given, by those too.
-inline void turn_tile(scalar, const RopeView& rope, const float* start_cosines, const float* start_sines, float* keys,
-                      std::size_t stride, std::size_t tokens) noexcept {
-    for (std::size_t j = 0; j < rope.pairs; ++j) {
-        float* XQUANT_RESTRICT a = keys + rope.first(j) * stride;
-        float* XQUANT_RESTRICT b = keys + rope.second(j) * stride;
-        const float* XQUANT_RESTRICT cosines = rope.cosines + j * rope.tokens;
-        const float* XQUANT_RESTRICT sines = rope.sines + j * rope.tokens;
-        const float c = start_cosines != nullptr ? start_cosines[j] : 1.0F;
-        const float s = start_sines != nullptr ? start_sines[j] : 0.0F;
-        for (std::size_t t = 0; t < tokens; ++t) {
-            const float x = a[t], y = b[t];
-            const float cosine = cosines[t] * c - sines[t] * s, sine = cosines[t] * s + sines[t] * c;
-            a[t] = x * cosine - y * sine;
-            b[t] = x * sine + y * cosine;
-        }
-    }
-}
 
 /// The angles of tile after tile: those of a start that follows the last one by a whole tile are a product, in f64, others
 /// are computed anew. Sines and cosines of 64-bit numbers would cost as much as the attention of a tile.
@@ -44,7 +22,7 @@ class TileAngles {
 public:
     std::array<float, max_pairs> cosines, sines;
 
-    /// Where the angles are those of.
+    /// The position whose angles they are.
     [[nodiscard]] std::int64_t start() const noexcept { return start_; }
 
     void move_to(const RopeView& rope, std::int64_t start) noexcept {
@@ -80,9 +58,28 @@ private:
     bool known_ = false, has_step_ = false;
 };
 
-/// Turns one head [Dh] by the angles given; `direction` -1 turns back.
-inline void turn_head(scalar, const RopeView& rope, const float* cosines, const float* sines, float direction,
-                      float* head) noexcept {
+/// Applies RoPE to a channel-major tile of keys at consecutive positions: token t is turned by t (the table), and where the angles
+/// of the tile's start are given, by the start as well.
+inline void apply_rope_to_tile(scalar, const RopeView& rope, const TileAngles* start, Tile keys) noexcept {
+    for (std::size_t j = 0; j < rope.pairs; ++j) {
+        float* XQUANT_RESTRICT a = keys.data + rope.first(j) * keys.stride;
+        float* XQUANT_RESTRICT b = keys.data + rope.second(j) * keys.stride;
+        const float* XQUANT_RESTRICT cosines = rope.cosines + j * rope.tokens;
+        const float* XQUANT_RESTRICT sines = rope.sines + j * rope.tokens;
+        const float c = start != nullptr ? start->cosines[j] : 1.0F;
+        const float s = start != nullptr ? start->sines[j] : 0.0F;
+        for (std::size_t t = 0; t < keys.tokens; ++t) {
+            const float x = a[t], y = b[t];
+            const float cosine = cosines[t] * c - sines[t] * s, sine = cosines[t] * s + sines[t] * c;
+            a[t] = x * cosine - y * sine;
+            b[t] = x * sine + y * cosine;
+        }
+    }
+}
+
+/// Applies RoPE to one head [Dh] by the angles [pairs] given; `direction` -1 undoes it.
+inline void apply_rope(scalar, const RopeView& rope, const float* cosines, const float* sines, float direction,
+                       float* head) noexcept {
     for (std::size_t j = 0; j < rope.pairs; ++j) {
         float &a = head[rope.first(j)], &b = head[rope.second(j)];
         const float x = a, y = b, sine = direction * sines[j];
@@ -91,9 +88,9 @@ inline void turn_head(scalar, const RopeView& rope, const float* cosines, const 
     }
 }
 
-/// Turns every head of a row [width] by its position, and multiplies what is turned by RopeView::factor.
-inline void turn_row(scalar tag, float* row, std::size_t width, std::size_t head_dim, std::int64_t position,
-                     const RopeView& rope) noexcept {
+/// Applies RoPE to every head of a row [width] at its position, and multiplies what is turned by RopeView::factor.
+inline void apply_rope_to_row(scalar tag, const RopeView& rope, std::int64_t position, std::size_t head_dim, float* row,
+                              std::size_t width) noexcept {
     std::array<float, max_pairs> cosines, sines;
     rope_angles(rope, position, cosines.data(), sines.data());
     for (std::size_t j = 0; j < rope.pairs; ++j) {
@@ -101,7 +98,7 @@ inline void turn_row(scalar tag, float* row, std::size_t width, std::size_t head
         sines[j] *= rope.factor;
     }
     for (std::size_t first = 0; first < width; first += head_dim) {
-        turn_head(tag, rope, cosines.data(), sines.data(), 1.0F, row + first);
+        apply_rope(tag, rope, cosines.data(), sines.data(), 1.0F, row + first);
     }
 }
 

@@ -5,6 +5,7 @@
 // Everything else (other formats, many query rows) goes through a tile of K or z in f32, and `multiply`.
 #pragma once
 
+#include <xquant/backend/simd/rope.hpp>
 #include <xquant/backend/simd/values.hpp>
 
 namespace xquant::backend {
@@ -32,9 +33,9 @@ typename R::f32 exp_lanes(typename R::f32 x) noexcept {
 }  // namespace detail
 
 template <class R>
-void soften(simd<R>, float* scores, std::size_t begin, std::size_t end, std::size_t tokens, float& maximum,
-            float& total, float* sum, std::size_t width) noexcept {
-    const std::size_t whole = (tokens + R::lanes - 1) / R::lanes * R::lanes;
+void online_softmax(simd<R>, float* scores, VisibleTokens seen, SoftmaxRow row) noexcept {
+    const std::size_t begin = seen.begin, end = seen.end;
+    const std::size_t whole = (seen.tokens + R::lanes - 1) / R::lanes * R::lanes;
     if (begin >= end) {
         std::fill_n(scores, whole, 0.0F);
         return;
@@ -45,26 +46,75 @@ void soften(simd<R>, float* scores, std::size_t begin, std::size_t end, std::siz
     auto highest = R::load(scores);
     for (std::size_t t = R::lanes; t < whole; t += R::lanes) highest = R::max(highest, R::load(scores + t));
     const float top = R::reduce_max(highest);
-    if (top > maximum) {
-        const float factor = total > 0 ? exp_negative(maximum - top) : 0.0F;
-        total *= factor;
-        for (std::size_t c = 0; c < width; c += R::lanes) {
-            const std::size_t n = std::min(R::lanes, width - c);
-            R::store_first(sum + c, R::mul(R::load_first(sum + c, n), R::splat(factor)), n);
+    if (top > row.maximum) {
+        const float factor = row.total > 0 ? exp_negative(row.maximum - top) : 0.0F;
+        row.total *= factor;
+        for (std::size_t c = 0; c < row.width; c += R::lanes) {
+            const std::size_t n = std::min(R::lanes, row.width - c);
+            R::store_first(row.sum + c, R::mul(R::load_first(row.sum + c, n), R::splat(factor)), n);
         }
-        maximum = top;
+        row.maximum = top;
     }
-    const auto reference = R::splat(maximum);
+    const auto reference = R::splat(row.maximum);
     auto weights = R::zero();
     for (std::size_t t = 0; t < whole; t += R::lanes) {
         const auto e = detail::exp_lanes<R>(R::sub(R::load(scores + t), reference));
         R::store(scores + t, e);
         weights = R::add(weights, e);
     }
-    total += R::reduce_add(weights);
+    row.total += R::reduce_add(weights);
     std::fill_n(scores, begin, 0.0F);
     std::fill_n(scores + end, whole - end, 0.0F);
 }
+
+namespace detail {
+
+/// ScoreForm::products: token block by token block, each from its first token. Queries are turned back by the position of that.
+template <class Backend>
+void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& in, Slots tokens, TileAngles& angles,
+                        Slots rows, const AttendScratch& at) noexcept {
+    using R = typename Backend::registers;
+    const HeadDecoder& head = task.key;
+    const StreamFormat& format = in.format;
+    const std::size_t dh = task.head_dim, count = rows.count * task.queries_per_kv, block_tokens = format.group_tokens;
+    const Slots channels{head.first, head.width};
+    auto* quads = reinterpret_cast<std::uint32_t*>(at.inner);
+    float* memory = at.inner + int8_channels / 4 * quad_tokens;
+    std::array<float, int8_channels> scales, zeros;
+    const std::int64_t start = angles.start();
+    const std::size_t first = tokens.first, first_block = first / block_tokens * block_tokens;
+    for (std::size_t t = first_block; t < tokens.end(); t += block_tokens) {
+        if (task.rope.pairs > 0) {
+            angles.move_to(task.rope, start + static_cast<std::int64_t>(t) - static_cast<std::int64_t>(first));
+            if (t > first_block) scale_queries(task, rows, at.queries);
+            for (std::size_t i = 0; i < count; ++i) {
+                apply_rope(tag, task.rope, angles.cosines.data(), angles.sines.data(), -1.0F, at.queries + i * dh);
+            }
+        }
+        const std::size_t some = std::min<std::size_t>(block_tokens, tokens.end() - t);
+        load_quads(tag, in, {t, some}, channels, quads);
+        load_channel_scales(in, t / block_tokens, channels, scales.data(), zeros.data());
+        const Int8Block block =
+            fold_weights(tag, {head.matrix, head.width, dh, dh}, scales.data(), zeros.data(), memory);
+        for (std::size_t j = 0; j < dh && head.constant != nullptr; ++j) block.offsets[j] += head.constant[j];
+        // at.keys is free: no tile of K is built here.
+        float* scores = at.keys;
+        const ScoredQueries of{at.queries, count, scores};
+        const std::size_t run = R::dot_run(format.bits);
+        if (task.rules.key_norm != nullptr) {
+            score_products<R, true>(task, quads, some, block, run, of);
+        } else {
+            score_products<R, false>(task, quads, some, block, run, of);
+        }
+        const std::size_t skip = t < first ? first - t : 0;
+        for (std::size_t i = 0; i < count; ++i) {
+            std::copy_n(scores + i * tile_tokens + skip, some - skip, at.scores + i * tile_tokens + (t + skip - first));
+        }
+    }
+    angles.move_to(task.rope, start);
+}
+
+}  // namespace detail
 
 template <class Backend>
     requires requires { typename Backend::registers; }
@@ -74,68 +124,31 @@ constexpr bool scores_from_codes(Backend, const AttendTask& task, const StreamVi
 
 template <class Backend>
     requires requires { typename Backend::registers; }
-void score_codes(Backend tag, const AttendTask& task, const StreamView& in, std::size_t first, std::size_t tokens,
-                 TileAngles& angles, std::size_t row, std::size_t rows, const detail::AttendScratch& at) noexcept {
+void score_codes(Backend tag, const AttendTask& task, const StreamView& in, Slots tokens, TileAngles& angles,
+                 Slots rows, const AttendScratch& at) noexcept {
     using R = typename Backend::registers;
-    const std::size_t count = rows * task.group, dh = task.head_dim;
+    const std::size_t count = rows.count * task.queries_per_kv;
     const bool absorbed = absorbs_keys(task);
-    const float* queries = absorbed ? at.absorbed + row * task.group * task.key.width : at.queries;
-    if (!absorbed) detail::scale_queries(task, row, count, at.queries);
+    const float* queries = absorbed ? at.absorbed + rows.first * task.queries_per_kv * task.key.width : at.queries;
+    if (!absorbed) detail::scale_queries(task, rows, at.queries);
     const detail::ScoreForm form = detail::score_form<Backend>(task, in);
     auto* quads = reinterpret_cast<std::uint32_t*>(at.inner);
     if (form == detail::ScoreForm::rows) {
-        detail::with_half_rows<R>(in, first, task.key.first, [&](auto load) {
-            detail::score_rows_direct<R>(task.key.width, load, tokens, count, queries, at.scores);
+        detail::with_half_rows<R>(in, tokens.first, task.key.first, [&](auto load) {
+            detail::score_rows_direct<R>(task.key.width, load, tokens.count, count, queries, at.scores);
         });
-        if (absorbed) detail::add_constants(task, row, count, tokens, at);
+        if (absorbed) detail::add_constants(task, rows, tokens.count, at);
     } else if (form == detail::ScoreForm::codes) {
+        const detail::ScoredQueries of{queries, count, at.scores};
         bool rounded = false;
         if constexpr (Backend::int8_products) {
             rounded = rounds_queries<Backend>(task, in);
-            if (rounded)
-                detail::score_codes_direct<true>(tag, task.key, in, first, tokens, count, queries, at.scores, quads);
+            if (rounded) detail::score_codes_direct<true>(tag, task.key, in, tokens, of, quads);
         }
-        if (!rounded)
-            detail::score_codes_direct<false>(tag, task.key, in, first, tokens, count, queries, at.scores, quads);
-        if (absorbed) detail::add_constants(task, row, count, tokens, at);
+        if (!rounded) detail::score_codes_direct<false>(tag, task.key, in, tokens, of, quads);
+        if (absorbed) detail::add_constants(task, rows, tokens.count, at);
     } else if constexpr (Backend::int8_products) {
-        const HeadDecoder& head = task.key;
-        const StreamFormat& format = in.format;
-        float* memory = at.inner + int8_channels / 4 * detail::quad_tokens;
-        std::array<float, int8_channels> scales, zeros;
-        const std::int64_t start = angles.start();
-        // Token block by token block, each from its first token: the query is turned back by the position of that.
-        for (std::size_t t = first / format.group_tokens * format.group_tokens; t < first + tokens;
-             t += format.group_tokens) {
-            if (task.rope.pairs > 0) {
-                angles.move_to(task.rope, start + static_cast<std::int64_t>(t) - static_cast<std::int64_t>(first));
-                if (t > first / format.group_tokens * format.group_tokens)
-                    detail::scale_queries(task, row, count, at.queries);
-                for (std::size_t i = 0; i < count; ++i) {
-                    turn_head(tag, task.rope, angles.cosines.data(), angles.sines.data(), -1.0F, at.queries + i * dh);
-                }
-            }
-            const std::size_t some = std::min<std::size_t>(format.group_tokens, first + tokens - t);
-            detail::load_quads(tag, in, t, some, head.first, head.width, quads);
-            detail::load_channel_scales(in, t / format.group_tokens, head.first, head.width, scales.data(),
-                                        zeros.data());
-            const detail::Int8Block block =
-                detail::fold_weights(tag, head.matrix, dh, head.width, scales.data(), zeros.data(), memory);
-            for (std::size_t j = 0; j < dh && head.constant != nullptr; ++j) block.offsets[j] += head.constant[j];
-            // at.keys is free: no tile of K is built here.
-            float* scores = at.keys;
-            if (task.rules.key_norm != nullptr) {
-                detail::score_products<R, true>(task, quads, some, block, at.queries, count, format.bits, scores);
-            } else {
-                detail::score_products<R, false>(task, quads, some, block, at.queries, count, format.bits, scores);
-            }
-            const std::size_t skip = t < first ? first - t : 0;
-            for (std::size_t i = 0; i < count; ++i) {
-                std::copy_n(scores + i * tile_tokens + skip, some - skip,
-                            at.scores + i * tile_tokens + (t + skip - first));
-            }
-        }
-        angles.move_to(task.rope, start);
+        detail::score_token_blocks(tag, task, in, tokens, angles, rows, at);
     }
 }
 
@@ -151,7 +164,7 @@ template <class Backend>
 constexpr bool adds_from_codes(Backend, const AttendTask& task, const StreamView& in) noexcept {
     constexpr std::size_t lanes = Backend::registers::lanes;
     const StreamFormat& format = in.format;
-    const std::size_t queries = task.rows * task.group;
+    const std::size_t queries = task.queries();
     if (queries > direct_queries || !absorbs_values(task.value, queries, task.head_dim)) return false;
     if (format.kind == CodeKind::f16 || format.kind == CodeKind::bf16) {
         return task.value.width % lanes == 0 && detail::in_one_block(format, task.value.first, task.value.width);
@@ -162,11 +175,11 @@ constexpr bool adds_from_codes(Backend, const AttendTask& task, const StreamView
 
 template <class Backend>
     requires requires { typename Backend::registers; }
-void add_codes(Backend, const AttendTask& task, const StreamView& in, std::size_t first, std::size_t tokens,
-               std::size_t count, float* sums, const detail::AttendScratch& at) noexcept {
+void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_tokens, std::size_t count, float* sums,
+               const AttendScratch& at) noexcept {
     using R = typename Backend::registers;
     const StreamFormat& format = in.format;
-    const std::size_t width = task.value.width;
+    const std::size_t width = task.value.width, first = of_tokens.first, tokens = of_tokens.count;
     if (!format.quantized()) {
         detail::with_half_rows<R>(in, first, task.value.first, [&](auto load) {
             detail::add_all_rows<R>(load, tokens, width, at.scores, count, sums, width);
@@ -181,7 +194,7 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, std::size_
         const std::size_t channel = task.value.first + c, block = channel / format.group_channels;
         const std::size_t in_group = channel % format.group_channels;
         const std::size_t channels = std::min({format.channels_of(block) - in_group, width - c, std::size_t{128}});
-        detail::load_token_scales<R>(in, first, tokens, block, scales.data(), zeros.data());
+        detail::load_token_scales<R>(in, of_tokens, block, scales.data(), zeros.data());
         for (std::size_t i = 0; i < count; ++i) {
             auto total = R::zero();
             for (std::size_t t = 0; t < tokens; t += R::lanes) {
@@ -193,11 +206,12 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, std::size_
             const float zero = R::reduce_add(total);
             for (std::size_t k = 0; k < channels; ++k) sums[i * width + c + k] += zero;
         }
-        const bool quads_there = detail::load_value_quads<R>(in, first, tokens, channel, channels, quads);
+        const bool quads_there = detail::load_value_quads<R>(in, of_tokens, {channel, channels}, quads);
         bool added = false;
         if constexpr (Backend::int8_products) {
             added = quads_there && format.bits <= R::dot_bits;
-            if (added) detail::add_products<R>(quads, tokens, channels, weights, count, format.bits, sums + c, width);
+            const detail::ValueQuads of{quads, (tokens + 3) / 4, channels, R::dot_run(format.bits)};
+            if (added) detail::add_products<R>(of, tokens, weights, count, sums + c, width);
         }
         if (!added && quads_there) {
             const auto load = [&](std::size_t t, std::size_t k) {
@@ -209,7 +223,7 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, std::size_
         } else if (!added) {
             for (std::size_t t = 0; t < tokens; ++t) {
                 unpack_group(scalar{}, in.codes + format.code_offset(first + t, block), format.channels_of(block),
-                             format.bits, in_group, channels, codes + t * channels);
+                             format.bits, {in_group, channels}, codes + t * channels);
             }
             const auto load = [&](std::size_t t, std::size_t k) {
                 return R::to_f32(R::load_u8(codes + t * channels + k));

@@ -106,18 +106,18 @@ bool with_group(unsigned bits, std::size_t n, F&& f) {
 /// Rows of a block that is transposed at a time, and how many values each has at most.
 inline constexpr std::size_t strip_values = 128;
 
-/// in [rows, columns] -> out [columns, rows], `stride` floats from row to row.
+/// in [rows, columns] -> out [columns, rows], rows of out `out_stride` floats apart.
 template <class R>
-void transpose_floats(const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
-                      std::size_t out_stride) noexcept {
+void transpose_floats(Matrix in, float* out, std::size_t out_stride) noexcept {
     constexpr std::size_t n = R::lanes;
+    const std::size_t rows = in.rows, columns = in.columns;
     typename R::i32 block[n];
     for (std::size_t i = 0; i < rows; i += n) {
         const std::size_t some = std::min(n, rows - i);
         for (std::size_t j = 0; j < columns; j += n) {
             const std::size_t wide = std::min(n, columns - j);
             for (std::size_t k = 0; k < n; ++k) {
-                block[k] = k < some ? R::as_i32(R::load_first(in + (i + k) * in_stride + j, wide)) : R::zero_i32();
+                block[k] = k < some ? R::as_i32(R::load_first(in.data + (i + k) * in.stride + j, wide)) : R::zero_i32();
             }
             R::transpose(block);
             for (std::size_t k = 0; k < wide; ++k) {
@@ -140,35 +140,35 @@ void scale_codes(const std::uint8_t* codes, std::size_t count, GroupScale scale,
 
 }  // namespace detail
 
-/// Codes first .. first + count of a group of n -> out, which has room for 64 codes more.
+/// Some codes of a group of n -> out, which has room for 64 codes more.
 template <class R>
-void unpack_group(simd<R>, const std::byte* in, std::size_t n, unsigned bits, std::size_t first, std::size_t count,
-                  std::uint8_t* out) noexcept {
+void unpack_group(simd<R>, const std::byte* in, std::size_t n, unsigned bits, Slots codes, std::uint8_t* out) noexcept {
     constexpr std::size_t bytes = 4 * R::lanes;
+    const std::size_t first = codes.first, count = codes.count;
     const bool done = first % bytes == 0 && detail::with_group(bits, n, [&](auto b, auto size) {
                           for (std::size_t i = 0; i < count; i += bytes) {
                               R::store_i32(out + i, detail::code_bytes<R, b(), size()>(in, (first + i) / bytes));
                           }
                       });
-    if (!done) unpack_group(scalar{}, in, n, bits, first, count, out);
+    if (!done) unpack_group(scalar{}, in, n, bits, codes, out);
 }
 
 namespace detail {
 
 /// As decode_group, with values side by side.
 template <class R>
-void decode_run(simd<R> tag, const StreamView& in, std::size_t token_block, std::size_t channel_block,
-                std::size_t first, std::size_t count, float* out) noexcept {
+void decode_run(simd<R> tag, const StreamView& in, GroupPlace at, Slots codes_of, float* out) noexcept {
     const StreamFormat& format = in.format;
     if (format.levels != nullptr) {
-        decode_group(scalar{}, in, token_block, channel_block, first, count, out, 1);
+        decode_group(scalar{}, in, at, codes_of, out, 1);
         return;
     }
-    const std::size_t n = format.group_tokens * format.channels_of(channel_block);
+    const std::size_t n = format.group_tokens * format.channels_of(at.channel_block);
     std::array<std::uint8_t, max_group + 64> codes;
-    unpack_group(tag, in.codes + format.code_offset(token_block, channel_block), n, format.bits, first, count,
+    unpack_group(tag, in.codes + format.code_offset(at.token_block, at.channel_block), n, format.bits, codes_of,
                  codes.data());
-    scale_codes<R>(codes.data(), count, stored_scale(in, format.group_index(token_block, channel_block)), out);
+    scale_codes<R>(codes.data(), codes_of.count, stored_scale(in, format.group_index(at.token_block, at.channel_block)),
+                   out);
 }
 
 /// Into L2.
@@ -187,23 +187,22 @@ void load_halves(CodeKind kind, const std::byte* in, std::size_t n, float* out) 
         R::store(out + c, kind == CodeKind::f16 ? R::load_f16(reinterpret_cast<const f16*>(from))
                                                 : R::load_bf16(reinterpret_cast<const bf16*>(from)));
     }
-    if (c < n) load_row(in + c * sizeof(f16), kind == CodeKind::f16 ? DType::f16 : DType::bf16, n - c, out + c);
+    if (c < n) load_row(in + c * sizeof(f16), dtype_of_kind(kind), n - c, out + c);
 }
 
 /// One token's channels, of a stream whose groups run along tokens or that is not quantized.
 template <class R>
-void decode_token(simd<R> tag, const StreamView& in, std::size_t token, std::size_t channel, std::size_t channels,
-                  float* out) noexcept {
+void decode_token(simd<R> tag, const StreamView& in, std::size_t token, Slots channels, float* out) noexcept {
     const StreamFormat& format = in.format;
-    if (format.kind == CodeKind::f32) return load_channels(in, token, channel, channels, out);
-    for (std::size_t c = channel; c < channel + channels;) {
+    if (format.kind == CodeKind::f32) return load_channels(in, token, channels, out);
+    for (std::size_t c = channels.first; c < channels.end();) {
         const std::size_t b = c / format.group_channels, in_group = c % format.group_channels;
-        const std::size_t columns = std::min(format.channels_of(b) - in_group, channel + channels - c);
+        const std::size_t columns = std::min(format.channels_of(b) - in_group, channels.end() - c);
+        float* to = out + (c - channels.first);
         if (format.quantized()) {
-            decode_run(tag, in, token, b, in_group, columns, out + (c - channel));
+            decode_run(tag, in, {token, b}, {in_group, columns}, to);
         } else {
-            load_halves<R>(format.kind, in.codes + format.code_offset(token, b) + in_group * sizeof(f16), columns,
-                           out + (c - channel));
+            load_halves<R>(format.kind, in.codes + format.code_offset(token, b) + in_group * sizeof(f16), columns, to);
         }
         c += columns;
     }
@@ -211,12 +210,11 @@ void decode_token(simd<R> tag, const StreamView& in, std::size_t token, std::siz
 
 /// Tokens of one channel, of a stream whose groups run along channels.
 template <class R>
-void decode_channel(simd<R> tag, const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
-                    float* out) noexcept {
+void decode_channel(simd<R> tag, const StreamView& in, Slots tokens, std::size_t channel, float* out) noexcept {
     const std::size_t group = in.format.group_tokens;
-    for (std::size_t t = token; t < token + tokens;) {
-        const std::size_t rows = std::min(group - t % group, token + tokens - t);
-        decode_run(tag, in, t / group, channel, t % group, rows, out + (t - token));
+    for (std::size_t t = tokens.first; t < tokens.end();) {
+        const std::size_t rows = std::min(group - t % group, tokens.end() - t);
+        decode_run(tag, in, {t / group, channel}, {t % group, rows}, out + (t - tokens.first));
         t += rows;
     }
 }
@@ -224,54 +222,48 @@ void decode_channel(simd<R> tag, const StreamView& in, std::size_t token, std::s
 }  // namespace detail
 
 template <class R>
-void decode_tile(simd<R> tag, const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
-                 std::size_t channels, float* out, std::size_t stride, TileOrder order) noexcept {
+void decode_tile(simd<R> tag, const StreamView& in, std::size_t token, std::size_t channel, Tile out) noexcept {
     const StreamFormat& format = in.format;
-    const bool token_major = order == TileOrder::token_major;
     // Rows of one channel that are stored as they are lie along both: they have no codes to unpack along a channel.
     const bool along_tokens = format.group_tokens == 1, along_channels = !along_tokens && format.group_channels == 1;
     std::array<float, R::lanes * detail::strip_values> strip;
-    if (along_tokens && token_major) {
-        for (std::size_t t = 0; t < tokens; ++t) {
-            detail::decode_token(tag, in, token + t, channel, channels, out + t * stride);
+    if (along_tokens && !out.by_channel()) {
+        for (std::size_t t = 0; t < out.tokens; ++t) {
+            detail::decode_token(tag, in, token + t, {channel, out.channels}, out.at(t, 0));
         }
-    } else if (along_channels && !token_major) {
-        for (std::size_t c = 0; c < channels; ++c) {
-            detail::decode_channel(tag, in, token, tokens, channel + c, out + c * stride);
+    } else if (along_channels && out.by_channel()) {
+        for (std::size_t c = 0; c < out.channels; ++c) {
+            detail::decode_channel(tag, in, {token, out.tokens}, channel + c, out.at(0, c));
         }
     } else if (along_tokens) {
-        for (std::size_t c = 0; c < channels; c += detail::strip_values) {
-            const std::size_t some = std::min(detail::strip_values, channels - c);
-            for (std::size_t t = 0; t < tokens; t += R::lanes) {
-                const std::size_t rows = std::min(R::lanes, tokens - t);
+        for (std::size_t c = 0; c < out.channels; c += detail::strip_values) {
+            const std::size_t some = std::min(detail::strip_values, out.channels - c);
+            for (std::size_t t = 0; t < out.tokens; t += R::lanes) {
+                const std::size_t rows = std::min(R::lanes, out.tokens - t);
                 for (std::size_t i = 0; i < rows; ++i) {
-                    detail::decode_token(tag, in, token + t + i, channel + c, some,
+                    detail::decode_token(tag, in, token + t + i, {channel + c, some},
                                          strip.data() + i * detail::strip_values);
                 }
-                detail::transpose_floats<R>(strip.data(), detail::strip_values, rows, some, out + c * stride + t,
-                                            stride);
+                detail::transpose_floats<R>({strip.data(), rows, some, detail::strip_values}, out.at(t, c), out.stride);
             }
         }
     } else if (along_channels) {
-        for (std::size_t t = 0; t < tokens; t += detail::strip_values) {
-            const std::size_t some = std::min(detail::strip_values, tokens - t);
-            for (std::size_t c = 0; c < channels; c += R::lanes) {
-                const std::size_t rows = std::min(R::lanes, channels - c);
+        for (std::size_t t = 0; t < out.tokens; t += detail::strip_values) {
+            const std::size_t some = std::min(detail::strip_values, out.tokens - t);
+            for (std::size_t c = 0; c < out.channels; c += R::lanes) {
+                const std::size_t rows = std::min(R::lanes, out.channels - c);
                 for (std::size_t i = 0; i < rows; ++i) {
-                    detail::decode_channel(tag, in, token + t, some, channel + c + i,
+                    detail::decode_channel(tag, in, {token + t, some}, channel + c + i,
                                            strip.data() + i * detail::strip_values);
                 }
-                detail::transpose_floats<R>(strip.data(), detail::strip_values, rows, some, out + t * stride + c,
-                                            stride);
+                detail::transpose_floats<R>({strip.data(), rows, some, detail::strip_values}, out.at(t, c), out.stride);
             }
         }
     } else {
-        decode_tile(scalar{}, in, token, tokens, channel, channels, out, stride, order);  // a layout of a user's own
+        decode_tile(scalar{}, in, token, channel, out);  // a layout of a user's own
         return;
     }
-    if (format.outliers > 0) {
-        put_outliers(in, token, tokens, channel, channels, out, token_major ? stride : 1, token_major ? 1 : stride);
-    }
+    if (format.outliers > 0) put_outliers(in, token, channel, out);
 }
 
 namespace detail {
@@ -296,8 +288,8 @@ inline void pack_words(const std::uint8_t* codes, std::size_t n, unsigned bits, 
 
 /// A whole group x [n], n a multiple of 64, by a rule that needs its range alone.
 template <class R>
-void encode_range(const StreamCodec& codec, const float* x, std::size_t n, std::size_t token_block,
-                  std::size_t channel_block, MutableStreamView out) noexcept {
+void encode_range(const StreamCodec& codec, const float* x, std::size_t n, GroupPlace at,
+                  MutableStreamView out) noexcept {
     const StreamFormat& format = out.format;
     auto low = R::load(x), high = low;
     for (std::size_t i = R::lanes; i < n; i += R::lanes) {
@@ -313,8 +305,8 @@ void encode_range(const StreamCodec& codec, const float* x, std::size_t n, std::
         const auto scaled = R::mul(R::sub(R::load(x + i), zero), inverse);
         R::store_u8(codes.data() + i, R::round(R::min(R::max(scaled, bottom), top)));
     }
-    pack_words(codes.data(), n, format.bits, out.codes + format.code_offset(token_block, channel_block));
-    const std::size_t index = format.group_index(token_block, channel_block);
+    pack_words(codes.data(), n, format.bits, out.codes + format.code_offset(at.token_block, at.channel_block));
+    const std::size_t index = format.group_index(at.token_block, at.channel_block);
     out.scales[index] = to_f16(scale.scale);
     if (format.stores_zero) out.zeros[index] = to_f16(scale.zero);
 }
@@ -322,17 +314,17 @@ void encode_range(const StreamCodec& codec, const float* x, std::size_t n, std::
 }  // namespace detail
 
 template <class R>
-void encode_rows(simd<R>, const StreamCodec& codec, const float* rows, std::size_t stride, std::size_t first,
-                 std::size_t count, MutableStreamView out) noexcept {
+void encode_rows(simd<R>, const StreamCodec& codec, Matrix rows, std::size_t first, MutableStreamView out) noexcept {
     const StreamFormat& format = out.format;
+    const std::size_t count = rows.rows, stride = rows.stride;
     const std::size_t group = std::size_t{format.group_tokens} * format.group_channels;
     const bool by_range = format.quantized() && codec.scale_of != nullptr && format.outliers == 0 && group % 64 == 0;
     const bool last_whole = format.channels_of(format.channel_blocks() - 1) % 64 == 0;
     if (by_range && format.group_tokens == 1 && last_whole) {
         for (std::size_t t = 0; t < count; ++t) {
             for (std::size_t b = 0; b < format.channel_blocks(); ++b) {
-                detail::encode_range<R>(codec, rows + t * stride + b * format.group_channels, format.channels_of(b),
-                                        first + t, b, out);
+                detail::encode_range<R>(codec, rows.data + t * stride + b * format.group_channels,
+                                        format.channels_of(b), {first + t, b}, out);
             }
         }
         return;
@@ -342,15 +334,15 @@ void encode_rows(simd<R>, const StreamCodec& codec, const float* rows, std::size
         for (std::size_t t = 0; t < count; t += group) {
             for (std::size_t c = 0; c < format.width; c += R::lanes) {
                 const std::size_t some = std::min<std::size_t>(R::lanes, format.width - c);
-                detail::transpose_floats<R>(rows + t * stride + c, stride, group, some, strip.data(), group);
+                detail::transpose_floats<R>({rows.data + t * stride + c, group, some, stride}, strip.data(), group);
                 for (std::size_t i = 0; i < some; ++i) {
-                    detail::encode_range<R>(codec, strip.data() + i * group, group, (first + t) / group, c + i, out);
+                    detail::encode_range<R>(codec, strip.data() + i * group, group, {(first + t) / group, c + i}, out);
                 }
             }
         }
         return;
     }
-    encode_rows(scalar{}, codec, rows, stride, first, count, out);
+    encode_rows(scalar{}, codec, rows, first, out);
 }
 
 }  // namespace XQUANT_ABI_NS

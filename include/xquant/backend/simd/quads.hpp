@@ -5,7 +5,7 @@
 //         where they lie channel by channel.
 #pragma once
 
-#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/backend/scalar/int8.hpp>
 #include <xquant/backend/simd/codec.hpp>
 
 namespace xquant::backend {
@@ -15,12 +15,13 @@ namespace detail {
 /// Places of a code quad's tokens: a page.
 inline constexpr std::size_t quad_tokens = tile_tokens;
 
-/// Codes of channels channel .. + channels (of one token block, in one channel block) -> quads [channels / 4][128]. Words
-/// 0 .. are tokens token .. of the stream; those from `tokens` on, up to the next multiple of `lanes`, mean nothing.
+/// Codes of some tokens (of one token block) and channels (of one channel block) -> quads [channels / 4][128]. Words 0 .. are the
+/// tokens; those behind the last one, up to the next multiple of `lanes`, mean nothing.
 template <class R>
-void load_quads(simd<R> tag, const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel,
-                std::size_t channels, std::uint32_t* quads) noexcept {
+void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_channels, std::uint32_t* quads) noexcept {
     constexpr std::size_t lanes = R::lanes, bytes = 4 * lanes;
+    const std::size_t token = of_tokens.first, tokens = of_tokens.count;
+    const std::size_t channel = of_channels.first, channels = of_channels.count;
     const StreamFormat& format = in.format;
     bool done = false;
     if (format.group_channels == 1) {
@@ -80,22 +81,22 @@ void load_quads(simd<R> tag, const StreamView& in, std::size_t token, std::size_
         if (format.group_channels == 1) {
             const std::size_t first = token % format.group_tokens;
             unpack_group(tag, in.codes + format.code_offset(token / format.group_tokens, channel + i),
-                         format.group_tokens, format.bits, first, tokens, codes.data());
+                         format.group_tokens, format.bits, {first, tokens}, codes.data());
             for (std::size_t t = 0; t < tokens; ++t) put(i, t, codes[t]);
         } else {
             const std::size_t block = channel / format.group_channels;
             unpack_group(tag, in.codes + format.code_offset(token + i, block), format.channels_of(block), format.bits,
-                         channel % format.group_channels, channels, codes.data());
+                         {channel % format.group_channels, channels}, codes.data());
             for (std::size_t c = 0; c < channels; ++c) put(c, i, codes[c]);
         }
     }
 }
 
-/// Scales and zeros of one channel block for tokens token .. + tokens -> scales [128], zeros [128].
+/// Scales and zeros of one channel block for some tokens -> scales [128], zeros [128].
 template <class R>
-void load_token_scales(const StreamView& in, std::size_t token, std::size_t tokens, std::size_t channel_block,
-                       float* scales, float* zeros) noexcept {
-    const std::size_t first = in.format.group_index(token, channel_block);
+void load_token_scales(const StreamView& in, Slots of_tokens, std::size_t channel_block, float* scales,
+                       float* zeros) noexcept {
+    const std::size_t first = in.format.group_index(of_tokens.first, channel_block), tokens = of_tokens.count;
     const auto load = [&](const f16* from, float* to) {
         load_halves<R>(CodeKind::f16, reinterpret_cast<const std::byte*>(from + first), tokens, to);
         for (std::size_t t = tokens; t % R::lanes != 0; ++t) to[t] = 0;
@@ -106,11 +107,11 @@ void load_token_scales(const StreamView& in, std::size_t token, std::size_t toke
     for (std::size_t t = tokens; t % R::lanes != 0; ++t) zeros[t] = 0;
 }
 
-/// Scales and zeros of channels channel .. + channels (at most 128) in one token block.
-inline void load_channel_scales(const StreamView& in, std::size_t token_block, std::size_t channel,
-                                std::size_t channels, float* scales, float* zeros) noexcept {
-    const std::size_t first = in.format.group_index(token_block, channel), step = in.format.group_index(0, 1);
-    for (std::size_t c = 0; c < channels; ++c) {
+/// Scales and zeros of some channels (at most 128) in one token block.
+inline void load_channel_scales(const StreamView& in, std::size_t token_block, Slots channels, float* scales,
+                                float* zeros) noexcept {
+    const std::size_t first = in.format.group_index(token_block, channels.first), step = in.format.group_index(0, 1);
+    for (std::size_t c = 0; c < channels.count; ++c) {
         const GroupScale scale = stored_scale(in, first + c * step);
         scales[c] = scale.scale;
         zeros[c] = scale.zero;

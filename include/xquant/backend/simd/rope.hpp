@@ -1,4 +1,4 @@
-// Vector RoPE: a tile of keys, lanes are tokens.
+// Vector RoPE over a tile of keys: lanes are tokens.
 //
 // Limit   loads and stores of the tile.
 #pragma once
@@ -10,18 +10,17 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
 template <class R>
-void turn_tile(simd<R>, const RopeView& rope, const float* start_cosines, const float* start_sines, float* keys,
-               std::size_t stride, std::size_t tokens) noexcept {
+void apply_rope_to_tile(simd<R>, const RopeView& rope, const TileAngles* start, Tile keys) noexcept {
     for (std::size_t j = 0; j < rope.pairs; ++j) {
-        float* a = keys + rope.first(j) * stride;
-        float* b = keys + rope.second(j) * stride;
-        const auto start_cosine = R::splat(start_cosines != nullptr ? start_cosines[j] : 1.0F);
-        const auto start_sine = R::splat(start_sines != nullptr ? start_sines[j] : 0.0F);
-        for (std::size_t t = 0; t < tokens; t += R::lanes) {
-            const std::size_t n = std::min(R::lanes, tokens - t);
+        float* a = keys.data + rope.first(j) * keys.stride;
+        float* b = keys.data + rope.second(j) * keys.stride;
+        const auto start_cosine = R::splat(start != nullptr ? start->cosines[j] : 1.0F);
+        const auto start_sine = R::splat(start != nullptr ? start->sines[j] : 0.0F);
+        for (std::size_t t = 0; t < keys.tokens; t += R::lanes) {
+            const std::size_t n = std::min(R::lanes, keys.tokens - t);
             const auto load = [n](const float* from) { return n == R::lanes ? R::load(from) : R::load_first(from, n); };
             auto cosine = load(rope.cosines + j * rope.tokens + t), sine = load(rope.sines + j * rope.tokens + t);
-            if (start_cosines != nullptr) {
+            if (start != nullptr) {
                 const auto turned = R::sub(R::mul(cosine, start_cosine), R::mul(sine, start_sine));
                 sine = R::fma(cosine, start_sine, R::mul(sine, start_cosine));
                 cosine = turned;

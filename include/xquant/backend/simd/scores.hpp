@@ -11,8 +11,8 @@
 //         token (AVX-512, Dh = 64, 3 heads), the rest is conversion, RoPE and P z.
 #pragma once
 
-#include <xquant/backend/scalar/attention.hpp>
-#include <xquant/backend/simd/remat.hpp>
+#include <xquant/backend/simd/int8.hpp>
+#include <xquant/backend/tile_loop.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
@@ -40,8 +40,7 @@ constexpr ScoreForm score_form(const AttendTask& task, const StreamView& in) noe
     const StreamFormat& format = in.format;
     const HeadDecoder& head = task.key;
     const std::size_t dh = task.head_dim;
-    if (task.rows * task.group > direct_queries || task.shared_channels > 0 || format.outliers > 0)
-        return ScoreForm::tile;
+    if (task.queries() > direct_queries || task.shared_channels > 0 || format.outliers > 0) return ScoreForm::tile;
     if (reads_latent(task)) {
         const bool half = format.kind == CodeKind::f16 || format.kind == CodeKind::bf16;
         const bool whole = head.width % Backend::registers::lanes == 0 && in_one_block(format, head.first, head.width);
@@ -57,11 +56,11 @@ constexpr ScoreForm score_form(const AttendTask& task, const StreamView& in) noe
     return ScoreForm::tile;
 }
 
-/// q [count, Dh] of the step, times the scale of scores.
-inline void scale_queries(const AttendTask& task, std::size_t row, std::size_t count, float* out) noexcept {
-    const std::size_t dh = task.head_dim;
-    for (std::size_t i = 0; i < count; ++i) {
-        const float* q = task.q + (row + i / task.group) * task.q_stride + i % task.group * dh;
+/// The queries [count, Dh] of some rows, times the scale of scores.
+inline void scale_queries(const AttendTask& task, Slots rows, float* out) noexcept {
+    const std::size_t dh = task.head_dim, first = rows.first * task.queries_per_kv;
+    for (std::size_t i = 0; i < rows.count * task.queries_per_kv; ++i) {
+        const float* q = task.query(first + i);
         for (std::size_t c = 0; c < dh; ++c) out[i * dh + c] = q[c] * task.rules.scale;
     }
 }
@@ -235,12 +234,21 @@ void dot_codes(const std::uint32_t* quads, std::size_t channels, std::size_t t, 
     }
 }
 
-/// scores [count, 128] of queries [count, width] from codes per token: scale * (code . q) + zero * sum of q, group by group.
+/// Queries [count, width], and where their scores [count, 128] go.
+struct ScoredQueries {
+    const float* queries;
+    std::size_t count;
+    float* scores;
+};
+
+/// Scores from codes per token: scale * (code . q) + zero * sum of q, group by group.
 /// Rounded: the queries become 8 bits, and products are integers.
 template <bool Rounded, class R>
-void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& in, std::size_t first,
-                        std::size_t tokens, std::size_t count, const float* queries, float* scores,
-                        std::uint32_t* quads) noexcept {
+void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& in, Slots of_tokens,
+                        const ScoredQueries& of, std::uint32_t* quads) noexcept {
+    const std::size_t tokens = of_tokens.count, count = of.count;
+    const float* const queries = of.queries;
+    float* const scores = of.scores;
     constexpr std::size_t vectors = R::count >= 32 ? 4 : 2, wide = vectors * R::lanes;
     [[maybe_unused]] const std::size_t run = R::dot_run(in.format.bits);
     const std::size_t width = head.width;
@@ -248,8 +256,8 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
     for (std::size_t c = 0; c < width;) {
         const std::size_t channel = head.first + c;
         const std::size_t channels = rounded_channels(in.format, head, c);
-        load_quads(tag, in, first, tokens, channel, channels, quads);
-        load_token_scales<R>(in, first, tokens, channel / in.format.group_channels, scales.data(), zeros.data());
+        load_quads(tag, in, of_tokens, {channel, channels}, quads);
+        load_token_scales<R>(in, of_tokens, channel / in.format.group_channels, scales.data(), zeros.data());
         for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
             float totals[Heads], steps[Heads];
             [[maybe_unused]] std::array<std::uint8_t, Heads * int8_channels> weights;
@@ -291,13 +299,15 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
     }
 }
 
-/// scores [count, 128] from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. Places are tokens of one
-/// token block, from its first.
+/// Scores from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. Tokens are those of one token block, from
+/// its first; `run` is how many quads a sum of integers may hold.
 template <class R, bool Norm>
 void score_products(const AttendTask& task, const std::uint32_t* quads, std::size_t tokens, const Int8Block& block,
-                    const float* queries, std::size_t count, unsigned bits, float* scores) noexcept {
+                    std::size_t run, const ScoredQueries& of) noexcept {
     constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes, lanes = R::lanes;
-    const std::size_t dh = task.head_dim, pairs = task.rope.pairs, all = dh / 2, run = R::dot_run(bits);
+    const std::size_t dh = task.head_dim, pairs = task.rope.pairs, all = dh / 2, count = of.count;
+    const float* const queries = of.queries;
+    float* const scores = of.scores;
     const auto columns = [&](std::size_t p, std::size_t& a, std::size_t& b) {
         a = p < pairs ? task.rope.first(p) : 2 * p;
         b = p < pairs ? task.rope.second(p) : 2 * p + 1;

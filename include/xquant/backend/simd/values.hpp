@@ -61,13 +61,14 @@ void add_all_rows(Load&& load, std::size_t tokens, std::size_t channels, const f
     });
 }
 
-/// Codes of channels channel .. + channels of one channel block -> quads [tokens / 4][channels], words of 4 tokens; those from
-/// `tokens` on are copies of the last. False where this form of codes has no vector unpacking.
+/// Codes of some tokens and channels (of one channel block) -> quads [tokens / 4][channels], words of 4 tokens; those behind the
+/// last token are copies of it. False where this form of codes has no vector unpacking.
 template <class R>
-bool load_value_quads(const StreamView& in, std::size_t first, std::size_t tokens, std::size_t channel,
-                      std::size_t channels, std::uint32_t* quads) noexcept {
+bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, std::uint32_t* quads) noexcept {
     constexpr std::size_t bytes = 4 * R::lanes;
     const StreamFormat& format = in.format;
+    const std::size_t first = of_tokens.first, tokens = of_tokens.count;
+    const std::size_t channel = of_channels.first, channels = of_channels.count;
     const std::size_t block = channel / format.group_channels, skip = channel % format.group_channels;
     if (skip % bytes != 0) return false;
     const std::byte* group = in.codes + format.code_offset(first, block);
@@ -124,11 +125,19 @@ void round_weights(const float* weights, std::size_t tokens, std::size_t count, 
     }
 }
 
-/// sums [Heads][stride] += step * (codes times whole weights), for Vectors registers of channels from c on.
+/// Codes of a tile of values: quads [count][channels], words of 4 tokens; `run` is how many a sum of integers may hold.
+struct ValueQuads {
+    const std::uint32_t* quads;
+    std::size_t count, channels, run;
+};
+
+/// sums [Heads][stride] += step * (codes times whole weights), for Vectors registers of channels from c on; weights and sums are
+/// those of query `head` and the next ones.
 template <class R, std::size_t Heads, std::size_t Vectors>
-void add_quads(const std::uint32_t* quads, std::size_t count_q, std::size_t channels, std::size_t c,
-               const WholeWeights& weights, std::size_t head, std::size_t run, float* sums,
+void add_quads(const ValueQuads& codes, std::size_t c, const WholeWeights& weights, std::size_t head, float* sums,
                std::size_t stride) noexcept {
+    const std::uint32_t* const quads = codes.quads;
+    const std::size_t count_q = codes.count, channels = codes.channels, run = codes.run;
     const std::uint8_t* high = weights.high.data() + head * tile_tokens;
     const std::uint8_t* low = weights.low.data() + head * tile_tokens;
     for (std::size_t q = 0; q < count_q;) {
@@ -168,21 +177,21 @@ void add_quads(const std::uint32_t* quads, std::size_t count_q, std::size_t chan
     }
 }
 
-/// sums [count][stride] += weights [count][128] times the codes of the quads.
+/// sums [count][stride] += weights [count][128] times the codes of `tokens` tokens.
 template <class R>
-void add_products(const std::uint32_t* quads, std::size_t tokens, std::size_t channels, const float* weights,
-                  std::size_t count, unsigned bits, float* sums, std::size_t stride) noexcept {
+void add_products(const ValueQuads& codes, std::size_t tokens, const float* weights, std::size_t count, float* sums,
+                  std::size_t stride) noexcept {
     WholeWeights whole;
     round_weights<R>(weights, tokens, count, whole);
-    const std::size_t run = R::dot_run(bits), count_q = (tokens + 3) / 4;
+    const std::size_t channels = codes.channels;
     for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
         constexpr std::size_t vectors = R::count < 32 ? (Heads <= 2 ? 2 : 1) : Heads <= 3 ? 4 : 2;
         std::size_t c = 0;
         for (; c + vectors * R::lanes <= channels; c += vectors * R::lanes) {
-            add_quads<R, Heads, vectors>(quads, count_q, channels, c, whole, i, run, sums + i * stride, stride);
+            add_quads<R, Heads, vectors>(codes, c, whole, i, sums + i * stride, stride);
         }
         for (; c < channels; c += R::lanes) {
-            add_quads<R, Heads, 1>(quads, count_q, channels, c, whole, i, run, sums + i * stride, stride);
+            add_quads<R, Heads, 1>(codes, c, whole, i, sums + i * stride, stride);
         }
     });
 }

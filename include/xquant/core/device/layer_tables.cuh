@@ -46,7 +46,7 @@ private:
 /// Which kernels serve a layer.
 struct LayerForm {
     bool absorbs_queries = false;
-    bool serves_many = false;  ///< AttendMany fits into the device's shared memory
+    bool serves_prefill = false;  ///< PrefillAttention fits into the device's shared memory
     backend::gpu::Products products = backend::gpu::Products::none;
 
     /// Calls f(products) with these as a compile-time constant.
@@ -59,14 +59,14 @@ struct LayerForm {
     }
 };
 
-/// Shared memory of a block of the kernel for a layer's attention: AttendMany, or AttendBlock.
+/// Shared memory of a block of the kernel for a layer's attention: PrefillAttention, or DecodeAttention.
 template <class M>
-std::size_t shared_bytes_of(LayerForm form, std::size_t head_dim, bool many) noexcept {
+std::size_t shared_bytes_of(LayerForm form, std::size_t head_dim, bool prefill) noexcept {
     using namespace backend::gpu;
     std::size_t bytes = 0;
     with_size(head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
         form.with_products([&]<Products How>(std::integral_constant<Products, How>) {
-            bytes = many ? attend_bytes<M, Size, How, true> : attend_bytes<M, Size, How, false>;
+            bytes = prefill ? attend_bytes<M, Size, How, true> : attend_bytes<M, Size, How, false>;
         });
     });
     return bytes;
@@ -85,7 +85,7 @@ public:
         table_.shape = layer.shape;
         table_.rope = core.rope(layer);
         table_.rules = layer.rules;
-        table_.keys_turned = layer.keys_turned;
+        table_.keys_after_rope = layer.keys_after_rope;
         table_.key_stream = static_cast<std::uint32_t>(layer.keys.front().stream);
         table_.value_stream = static_cast<std::uint32_t>(layer.values.front().stream);
         table_.shared_stream = static_cast<std::uint32_t>(layer.shared.stream);
@@ -98,9 +98,9 @@ public:
         }
         RopeView& rope = table_.rope;
         frequencies_ = all.add(rope.inverse_frequencies, rope.pairs);
-        turns_ = all.add(pack_turns(rope));
+        rope_table_ = all.add(pack_rope(rope));
         rope.cosines = rope.sines = nullptr;  // kernels read the packed ones
-        const Stack& stack = core.stack(layer.stack);
+        const PageGroup& page_group = core.page_group(layer.page_group);
         std::size_t floats = 0;
         for (std::size_t s = 0; s < layer.encoders.size(); ++s) {
             StreamTable stream;
@@ -112,9 +112,9 @@ public:
             stream.rule = codec.rule;
             stream.first_float = floats;
             floats += stream.encoder.width;
-            const PageFormat* formats[] = {&stack.coded, &stack.rows, &stack.sinks};
-            for (std::size_t kind = 0; kind < 3; ++kind) {
-                stream.sections[kind] = formats[kind]->sections[layer.place * core.streams() + s];
+            for (const PageFormat* format : {&page_group.coded, &page_group.rows, &page_group.sinks}) {
+                stream.sections[static_cast<std::uint32_t>(format->kind)] =
+                    format->sections[layer.place * core.streams() + s];
             }
             streams_.push_back(stream);
         }
@@ -159,7 +159,7 @@ public:
             for (Matrix& matrix : *matrices) matrix.relocate(base);
         }
         table_.rope.inverse_frequencies = at<double>(base, frequencies_);
-        table_.turns = at<std::uint32_t>(base, turns_);
+        table_.rope_table = at<std::uint32_t>(base, rope_table_);
         if (table_.rules.key_norm != nullptr) table_.key_gain = at<float>(base, gain_);
         table_.keys = at<HeadDecoder>(base, keys_at_);
         table_.values = at<HeadDecoder>(base, values_at_);
@@ -218,7 +218,7 @@ private:
         const std::size_t dh = table_.shape.head_dim;
         const unsigned size = size_of_head(dh);
         RopeView rope = table_.rope;
-        if (table_.keys_turned) rope.pairs = 0;
+        if (table_.keys_after_rope) rope.pairs = 0;
         const ChannelOrder order = key_order(size, dh, rope, table_.shared_channels);
         const bool absorbed = std::all_of(keys_.begin(), keys_.end(), [&](const HeadDecoder& key) {
             return key.width == keys_.front().width &&
@@ -259,7 +259,7 @@ private:
     LayerForm form_;
     std::size_t at_ = 0, floats_ = 0, streams_at_ = 0, keys_at_ = 0, values_at_ = 0, key_matrices_at_ = 0,
                 value_matrices_at_ = 0;
-    std::size_t frequencies_ = 0, turns_ = 0, gain_ = 0;
+    std::size_t frequencies_ = 0, rope_table_ = 0, gain_ = 0;
 };
 
 }  // namespace detail

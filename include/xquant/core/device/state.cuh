@@ -105,14 +105,14 @@ public:
         for (std::size_t i = 0; i < core.layers().size(); ++i) {
             layers.emplace_back(core, i, coded, all);
             LayerForm form = layers.back().form();
-            const auto fits = [&](bool many) {
-                return shared_bytes_of<typename Device::machine>(form, core.layers()[i].shape.head_dim, many) <=
+            const auto fits = [&](bool prefill) {
+                return shared_bytes_of<typename Device::machine>(form, core.layers()[i].shape.head_dim, prefill) <=
                        device_.shared_limit();
             };
             expects<state_error>(fits(false), "layer ", i, ": heads of ", core.layers()[i].shape.head_dim,
                                  " channels need more shared memory than the ", device_.shared_limit(),
                                  " bytes of this device");
-            form.serves_many = fits(true);
+            form.serves_prefill = fits(true);
             layers_.push_back({0, form});
         }
         std::byte* base = tables_.reserve(all.bytes().size());

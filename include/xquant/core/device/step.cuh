@@ -42,7 +42,7 @@ public:
     void append(std::size_t layer, const MatrixView& x, ExecutorRef) {
         using namespace backend::gpu;
         const PreparedLayer& prepared = expects_next(layer, x);
-        const StackTables& stack = stacks_[prepared.stack];
+        const PageGroupTables& page_group = page_groups_[prepared.page_group];
         const LayerTable* table = state_->layer(layer);
         const auto n = static_cast<unsigned>(total_), streams = static_cast<unsigned>(prepared.encoders.size());
         const std::size_t widest = widest_rows(prepared).given;
@@ -51,8 +51,8 @@ public:
         const auto columns = static_cast<unsigned>((widest + project_columns - 1) / project_columns);
         device.template launch<Project>(columns, (n + project_rows - 1) / project_rows, streams,
                                         sizeof(float) * project_depth * (project_rows + project_columns), table,
-                                        stack.step, input);
-        device.template launch<FinishRow>(n, streams, 1U, sizeof(float) * (2 * widest + 1), table, stack.step);
+                                        page_group.step, input);
+        device.template launch<FinishRow>(n, streams, 1U, sizeof(float) * (2 * widest + 1), table, page_group.step);
         ++next_;
         write_rows(layer);
     }
@@ -100,7 +100,7 @@ private:
     void open() {
         expects<state_error>(!state_->busy,
                              "begin: a device runs one step of a cache at a time, and another one is under way");
-        stacks_ = tables().make(total_);
+        page_groups_ = tables().make(total_);
         // From here on nothing throws.
         begin();
         state_->busy = true;
@@ -115,40 +115,40 @@ private:
     void write_rows(std::size_t layer) {
         using namespace backend::gpu;
         const PreparedLayer& prepared = core_->layers()[layer];
-        const StackTables& stack = stacks_[prepared.stack];
+        const PageGroupTables& page_group = page_groups_[prepared.page_group];
         const auto streams = static_cast<unsigned>(prepared.encoders.size());
         const auto [widest, widest_coded] = widest_rows(prepared);
         Device& device = state_->device();
         const LayerTable* table = state_->layer(layer);
-        if (stack.gathered > 0) {
+        if (page_group.gathered > 0) {
             constexpr unsigned groups = page_slots / Gather::warps;
-            device.template launch<Gather>(stack.writes, streams, groups, 0, table, stack.step, widest);
+            device.template launch<Gather>(page_group.writes, streams, groups, 0, table, page_group.step, widest);
             if (prepared.role == CrossRole::difference) {
-                device.template launch<Difference>(stack.writes, groups, 1U, 0, table, stack.step, widest,
+                device.template launch<Difference>(page_group.writes, groups, 1U, 0, table, page_group.step, widest,
                                                    widest_coded);
             }
         }
-        if (stack.writes > 0) {
-            const unsigned shares = stack.most_rows > 8 ? 16U : 1U;
-            device.template launch<Encode>(stack.writes, streams, shares, 0, table, stack.step, widest, widest_coded,
-                                           shares);
+        if (page_group.writes > 0) {
+            const unsigned shares = page_group.most_rows > 8 ? 16U : 1U;
+            device.template launch<Encode>(page_group.writes, streams, shares, 0, table, page_group.step, widest,
+                                           widest_coded, shares);
         }
-        if (prepared.role != CrossRole::none && stack.sums > 0) {
-            device.template launch<Accumulate>(stack.sums, page_slots / Accumulate::warps, 1U,
-                                               sizeof(float) * Accumulate::warps * widest, table, stack.step);
+        if (prepared.role != CrossRole::none && page_group.sums > 0) {
+            device.template launch<Accumulate>(page_group.sums, page_slots / Accumulate::warps, 1U,
+                                               sizeof(float) * Accumulate::warps * widest, table, page_group.step);
         }
     }
 
     /// The blocks of one kernel.
-    template <unsigned Size, backend::gpu::Products How, bool Many>
+    template <unsigned Size, backend::gpu::Products How, bool Prefill>
     void attend_with(const PreparedLayer& prepared, std::size_t layer, const float* q, std::size_t q_stride,
                      const backend::gpu::DeviceRows& given, float* out, std::size_t out_stride) {
         using namespace backend::gpu;
-        using Kernel = Attend<Size, How, Many>;
-        const StackTables& stack = stacks_[prepared.stack];
-        const unsigned blocks = Many ? stack.many : stack.few;
+        using Kernel = Attend<Size, How, Prefill>;
+        const PageGroupTables& page_group = page_groups_[prepared.page_group];
+        const unsigned blocks = Prefill ? page_group.prefill : page_group.decode;
         if (blocks == 0) return;
-        const StepTable step = stack.step_of(Many, prepared.shape.kv_heads, Size);
+        const StepTable step = page_group.step_of(Prefill, prepared.shape.kv_heads, Size);
         const auto kv_heads = static_cast<unsigned>(prepared.shape.kv_heads);
         constexpr std::size_t shared = Kernel::template On<typename Device::machine>::shared_bytes + sizeof(DeviceTask);
         Device& device = state_->device();
@@ -158,7 +158,7 @@ private:
     }
 
     DeviceState<Device>* state_;
-    std::vector<StackTables> stacks_;
+    std::vector<PageGroupTables> page_groups_;
 };
 
 }  // namespace detail

@@ -13,27 +13,29 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// The tables of one stack's layers.
-struct StackTables {
+/// The tables of one page group's layers.
+struct PageGroupTables {
     backend::gpu::StepTable step;
     unsigned writes = 0, gathered = 0, sums = 0, most_rows = 0;
-    unsigned few = 0, many = 0;  ///< blocks for AttendBlock, then those for AttendMany
-    unsigned many_queries = 0;   ///< of one of the latter
-    bool serves_many = true;     ///< all layers can: LayerForm
-    std::size_t group = 0, kv_heads = 0;
+    unsigned decode = 0, prefill = 0;  ///< blocks for DecodeAttention, then those for PrefillAttention
+    unsigned prefill_queries = 0;      ///< of one of the latter
+    bool serves_prefill = true;        ///< all layers can: LayerForm
+    std::size_t queries_per_kv = 0, kv_heads = 0;
 
     /// Floats of partial results of a layer with kernels for heads of `size` channels.
-    [[nodiscard]] std::size_t partial_floats(bool of_many, std::size_t layer_kv_heads, unsigned size) const noexcept {
-        const std::size_t queries = of_many ? std::size_t{many} * many_queries : few * backend::gpu::warp_queries;
+    [[nodiscard]] std::size_t partial_floats(bool of_prefill, std::size_t layer_kv_heads,
+                                             unsigned size) const noexcept {
+        const std::size_t queries =
+            of_prefill ? std::size_t{prefill} * prefill_queries : decode * backend::gpu::warp_queries;
         return queries * layer_kv_heads * (size + 2);
     }
     /// The step for one of the two kernels.
-    [[nodiscard]] backend::gpu::StepTable step_of(bool of_many, std::size_t layer_kv_heads,
+    [[nodiscard]] backend::gpu::StepTable step_of(bool of_prefill, std::size_t layer_kv_heads,
                                                   unsigned size) const noexcept {
         backend::gpu::StepTable out = step;
-        out.queries = of_many ? many_queries : backend::gpu::warp_queries;
-        if (of_many) out.blocks += few;
-        if (of_many) out.partials += partial_floats(false, layer_kv_heads, size);
+        out.queries = of_prefill ? prefill_queries : backend::gpu::warp_queries;
+        if (of_prefill) out.blocks += decode;
+        if (of_prefill) out.partials += partial_floats(false, layer_kv_heads, size);
         return out;
     }
 };
@@ -57,7 +59,7 @@ inline WidestRows widest_rows(const PreparedLayer& layer) noexcept {
     return widest;
 }
 
-/// @tparam Plans  StepPlan [parts][stacks]
+/// @tparam Plans  StepPlan [parts][page_groups]
 template <class Device, class Plans>
 class StepTables {
 public:
@@ -65,25 +67,14 @@ public:
                const Accumulators& sums)
         : core_(&core), state_(&state), parts_(parts), plans_(&plans), sums_(&sums) {}
 
-    /// The tables of every stack. Throws std::bad_alloc, and what the device throws; nothing runs then.
-    [[nodiscard]] std::vector<StackTables> make(std::size_t tokens) {
+    /// The tables of every page group. Throws std::bad_alloc, and what the device throws; nothing runs then.
+    [[nodiscard]] std::vector<PageGroupTables> make(std::size_t tokens) {
         enter(tokens);
         reserve();
-        return std::move(stacks_);
+        return std::move(page_groups_);
     }
 
 private:
-    static backend::gpu::PageKind kind_of(const Page& page) noexcept {
-        switch (page.format().purpose) {
-            case Purpose::tail:
-                return backend::gpu::PageKind::rows;
-            case Purpose::sinks:
-                return backend::gpu::PageKind::sinks;
-            default:
-                return backend::gpu::PageKind::coded;
-        }
-    }
-
     /// Enters what the kernels of all layers read, and says where it is.
     void enter(std::size_t total) {
         total_ = total;
@@ -92,20 +83,21 @@ private:
         all.clear();
         std::vector<std::int64_t> positions;
         for (const StepSequence& part : parts_) {
-            const std::int64_t first = part.first_position - part.slot->states.front().moved;
+            const std::int64_t first = part.first_position - part.slot->states.front().rope_lag;
             for (std::size_t i = 0; i < part.rows; ++i) positions.push_back(first + static_cast<std::int64_t>(i));
         }
         const std::size_t positions_at = all.add(positions);
-        stacks_.resize(core_->stacks());
-        // The widest layer decides into how many blocks a stack's queries are cut.
+        page_groups_.resize(core_->page_groups());
+        // The widest layer decides into how many blocks a page group's queries are cut.
         for (std::size_t i = 0; i < core_->layers().size(); ++i) {
             const PreparedLayer& layer = core_->layers()[i];
-            StackTables& stack = stacks_[layer.stack];
-            stack.group = std::max(stack.group, layer.shape.heads / layer.shape.kv_heads);
-            stack.kv_heads = std::max(stack.kv_heads, layer.shape.kv_heads);
-            const unsigned most = many_queries(size_of_head(layer.shape.head_dim));
-            stack.many_queries = stack.many_queries == 0 ? most : std::min(stack.many_queries, most);
-            stack.serves_many &= state_->form(i).serves_many;
+            PageGroupTables& page_group = page_groups_[layer.page_group];
+            page_group.queries_per_kv = std::max(page_group.queries_per_kv, layer.shape.heads / layer.shape.kv_heads);
+            page_group.kv_heads = std::max(page_group.kv_heads, layer.shape.kv_heads);
+            const unsigned most = prefill_queries(size_of_head(layer.shape.head_dim));
+            page_group.prefill_queries =
+                page_group.prefill_queries == 0 ? most : std::min(page_group.prefill_queries, most);
+            page_group.serves_prefill &= state_->form(i).serves_prefill;
         }
         std::vector<SumTable> sums;
         sums_->for_each([&](const Page& page, const Page& sum, std::size_t begin, std::size_t end) {
@@ -117,28 +109,29 @@ private:
             std::size_t spans, writes, pieces, blocks;
         };
         std::vector<Places> places;
-        for (std::size_t i = 0; i < stacks_.size(); ++i) {
-            StackTables& stack = stacks_[i];
+        for (std::size_t i = 0; i < page_groups_.size(); ++i) {
+            PageGroupTables& page_group = page_groups_[i];
             std::vector<SpanTable> spans;
             std::vector<WriteTable> writes;
             std::vector<PieceTable> pieces;
-            std::vector<Cut> few, many;
+            std::vector<Cut> decode, prefill;
             for (std::size_t p = 0; p < parts_.size(); ++p) {
-                const Cut cut = add_part(stack, (*plans_)[p * stacks_.size() + i], parts_[p], spans, writes, pieces);
+                const Cut cut =
+                    add_part(page_group, (*plans_)[p * page_groups_.size() + i], parts_[p], spans, writes, pieces);
                 // Sealed parts read nothing.
-                const bool is_many = stack.serves_many && cut.queries > warp_queries;
-                if (cut.queries > 0) (is_many ? many : few).push_back(cut);
+                const bool is_prefill = page_group.serves_prefill && cut.queries > warp_queries;
+                if (cut.queries > 0) (is_prefill ? prefill : decode).push_back(cut);
             }
             std::vector<BlockTable> blocks;
-            stack.few = cut_into_blocks(few, warp_queries, stack.kv_heads, blocks);
-            stack.many = cut_into_blocks(many, stack.many_queries, stack.kv_heads, blocks);
-            stack.writes = static_cast<unsigned>(writes.size());
-            stack.sums = static_cast<unsigned>(sums.size());
+            page_group.decode = cut_into_blocks(decode, warp_queries, page_group.kv_heads, blocks);
+            page_group.prefill = cut_into_blocks(prefill, page_group.prefill_queries, page_group.kv_heads, blocks);
+            page_group.writes = static_cast<unsigned>(writes.size());
+            page_group.sums = static_cast<unsigned>(sums.size());
             places.push_back({all.add(spans), all.add(writes), all.add(pieces), all.add(blocks)});
         }
         std::byte* base = state_->step_tables.reserve(all.bytes().size());
-        for (std::size_t i = 0; i < stacks_.size(); ++i) {
-            StepTable& step = stacks_[i].step;
+        for (std::size_t i = 0; i < page_groups_.size(); ++i) {
+            StepTable& step = page_groups_[i].step;
             step.spans = reinterpret_cast<const SpanTable*>(base + places[i].spans);
             step.writes = reinterpret_cast<const WriteTable*>(base + places[i].writes);
             step.pieces = reinterpret_cast<const PieceTable*>(base + places[i].pieces);
@@ -151,7 +144,7 @@ private:
         state_->device().to_device(base, all.bytes().data(), all.bytes().size());
     }
 
-    Cut add_part(StackTables& stack, const StepPlan& plan, const StepSequence& part,
+    Cut add_part(PageGroupTables& page_group, const StepPlan& plan, const StepSequence& part,
                  std::vector<backend::gpu::SpanTable>& spans, std::vector<backend::gpu::WriteTable>& writes,
                  std::vector<backend::gpu::PieceTable>& pieces) {
         using namespace backend::gpu;
@@ -162,19 +155,19 @@ private:
             span.begin = number(segment.begin);
             span.end = number(segment.end);
             span.first_position = segment.first_position;
-            span.moved = segment.moved;
+            span.rope_lag = segment.rope_lag;
             if (segment.page) {
                 span.page = segment.page->base();
-                span.kind = kind_of(*segment.page.get());
+                span.kind = segment.page->format().kind;
                 if (span.kind == PageKind::coded) span.sum = sums_->base(segment.page.get());
             }
             spans.push_back(span);
         }
         for (const Piece& piece : plan.pieces) {
-            PieceTable entry{nullptr, PageKind::step, number(piece.begin), number(piece.count)};
+            PieceTable entry{nullptr, PageKind::coded, number(piece.begin), number(piece.count)};
             if (piece.page != nullptr) {
                 entry.page = piece.page->base();
-                entry.kind = kind_of(*piece.page);
+                entry.kind = piece.page->format().kind;
             } else {
                 entry.begin += number(part.first_row);
             }
@@ -183,19 +176,19 @@ private:
         for (const Write& write : plan.writes) {
             WriteTable entry;
             entry.page = write.page->base();
-            entry.kind = kind_of(*write.page);
+            entry.kind = write.page->format().kind;
             entry.slot = number(write.slot);
             entry.count = number(write.count);
             entry.first_piece = first_piece + number(write.first_piece);
-            entry.gathered = stack.gathered;
+            entry.gathered = page_group.gathered;
             if (entry.kind == PageKind::coded) entry.sum = sums_->base(write.page);
             // What a layer adds to others is taken from copies: attention reads the step's rows as they are.
             entry.direct = write.pieces == 1 && plan.pieces[write.first_piece].page == nullptr && entry.sum == nullptr;
-            if (!entry.direct) ++stack.gathered;
-            stack.most_rows = std::max(stack.most_rows, entry.count);
+            if (!entry.direct) ++page_group.gathered;
+            page_group.most_rows = std::max(page_group.most_rows, entry.count);
             writes.push_back(entry);
         }
-        return {first_span, number(spans.size()) - first_span, number(part.rows * stack.group), &part};
+        return {first_span, number(spans.size()) - first_span, number(part.rows * page_group.queries_per_kv), &part};
     }
 
     /// Blocks of up to `most` queries against all spans of their parts, or shares of them, as many as keep the device busy.
@@ -248,30 +241,30 @@ private:
     void reserve() {
         std::size_t rows = 0, gathered = 0, differences = 0, partials = 0, queries = 0;
         for (const PreparedLayer& layer : core_->layers()) {
-            const StackTables& stack = stacks_[layer.stack];
+            const PageGroupTables& page_group = page_groups_[layer.page_group];
             std::size_t widths = 0;
             for (const StreamEncoder& encoder : layer.encoders) widths += encoder.width;
             rows = std::max(rows, total_ * widths);
-            gathered = std::max(gathered,
-                                stack.gathered * layer.encoders.size() * coded_page_tokens * widest_rows(layer).given);
+            gathered = std::max(
+                gathered, page_group.gathered * layer.encoders.size() * coded_page_tokens * widest_rows(layer).given);
             if (layer.role == CrossRole::difference) {
-                differences = std::max(differences, stack.gathered * coded_page_tokens * widest_rows(layer).coded);
+                differences = std::max(differences, page_group.gathered * coded_page_tokens * widest_rows(layer).coded);
             }
             const std::size_t kv_heads = layer.shape.kv_heads;
             const unsigned size = backend::gpu::size_of_head(layer.shape.head_dim);
-            partials = std::max(
-                partials, stack.partial_floats(false, kv_heads, size) + stack.partial_floats(true, kv_heads, size));
+            partials = std::max(partials, page_group.partial_floats(false, kv_heads, size) +
+                                              page_group.partial_floats(true, kv_heads, size));
             const std::size_t channels = std::max(layer.shape.head_dim, layer.keys.front().width);
             queries = std::max(queries, total_ * layer.shape.heads * channels);
         }
         const auto floats = [](DeviceBuffer<Device>& buffer, std::size_t count) {
             return reinterpret_cast<float*>(buffer.reserve(count * sizeof(float)));
         };
-        for (StackTables& stack : stacks_) {
-            stack.step.rows = floats(state_->rows, rows);
-            stack.step.gathered = floats(state_->gathered, gathered);
-            stack.step.differences = floats(state_->differences, differences);
-            stack.step.partials = floats(state_->partials, partials);
+        for (PageGroupTables& page_group : page_groups_) {
+            page_group.step.rows = floats(state_->rows, rows);
+            page_group.step.gathered = floats(state_->gathered, gathered);
+            page_group.step.differences = floats(state_->differences, differences);
+            page_group.step.partials = floats(state_->partials, partials);
         }
         floats(state_->queries, queries);
     }
@@ -281,7 +274,7 @@ private:
     std::span<const StepSequence> parts_;
     const Plans* plans_;
     const Accumulators* sums_;
-    std::vector<StackTables> stacks_;
+    std::vector<PageGroupTables> page_groups_;
     std::size_t total_ = 0;
 };
 

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include <xquant/backend/cuda/device/slots.cuh>
-#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/backend/rematerialize.hpp>
 #include <xquant/position/rope.hpp>
 #include <xquant/projection/plan.hpp>
 
@@ -149,7 +149,7 @@ inline std::vector<float> pack_gain(const float* gain, const ChannelOrder& order
 }
 
 /// Cosines (low) and sines of RoPE's table as pairs of halves: [tokens][pairs].
-inline std::vector<std::uint32_t> pack_turns(const RopeView& rope) {
+inline std::vector<std::uint32_t> pack_rope(const RopeView& rope) {
     std::vector<std::uint32_t> out(rope.pairs * rope.tokens);
     for (std::size_t i = 0; i < out.size(); ++i) {
         const std::size_t from = i % rope.pairs * rope.tokens + i / rope.pairs;

@@ -53,8 +53,8 @@ namespace detail {
 
 /// Channel c of a head q(channel), turned back by the angles of one position.
 template <class Q>
-XQUANT_DEVICE_INLINE float turned_back(const RopeView& rope, const float* cosines, const float* sines, const Q& q,
-                                       unsigned c) noexcept {
+XQUANT_DEVICE_INLINE float undo_rope(const RopeView& rope, const float* cosines, const float* sines, const Q& q,
+                                     unsigned c) noexcept {
     if (c >= 2 * rope.pairs) return q(c);
     const std::size_t j = rope.pairing == RopePairing::interleaved ? c / 2 : c % rope.pairs;
     const std::size_t first = rope.first(j), second = rope.second(j);
@@ -69,7 +69,7 @@ XQUANT_DEVICE_COLD inline float absorbed_query(const DeviceTask& task, const Rop
     const auto q = [&](std::size_t i) { return task.given.at(row, first + i); };
     float sum = 0;
     for (unsigned i = 0; i < task.head_dim; ++i) {
-        sum += turned_back(rope, cosines, sines, q, i) * task.absorbed[c * task.head_dim + i];
+        sum += undo_rope(rope, cosines, sines, q, i) * task.absorbed[c * task.head_dim + i];
     }
     return sum;
 }
@@ -77,8 +77,8 @@ XQUANT_DEVICE_COLD inline float absorbed_query(const DeviceTask& task, const Rop
 }  // namespace detail
 
 /// @tparam Count      queries of a block
-/// @tparam TurnsKeys  keys are turned by their page's position, too; false: queries are turned back by it
-template <class M, unsigned Size, unsigned Count, bool TurnsKeys>
+/// @tparam RopeOnKeys  keys are turned by their page's position, too; false: queries are turned back by it
+template <class M, unsigned Size, unsigned Count, bool RopeOnKeys>
 class PageReader {
 public:
     static constexpr unsigned query_stride = Size + 8;
@@ -121,7 +121,7 @@ public:
                     if (!asked.see(span, from, to)) continue;
                     if (task_.rope.pairs == 0) {
                         load_queries(rope, spans.lag(i));
-                    } else if constexpr (TurnsKeys) {
+                    } else if constexpr (RopeOnKeys) {
                         load_queries(rope, 0);
                         find_angles(rope, position_of(span, base));
                     } else {
@@ -138,11 +138,11 @@ public:
         return {queries_ + first * query_stride, query_stride};
     }
     /// How the keys of the page are turned.
-    [[nodiscard]] XQUANT_DEVICE_INLINE Turns turns() const noexcept {
-        Turns turns = task_.turns;
-        turns.cosines = TurnsKeys ? cosines_ : nullptr;
-        turns.sines = TurnsKeys ? sines_ : nullptr;
-        return turns;
+    [[nodiscard]] XQUANT_DEVICE_INLINE PackedRope rope_table() const noexcept {
+        PackedRope rope_table = task_.rope_table;
+        rope_table.cosines = RopeOnKeys ? cosines_ : nullptr;
+        rope_table.sines = RopeOnKeys ? sines_ : nullptr;
+        return rope_table;
     }
 
     Queries asked;
@@ -190,13 +190,13 @@ private:
 
     /// Channel c of a query, turned back by the angles that are there.
     XQUANT_DEVICE_INLINE float query_at(const RopeView& rope, unsigned number, unsigned c, bool turned) const noexcept {
-        const auto group = static_cast<unsigned>(task_.group);
+        const auto group = static_cast<unsigned>(task_.queries_per_kv);
         const unsigned row = number / group, head = number % group;
         if (turned && task_.absorbed != nullptr) {
             return detail::absorbed_query(task_, rope, cosines_, sines_, row, head, c);
         }
         const float* q = task_.q + row * task_.q_stride + head * task_.key_channels;
-        return turned ? detail::turned_back(
+        return turned ? detail::undo_rope(
                             rope, cosines_, sines_, [&](std::size_t i) { return q[i]; }, c)
                       : q[c];
     }

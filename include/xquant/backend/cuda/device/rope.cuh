@@ -25,7 +25,7 @@ XQUANT_DEVICE_INLINE float half_of(std::uint32_t pair, unsigned h) noexcept {
 }  // namespace detail
 
 /// The table of the 128 slots of a page.
-struct Turns {
+struct PackedRope {
     const std::uint32_t* table = nullptr;  ///< cosine (low) and sine of [tokens][pairs], halves
     std::uint32_t pairs = 0;
     bool interleaved = false;
@@ -36,22 +36,22 @@ struct Turns {
     [[nodiscard]] XQUANT_DEVICE const std::uint32_t* row(unsigned offset) const noexcept {
         return table + std::size_t{offset} * pairs;
     }
-    /// Turns the two channels of a pair by an angle of the table.
+    /// Applies an angle of the table to the two channels of a pair.
     template <class M>
-    XQUANT_DEVICE void turn(float& a, float& b, unsigned pair, std::uint32_t angle) const noexcept {
-        turn_by(a, b, detail::half_of<M>(angle, 0), detail::half_of<M>(angle, 1));
-        if (cosines != nullptr) turn_by(a, b, cosines[pair], sines[pair]);
+    XQUANT_DEVICE void apply(float& a, float& b, unsigned pair, std::uint32_t angle) const noexcept {
+        apply_angle(a, b, detail::half_of<M>(angle, 0), detail::half_of<M>(angle, 1));
+        if (cosines != nullptr) apply_angle(a, b, cosines[pair], sines[pair]);
     }
 
 private:
-    XQUANT_DEVICE static void turn_by(float& a, float& b, float cosine, float sine) noexcept {
+    XQUANT_DEVICE static void apply_angle(float& a, float& b, float cosine, float sine) noexcept {
         const float x = a, y = b;
         a = x * cosine - y * sine;
         b = x * sine + y * cosine;
     }
 };
 
-constexpr Turns turns_of(const RopeView& rope, const std::uint32_t* table) noexcept {
+constexpr PackedRope packed_rope_of(const RopeView& rope, const std::uint32_t* table) noexcept {
     return {table, static_cast<std::uint32_t>(rope.pairs), rope.pairing == RopePairing::interleaved};
 }
 

@@ -18,7 +18,7 @@ inline namespace XQUANT_ABI_NS {
 struct DeviceTask : AttendTask {
     MatrixTable key_matrix, value_matrix;
     const float* key_gain = nullptr;  ///< [size], by place: norm_scale * key_norm, or null
-    Turns turns;                      ///< pairs: 0 where keys are not turned
+    PackedRope rope_table;            ///< pairs: 0 where keys are not turned
     std::size_t key_channels =
         0;  ///< of a query, and of what it meets: head_dim, or the latent's where A is in the queries
     const float* absorbed = nullptr;  ///< that A [key_channels, head_dim], or null
@@ -35,8 +35,9 @@ namespace detail {
 /// RoPE for a set of rebuilt keys. Whatever does not depend on the pair is a template's parameter: a branch for each would cost more.
 /// @tparam All  there is a pair for every two places
 template <bool Interleaved, bool All, class M, unsigned Tiles>
-XQUANT_DEVICE_INLINE void turn_keys(const typename M::Warp& warp, Product<M, Tiles, 8>& keys, const Turns& turns,
-                                    const ChannelOrder& order, unsigned set, const Strip& place) noexcept {
+XQUANT_DEVICE_INLINE void apply_rope_to_keys(const typename M::Warp& warp, Product<M, Tiles, 8>& keys,
+                                             const PackedRope& rope_table, const ChannelOrder& order, unsigned set,
+                                             const Strip& place) noexcept {
     constexpr unsigned half = set_channels / 2;  // columns of either half of a set
     warp.each([&](unsigned lane) {
         const unsigned first = half * set + 2 * (lane % 4);  // the lane's first place
@@ -44,7 +45,7 @@ XQUANT_DEVICE_INLINE void turn_keys(const typename M::Warp& warp, Product<M, Til
         for (unsigned i = 0; i < 2 * Tiles; ++i) {
             auto& blocks = keys.at[i / 2];
             const unsigned r = 2 * (i % 2);
-            const std::uint32_t* row = turns.row(place.offset(8 * i + lane / 4));
+            const std::uint32_t* row = rope_table.row(place.offset(8 * i + lane / 4));
             XQUANT_UNROLL
             for (unsigned c = 0; c < 2; ++c) {
                 // Interleaved: channels are neighbours, in the first half of the head or in the second.
@@ -53,10 +54,10 @@ XQUANT_DEVICE_INLINE void turn_keys(const typename M::Warp& warp, Product<M, Til
                 XQUANT_UNROLL
                 for (unsigned j = 0; j < half / 8; ++j) {
                     constexpr unsigned step = Interleaved ? 4 : 8;
-                    if (!All && from + step * j >= turns.pairs) continue;
+                    if (!All && from + step * j >= rope_table.pairs) continue;
                     auto& a = Interleaved ? blocks[j + c * half / 8][r] : blocks[j][r + c];
                     auto& b = Interleaved ? blocks[j + c * half / 8][r + 1] : blocks[j + half / 8][r + c];
-                    turns.turn<M>(a[lane], b[lane], from + step * j, angles[step * j]);
+                    rope_table.apply<M>(a[lane], b[lane], from + step * j, angles[step * j]);
                 }
             }
         }
@@ -69,7 +70,8 @@ XQUANT_DEVICE_INLINE void turn_keys(const typename M::Warp& warp, Product<M, Til
 /// @param squares  of slots lane / 4 + 8 i: what this set adds to the sum of their channels' squares
 template <class M, unsigned Tiles>
 XQUANT_DEVICE_INLINE void finish_keys(const typename M::Warp& warp, Product<M, Tiles, 8>& keys, const DeviceTask& task,
-                                      const Turns& turns, const ChannelOrder& order, unsigned set, const Strip& place,
+                                      const PackedRope& rope_table, const ChannelOrder& order, unsigned set,
+                                      const Strip& place,
                                       typename M::template Lanes<float> (&squares)[2 * Tiles]) noexcept {
     if (const float* constant = task.key_matrix.constant; constant != nullptr) {
         keys.each(warp, [&](unsigned, unsigned, unsigned column, float& a, float& b) {
@@ -87,14 +89,14 @@ XQUANT_DEVICE_INLINE void finish_keys(const typename M::Warp& warp, Product<M, T
         });
     }
     // Where heads share the channels that are turned, they are not among these.
-    if (turns.pairs == 0 || task.shared_channels > 0) return;
-    const bool all = 2 * turns.pairs == order.size;
-    if (turns.interleaved) {
-        all ? detail::turn_keys<true, true>(warp, keys, turns, order, set, place)
-            : detail::turn_keys<true, false>(warp, keys, turns, order, set, place);
+    if (rope_table.pairs == 0 || task.shared_channels > 0) return;
+    const bool all = 2 * rope_table.pairs == order.size;
+    if (rope_table.interleaved) {
+        all ? detail::apply_rope_to_keys<true, true>(warp, keys, rope_table, order, set, place)
+            : detail::apply_rope_to_keys<true, false>(warp, keys, rope_table, order, set, place);
     } else {
-        all ? detail::turn_keys<false, true>(warp, keys, turns, order, set, place)
-            : detail::turn_keys<false, false>(warp, keys, turns, order, set, place);
+        all ? detail::apply_rope_to_keys<false, true>(warp, keys, rope_table, order, set, place)
+            : detail::apply_rope_to_keys<false, false>(warp, keys, rope_table, order, set, place);
     }
 }
 
@@ -161,34 +163,34 @@ XQUANT_DEVICE_INLINE void scale_slots(const typename M::Warp& warp,
 }
 
 /// Whether stored keys can be turned in the fragments that are scored.
-XQUANT_DEVICE_INLINE constexpr bool turns_fragments(const Turns& turns) noexcept {
-    return turns.interleaved || turns.pairs % 16 == 0;
+XQUANT_DEVICE_INLINE constexpr bool rope_fits_fragments(const PackedRope& rope_table) noexcept {
+    return rope_table.interleaved || rope_table.pairs % 16 == 0;
 }
 
 namespace detail {
 
-/// Turns fragments of keys, channels 16 k .. + 16 of 16 slots: `b` alone where neighbours are pairs, else with their partners.
+/// Applies RoPE to fragments of keys, channels 16 k .. + 16 of 16 slots: `b` alone where neighbours are pairs, else with their partners.
 template <class M>
-XQUANT_DEVICE_INLINE void turn_fragments(const typename M::Warp& warp, Lanes<M, std::uint32_t> (&b)[2][2],
-                                         Lanes<M, std::uint32_t> (*partners)[2], const Turns& turns, const Strip& place,
-                                         unsigned tile, unsigned k) noexcept {
+XQUANT_DEVICE_INLINE void apply_rope_to_fragments(const typename M::Warp& warp, Lanes<M, std::uint32_t> (&b)[2][2],
+                                                  Lanes<M, std::uint32_t> (*partners)[2], const PackedRope& rope_table,
+                                                  const Strip& place, unsigned tile, unsigned k) noexcept {
     warp.each([&](unsigned lane) {
         XQUANT_UNROLL
         for (unsigned i = 0; i < 4; ++i) {
-            const std::uint32_t* angles = turns.row(place.offset(16 * tile + 8 * (i / 2) + lane / 4));
+            const std::uint32_t* angles = rope_table.row(place.offset(16 * tile + 8 * (i / 2) + lane / 4));
             const unsigned channel = 16 * k + 8 * (i % 2) + 2 * (lane % 4);
             std::uint32_t& here = b[i / 2][i % 2][lane];
             float x = half_of<M>(here, 0), y = half_of<M>(here, 1);
             if (partners == nullptr) {
-                if (channel / 2 >= turns.pairs) continue;
-                turns.turn<M>(x, y, channel / 2, angles[channel / 2]);
+                if (channel / 2 >= rope_table.pairs) continue;
+                rope_table.apply<M>(x, y, channel / 2, angles[channel / 2]);
                 here = M::pack(x, y);
                 continue;
             }
             std::uint32_t& there = partners[i / 2][i % 2][lane];
             float u = half_of<M>(there, 0), v = half_of<M>(there, 1);
-            turns.turn<M>(x, u, channel, angles[channel]);
-            turns.turn<M>(y, v, channel + 1, angles[channel + 1]);
+            rope_table.apply<M>(x, u, channel, angles[channel]);
+            rope_table.apply<M>(y, v, channel + 1, angles[channel + 1]);
             here = M::pack(x, y);
             there = M::pack(u, v);
         }
@@ -200,11 +202,12 @@ XQUANT_DEVICE_INLINE void turn_fragments(const typename M::Warp& warp, Lanes<M, 
 /// scores += q K^T for stored keys in a strip, channels in their own order; turned on the way unless they are already.
 template <class M, unsigned Tiles>
 XQUANT_DEVICE_INLINE void score_strip(const typename M::Warp& warp, Operand strip, unsigned channels, Operand queries,
-                                      const Turns* turns, const Strip& place, Scores<M, Tiles>& scores) noexcept {
+                                      const PackedRope* rope_table, const Strip& place,
+                                      Scores<M, Tiles>& scores) noexcept {
     using detail::Lanes;
     const unsigned steps = (channels + 15) / 16;
-    const bool halves = turns != nullptr && !turns->interleaved;
-    const unsigned paired = halves ? turns->pairs / 16 : 0;
+    const bool halves = rope_table != nullptr && !rope_table->interleaved;
+    const unsigned paired = halves ? rope_table->pairs / 16 : 0;
     for (unsigned k = 0; k < steps; ++k) {
         if (k >= paired && k < 2 * paired) continue;  // with their partners
         Lanes<M, std::uint32_t> a[4], a_partners[4];
@@ -217,11 +220,11 @@ XQUANT_DEVICE_INLINE void score_strip(const typename M::Warp& warp, Operand stri
             detail::load_across<M>(warp, b, rows, strip.stride, k);
             if (k < paired) {
                 detail::load_across<M>(warp, partners, rows, strip.stride, k + paired);
-                detail::turn_fragments<M>(warp, b, partners, *turns, place, tile, k);
+                detail::apply_rope_to_fragments<M>(warp, b, partners, *rope_table, place, tile, k);
                 warp.multiply(scores[tile][0], a_partners, partners[0]);
                 warp.multiply(scores[tile][1], a_partners, partners[1]);
-            } else if (turns != nullptr && !halves) {
-                detail::turn_fragments<M>(warp, b, nullptr, *turns, place, tile, k);
+            } else if (rope_table != nullptr && !halves) {
+                detail::apply_rope_to_fragments<M>(warp, b, nullptr, *rope_table, place, tile, k);
             }
             warp.multiply(scores[tile][0], a, b[0]);
             warp.multiply(scores[tile][1], a, b[1]);
@@ -231,7 +234,7 @@ XQUANT_DEVICE_INLINE void score_strip(const typename M::Warp& warp, Operand stri
 
 /// Keys of a strip, a row for each lane: constants and norm (where `whole`), and RoPE (unless null).
 template <class M>
-XQUANT_DEVICE_COLD void finish_strip(const typename M::Warp& warp, const DeviceTask& task, const Turns* turns,
+XQUANT_DEVICE_COLD void finish_strip(const typename M::Warp& warp, const DeviceTask& task, const PackedRope* rope_table,
                                      const Strip& place, bool whole, f16* strip, unsigned stride) noexcept {
     const std::size_t dh = task.head_dim;
     warp.each([&](unsigned lane) {
@@ -248,10 +251,10 @@ XQUANT_DEVICE_COLD void finish_strip(const typename M::Warp& warp, const DeviceT
                 row[c] = M::to_half(M::to_float(row[c]) * factor * task.rules.key_norm[c]);
             }
         }
-        for (unsigned j = 0; turns != nullptr && j < turns->pairs; ++j) {
+        for (unsigned j = 0; rope_table != nullptr && j < rope_table->pairs; ++j) {
             f16 &first = row[task.rope.first(j)], &second = row[task.rope.second(j)];
             float a = M::to_float(first), b = M::to_float(second);
-            turns->turn<M>(a, b, j, turns->row(place.offset(lane))[j]);
+            rope_table->apply<M>(a, b, j, rope_table->row(place.offset(lane))[j]);
             first = M::to_half(a);
             second = M::to_half(b);
         }

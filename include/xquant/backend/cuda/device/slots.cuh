@@ -113,7 +113,7 @@ XQUANT_DEVICE float stored_value(const StreamView& in, std::size_t slot, std::si
     const std::size_t index = format.group_index(slot / format.group_tokens, b);
     for (std::size_t i = 0; i < format.outliers; ++i) {
         const std::size_t at = index * format.outliers + i;
-        if (static_cast<std::size_t>(in.places[at]) == place) return M::to_float(in.outliers[at]);
+        if (static_cast<std::size_t>(in.indices[at]) == place) return M::to_float(in.outliers[at]);
     }
     const unsigned code = code_at(group, n, format.bits, place);
     const GroupScale scale = scale_of<M>(in, index);

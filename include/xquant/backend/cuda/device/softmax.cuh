@@ -26,11 +26,11 @@ struct Queries {
 
     XQUANT_DEVICE_INLINE Queries(const AttendTask& of, unsigned from, unsigned most = warp_queries) noexcept
         : task(of), first(from), count(0) {
-        const auto all = static_cast<unsigned>(of.rows * of.group);
+        const auto all = static_cast<unsigned>(of.rows * of.queries_per_kv);
         if (from < all) count = all - from < most ? all - from : most;
     }
     [[nodiscard]] XQUANT_DEVICE_INLINE std::int64_t position(unsigned query) const noexcept {
-        return task.first_position + static_cast<std::int64_t>((first + query) / task.group);
+        return task.first_position + static_cast<std::int64_t>((first + query) / task.queries_per_kv);
     }
     /// Whether one of them sees one of the slots from .. to.
     [[nodiscard]] XQUANT_DEVICE_INLINE bool see(const TokenSpan& span, std::size_t from,
@@ -93,8 +93,9 @@ struct Softmax {
             Lanes<float> highest, weights, factor;
             warp.each([&](unsigned lane) {
                 const unsigned query = lane / 4 + 8 * r;
-                const float slope =
-                    rules.slopes != nullptr ? rules.slopes[(queries.first + query) % queries.task.group] : 0.0F;
+                const float slope = rules.slopes != nullptr
+                                        ? rules.slopes[(queries.first + query) % queries.task.queries_per_kv]
+                                        : 0.0F;
                 // Slots from .. to of the page are visible; both within 0 .. 128.
                 const std::int64_t ahead =
                     position_of(span, place.base) - positions[r][lane];  // of the page's first slot

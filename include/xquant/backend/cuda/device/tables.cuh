@@ -14,13 +14,10 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-/// The kinds of pages, as sections are found: coded, rows (the tail), sinks.
-enum class PageKind : std::uint32_t { coded, rows, sinks, step };
-
 /// A stream of a layer: where it lies in a page of each kind, and how its rows are encoded.
 struct StreamTable {
     StreamEncoder encoder;                    ///< pointers to device memory, as all that follow
-    xquant::detail::PageSection sections[3];  ///< of coded, row and sink pages
+    xquant::detail::PageSection sections[4];  ///< by PageKind: of coded, (requantized,) row and sink pages
     ScaleRule rule = ScaleRule::other;
     std::size_t first_float = 0;  ///< of its rows in a step's, in units of tokens
 };
@@ -30,7 +27,7 @@ struct LayerTable {
     LayerShape shape;
     RopeView rope;
     ScoreRules rules;
-    bool keys_turned = false, absorbs_queries = false;
+    bool keys_after_rope = false, absorbs_queries = false;
     std::uint32_t key_stream = 0, value_stream = 0, shared_stream = 0;
     std::uint32_t shared_channels = 0, streams = 0;
     CrossRole role = CrossRole::none;
@@ -39,17 +36,17 @@ struct LayerTable {
     const HeadDecoder *keys = nullptr, *values = nullptr;  ///< [kv heads]
     const MatrixTable *key_matrices = nullptr, *value_matrices = nullptr;  ///< the same, of those that are rebuilt
     const float* key_gain = nullptr;                                       ///< of DeviceTask
-    const std::uint32_t* turns = nullptr;                                  ///< of Turns
+    const std::uint32_t* rope_table = nullptr;                             ///< of PackedRope
     const StreamTable* tables = nullptr;                                   ///< [streams]
 };
 
 /// Slots of a page, or rows of the step, that queries of a part read.
 struct SpanTable {
-    const std::byte* page = nullptr;
-    const std::byte* sum = nullptr;  ///< its accumulator, in caches whose layers store differences
-    PageKind kind = PageKind::step;
+    const std::byte* page = nullptr;  ///< null: rows of the step
+    const std::byte* sum = nullptr;   ///< its accumulator, in caches whose layers store differences
+    PageKind kind = PageKind::coded;
     std::uint32_t begin = 0, end = 0;
-    std::int64_t first_position = 0, moved = 0;
+    std::int64_t first_position = 0, rope_lag = 0;
 };
 
 /// Rows to be written to slots of a page, and where they come from.
@@ -63,7 +60,7 @@ struct WriteTable {
 };
 struct PieceTable {
     const std::byte* page = nullptr;  ///< null: rows of the step
-    PageKind kind = PageKind::step;
+    PageKind kind = PageKind::coded;
     std::uint32_t begin = 0, count = 0;
 };
 

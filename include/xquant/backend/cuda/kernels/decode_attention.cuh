@@ -6,9 +6,9 @@
 // that builds it straight to the one that scores it, 64 channels at a time. V is not rebuilt where P z takes no more registers (its
 // latent is no wider than the kernel's heads): A_v is applied once, when partial results are merged.
 //
-// Shapes  as backend/scalar/attention.hpp has them: the same task, the same partial result.
+// Shapes  as backend/tile_loop.hpp has them: the same task, the same partial result.
 // Error   q, z, A, K and P are rounded to f16 (2^-11 each), products are summed in f32. Codes that meet 8-bit weights: that of
-//         rematerialize_int8 (backend/scalar/remat.hpp).
+//         rematerialize_int8 (backend/rematerialize.hpp).
 // Limit   counted, not measured: docs/backends.md. f16 rows: memory. Rebuilt keys: remat.cuh.
 // Not     All channels of K at once: at 128 they take all registers for 16 slots. A block whose warps share strips and own channels: norms
 //         and RoPE would need K in shared memory every time.
@@ -22,7 +22,7 @@ inline namespace XQUANT_ABI_NS {
 /// The kernel for heads of up to Size channels.
 /// @tparam M  cuda_gpu or emulated_gpu
 template <class M, unsigned Size, Products How>
-class AttendBlock {
+class DecodeAttention {
     using Warp = typename M::Warp;
     template <class T>
     using Lanes = typename M::template Lanes<T>;
@@ -46,8 +46,8 @@ public:
     static constexpr std::size_t shared_bytes =
         sizeof(f16) * (matrix_halves + strips * strip_halves) + Pages::shared_bytes;
 
-    XQUANT_DEVICE_INLINE AttendBlock(typename M::Block& block, const DeviceTask& task, unsigned first_query,
-                                     unsigned most = queries) noexcept
+    XQUANT_DEVICE_INLINE DecodeAttention(typename M::Block& block, const DeviceTask& task, unsigned first_query,
+                                         unsigned most = queries) noexcept
         : block_(block),
           task_(task),
           absorbed_(sums_latents(task.value, task.head_dim)),
@@ -153,9 +153,9 @@ private:
 
     /// Scores += the first channels of the queries times those of the strip.
     XQUANT_DEVICE_INLINE void score(Warp& warp, const Strip& place, unsigned channels, bool whole) noexcept {
-        const Turns turns = pages_.turns();
-        const bool by_rows = whole || !turns_fragments(turns);
-        const Turns* turned = turns.pairs > 0 ? &turns : nullptr;
+        const PackedRope rope_table = pages_.rope_table();
+        const bool by_rows = whole || !rope_fits_fragments(rope_table);
+        const PackedRope* turned = rope_table.pairs > 0 ? &rope_table : nullptr;
         if (by_rows) finish_strip<M>(warp, task_, turned, place, whole, strip_of(warp), strip_stride);
         score_strip<M, tiles>(warp, {strip_of(warp), strip_stride}, channels, pages_.queries(),
                               by_rows ? nullptr : turned, place, warps_[warp].scores);
@@ -178,8 +178,8 @@ private:
                 strip_stride, [&](const Warp& warp) -> auto& { return warps_[warp].keys; });
             block_.each_warp([&](Warp& warp) {
                 State& state = warps_[warp];
-                finish_keys<M, tiles>(warp, state.keys, task_, pages_.turns(), pages_.order, set, of_warp(slots, warp),
-                                      state.squares);
+                finish_keys<M, tiles>(warp, state.keys, task_, pages_.rope_table(), pages_.order, set,
+                                      of_warp(slots, warp), state.squares);
                 score_keys<M, tiles>(warp, state.keys, pages_.queries(), pages_.order, set, state.scores);
             });
         }

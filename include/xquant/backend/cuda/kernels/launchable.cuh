@@ -36,7 +36,7 @@ public:
     }
     /// Positions by which keys of the span are turned too little.
     [[nodiscard]] XQUANT_DEVICE std::int64_t lag(std::uint32_t i) const noexcept {
-        return layer_.keys_turned && layer_.rope.pairs > 0 ? step_.spans[block_.first_span + i].moved : 0;
+        return layer_.keys_after_rope && layer_.rope.pairs > 0 ? step_.spans[block_.first_span + i].rope_lag : 0;
     }
 
 private:
@@ -67,9 +67,9 @@ XQUANT_DEVICE inline DeviceTask task_of(const LayerTable& layer, const BlockTabl
     DeviceTask task;
     task.key = layer.keys[head];
     task.value = layer.values[head];
-    if (!layer.keys_turned) {
+    if (!layer.keys_after_rope) {
         task.rope = layer.rope;
-        task.turns = turns_of(layer.rope, layer.turns);
+        task.rope_table = packed_rope_of(layer.rope, layer.rope_table);
     }
     task.key_matrix = layer.key_matrices[head];
     task.value_matrix = layer.value_matrices[head];
@@ -77,17 +77,17 @@ XQUANT_DEVICE inline DeviceTask task_of(const LayerTable& layer, const BlockTabl
     task.head_dim = task.key_channels = layer.shape.head_dim;
     task.tiles = static_cast<std::size_t>(-1);
     task.rows = block.rows;
-    task.group = layer.shape.heads / layer.shape.kv_heads;
+    task.queries_per_kv = layer.shape.heads / layer.shape.kv_heads;
     task.first_position = block.first_position;
     if (layer.absorbs_queries) absorb(task);
     task.given = given.from(block.part_row);
-    task.given_channel = head * task.group * task.head_dim;
-    task.q = q + block.part_row * q_stride + head * task.group * task.key_channels;
+    task.given_channel = head * task.queries_per_kv * task.head_dim;
+    task.q = q + block.part_row * q_stride + head * task.queries_per_kv * task.key_channels;
     task.q_stride = q_stride;
     task.shared_channels = layer.shared_channels;
     task.rules = layer.rules;
-    if (task.rules.slopes != nullptr) task.rules.slopes += head * task.group;
-    if (task.rules.sink_logits != nullptr) task.rules.sink_logits += head * task.group;
+    if (task.rules.slopes != nullptr) task.rules.slopes += head * task.queries_per_kv;
+    if (task.rules.sink_logits != nullptr) task.rules.sink_logits += head * task.queries_per_kv;
     return task;
 }
 
@@ -135,19 +135,19 @@ struct Absorb {
 };
 
 /// x: blocks of the step, y: kv heads.
-/// @tparam Many  by AttendMany
-template <unsigned Size, Products How, bool Many>
+/// @tparam Prefill  by PrefillAttention
+template <unsigned Size, Products How, bool Prefill>
 struct Attend {
     template <class M>
-    using On = std::conditional_t<Many, AttendMany<M, Size, How>, AttendBlock<M, Size, How>>;
-    static constexpr unsigned warps = Many ? many_warps(Size) : block_warps;
-    static constexpr unsigned at_once = Many ? 1 : How != Products::none || Size > 128 ? 2 : 3;
+    using On = std::conditional_t<Prefill, PrefillAttention<M, Size, How>, DecodeAttention<M, Size, How>>;
+    static constexpr unsigned warps = Prefill ? prefill_warps(Size) : block_warps;
+    static constexpr unsigned at_once = Prefill ? 1 : How != Products::none || Size > 128 ? 2 : 3;
     template <class M>
     static XQUANT_DEVICE_INLINE void run(typename M::Block& block, unsigned x, unsigned y, unsigned,
                                          const LayerTable* layer, StepTable step, const float* q, std::size_t q_stride,
                                          DeviceRows given) noexcept {
         const BlockTable& about = step.blocks[x];
-        // Cut for layers of the stack that have more queries.
+        // Cut for layers of the page group that have more queries.
         if (about.first_query >= about.rows * layer->shape.heads / layer->shape.kv_heads) return;
         // Behind the kernel's own shared memory, as its span is.
         auto* task = reinterpret_cast<DeviceTask*>(block.shared() + On<M>::shared_bytes);
@@ -161,8 +161,9 @@ struct Attend {
 };
 
 /// Shared memory of a block of Attend.
-template <class M, unsigned Size, Products How, bool Many>
-inline constexpr std::size_t attend_bytes = Attend<Size, How, Many>::template On<M>::shared_bytes + sizeof(DeviceTask);
+template <class M, unsigned Size, Products How, bool Prefill>
+inline constexpr std::size_t attend_bytes = Attend<Size, How, Prefill>::template On<M>::shared_bytes +
+                                            sizeof(DeviceTask);
 
 /// out = (sum / total) A_v + c_v, splits merged in order. x: blocks of the step, y: kv heads, z: the block's queries.
 template <unsigned Size>

@@ -15,13 +15,13 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-/// Warps of a block of AttendMany, and its queries.
-constexpr unsigned many_warps(unsigned size) noexcept { return block_warps * (size <= 128 ? 2 : 1); }
-constexpr unsigned many_queries(unsigned size) noexcept { return many_warps(size) * warp_queries; }
+/// Warps of a block of PrefillAttention, and its queries.
+constexpr unsigned prefill_warps(unsigned size) noexcept { return block_warps * (size <= 128 ? 2 : 1); }
+constexpr unsigned prefill_queries(unsigned size) noexcept { return prefill_warps(size) * warp_queries; }
 
-/// As AttendBlock.
+/// As DecodeAttention.
 template <class M, unsigned Size, Products How>
-class AttendMany {
+class PrefillAttention {
     using Warp = typename M::Warp;
     template <class T>
     using Lanes = typename M::template Lanes<T>;
@@ -30,7 +30,7 @@ public:
     static constexpr bool rebuilding = How != Products::none;
     /// Of 16 slots that a warp's queries meet at a time; four times as many are in shared memory.
     static constexpr unsigned tiles = Size <= 128 ? 2 : 1, rounds = 2 / tiles, chunks = block_warps;
-    static constexpr unsigned warps = many_warps(Size), queries = many_queries(Size);
+    static constexpr unsigned warps = prefill_warps(Size), queries = prefill_queries(Size);
     static_assert(warps == chunks * tiles);
     using Pages = PageReader<M, Size, queries, true>;
     using Rebuild = Rebuilder<M, 1, Size, How == Products::codes>;
@@ -42,8 +42,8 @@ public:
     static constexpr std::size_t shared_bytes =
         sizeof(f16) * (matrix_halves + strip_halves + 2 * slots * stride) + sizeof(float) * slots + Pages::shared_bytes;
 
-    XQUANT_DEVICE_INLINE AttendMany(typename M::Block& block, const DeviceTask& task, unsigned first_query,
-                                    unsigned most = queries) noexcept
+    XQUANT_DEVICE_INLINE PrefillAttention(typename M::Block& block, const DeviceTask& task, unsigned first_query,
+                                          unsigned most = queries) noexcept
         : block_(block),
           task_(task),
           absorbed_(sums_latents(task.value, task.head_dim)),
@@ -129,10 +129,10 @@ private:
                 warp.sync();
                 put_shared<M>(warp, span.shared, static_cast<unsigned>(task_.shared_channels), place, rows, stride);
             }
-            const Turns turns = pages_.turns();
+            const PackedRope rope_table = pages_.rope_table();
             const bool whole = !rebuilt && (task_.key.constant != nullptr || task_.rules.key_norm != nullptr);
-            if (!whole && turns.pairs == 0) return;
-            finish_strip<M>(warp, task_, turns.pairs > 0 ? &turns : nullptr, place, whole, rows, stride);
+            if (!whole && rope_table.pairs == 0) return;
+            finish_strip<M>(warp, task_, rope_table.pairs > 0 ? &rope_table : nullptr, place, whole, rows, stride);
         });
     }
 
@@ -150,7 +150,7 @@ private:
                 strip_stride, [&](const Warp& warp) -> auto& { return warps_[warp].keys; });
             block_.each_warp([&](Warp& warp) {
                 State& state = warps_[warp];
-                finish_keys<M, 1>(warp, state.keys, task_, pages_.turns(), pages_.order, set, of_warp(page, warp),
+                finish_keys<M, 1>(warp, state.keys, task_, pages_.rope_table(), pages_.order, set, of_warp(page, warp),
                                   state.squares);
                 f16* rows = keys_ + first_row(warp) * stride;
                 state.keys.each(warp, [&](unsigned, unsigned row, unsigned column, float& a, float& b) {

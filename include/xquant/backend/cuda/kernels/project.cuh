@@ -1,4 +1,4 @@
-// Rows of one stream from x on the device, as `project` of backend/scalar/remat.hpp makes them:
+// Rows of one stream from x on the device, as `project` of backend/rematerialize.hpp makes them:
 //
 //     z [n, R] = rotate(rope(norms((x - mean) T + b)))
 //

@@ -1,7 +1,7 @@
 // A CUDA device as a cache sees it: memory and kernels of one stream. For nvcc.
 //
-// Nothing here waits for the device but to_host. Memory comes from the device's stream-ordered pool, which keeps what it has, so
-// that after a warm-up allocating is a matter of the processor alone.
+// Nothing here waits for the device but to_host. Memory comes from a stream-ordered pool of the cache's own, which keeps what it has
+// until the cache goes, so that after a warm-up allocating is a matter of the processor alone. The process's default pool is not touched.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -63,11 +63,20 @@ public:
         check_cuda("cudaDeviceGetAttribute",
                    cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
         shared_limit_ = static_cast<std::size_t>(shared);
-        cudaMemPool_t pool{};
-        check_cuda("cudaDeviceGetDefaultMemPool", cudaDeviceGetDefaultMemPool(&pool, device));
+        cudaMemPoolProps properties{};
+        properties.allocType = cudaMemAllocationTypePinned;
+        properties.location.type = cudaMemLocationTypeDevice;
+        properties.location.id = device;
+        check_cuda("cudaMemPoolCreate", cudaMemPoolCreate(&pool_, &properties));
+        xquant::detail::Undo undo([this] { static_cast<void>(cudaMemPoolDestroy(pool_)); });
         std::uint64_t keep = ~std::uint64_t{0};
-        check_cuda("cudaMemPoolSetAttribute", cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep));
+        check_cuda("cudaMemPoolSetAttribute", cudaMemPoolSetAttribute(pool_, cudaMemPoolAttrReleaseThreshold, &keep));
+        undo.release();
     }
+    CudaDevice(const CudaDevice&) = delete;
+    CudaDevice& operator=(const CudaDevice&) = delete;
+    /// What was allocated must have been released; the stream may not have got there yet.
+    ~CudaDevice() { static_cast<void>(cudaMemPoolDestroy(pool_)); }
 
     /// Blocks of the larger kernels that run side by side.
     [[nodiscard]] unsigned blocks_at_once() const noexcept { return blocks_at_once_; }
@@ -77,12 +86,12 @@ public:
 
     [[nodiscard]] void* allocate(std::size_t bytes) {
         void* memory = nullptr;
-        const cudaError_t status = cudaMallocAsync(&memory, bytes, stream_);
+        const cudaError_t status = cudaMallocFromPoolAsync(&memory, bytes, pool_, stream_);
         if (status == cudaErrorMemoryAllocation) {
             static_cast<void>(cudaGetLastError());
             xquant::detail::raise_error(std::bad_alloc());
         }
-        check_cuda("cudaMallocAsync", status);
+        check_cuda("cudaMallocFromPoolAsync", status);
         return memory;
     }
     void release(void* memory, std::size_t) noexcept { static_cast<void>(cudaFreeAsync(memory, stream_)); }
@@ -110,6 +119,7 @@ public:
 
 private:
     cudaStream_t stream_;
+    cudaMemPool_t pool_{};
     unsigned blocks_at_once_ = 0;
     std::size_t shared_limit_ = 0;
 };

@@ -1,118 +1,19 @@
-// Vector products: blocks of C stay in registers; keys from codes in 8-bit integers.
+// Vector 8-bit products: keys straight from codes.
 //
-//     multiply             C (+)= A B, 6 rows x 4 registers (AVX-512) or 6 x 2 (AVX2) at a time
 //     rematerialize_int8   K [Dh, tokens] from codes as they are: no dequantization, one dot instruction for 4 channels of
 //                          `lanes` tokens
 //
 // Shapes  code quads [channels / 4][128 tokens], a word holds 4 channels of one token; weight quads [channels / 4][Dh].
-// Limit   multiply: FMA. rematerialize_int8: the dot instruction (vpdpbusd, or vpmaddubsw + vpaddw on AVX2), Dh / 4 for each
-//         channel block and register of tokens. By count, folding scales into A adds a fifth for 128 tokens and Dh = 64.
+// Limit   the dot instruction (vpdpbusd, or vpmaddubsw + vpaddw on AVX2), Dh / 4 for each channel block and register of
+//         tokens. By count, folding scales into A adds a fifth for 128 tokens and Dh = 64.
 #pragma once
 
-#include <xquant/backend/scalar/remat.hpp>
+#include <xquant/backend/rematerialize.hpp>
+#include <xquant/backend/simd/product.hpp>
 #include <xquant/backend/simd/quads.hpp>
-#include <xquant/backend/simd/rope.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
-namespace detail {
-
-template <class R, std::size_t Rows, std::size_t Vectors>
-void multiply_registers(std::size_t depth, Operand a, const float* b, std::size_t b_stride, float* c,
-                        std::size_t c_stride, std::size_t columns, bool add) noexcept {
-    typename R::f32 sum[Rows][Vectors];
-    XQUANT_UNROLL
-    for (std::size_t i = 0; i < Rows; ++i) {
-        XQUANT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) {
-            const float* from = c + i * c_stride + v * R::lanes;
-            sum[i][v] = !add ? R::zero() : Vectors > 1 ? R::load(from) : R::load_first(from, columns);
-        }
-    }
-    for (std::size_t k = 0; k < depth; ++k) {
-        typename R::f32 row[Vectors];
-        XQUANT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) {
-            const float* from = b + k * b_stride + v * R::lanes;
-            row[v] = Vectors > 1 || columns == R::lanes ? R::load(from) : R::load_first(from, columns);
-        }
-        XQUANT_UNROLL
-        for (std::size_t i = 0; i < Rows; ++i) {
-            const auto factor = R::splat(a.data[i * a.row_step + k * a.column_step]);
-            XQUANT_UNROLL
-            for (std::size_t v = 0; v < Vectors; ++v) sum[i][v] = R::fma(factor, row[v], sum[i][v]);
-        }
-    }
-    XQUANT_UNROLL
-    for (std::size_t i = 0; i < Rows; ++i) {
-        XQUANT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) {
-            float* to = c + i * c_stride + v * R::lanes;
-            if (Vectors > 1 || columns == R::lanes) {
-                R::store(to, sum[i][v]);
-            } else {
-                R::store_first(to, sum[i][v], columns);
-            }
-        }
-    }
-}
-
-template <class R, std::size_t Vectors>
-void multiply_panel(std::size_t rows, std::size_t depth, Operand a, const float* b, std::size_t b_stride, float* c,
-                    std::size_t c_stride, std::size_t columns, bool add) noexcept {
-    std::size_t i = 0;
-    const auto block = [&]<std::size_t Rows>(std::integral_constant<std::size_t, Rows>) {
-        for (; i + Rows <= rows; i += Rows) {
-            multiply_registers<R, Rows, Vectors>(depth, {a.data + i * a.row_step, a.row_step, a.column_step}, b,
-                                                 b_stride, c + i * c_stride, c_stride, columns, add);
-        }
-    };
-    block(std::integral_constant<std::size_t, 6>{});
-    block(std::integral_constant<std::size_t, 3>{});
-    block(std::integral_constant<std::size_t, 1>{});
-}
-
-}  // namespace detail
-
-/// As the scalar one: each entry is summed over k in order, by one fma each.
-template <class R>
-void multiply(simd<R>, std::size_t rows, std::size_t columns, std::size_t depth, Operand a, const float* b,
-              std::size_t b_stride, float* c, std::size_t c_stride, bool add) noexcept {
-    constexpr std::size_t vectors = R::count >= 32 ? 4 : 2, wide = vectors * R::lanes;
-    std::size_t j = 0;
-    for (; j + wide <= columns; j += wide) {
-        detail::multiply_panel<R, vectors>(rows, depth, a, b + j, b_stride, c + j, c_stride, wide, add);
-    }
-    for (; j < columns; j += R::lanes) {
-        detail::multiply_panel<R, 1>(rows, depth, a, b + j, b_stride, c + j, c_stride, std::min(R::lanes, columns - j),
-                                     add);
-    }
-}
-
-/// As the scalar one, but each entry is summed in `lanes` parts.
-template <class R>
-void multiply_vector(simd<R>, const float* a, std::size_t stride, std::size_t rows, std::size_t depth, const float* x,
-                     float* out) noexcept {
-    for (std::size_t i = 0; i < rows; i += R::lanes) {
-        typename R::f32 sums[R::lanes];
-        for (std::size_t k = 0; k < R::lanes; ++k) {
-            const float* row = a + std::min(i + k, rows - 1) * stride;
-            sums[k] = R::zero();
-            for (std::size_t c = 0; c < depth; c += R::lanes) {
-                const std::size_t n = std::min(R::lanes, depth - c);
-                sums[k] = R::fma(R::load_first(row + c, n), R::load_first(x + c, n), sums[k]);
-            }
-        }
-        R::store_first(out + i, R::sum_rows(sums), std::min(R::lanes, rows - i));
-    }
-}
-
-template <class R>
-void transpose_tile(simd<R>, const float* in, std::size_t in_stride, std::size_t rows, std::size_t columns, float* out,
-                    std::size_t out_stride) noexcept {
-    detail::transpose_floats<R>(in, in_stride, rows, columns, out, out_stride);
-}
-
 namespace detail {
 
 /// A block of A [channels, Dh] in 8 bits: factor_c A[c][j] ~ scale[j] weight[c][j]. columns: Dh, rounded up to whole
@@ -128,11 +29,13 @@ struct Int8Block {
     }
 };
 
-/// The same numbers as quantize_weights (scalar). Factors and zeros [channels] or null: 1 and, for the offsets, 1.
+/// The numbers of quantize_weights (scalar), for A [channels, Dh]. Factors and zeros [channels] or null: 1 and, for the offsets,
+/// 1. Memory: Int8Block::floats(channels, Dh).
 template <class R>
-Int8Block fold_weights(simd<R>, const float* a, std::size_t dh, std::size_t channels, const float* factors,
-                       const float* zeros, float* memory) noexcept {
+Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const float* zeros, float* memory) noexcept {
     constexpr std::size_t lanes = R::lanes;
+    const float* const a = weights.data;
+    const std::size_t dh = weights.columns, channels = weights.rows;
     Int8Block out{(dh + lanes - 1) / lanes * lanes, reinterpret_cast<std::uint32_t*>(memory), nullptr, nullptr};
     out.scales = memory + channels / 4 * out.columns;
     out.offsets = out.scales + out.columns;
@@ -228,13 +131,17 @@ XQUANT_INLINE DotSums<R, Vectors> dot_quads(const std::uint32_t* quads, std::siz
     return sums;
 }
 
-/// Adds one channel block to K [Dh, tokens] (channel-major); sets it where `set` is true.
+/// What stands beside the codes of a tile's tokens, where a token's channels share a scale; null where a channel's tokens do.
+struct TokenScales {
+    const float *scales, *zeros;
+};
+
+/// Adds one channel block to K, a channel-major tile; sets it where `set` is true.
 template <class R>
-void add_int8_block(const StreamView& in, const std::uint32_t* quads, std::size_t channels, const Int8Block& block,
-                    const float* token_scales, const float* token_zeros, std::size_t tokens, std::size_t columns,
-                    float* out, std::size_t stride, bool set) noexcept {
+void add_int8_block(const std::uint32_t* quads, std::size_t channels, std::size_t run, const Int8Block& block,
+                    TokenScales by_token, Tile out, bool set) noexcept {
     constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes;
-    const std::size_t run = R::dot_run(in.format.bits);
+    const std::size_t tokens = out.tokens, columns = out.channels;
     for (std::size_t t = 0; t < tokens; t += wide) {
         for (std::size_t j = 0; j < columns; j += dot_columns) {
             std::size_t at[dot_columns];
@@ -246,12 +153,12 @@ void add_int8_block(const StreamView& in, const std::uint32_t* quads, std::size_
                     const std::size_t first = t + v * R::lanes;
                     if (first >= tokens) break;
                     const std::size_t n = std::min(R::lanes, tokens - first);
-                    float* to = out + (j + k) * stride + first;
+                    float* to = out.data + (j + k) * out.stride + first;
                     const auto before = set ? R::zero() : R::load_first(to, n);
                     auto value = R::mul(R::to_f32(sums.at[k][v]), scale);
-                    if (token_scales != nullptr) {
-                        value = R::fma(R::load(token_scales + first), value, before);
-                        value = R::fma(R::load(token_zeros + first), offset, value);
+                    if (by_token.scales != nullptr) {
+                        value = R::fma(R::load(by_token.scales + first), value, before);
+                        value = R::fma(R::load(by_token.zeros + first), offset, value);
                     } else {
                         value = R::add(R::add(value, offset), before);
                     }
@@ -264,38 +171,39 @@ void add_int8_block(const StreamView& in, const std::uint32_t* quads, std::size_
 
 }  // namespace detail
 
-/// As the scalar one: the integer sums are the same, floats differ by rounding.
+/// As the scalar one: the integer sums are equal, floats differ by rounding.
 template <class R>
-void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& head, std::size_t token,
-                        std::size_t tokens, std::size_t dh, std::size_t columns, float* out, std::size_t stride,
+void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& head, std::size_t token, Tile out,
                         float* scratch) noexcept {
     const StreamFormat& format = in.format;
+    const std::size_t dh = head.head_dim, tokens = out.tokens;
     const bool by_channel = format.group_channels == 1;
     auto* quads = reinterpret_cast<std::uint32_t*>(scratch);
     float* memory = scratch + int8_channels / 4 * detail::quad_tokens;
     alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales, zeros;
     for (std::size_t t = 0; t < tokens;) {
         const std::size_t left = by_channel ? format.group_tokens - (token + t) % format.group_tokens : tokens;
-        const std::size_t some = std::min(left, tokens - t);
+        const Slots some{token + t, std::min(left, tokens - t)};
+        const Tile part = out.part({t, some.count}, {0, out.channels});
         for (std::size_t c = 0; c < head.width;) {
-            const std::size_t channel = head.first + c, channels = int8_block(format, channel, head.width - c);
-            detail::load_quads(tag, in, token + t, some, channel, channels, quads);
-            const float* a = head.matrix + c * dh;
+            const Slots channels{head.first + c, int8_block(format, head.first + c, head.width - c)};
+            const Matrix a{head.matrix + c * dh, channels.count, dh, dh};
+            detail::load_quads(tag, in, some, channels, quads);
             detail::Int8Block block;
             if (by_channel) {
-                detail::load_channel_scales(in, (token + t) / format.group_tokens, channel, channels, scales.data(),
+                detail::load_channel_scales(in, some.first / format.group_tokens, channels, scales.data(),
                                             zeros.data());
-                block = detail::fold_weights(tag, a, dh, channels, scales.data(), zeros.data(), memory);
+                block = detail::fold_weights(tag, a, scales.data(), zeros.data(), memory);
             } else {
-                detail::load_token_scales<R>(in, token + t, some, channel / format.group_channels, scales.data(),
+                detail::load_token_scales<R>(in, some, channels.first / format.group_channels, scales.data(),
                                              zeros.data());
-                block = detail::fold_weights(tag, a, dh, channels, nullptr, nullptr, memory);
+                block = detail::fold_weights(tag, a, nullptr, nullptr, memory);
             }
-            detail::add_int8_block<R>(in, quads, channels, block, by_channel ? nullptr : scales.data(), zeros.data(),
-                                      some, columns, out + t, stride, c == 0);
-            c += channels;
+            detail::add_int8_block<R>(quads, channels.count, R::dot_run(format.bits), block,
+                                      {by_channel ? nullptr : scales.data(), zeros.data()}, part, c == 0);
+            c += channels.count;
         }
-        t += some;
+        t += some.count;
     }
 }
 

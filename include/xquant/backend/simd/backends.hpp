@@ -1,6 +1,7 @@
 // The backends of this translation unit, by its flags, and the best of them.
 #pragma once
 
+#include <xquant/backend/project.hpp>
 #include <xquant/backend/simd/attention.hpp>
 
 #if defined(XQUANT_HAS_AVX512)

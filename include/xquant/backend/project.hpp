@@ -1,0 +1,65 @@
+// Writing: rows of one stream from x. Drives every backend that has `multiply`.
+//
+//     z [n, R] = rotate(rope(norms((x - mean) T + b)))
+//
+// Limit   the product, by FMA throughput: 2 n D R operations.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include <xquant/backend/scalar/norm.hpp>
+#include <xquant/backend/scalar/product.hpp>
+#include <xquant/backend/scalar/rope.hpp>
+#include <xquant/projection/plan.hpp>
+#include <xquant/projection/rotation.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+
+/// Floats of scratch that project needs for n rows.
+constexpr std::size_t project_scratch(std::size_t d, std::size_t width, std::size_t n) noexcept {
+    return n * d + std::max(d, width);
+}
+
+/// Where the rows of a projection stand: read where keys are stored after RoPE.
+struct RowPositions {
+    const std::int64_t* positions = nullptr;  ///< [n]
+    const RopeView& rope;
+    std::size_t head_dim = 0;
+};
+
+/// Rows of one stream from x [n, D]. Shape out: [n, R]. Scratch: project_scratch(D, R, n) floats.
+template <class Backend>
+void project(Backend tag, const StreamEncoder& encoder, Matrix x, const RowPositions& at, float* out,
+             float* scratch) noexcept {
+    const std::size_t n = x.rows, d = x.columns, r = encoder.width;
+    Matrix rows = x;
+    if (encoder.mean != nullptr) {
+        for (std::size_t i = 0; i < n; ++i) {
+            for (std::size_t c = 0; c < d; ++c) scratch[i * d + c] = x.data[i * x.stride + c] - encoder.mean[c];
+        }
+        rows = {scratch, n, d, d};
+    }
+    if (encoder.matrix != nullptr) {
+        multiply(tag, {rows.data, rows.stride, 1}, {encoder.matrix, d, r, r}, {out, n, r, r}, false);
+    } else {
+        for (std::size_t i = 0; i < n; ++i) std::copy_n(rows.data + i * rows.stride, d, out + i * d);
+    }
+    for (std::size_t i = 0; i < n && encoder.bias != nullptr; ++i) {
+        for (std::size_t c = 0; c < r; ++c) out[i * r + c] += encoder.bias[c];
+    }
+    for (std::size_t i = 0; i < n * r && encoder.norm != nullptr; i += encoder.norm_width) {
+        normalize(tag, encoder.norm, encoder.norm_epsilon, encoder.norm_width, out + i);
+    }
+    for (std::size_t i = 0; i < n && encoder.rope; ++i) {
+        apply_rope_to_row(tag, at.rope, at.positions[i], at.head_dim, out + i * r, r);
+    }
+    for (std::size_t i = 0; i < n && encoder.rotate != 0; ++i) {
+        rotate_blocks(out + i * r, r, encoder.rotate, encoder.dct, scratch + n * d);
+    }
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

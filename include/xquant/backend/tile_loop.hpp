@@ -1,0 +1,356 @@
+// Attention over stored streams, tile by tile: the loop that drives every backend.
+//
+//     K = z_k A_k + c_k (norm, RoPE) ;  s = scale q K^T, causal ;  online softmax ;  sum += P z_v ;  out = (sum / total) A_v + c_v
+//
+// What a backend gives. A backend is a tag; each of these is an overload that takes the tag first, and a tag that has none inherits
+// the scalar one (backend/scalar/):
+//
+//     decode_tile, encode_rows            codes -> f32, rows -> codes                                 scalar/codec.hpp
+//     multiply, multiply_vector, transpose                                                            scalar/product.hpp
+//     rematerialize_int8                  only for tags of int8<...>                                  scalar/int8.hpp
+//     normalize, normalize_keys           RMS norms                                                   scalar/norm.hpp
+//     apply_rope_to_tile, apply_rope      RoPE of a tile of keys, of a query                          scalar/rope.hpp
+//     adjust_scores, online_softmax       soft cap and ALiBi; one update of the softmax               scalar/softmax.hpp
+//     clear_partial, merge_partial        results of a part of the tokens                             scalar/softmax.hpp
+//
+// and these hooks, by which it may leave the tile out where it can take scores or P z straight from what is stored:
+//
+//     scores_from_codes, score_codes      adds_from_codes, add_codes      sums_latents      prefetch_span       (below)
+//
+// Shapes  tile: up to 128 tokens; K [Dh, tokens]; scores [query rows, tokens]; z_v [tokens, width].
+// Limit   the products q K^T and P z_v (FMA) for many query rows, decoding and rematerialization for one.
+// Tried   Rebuilding V for every step: Dh times the work of P z_v for one query row. One pass over all rows of a step per
+//         tile instead of 32 rows at a time: the scores leave L2.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include <xquant/attention/task.hpp>
+#include <xquant/backend/rematerialize.hpp>
+#include <xquant/backend/scalar/norm.hpp>
+#include <xquant/backend/scalar/rope.hpp>
+#include <xquant/backend/scalar/softmax.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+
+/// Up to this many query rows meet RoPE by being turned back by each tile's start; for more, the tile's keys are turned by it.
+inline constexpr std::size_t rope_on_queries_rows = 4;
+
+/// Query rows handled together: their scores stay in L2.
+inline constexpr std::size_t row_step = 32;
+
+/// Up to this many query heads (of all rows), vector backends take scores from the codes; more share a tile of K.
+inline constexpr std::size_t direct_queries = 8;
+
+/// Whether scores are products with what is stored: with K itself, or with a latent whose A was taken into the queries.
+constexpr bool reads_latent(const AttendTask& task) noexcept {
+    if (task.rope.pairs > 0 || task.rules.key_norm != nullptr || task.shared_channels > 0) return false;
+    return task.key.matrix == nullptr ? task.key.constant == nullptr : absorbs_keys(task);
+}
+
+/// Whether a stream's codes are words of 4 channels of a token that stand for themselves.
+constexpr bool has_code_words(const StreamFormat& format, const HeadDecoder& head) noexcept {
+    return format.quantized() && format.group_tokens == 1 && format.levels == nullptr && format.outliers == 0 &&
+           head.first % 4 == 0 && head.width % 4 == 0 && format.group_channels % 4 == 0;
+}
+
+/// Whether a backend with 8-bit products rounds the queries to 8 bits: a few of them that meet codes of at most 5 bits.
+template <class Backend>
+constexpr bool rounds_queries(const AttendTask& task, const StreamView& in) noexcept {
+    return Backend::int8_products && task.queries() <= direct_queries && reads_latent(task) &&
+           has_code_words(in.format, task.key) && in.format.bits <= int8_most_bits && task.key.width <= task.head_dim;
+}
+
+/// Whether a backend sums P z and multiplies by A_v at the end, or rebuilds V for every tile.
+constexpr bool sums_latents(scalar, const HeadDecoder& value, std::size_t queries, std::size_t head_dim) noexcept {
+    return absorbs_values(value, queries, head_dim);
+}
+
+/// Channels of Partial::sum.
+template <class Backend>
+constexpr std::size_t partial_width(Backend tag, const HeadDecoder& value, std::size_t queries,
+                                    std::size_t head_dim) noexcept {
+    return sums_latents(tag, value, queries, head_dim) ? value.width : head_dim;
+}
+
+/// Floats of scratch that attend_task needs.
+constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
+    const std::size_t dh = task.head_dim, queries = row_step * task.queries_per_kv;
+    const std::size_t absorbed = absorbs_keys(task) ? queries * (task.key.width + 1) : 0;
+    return rematerialize_scratch(dh) + tile_tokens * std::max(dh, width_step) +
+           tile_tokens * std::max(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed;
+}
+
+/// The parts of attend_scratch.
+struct AttendScratch {
+    float* keys;      ///< [max(Dh, 128), tokens]
+    float* values;    ///< [tokens, max(Dh, width)]
+    float* queries;   ///< [32 rows, Dh] turned back by the tile's start
+    float* scores;    ///< [32 rows, tokens]
+    float* absorbed;  ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
+    float* inner;     ///< of rematerialize
+};
+
+/// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between. The
+/// scalar one never does.
+constexpr bool scores_from_codes(scalar, const AttendTask&, const StreamView&) noexcept { return false; }
+constexpr bool adds_from_codes(scalar, const AttendTask&, const StreamView&) noexcept { return false; }
+/// Scores [queries of `rows`, 128] against tokens of a stream. Angles are those of the tile's start, before and afterwards.
+inline void score_codes(scalar, const AttendTask&, const StreamView&, Slots /*tokens*/, TileAngles&, Slots /*rows*/,
+                        const AttendScratch&) noexcept {}
+/// sums [count, width] += weights [count, 128] (in AttendScratch::scores) times tokens of a stream.
+inline void add_codes(scalar, const AttendTask&, const StreamView&, Slots /*tokens*/, std::size_t /*count*/, float*,
+                      const AttendScratch&) noexcept {}
+
+/// Asks for what the next tile reads first.
+inline void prefetch_span(scalar, const AttendTask&, const TokenSpan&) noexcept {}
+
+namespace detail {
+
+inline AttendScratch split_scratch(const AttendTask& task, float* scratch) noexcept {
+    const std::size_t dh = task.head_dim, queries = row_step * task.queries_per_kv;
+    AttendScratch out{};
+    out.keys = scratch;
+    out.values = out.keys + tile_tokens * std::max(dh, width_step);
+    out.queries = out.values + tile_tokens * std::max(dh, task.value.width);
+    out.scores = out.queries + queries * dh;
+    out.inner = out.scores + queries * tile_tokens;
+    out.absorbed = out.inner + rematerialize_scratch(dh);
+    return out;
+}
+
+/// q A_k^T for the channels that RoPE leaves alone, once for all tiles.
+template <class Backend>
+void absorb_queries(Backend tag, const AttendTask& task, const AttendScratch& at) noexcept {
+    const std::size_t dh = task.head_dim, rotary = rotary_channels(task), width = task.key.width;
+    float* constants = at.absorbed + task.queries() * width;
+    for (std::size_t i = 0; i < task.queries(); ++i) {
+        const float* q = task.query(i);
+        std::array<float, 2 * max_pairs> scaled;
+        for (std::size_t c = rotary; c < dh; ++c) scaled[c] = q[c] * task.rules.scale;
+        multiply_vector(tag, {task.key.matrix + rotary, width, dh - rotary, dh}, scaled.data() + rotary,
+                        at.absorbed + i * width);
+        constants[i] = 0;
+        for (std::size_t c = rotary; c < dh && task.key.constant != nullptr; ++c) {
+            constants[i] += scaled[c] * task.key.constant[c];
+        }
+    }
+}
+
+/// Adds q c_k where keys are absorbed, for the queries of some rows.
+inline void add_constants(const AttendTask& task, Slots rows, std::size_t tokens, const AttendScratch& at) noexcept {
+    if (task.key.constant == nullptr) return;
+    const float* constants = at.absorbed + task.queries() * task.key.width + rows.first * task.queries_per_kv;
+    for (std::size_t i = 0; i < rows.count * task.queries_per_kv; ++i) {
+        for (std::size_t t = 0; t < tokens; ++t) at.scores[i * tile_tokens + t] += constants[i];
+    }
+}
+
+/// Channels of a head from channel c on whose queries are rounded together.
+inline std::size_t rounded_channels(const StreamFormat& format, const HeadDecoder& head, std::size_t c) noexcept {
+    return std::min({format.group_channels - (head.first + c) % format.group_channels, head.width - c, int8_channels});
+}
+
+/// queries [count, width] -> out, as 8 bits have them: a step for each group of channels.
+inline void round_queries(const StreamFormat& format, const HeadDecoder& head, const float* queries, std::size_t count,
+                          float* out) noexcept {
+    std::array<std::int8_t, int8_channels> weights;
+    for (std::size_t i = 0; i < count; ++i) {
+        for (std::size_t c = 0; c < head.width;) {
+            const std::size_t at = i * head.width + c, channels = rounded_channels(format, head, c);
+            const float step = quantize_weights(queries + at, 1, channels, nullptr, int8_top, weights.data());
+            for (std::size_t k = 0; k < channels; ++k) out[at + k] = step * static_cast<float>(weights[k]);
+            c += channels;
+        }
+    }
+}
+
+/// A tile of keys [channels, tokens] that was rebuilt: AttendScratch::keys.
+struct RebuiltKeys {
+    Slots tokens;
+    std::size_t channels;          ///< those that RoPE turns, or all
+    const TileAngles* on_queries;  ///< angles that the queries are to be turned back by, or null
+};
+
+/// scores [queries of `rows`, tokens] against the tile.
+template <class Backend>
+void score_rows(Backend tag, const AttendTask& task, const StreamView& in, const RebuiltKeys& keys, Slots rows,
+                const AttendScratch& at) noexcept {
+    const std::size_t dh = task.head_dim, channels = keys.channels, tokens = keys.tokens.count;
+    const std::size_t first_query = rows.first * task.queries_per_kv, count = rows.count * task.queries_per_kv;
+    const MutableMatrix scores{at.scores, count, tokens, tile_tokens};
+    for (std::size_t i = 0; i < count && channels > 0; ++i) {
+        const float* q = task.query(first_query + i);
+        float* query = at.queries + i * dh;
+        for (std::size_t c = 0; c < channels; ++c) query[c] = q[c] * task.rules.scale;
+        if (keys.on_queries != nullptr) {
+            apply_rope(tag, task.rope, keys.on_queries->cosines.data(), keys.on_queries->sines.data(), -1.0F, query);
+        }
+    }
+    const bool rounds = rounds_queries<Backend>(task, in);
+    if (rounds && channels > 0) round_queries(in.format, task.key, at.queries, count, at.queries);
+    if (channels > 0) multiply(tag, {at.queries, dh, 1}, {at.keys, channels, tokens, tile_tokens}, scores, false);
+    if (channels == dh) return;
+    const std::size_t width = task.key.width;
+    const float* absorbed = at.absorbed + first_query * width;
+    if (rounds) {
+        round_queries(in.format, task.key, absorbed, count, at.queries);
+        absorbed = at.queries;
+    }
+    for (std::size_t c = 0; c < width; c += width_step) {
+        const std::size_t some = std::min(width_step, width - c);
+        decode_tile(tag, in, keys.tokens.first, task.key.first + c,
+                    {at.keys, tokens, some, tile_tokens, TileOrder::channel_major});
+        multiply(tag, {absorbed + c, width, 1}, {at.keys, some, tokens, tile_tokens}, scores, c > 0 || channels > 0);
+    }
+    add_constants(task, rows, tokens, at);
+}
+
+/// K of a tile, as queries meet it: norm and RoPE applied. Channels: those that RoPE turns, or all.
+template <class Backend>
+void rebuild_keys(Backend tag, const AttendTask& task, const TokenSpan& span, const RebuiltKeys& keys,
+                  const TileAngles& angles, const AttendScratch& at) noexcept {
+    const Tile tile{at.keys, keys.tokens.count, keys.channels, tile_tokens, TileOrder::channel_major};
+    if (keys.channels > task.shared_channels) {
+        rematerialize(tag, span.keys, task.key, keys.tokens.first, tile, at.inner);
+    }
+    if (task.shared_channels > 0) {
+        decode_tile(tag, span.shared, keys.tokens.first, 0, tile.part({0, tile.tokens}, {0, task.shared_channels}));
+    }
+    if (task.rules.key_norm != nullptr) {
+        normalize_keys(tag, task.rules.key_norm, task.rules.key_norm_epsilon, tile);
+    }
+    if (task.rope.pairs > 0) {
+        apply_rope_to_tile(tag, task.rope, keys.on_queries != nullptr ? nullptr : &angles, tile);
+    }
+}
+
+/// V of a tile, or its latent where A_v comes at the end: [tokens, width].
+template <class Backend>
+void rebuild_values(Backend tag, const AttendTask& task, const TokenSpan& span, Slots tokens, bool absorbed,
+                    const AttendScratch& at) noexcept {
+    const std::size_t width = absorbed ? task.value.width : task.head_dim;
+    const Tile tile{at.values, tokens.count, width, width, TileOrder::token_major};
+    if (absorbed) {
+        for (std::size_t c = 0; c < width; c += width_step) {
+            decode_tile(tag, span.values, tokens.first, task.value.first + c,
+                        tile.part({0, tokens.count}, {c, std::min(width_step, width - c)}));
+        }
+    } else {
+        // c_v is added once, at the end.
+        HeadDecoder value = task.value;
+        value.constant = nullptr;
+        rematerialize(tag, span.values, value, tokens.first, tile, at.inner);
+    }
+}
+
+/// Adds some tokens (at most 128) of one span to the partial result.
+template <class Backend>
+void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slots tokens, Partial partial,
+                 TileAngles& angles, const AttendScratch& at) noexcept {
+    const std::size_t dh = task.head_dim, group = task.queries_per_kv;
+    const auto count_of = [](std::size_t n) { return static_cast<std::int64_t>(n); };
+    const std::int64_t start = span.first_position + count_of(tokens.first - span.begin), n = count_of(tokens.count);
+    // Rows before the tile's first token see nothing of it, nor do rows whose window begins behind its last.
+    const std::int64_t window = count_of(task.rules.window), all = count_of(task.rows);
+    const std::int64_t skip = std::clamp<std::int64_t>(start - task.first_position, 0, all);
+    const std::int64_t stop =
+        window == 0 ? all : std::clamp<std::int64_t>(start + n - 1 + window - task.first_position, 0, all);
+    if (skip >= stop) return;
+
+    const bool absorbed = absorbs_values(task.value, task.queries(), dh);
+    const std::size_t width = absorbed ? task.value.width : dh;
+    // Few query rows are turned back by the tile's start; for many, the tile is turned by its start as well.
+    const bool on_queries = task.rows <= rope_on_queries_rows && task.rope.pairs > 0;
+    angles.move_to(task.rope, start);
+    const RebuiltKeys keys{tokens, absorbs_keys(task) ? rotary_channels(task) : dh, on_queries ? &angles : nullptr};
+    const bool direct_scores = scores_from_codes(tag, task, span.keys),
+               direct_values = adds_from_codes(tag, task, span.values);
+    if (!direct_scores) rebuild_keys(tag, task, span, keys, angles, at);
+    if (!direct_values) rebuild_values(tag, task, span, tokens, absorbed, at);
+
+    const auto end = static_cast<std::size_t>(stop);
+    for (auto row = static_cast<std::size_t>(skip); row < end; row += row_step) {
+        const Slots rows{row, std::min(row_step, end - row)};
+        if (direct_scores) {
+            score_codes(tag, task, span.keys, tokens, angles, rows, at);
+        } else {
+            score_rows(tag, task, span.keys, keys, rows, at);
+        }
+        const std::size_t first_query = row * group, count = rows.count * group;
+        float* sums = partial.sum + first_query * width;
+        for (std::size_t i = 0; i < count; ++i) {
+            float* scores = at.scores + i * tile_tokens;
+            const std::int64_t position = task.first_position + count_of(row + i / group);
+            const std::int64_t before = window == 0 ? 0 : position - window + 1 - start;
+            const VisibleTokens seen{static_cast<std::size_t>(std::clamp<std::int64_t>(before, 0, n)),
+                                     static_cast<std::size_t>(std::min<std::int64_t>(n, position - start + 1)),
+                                     tokens.count};
+            const float slope = task.rules.slopes != nullptr ? task.rules.slopes[i % group] : 0.0F;
+            adjust_scores(tag, task.rules, slope, static_cast<float>(start - position), tokens.count, scores);
+            const std::size_t q = first_query + i;
+            online_softmax(tag, scores, seen, {partial.maximum[q], partial.total[q], sums + i * width, width});
+        }
+        if (direct_values) {
+            add_codes(tag, task, span.values, tokens, count, sums, at);
+        } else {
+            multiply(tag, {at.scores, tile_tokens, 1}, {at.values, tokens.count, width, width},
+                     {sums, count, width, width}, true);
+        }
+    }
+}
+
+}  // namespace detail
+
+/// The partial result of a task over its tiles. Scratch: attend_scratch(task) floats.
+template <class Backend>
+void attend_task(Backend tag, const AttendTask& task, Partial partial, float* scratch) noexcept {
+    const std::size_t queries = task.queries();
+    clear_partial(tag, partial, queries, partial_width(tag, task.value, queries, task.head_dim));
+    const AttendScratch at = detail::split_scratch(task, scratch);
+    if (absorbs_keys(task)) detail::absorb_queries(tag, task, at);
+    TileAngles angles;
+    std::size_t tile = 0;
+    for (const TokenSpan& span : task.spans) {
+        for (std::size_t first = span.begin; first < span.end; first += tile_tokens, ++tile) {
+            if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
+            if (&span != &task.spans.back()) prefetch_span(tag, task, *(&span + 1));
+            detail::attend_tile(tag, task, span, {first, std::min(tile_tokens, span.end - first)}, partial, angles, at);
+        }
+    }
+}
+
+/// out = (sum / total) A_v + c_v. Shape out: [rows][out_stride], the query heads of the kv head side by side. sum is overwritten.
+template <class Backend>
+void finish_partial(Backend tag, const AttendTask& task, Partial partial, float* out, std::size_t out_stride) noexcept {
+    const std::size_t dh = task.head_dim, queries = task.queries(), group = task.queries_per_kv;
+    const bool absorbed = sums_latents(tag, task.value, queries, dh);
+    const std::size_t width = absorbed ? task.value.width : dh;
+    for (std::size_t i = 0; i < queries; ++i) {
+        float* XQUANT_RESTRICT sum = partial.sum + i * width;
+        // A sink logit takes its share of the softmax and leaves that much less of V, its constant included.
+        float factor = 1.0F, sink = 0.0F;
+        if (task.rules.sink_logits != nullptr) {
+            const float logit = task.rules.sink_logits[i % group], highest = std::max(logit, partial.maximum[i]);
+            factor = exp_negative(partial.maximum[i] - highest);
+            sink = exp_negative(logit - highest);
+        }
+        const float inverse = factor / (partial.total[i] * factor + sink), share = partial.total[i] * inverse;
+        for (std::size_t c = 0; c < width; ++c) sum[c] *= inverse;
+        float* XQUANT_RESTRICT target = out + i / group * out_stride + i % group * dh;
+        if (absorbed && task.value.matrix != nullptr) {
+            multiply(tag, {sum, width, 1}, {task.value.matrix, width, dh, dh}, {target, 1, dh, dh}, false);
+        } else {
+            std::copy_n(sum, dh, target);
+        }
+        for (std::size_t c = 0; c < dh && task.value.constant != nullptr; ++c) {
+            target[c] += task.value.constant[c] * share;
+        }
+    }
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

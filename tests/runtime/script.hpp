@@ -124,11 +124,11 @@ private:
             put(static_cast<std::int64_t>(cache_->size(sequence)));
             put(cache_->next_position(sequence));
             cache_->for_each_page(sequence, [this](const xquant::PageView& page) {
-                put(static_cast<std::int64_t>(page.purpose));
+                put(static_cast<std::int64_t>(page.kind));
                 put(static_cast<std::int64_t>(page.begin));
                 put(static_cast<std::int64_t>(page.end));
                 put(page.first_position);
-                put(page.moved);
+                put(page.rope_lag);
                 record_.stored.insert(record_.stored.end(), page.bytes.begin(), page.bytes.end());
             });
         }

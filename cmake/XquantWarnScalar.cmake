@@ -65,7 +65,7 @@ function(xquant_warn_scalar)
   if(found)
     message(WARNING
       "xquant: target ${found} compiles the headers without flags for a vector unit, such as -march=native or -march=x86-64-v3. The scalar "
-      "backend serves it, and decoding takes about 13 times as long as with AVX2. xquant::runtime needs no flags: it picks the "
+      "backend serves it, and decoding takes up to 13 times as long as with AVX2. xquant::runtime needs no flags: it picks the "
       "processor's code when the program runs (docs/embedding.md). XQUANT_WARN_SCALAR=OFF silences this.")
   endif()
 endfunction()

@@ -4,8 +4,8 @@
 //     runtime_operations [--level NAME] [--svd on|off] [--emulated on]
 //     runtime_operations --missing NAME
 //
-// --level, --svd: that this level runs, and that schemes of an SVD are there or not. --emulated: fewer schemes, for emulated
-// processors, which are slow. --missing: prints what this processor lacks of a level, and does nothing else.
+// --level, --svd: that this level runs, and that schemes of an SVD are there or not. --emulated: fewer schemes, for
+// emulated processors, which are slow. --missing: prints what this processor lacks of a level, and does nothing else.
 #include <atomic>
 #include <cstring>
 #include <exception>

@@ -19,7 +19,7 @@
 // (level_error).
 //
 // Not here: policies of your own and register_scheme, whose code is your program's; saving and loading
-// (persistence.hpp).
+// (persistence.hpp). Errors are exceptions: a program that is compiled without them ends at the first.
 #pragma once
 
 #include <cstddef>

@@ -123,6 +123,7 @@ public:
 
     /// For the library: calls task(of, 0) .. task(of, n - 1).
     void run(std::size_t n, void (*task)(void* of, std::size_t i), void* of) const { run_(executor_, n, task, of); }
+    /// Whether it refers to none: the calling thread.
     [[nodiscard]] bool empty() const noexcept { return run_ == nullptr; }
 
 private:
@@ -152,7 +153,7 @@ private:
 };
 
 /// New tokens of one or several sequences on their way through the layers, as xquant::Cache::Step. Made by
-/// Cache::begin; the cache must outlive it.
+/// Cache::begin; the cache must outlive it. Destroyed without commit(), it leaves the cache as it was.
 class Step {
 public:
     Step(const Step&) = delete;
@@ -161,13 +162,22 @@ public:
 
     /// Tokens of the step, all sequences together: n.
     [[nodiscard]] virtual std::size_t size() const noexcept = 0;
-    /// Stores a layer's rows x [n, D].
+
+    /// Stores a layer's rows x [n, D]; layers come in order. Read before this returns.
+    /// Throws shape_error, state_error, value_error before anything is stored; after std::bad_alloc, or what the
+    /// executor throws, the step can only be destroyed. Cost: n R D products for a stream of R channels that has a
+    /// matrix, and encoding.
     virtual void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = {}) = 0;
-    /// Attention of the layer that was appended last: q [n, H * Dh], out [n, H * Dh] with rows `out_stride` floats
-    /// apart.
+
+    /// Attention of the layer that was appended last: q [n, H * Dh] after RoPE, out [n, H * Dh] with rows `out_stride`
+    /// floats apart (0: H * Dh).
+    /// Throws shape_error, state_error, std::bad_alloc; the step goes on. Cost: reads the codes of every token that the
+    /// rows see; 2 H Dh products a row and token, and what rebuilding K takes.
     virtual void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
                         ExecutorRef threads = {}) = 0;
-    /// The sequences have the step's tokens from here on, and the step has ended.
+
+    /// The sequences have the step's tokens from here on, and the step has ended. Throws state_error unless every layer
+    /// was appended.
     virtual void commit() = 0;
 
 protected:
@@ -175,42 +185,62 @@ protected:
 };
 
 /// A cache for all layers of one model and any number of sequences, as xquant::Cache. Made by make_cache. What
-/// cache.hpp says of threads and errors holds here, too.
+/// cache.hpp says of threads, errors and costs holds here, too: a call that throws has changed nothing, unless its
+/// comment there says otherwise.
 class Cache {
 public:
     Cache(const Cache&) = delete;
     Cache& operator=(const Cache&) = delete;
     virtual ~Cache() = default;
 
+    /// An empty sequence. Throws std::bad_alloc.
     [[nodiscard]] virtual Sequence create() = 0;
+    /// Forgets a sequence, and frees what no other one shares. Throws sequence_error.
     virtual void drop(Sequence sequence) = 0;
+    /// A second sequence with the same tokens. Pages are shared. Throws sequence_error, std::bad_alloc.
     [[nodiscard]] virtual Sequence fork(Sequence sequence) = 0;
+    /// A second sequence with the first `tokens` tokens. Throws as truncate.
     [[nodiscard]] virtual Sequence fork(Sequence sequence, std::size_t tokens) = 0;
+    /// Keeps the first `tokens` tokens. Throws sequence_error, shape_error, std::bad_alloc.
     virtual void truncate(Sequence sequence, std::size_t tokens) = 0;
+    /// Takes out tokens begin .. end; those that follow move up, exactly. Throws as truncate.
     virtual void erase(Sequence sequence, std::size_t begin, std::size_t end) = 0;
+    /// Moves tokens `begin` .. (and the next one) by `delta` positions, exactly. Throws as truncate.
     virtual void shift(Sequence sequence, std::size_t begin, std::int64_t delta) = 0;
+    /// Sequence i becomes what sequence parents[i] of the same list was. Throws sequence_error, shape_error,
+    /// std::bad_alloc.
     virtual void gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents) = 0;
+    /// Tokens of a sequence. Throws sequence_error.
     [[nodiscard]] virtual std::size_t size(Sequence sequence) const = 0;
+    /// The position of the next token of a sequence. Throws sequence_error.
     [[nodiscard]] virtual std::int64_t next_position(Sequence sequence) const = 0;
 
-    /// Starts a step that adds tokens to one or several sequences.
+    /// Starts a step that adds tokens to one or several sequences, and allocates everything that it will store.
+    /// Throws sequence_error, shape_error, budget_error, std::bad_alloc.
     [[nodiscard]] virtual std::unique_ptr<Step> begin(std::span<const StepPart> parts) = 0;
+    /// The same for a list in braces: begin({{a, 1}, {b, 7}}).
     [[nodiscard]] XQUANT_INLINE std::unique_ptr<Step> begin(std::initializer_list<StepPart> parts) {
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }
 
+    /// Encodes every row outside the window now: for a sequence that rests. Throws sequence_error, budget_error,
+    /// std::bad_alloc. Cost: encoding at most 127 rows of each layer.
     virtual void seal(Sequence sequence) = 0;
-    /// Rewrites the pages that choose(PageChoice) picks with the scheme's second quantizer. Of the schemes that have
-    /// a name none has one so far: state_error.
+    /// Rewrites the pages that choose(PageChoice) picks with the scheme's second quantizer. Of the schemes that have a
+    /// name none has one so far: state_error.
     virtual Requantized requantize(std::span<const Sequence> sequences, Callback<bool(const PageChoice&)> choose) = 0;
-    /// Likewise for all full pages.
+    /// The same for all full pages.
     virtual Requantized requantize(std::span<const Sequence> sequences) = 0;
 
+    /// What is allocated, by purpose.
     [[nodiscard]] virtual Bytes bytes() const noexcept = 0;
+    /// The most bytes that the accumulators of a step took so far; 0 but for cross-layer schemes.
     [[nodiscard]] virtual std::size_t peak_accumulator_bytes() const noexcept = 0;
+    /// Bits of codes, scales, zeros and outliers for `tokens` encoded tokens, per token and layer.
     [[nodiscard]] virtual double bits_per_token_layer(std::size_t tokens) const = 0;
+    /// What the cache was made with.
     [[nodiscard]] virtual const Options& options() const noexcept = 0;
-    /// Calls f(PageView) for every page of a sequence.
+    /// Calls f(PageView) for every page of a sequence. Throws sequence_error, and what f throws.
     virtual void for_each_page(Sequence sequence, Callback<void(const PageView&)> f) const = 0;
 
 protected:

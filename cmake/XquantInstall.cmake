@@ -1,14 +1,15 @@
 # Headers, a config package, and a file for pkg-config. find_package(xquant) gives xquant::xquant; find_package(xquant COMPONENTS
 # svd) looks for Eigen too and gives xquant::svd, and COMPONENTS persistence looks for xxHash and gives xquant::persistence.
-# pkg-config --cflags xquant gives the headers' folder.
+# pkg-config --cflags xquant gives the headers' folder. Where the runtime is built, it is the install component `runtime`,
+# and find_package(xquant COMPONENTS runtime) gives xquant::runtime.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
-# The package has no machine code in it, so it goes to the folder for such packages.
+# The headers' package has no machine code in it, so it goes to the folder for such packages. The runtime is an addition to it.
 set(xquant_package_dir "${CMAKE_INSTALL_DATADIR}/cmake/xquant")
 
 install(TARGETS xquant EXPORT xquantTargets FILE_SET HEADERS DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
-foreach(header IN LISTS xquant_svd_headers)
+foreach(header IN LISTS xquant_svd_headers xquant_runtime_headers)
   cmake_path(RELATIVE_PATH header BASE_DIRECTORY "${PROJECT_SOURCE_DIR}/include" OUTPUT_VARIABLE place)
   cmake_path(GET place PARENT_PATH folder)
   install(FILES "${header}" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/${folder}")
@@ -18,6 +19,12 @@ install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/xquant/persistence" DESTINATION
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/xquant" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
   FILES_MATCHING PATTERN "*.cuh")
 install(EXPORT xquantTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}")
+if(TARGET xquant_runtime)
+  # The loader looks for levels in its own folder.
+  install(TARGETS xquant_runtime EXPORT xquantRuntimeTargets LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT runtime)
+  install(TARGETS ${xquant_runtime_level_targets} LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT runtime)
+  install(EXPORT xquantRuntimeTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}" COMPONENT runtime)
+endif()
 
 configure_package_config_file(
   "${PROJECT_SOURCE_DIR}/cmake/xquantConfig.cmake.in"
@@ -33,6 +40,7 @@ write_basic_package_version_file(
 )
 install(
   FILES "${PROJECT_BINARY_DIR}/xquantConfig.cmake" "${PROJECT_BINARY_DIR}/xquantConfigVersion.cmake"
+    "${PROJECT_SOURCE_DIR}/cmake/XquantWarnScalar.cmake"
   DESTINATION "${xquant_package_dir}"
 )
 install(FILES "${PROJECT_SOURCE_DIR}/LICENSE" DESTINATION "${CMAKE_INSTALL_DOCDIR}")

@@ -25,7 +25,14 @@ PAGES = [
         "making",
         "Making a cache",
         "A cache is put together from policies, taken from the presets, or made by name at run time.",
-        ["xcache.hpp", "preset.hpp", "registry.hpp", "registry_svd.hpp", "scheme.hpp", "xquant.hpp"],
+        ["xcache.hpp", "preset.hpp", "registry.hpp", "registry_svd.hpp", "scheme_info.hpp", "scheme.hpp", "xquant.hpp"],
+    ),
+    (
+        "runtime",
+        "The compiled library",
+        "Caches by name out of ``xquant::runtime``, which picks the processor's code when a program runs. "
+        ":doc:`Embedding </docs/embedding>` compares it with the headers.",
+        ["runtime.hpp"],
     ),
     (
         "models",
@@ -86,7 +93,7 @@ PAGES = [
     ),
 ]
 
-INTERNAL = re.compile(r"(core|backend)/(?!backend\.hpp)")  # headers that the site shows as files
+INTERNAL = re.compile(r"(core|backend|runtime)/(?!backend\.hpp)")  # headers that the site shows as files
 LABEL = r"Throws|Cost|Error|Source"  # begin a paragraph wherever a sentence begins with them
 HANGING = r"(?:[A-Z][a-z]+) {2,}"  # begins one that hangs below it
 

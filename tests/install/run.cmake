@@ -42,7 +42,7 @@ endif()
 set(arguments -DWAY=${WAY} -DXQUANT_VERSION=${VERSION})
 if(WAY STREQUAL "find_package")
   run("${CMAKE_COMMAND}" --install "${XQUANT_BUILD}" --prefix "${SCRATCH}/prefix")
-  list(APPEND arguments "-DCMAKE_PREFIX_PATH=${SCRATCH}/prefix")
+  list(APPEND arguments "-DCMAKE_PREFIX_PATH=${SCRATCH}/prefix" -DRUNTIME=${RUNTIME})
 
   # All headers, and only headers, are installed.
   file(GLOB_RECURSE wanted RELATIVE "${XQUANT_SOURCE}/include" "${XQUANT_SOURCE}/include/*.hpp" "${XQUANT_SOURCE}/include/*.cuh")
@@ -56,8 +56,33 @@ else()
   list(APPEND arguments "-DXQUANT_SOURCE=${XQUANT_SOURCE}")
 endif()
 
-run("${CMAKE_COMMAND}" -S "${CMAKE_CURRENT_LIST_DIR}/user" -B "${SCRATCH}/build" -G "${GENERATOR}"
-  "-DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM}" "-DCMAKE_CXX_COMPILER=${COMPILER}" "-DCMAKE_CXX_COMPILER_LAUNCHER=${LAUNCHER}"
-  ${arguments})
+# Configures the user's project, and compares how often it is warned of headers that are compiled without flags.
+function(configure warnings)
+  run("${CMAKE_COMMAND}" -S "${CMAKE_CURRENT_LIST_DIR}/user" -B "${SCRATCH}/build" -G "${GENERATOR}"
+    "-DCMAKE_MAKE_PROGRAM=${MAKE_PROGRAM}" "-DCMAKE_CXX_COMPILER=${COMPILER}" "-DCMAKE_CXX_COMPILER_LAUNCHER=${LAUNCHER}"
+    ${arguments} ${ARGN})
+  string(REGEX MATCHALL "headers without flags" found "${output}")
+  list(LENGTH found found)
+  if(NOT found EQUAL warnings)
+    message(FATAL_ERROR "warnings of headers without flags: ${found}; expected ${warnings} (${ARGN})\n${output}")
+  endif()
+endfunction()
+if(X86)
+  configure(0 -DXQUANT_WARN_SCALAR=OFF)
+  configure(0 -DXQUANT_WARN_SCALAR=ON -DFLAGS=-mavx2)  # of the user's target
+  configure(1 -DFLAGS=)
+else()
+  configure(0)
+endif()
 run("${CMAKE_COMMAND}" --build "${SCRATCH}/build")
 check_program("${SCRATCH}/build/user")
+if(RUNTIME AND WAY STREQUAL "find_package")
+  run("${SCRATCH}/build/user_runtime")
+  message("${output}")
+  # The levels are found beside the library, wherever the tree is.
+  file(RENAME "${SCRATCH}/prefix" "${SCRATCH}/elsewhere")
+  file(GLOB_RECURSE file "${SCRATCH}/elsewhere/libxquant_runtime.so")
+  cmake_path(GET file PARENT_PATH folder)
+  set(ENV{LD_LIBRARY_PATH} "${folder}")
+  run("${SCRATCH}/build/user_runtime")
+endif()

@@ -55,7 +55,7 @@ class XquantRecipe(ConanFile):
     def generate(self):
         toolchain = CMakeToolchain(self)
         toolchain.user_presets_path = False
-        for part in ("BUILD_TESTS", "BUILD_BENCH", "BUILD_EXAMPLES", "CUDA"):
+        for part in ("BUILD_TESTS", "BUILD_BENCH", "BUILD_EXAMPLES", "BUILD_RUNTIME", "CUDA"):
             toolchain.cache_variables[f"XQUANT_{part}"] = False
         toolchain.generate()
 

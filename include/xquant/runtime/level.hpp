@@ -1,0 +1,146 @@
+// One level of the runtime: the library and its schemes, compiled with the level's flags, behind the interface of
+// runtime.hpp.
+//
+// This is the source of a shared object: include it in one .cpp file, define XQUANT_RUNTIME_LEVEL as the level's
+// name, as in
+//
+//     #define XQUANT_RUNTIME_LEVEL "x86-64-v3"
+//     #define XQUANT_RUNTIME_SVD 1                  // with Eigen: the schemes of registry_svd.hpp
+//     #include <xquant/runtime/level.hpp>
+//
+// and export xquant_runtime_level alone (cmake/XquantRuntime.cmake has the linker's version script). Then nothing
+// that was compiled for this processor can take the place of a function of the program, and no function of the
+// program that of one in here.
+#pragma once
+
+#include <string_view>
+#include <utility>
+
+#include <xquant/instantiate.hpp>
+#include <xquant/runtime/entry.hpp>
+#include <xquant/runtime/levels.hpp>
+
+#if defined(XQUANT_RUNTIME_SVD)
+#include <xquant/registry_svd.hpp>
+#else
+#include <xquant/registry.hpp>
+#endif
+
+#if !defined(XQUANT_RUNTIME_LEVEL)
+#error "xquant: define XQUANT_RUNTIME_LEVEL as the name of the level, such as \"x86-64-v3\""
+#endif
+
+namespace xquant::runtime::detail {
+inline namespace XQUANT_ABI_NS {
+
+using Machine = backend::best;
+
+static_assert(known_level(XQUANT_RUNTIME_LEVEL) != nullptr, "xquant: XQUANT_RUNTIME_LEVEL is no level");
+static_assert(std::string_view(known_level(XQUANT_RUNTIME_LEVEL)->backend) == Machine::name,
+              "xquant: the compiler's flags are not those of XQUANT_RUNTIME_LEVEL: they give another backend");
+static_assert(XQUANT_HAS_EXCEPTIONS, "xquant: the runtime reports errors as exceptions");
+
+/// The program's executor, as the library uses executors.
+class Threads {
+public:
+    explicit Threads(const ExecutorRef& program) noexcept : program_(&program) {}
+
+    template <class F>
+    void parallel_for(std::size_t n, F&& f) const {
+        using Function = std::remove_reference_t<F>;
+        program_->run(
+            n, [](void* of, std::size_t i) { (*static_cast<Function*>(of))(i); }, address_of(f));
+    }
+
+private:
+    const ExecutorRef* program_;
+};
+
+class LevelStep final : public Step {
+public:
+    explicit LevelStep(xquant::Cache<Machine>::Step&& step) noexcept : step_(std::move(step)) {}
+
+    [[nodiscard]] std::size_t size() const noexcept override { return step_.size(); }
+    void append(std::size_t layer, const MatrixView& x, ExecutorRef threads) override {
+        if (threads.empty()) return step_.append(layer, x);
+        step_.append(layer, x, Threads(threads));
+    }
+    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride,
+                ExecutorRef threads) override {
+        if (threads.empty()) return step_.attend(layer, q, out, out_stride);
+        step_.attend(layer, q, out, out_stride, Threads(threads));
+    }
+    void commit() override { step_.commit(); }
+
+private:
+    xquant::Cache<Machine>::Step step_;
+};
+
+class LevelCache final : public Cache {
+public:
+    explicit LevelCache(std::unique_ptr<xquant::Cache<Machine>> cache) noexcept : cache_(std::move(cache)) {}
+
+    [[nodiscard]] Sequence create() override { return cache_->create(); }
+    void drop(Sequence sequence) override { cache_->drop(sequence); }
+    [[nodiscard]] Sequence fork(Sequence sequence) override { return cache_->fork(sequence); }
+    [[nodiscard]] Sequence fork(Sequence sequence, std::size_t tokens) override {
+        return cache_->fork(sequence, tokens);
+    }
+    void truncate(Sequence sequence, std::size_t tokens) override { cache_->truncate(sequence, tokens); }
+    void erase(Sequence sequence, std::size_t begin, std::size_t end) override { cache_->erase(sequence, begin, end); }
+    void shift(Sequence sequence, std::size_t begin, std::int64_t delta) override {
+        cache_->shift(sequence, begin, delta);
+    }
+    void gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents) override {
+        cache_->gather(sequences, parents);
+    }
+    [[nodiscard]] std::size_t size(Sequence sequence) const override { return cache_->size(sequence); }
+    [[nodiscard]] std::int64_t next_position(Sequence sequence) const override {
+        return cache_->next_position(sequence);
+    }
+    [[nodiscard]] std::unique_ptr<Step> begin(std::span<const StepPart> parts) override {
+        return std::make_unique<LevelStep>(cache_->begin(parts));
+    }
+    void seal(Sequence sequence) override { cache_->seal(sequence); }
+    Requantized requantize(std::span<const Sequence> sequences, Callback<bool(const PageChoice&)> choose) override {
+        return cache_->requantize(sequences, choose);
+    }
+    Requantized requantize(std::span<const Sequence> sequences) override { return cache_->requantize(sequences); }
+    [[nodiscard]] Bytes bytes() const noexcept override { return cache_->bytes(); }
+    [[nodiscard]] std::size_t peak_accumulator_bytes() const noexcept override {
+        return cache_->peak_accumulator_bytes();
+    }
+    [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const override {
+        return cache_->bits_per_token_layer(tokens);
+    }
+    [[nodiscard]] const Options& options() const noexcept override { return cache_->options(); }
+    void for_each_page(Sequence sequence, Callback<void(const PageView&)> f) const override {
+        cache_->for_each_page(sequence, f);
+    }
+
+private:
+    std::unique_ptr<xquant::Cache<Machine>> cache_;
+};
+
+inline std::unique_ptr<Cache> make_level_cache(std::string_view scheme, const Model& model, const Options& options) {
+    return std::make_unique<LevelCache>(xquant::make_cache<Machine>(scheme, model, options));
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::runtime::detail
+
+// All of it, so that a program may be linked with the object file in place of the shared object: tests/runtime
+// compares the two.
+XQUANT_COMPILE_CACHE(xquant::backend::best);
+template std::unique_ptr<xquant::Cache<>> xquant::make_cache<xquant::backend::best>(std::string_view,
+                                                                                    const xquant::Model&,
+                                                                                    const xquant::Options&);
+
+extern "C" __attribute__((visibility("default"))) const xquant::runtime::detail::Level* xquant_runtime_level() {
+    using namespace xquant::runtime::detail;
+    static constexpr Level level{
+        &compiled_with,   XQUANT_RUNTIME_LEVEL, Machine::name,        &make_level_cache,
+        &xquant::predict, &xquant::schemes,     &xquant::find_scheme,
+    };
+    return &level;
+}

@@ -36,14 +36,19 @@ constexpr bool few = true;  // minutes otherwise
 constexpr bool few = false;
 #endif
 
-/// With so much shared memory.
-template <std::size_t KiB>
-struct SmallDevice : backend::EmulatedDevice {
-    using EmulatedDevice::EmulatedDevice;
-    static std::size_t shared_limit() noexcept { return KiB * 1024; }
+/// While it lives, devices have so much shared memory.
+class Shared {
+public:
+    explicit Shared(std::size_t kib) : before_(backend::EmulatedDevice::shared_bytes) {
+        backend::EmulatedDevice::shared_bytes = kib * 1024;
+    }
+    Shared(const Shared&) = delete;
+    Shared& operator=(const Shared&) = delete;
+    ~Shared() { backend::EmulatedDevice::shared_bytes = before_; }
+
+private:
+    std::size_t before_;
 };
-template <std::size_t KiB>
-using OnSmall = backend::on_device<SmallDevice<KiB>>;
 
 }  // namespace
 
@@ -79,14 +84,17 @@ TEST_CASE("codes that meet 8-bit weights: attention is off by what rounding thes
 
 TEST_CASE("a device with little shared memory serves prompts 16 queries at a time; with too little, none") {
     using Split = Layout<PerChannel, PerToken>;
-    const on_device::Outcome outcome =
-        on_device::compare<OnSmall<100>, Memory, Uniform<4>, Split, Projection<HeadSvd>, CrossLayer<Off>>(
-            {"svd_head4", {192, 6, 2, 64}});
-    CHECK(outcome.attention < 2e-3);
-    CHECK(outcome.attention > 1e-6);
+    {
+        const Shared little(100);
+        const on_device::Outcome outcome =
+            on_device::compare<Device, Memory, Uniform<4>, Split, Projection<HeadSvd>, CrossLayer<Off>>(
+                {"svd_head4", {192, 6, 2, 64}});
+        CHECK(outcome.attention < 2e-3);
+        CHECK(outcome.attention > 1e-6);
+    }
     const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
-    using Refused = XCache<Uniform<4>, Split, CrossLayer<Off>, Projection<HeadSvd>, OnSmall<40>>;
-    CHECK_THROWS_AS(Refused(setup.model), state_error);
+    const Shared too_little(40);
+    CHECK_THROWS_AS(DeviceCache(setup.model), state_error);
 }
 
 TEST_CASE("256 sequences of different lengths in one launch") {

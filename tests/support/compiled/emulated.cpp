@@ -1,3 +1,5 @@
 #include "support/compiled/emulated.hpp"
 
-XQUANT_COMPILE_CACHE(xquant::backend::int8<xquant::backend::on_device<xquant::backend::EmulatedDevice>>);
+// One file: both backends launch the same kernels.
+XQUANT_COMPILE_CACHE(xquant::backend::emulated_device);
+XQUANT_COMPILE_CACHE(xquant::backend::emulated_device_int8);

@@ -1,4 +1,4 @@
-/// Caches on a device in plain C++, whose codes meet weights of 8 bits: compiled once. Link xquant_compiled_emulated.
+/// Caches on a device in plain C++, compiled once. Link xquant_compiled_emulated.
 #pragma once
 
 #include <xquant/core/device/backend.cuh>
@@ -6,4 +6,12 @@
 
 #include "support/gpu/device.hpp"
 
-XQUANT_EXTERN_CACHE(xquant::backend::int8<xquant::backend::on_device<xquant::backend::EmulatedDevice>>);
+namespace xquant::backend {
+
+using emulated_device = on_device<EmulatedDevice>;
+using emulated_device_int8 = int8<emulated_device>;
+
+}  // namespace xquant::backend
+
+XQUANT_EXTERN_CACHE(xquant::backend::emulated_device);
+XQUANT_EXTERN_CACHE(xquant::backend::emulated_device_int8);

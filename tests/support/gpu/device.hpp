@@ -20,7 +20,9 @@ public:
 
     /// As CudaDevice's.
     [[nodiscard]] static unsigned blocks_at_once() noexcept { return 24; }
-    [[nodiscard]] static std::size_t shared_limit() noexcept { return std::size_t{227} * 1024; }
+    [[nodiscard]] static std::size_t shared_limit() noexcept { return shared_bytes; }
+    /// Shared memory of a block, of devices to come; a test may make it small.
+    static inline std::size_t shared_bytes = std::size_t{227} * 1024;
 
     [[nodiscard]] static void* allocate(std::size_t bytes) {
         return std::pmr::get_default_resource()->allocate(bytes, 256);

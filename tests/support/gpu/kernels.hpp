@@ -107,7 +107,7 @@ void attend_task(Backend, const AttendTask& task, Partial partial, float*) noexc
                      {partial.sum + query * width, partial.maximum + query, partial.total + query});
         }
     };
-    gpu::with_size(task.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
+    gpu::with_size<emulated_gpu>(task.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
         const auto with = [&]<gpu::Products How>(std::integral_constant<gpu::Products, How>) {
             if (task.queries() > gpu::warp_queries) {
                 run(std::type_identity<gpu::PrefillAttention<emulated_gpu, Size, How>>{});

@@ -22,6 +22,11 @@ inline namespace XQUANT_ABI_NS {
 
 struct emulated_gpu {
     static constexpr const char* name = "emulated_gpu";
+#if defined(__SANITIZE_ADDRESS__)
+    static constexpr std::size_t largest_head = 64;  // the others take a compiler minutes, and test the same code
+#else
+    static constexpr std::size_t largest_head = 256;
+#endif
 
     template <class T>
     struct Lanes {

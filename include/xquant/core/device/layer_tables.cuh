@@ -64,7 +64,7 @@ template <class M>
 std::size_t shared_bytes_of(LayerForm form, std::size_t head_dim, bool prefill) noexcept {
     using namespace backend::gpu;
     std::size_t bytes = 0;
-    with_size(head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
+    with_size<M>(head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
         form.with_products([&]<Products How>(std::integral_constant<Products, How>) {
             bytes = prefill ? attend_bytes<M, Size, How, true> : attend_bytes<M, Size, How, false>;
         });

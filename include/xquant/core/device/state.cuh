@@ -106,6 +106,10 @@ public:
         for (std::size_t i = 0; i < core.layers().size(); ++i) {
             layers.emplace_back(core, i, coded, all);
             LayerForm form = layers.back().form();
+            constexpr std::size_t largest = Device::machine::largest_head;
+            expects<state_error>(core.layers()[i].shape.head_dim <= largest, "layer ", i, ": heads of ",
+                                 core.layers()[i].shape.head_dim, " channels, and kernels were compiled for ", largest,
+                                 " at most");
             const auto fits = [&](bool prefill) {
                 return shared_bytes_of<typename Device::machine>(form, core.layers()[i].shape.head_dim, prefill) <=
                        device_.shared_limit();

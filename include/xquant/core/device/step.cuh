@@ -80,12 +80,13 @@ public:
                 q_stride = q.cols;
             }
         }
-        with_size(prepared.shape.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
-            form.with_products([&]<Products How>(std::integral_constant<Products, How>) {
-                attend_with<Size, How, false>(prepared, layer, queries, q_stride, given, out, out_stride);
-                attend_with<Size, How, true>(prepared, layer, queries, q_stride, given, out, out_stride);
+        with_size<typename Device::machine>(
+            prepared.shape.head_dim, [&]<unsigned Size>(std::integral_constant<unsigned, Size>) {
+                form.with_products([&]<Products How>(std::integral_constant<Products, How>) {
+                    attend_with<Size, How, false>(prepared, layer, queries, q_stride, given, out, out_stride);
+                    attend_with<Size, How, true>(prepared, layer, queries, q_stride, given, out, out_stride);
+                });
             });
-        });
     }
 
     /// As Step::commit. The device may be behind; what follows in its stream sees the step.

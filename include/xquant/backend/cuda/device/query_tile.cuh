@@ -10,12 +10,17 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-/// Calls f(size) with the kernel size for a head: 64, 128 or 256, as a compile-time constant.
-template <class F>
+/// Calls f(size) with the kernel size for a head: 64, 128 or 256, as a compile-time constant; no larger than a machine M
+/// has kernels for.
+template <class M, class F>
 constexpr void with_size(std::size_t head_dim, F&& f) {
-    if (head_dim <= 64) return f(std::integral_constant<unsigned, 64>{});
-    if (head_dim <= 128) return f(std::integral_constant<unsigned, 128>{});
-    return f(std::integral_constant<unsigned, 256>{});
+    if constexpr (M::largest_head > 64) {
+        if constexpr (M::largest_head > 128) {
+            if (head_dim > 128) return f(std::integral_constant<unsigned, 256>{});
+        }
+        if (head_dim > 64) return f(std::integral_constant<unsigned, 128>{});
+    }
+    return f(std::integral_constant<unsigned, 64>{});
 }
 
 /// The same, for those who need the number.

@@ -16,6 +16,7 @@
 //                              (16 bytes, aligned); lane l gets from matrix i the pair of column 2 (l % 4) in row
 //                              l / 4, or, transposed, that of row 2 (l % 4) in column l / 4
 //            exchange(x, mask) the value of lane ^ mask             fetch(x, from)   the value of lane `from`
+//     largest_head             channels of the largest head that kernels are compiled for: 64, 128 or 256
 //     pack(low, high)          two floats to halves, to nearest even      to_float, to_half
 //     subtract_halves(a, b)    a - b          scale_halves(a, b, c)   a b + c, rounded once: pairs of halves
 //     select_bytes(a, b, s)    byte i of the result is byte (s >> 4 i) & 7 of a, b          mask(a, b, c)   (a & b) | c
@@ -36,8 +37,15 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
+/// Channels of the largest heads that kernels are compiled for: 64, 128 or 256. An engine whose models have heads of
+/// 128 channels defines 128 and spares nvcc a third of its minutes; larger heads are refused when a cache is made.
+#if !defined(XQUANT_CUDA_LARGEST_HEAD)
+#define XQUANT_CUDA_LARGEST_HEAD 256
+#endif
+
 struct cuda_gpu {
     static constexpr const char* name = "cuda";
+    static constexpr std::size_t largest_head = XQUANT_CUDA_LARGEST_HEAD;
 
     template <class T>
     struct Lanes {

@@ -13,10 +13,10 @@
 // interface: cache_types.hpp.
 //
 // Threads  Different sequences may be used by different threads at the same time, whatever pages they share. One
-//          sequence has one writer (begin, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads it
-//          meanwhile; any number of readers (fork, size, next_position, for_each_page, save) may share it. create, drop
-//          and bytes may be called at any time. Constructor, destructor and moves are for one thread. append and attend
-//          run on the executor that they are given.
+//          sequence has one writer (a step, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads it
+//          meanwhile; any number of readers (fork, size, next_position, for_each_page, save) may share it. create and
+//          bytes may be called at any time. Constructor, destructor and moves are for one thread; so is a step, and so
+//          is a cache on a device. append and attend run on the executor that they are given.
 // Errors   Every call that throws leaves the cache, and every byte it counts, as they were, unless its comment says
 //          otherwise.
 #pragma once

@@ -13,10 +13,10 @@
 // interface: cache_types.hpp.
 //
 // Threads  Different sequences may be used by different threads at the same time, whatever pages they share. One
-//          sequence has one writer (a step, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads it
-//          meanwhile; any number of readers (fork, size, next_position, for_each_page, save) may share it. create and
-//          bytes may be called at any time. Constructor, destructor and moves are for one thread; so is a step, and so
-//          is a cache on a device. append and attend run on the executor that they are given.
+//          sequence has one writer (a step, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads
+//          it meanwhile; any number of readers (fork, size, next_position, for_each_page, save) may share it. create
+//          and bytes may be called at any time. Constructor, destructor and moves are for one thread; so is a step, and
+//          so is a cache on a device. append and attend run on the executor that they are given.
 // Errors   Every call that throws leaves the cache, and every byte it counts, as they were, unless its comment says
 //          otherwise.
 #pragma once
@@ -48,7 +48,7 @@ class Cache {
     using Parts = detail::BackendParts<Backend>;
 
 public:
-    using backend = Backend;
+    using backend = Backend;  ///< the template parameter
 
     /// New tokens of one or several sequences on their way through the layers. Move-only, made by begin(); destroying
     /// it without commit() leaves the cache as it was. The cache must outlive it.
@@ -57,6 +57,7 @@ public:
     /// begin({{a, 2}, {b, 1}}), rows 0 and 1 are a's new tokens and row 2 is b's.
     class Step {
     public:
+        /// The step that is moved from can only be destroyed.
         Step(Step&&) noexcept = default;
         Step& operator=(Step&&) = delete;
 
@@ -80,11 +81,12 @@ public:
         /// Attention of the layer that was appended last. Each row sees its own sequence up to and including itself,
         /// within the layer's window. May be called more than once, or not at all.
         ///
+        /// @param layer       the layer that was appended last
         /// @param q           [n, H * Dh] f32, f16 or bf16, after RoPE (and a norm of Q); heads side by side. Not
         ///                    scaled.
         /// @param out         [n, H * Dh] f32, rows `out_stride` floats apart; all of it is written. On a device:
         ///                    device memory.
-        /// @param out_stride  0: H * Dh
+        /// @param out_stride  floats from a row of out to the next; 0: H * Dh
         /// @param threads     as in append
         ///
         /// Throws shape_error, state_error, std::bad_alloc; the step goes on. Cost: reads the codes of every token that
@@ -105,7 +107,9 @@ public:
     };
 
     virtual ~Cache();
+    /// Steps and sequences go on with the cache that was moved to. The other one can only be destroyed or assigned to.
     Cache(Cache&&) noexcept;
+    /// As the constructor. What this cache held is freed; no step of it may be alive.
     Cache& operator=(Cache&& other) noexcept;
 
     /// An empty sequence. Throws std::bad_alloc. Cost: constant.
@@ -120,6 +124,7 @@ public:
     /// sequence_error if it is part of a step, shape_error as truncate does, std::bad_alloc. Cost: a reference for each
     /// page.
     [[nodiscard]] Sequence fork(Sequence sequence);
+    /// The first `tokens` tokens alone; otherwise as above.
     [[nodiscard]] Sequence fork(Sequence sequence, std::size_t tokens);
 
     /// Keeps the first `tokens` tokens and forgets the rest, rows that were encoded among them: what is left stays as
@@ -153,6 +158,7 @@ public:
     /// Throws sequence_error, shape_error, budget_error, std::bad_alloc; on a device, state_error while another step is
     /// under way.
     [[nodiscard]] Step begin(std::span<const StepPart> parts);
+    /// Likewise, for a list that is written out: begin({{a, 2}, {b, 1}}).
     [[nodiscard]] Step begin(std::initializer_list<StepPart> parts) {
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }
@@ -190,6 +196,7 @@ public:
     /// literature. f16 rows, accumulators, page rounding and weights are not in it; bytes() has everything.
     [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const;
 
+    /// The settings that it was made with.
     [[nodiscard]] const Options& options() const noexcept;
 
     /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it. Layers with the same

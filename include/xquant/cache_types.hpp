@@ -28,8 +28,8 @@ struct Options {
 
 /// n new tokens of a sequence.
 struct StepPart {
-    Sequence sequence;
-    std::size_t tokens = 0;
+    Sequence sequence;       ///< each sequence at most once in a step
+    std::size_t tokens = 0;  ///< 1 or more
 };
 
 /// A coded page that may be requantized, as the caller is asked about it.
@@ -38,19 +38,23 @@ struct PageChoice {
     std::int64_t first_position = 0;  ///< of its first token in that sequence
     std::size_t behind = 0;           ///< tokens of that sequence that are newer than the page
     std::size_t filled = 0;           ///< slots in use, of 128
-    std::size_t bytes = 0, bytes_after = 0;
+    std::size_t bytes = 0,            ///< of the page now
+        bytes_after = 0;              ///< of the page once it is requantized
 };
 
 /// Chooses every page that is full: what requantize does unless told otherwise.
 struct FullPages {
+    /// Whether all 128 slots are in use.
     constexpr bool operator()(const PageChoice& page) const noexcept { return page.filled == coded_page_tokens; }
 };
 
 /// What requantize did.
 struct Requantized {
-    std::size_t pages = 0, tokens = 0;  ///< tokens: slots of these pages that are in use
-    std::size_t bytes_before = 0, bytes_after = 0;
-    bool out_of_memory = false;  ///< it stopped there: some pages that were chosen are as before
+    std::size_t pages = 0,         ///< how many were rewritten
+        tokens = 0;                ///< slots of these pages that are in use
+    std::size_t bytes_before = 0,  ///< of these pages as they were
+        bytes_after = 0;           ///< and as they are
+    bool out_of_memory = false;    ///< it stopped there: some pages that were chosen are as before
 };
 
 }  // namespace xquant

@@ -116,6 +116,7 @@ class ExecutorRef {
 public:
     ExecutorRef() = default;
 
+    /// Refers to `executor`, which has to outlive the call that this is given to.
     template <class E>
         requires(executor<std::remove_reference_t<E>> && !std::is_same_v<std::remove_cvref_t<E>, ExecutorRef>)
     XQUANT_INLINE ExecutorRef(E&& executor)  // NOLINT: a reference to it is meant
@@ -138,6 +139,7 @@ class Callback;
 template <class Result, class... Arguments>
 class Callback<Result(Arguments...)> {
 public:
+    /// Refers to `function`.
     template <class F>
         requires(std::is_invocable_r_v<Result, F&, Arguments...> && !std::is_same_v<std::remove_cvref_t<F>, Callback>)
     XQUANT_INLINE Callback(F&& function)  // NOLINT: a reference to it is meant
@@ -145,6 +147,7 @@ public:
         : function_(detail::address_of(function)),
           call_(&detail::call<std::remove_reference_t<F>, Result, Arguments...>) {}
 
+    /// Calls the function.
     Result operator()(Arguments... arguments) const { return call_(function_, arguments...); }
 
 private:

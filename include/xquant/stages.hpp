@@ -31,7 +31,9 @@ public:
           indices_(outliers_.size()),
           levels_(std::move(levels)) {}
 
+    /// How many rows there are.
     [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
+    /// Their format and encoder; learnt levels are those of this object.
     [[nodiscard]] StreamCodec codec() const noexcept {
         StreamCodec codec = codec_;
         codec.format.tokens = static_cast<std::uint32_t>(rows_);
@@ -43,12 +45,14 @@ public:
         return codes_.size() + (scales_.size() + outliers_.size()) * sizeof(f16) + indices_.size();
     }
 
+    /// Where codes, scales, zeros and outliers lie; good as long as this object.
     [[nodiscard]] MutableStreamView view() noexcept {
         f16* scales = scales_.empty() ? nullptr : scales_.data();
         const StreamFormat format = codec().format;
         return {format,           codes_.data(),  scales, format.stores_zero ? scales + scales_.size() / 2 : nullptr,
                 outliers_.data(), indices_.data()};
     }
+    /// Likewise, to read.
     [[nodiscard]] StreamView view() const noexcept { return read_only(const_cast<QuantizedRows*>(this)->view()); }
 
 private:

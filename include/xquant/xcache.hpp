@@ -36,7 +36,7 @@ inline namespace XQUANT_ABI_NS {
 /// @tparam Layout      axis of the groups: Layout<PerToken>, Layout<PerChannel, PerToken> (one for each stream)
 /// @tparam CrossLayer  CrossLayer<Off>: every layer stands alone; CrossLayer<Delta>: layers store what they add
 /// @tparam Projection  what is stored of X: Projection<Rotated>, Plain, KeyValue<...>, SplitSvd, HeadSvd, or your own
-/// @tparam Backend     the machine; default: the best of this build
+/// @tparam Backend     which code reads and writes the rows; default: the best of this build
 ///
 /// It adds nothing to Cache<Backend> but its constructor and what can be said of a cache before there is one.
 template <class Quantizer = Uniform<4, 128>, class Layout = Layout<PerToken>, class CrossLayer = CrossLayer<Off>,
@@ -47,10 +47,10 @@ class XCache : public Cache<Backend> {
     static_assert(cross_layer_policy<Rule>, "xquant: the cross-layer rule needs stores_difference");
 
 public:
-    using scheme = Scheme<Quantizer, Layout, Projection>;
-    static constexpr std::size_t streams = scheme::streams;
+    using scheme = Scheme<Quantizer, Layout, Projection>;    ///< how one layer is stored
+    static constexpr std::size_t streams = scheme::streams;  ///< stored rows per token and layer
 
-    /// The same policies on another machine: preset::gqa4::on<backend::cuda>.
+    /// These policies on another backend: preset::gqa4::on<backend::cuda>.
     template <class Other>
     using on = XCache<Quantizer, Layout, CrossLayer, Projection, Other>;
 
@@ -124,19 +124,20 @@ private:
 ///     using Cache = MixedCache<Scheme<Uniform<8>>, Scheme<Uniform<4>, Layout<PerToken>, Projection<Rotated>>>;
 ///     Cache cache(model, {0, 1, 1, 1, 0});          // the first and the last layer in 8 bits
 ///
-/// All schemes must have one backend; a layer takes room for its own streams only.
+/// All layers are on one backend; a layer takes room for its own streams only.
 template <class Backend, class... Schemes>
 class BasicMixedCache : public Cache<Backend> {
     static_assert(sizeof...(Schemes) >= 1, "xquant: MixedCache<...> needs at least one Scheme");
 
 public:
-    /// The same schemes on another machine.
+    /// These schemes on another backend.
     template <class Other>
     using on = BasicMixedCache<Other, Schemes...>;
 
     /// Throws shape_error unless `choice` names one of the schemes, from 0, for each layer.
     BasicMixedCache(const Model& model, std::span<const std::size_t> choice, const Options& options = {})
         : Cache<Backend>(model, options, recipe(model, choice)) {}
+    /// Likewise, for a choice that is written out.
     BasicMixedCache(const Model& model, std::initializer_list<std::size_t> choice, const Options& options = {})
         : BasicMixedCache(model, std::span<const std::size_t>(choice.begin(), choice.size()), options) {}
 
@@ -161,6 +162,7 @@ private:
     }
 };
 
+/// On the best backend of this build.
 template <class... Schemes>
 using MixedCache = BasicMixedCache<backend::best, Schemes...>;
 

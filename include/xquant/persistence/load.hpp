@@ -17,6 +17,7 @@
 
 namespace xquant {
 
+/// How a file is read.
 struct LoadOptions {
     /// A file's pages are read where they lie, in memory that the system shares between processes and may drop and read
     /// again. The file must stay as it is while the cache is used: replace it, do not write into it. False: pages are
@@ -34,7 +35,8 @@ struct LoadOptions {
 struct Loaded {
     std::vector<Sequence> sequences;  ///< in the order in which they were saved
     std::string note;                 ///< that of save
-    std::size_t pages = 0, pages_transcoded = 0;
+    std::size_t pages = 0,            ///< that were read
+        pages_transcoded = 0;         ///< that were decoded and encoded anew
 };
 
 inline namespace XQUANT_ABI_NS {

@@ -37,17 +37,19 @@ struct YarnScaling {
 
 /// Parameters of scale_llama3, likewise.
 struct Llama3Scaling {
-    double factor = 8;
+    double factor = 8;            ///< s
     double low_freq_factor = 1;   ///< pairs that turn less often than this within original_context are interpolated
     double high_freq_factor = 4;  ///< pairs that turn more often are left alone
-    std::size_t original_context = 8192;
+    std::size_t original_context = 8192;  ///< tokens of the first training
 };
 
 /// Parameters of scale_longrope, likewise. Factors: [pairs].
 struct LongRopeScaling {
-    std::span<const double> short_factor, long_factor;
-    std::size_t original_context = 0, max_context = 0;
-    double attention_factor = 0;  ///< 0: sqrt(1 + ln(max_context / original_context) / ln(original_context))
+    std::span<const double> short_factor,  ///< [pairs] for sequences up to original_context
+        long_factor;                       ///< [pairs] for longer ones
+    std::size_t original_context = 0,      ///< tokens of the first training
+        max_context = 0;                   ///< tokens that the model serves in the end
+    double attention_factor = 0;           ///< 0: sqrt(1 + ln(max_context / original_context) / ln(original_context))
 };
 
 inline namespace XQUANT_ABI_NS {

@@ -14,16 +14,19 @@
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
+/// For layers with Layer::latent.
 struct Latent {
-    static constexpr std::size_t streams = 2;
-    static constexpr bool reads_latent = true;
+    static constexpr std::size_t streams = 2;   ///< stored rows per token and layer
+    static constexpr bool reads_latent = true;  ///< layers without Layer::latent are refused
 
+    /// Widths and floats of prepare(layer).
     static LayerFootprint<2> footprint(const Layer& layer) noexcept {
         const std::size_t d = layer.shape.width, r = layer.latent.w_down.rows, dr = layer.latent.w_shared.rows;
         const std::size_t gain = layer.latent.norm != nullptr ? r : 0;
         return {{r, dr}, d * (r + dr) + gain + 2 * r * layer.shape.kv_width()};
     }
 
+    /// The plan of a layer: stream 0 is the latent, stream 1 the shared channels of the keys.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t d = layer.shape.width, dh = layer.shape.head_dim, heads = layer.shape.kv_heads;
         const std::size_t r = layer.latent.w_down.rows, dr = layer.latent.w_shared.rows;

@@ -38,7 +38,7 @@ struct LayerFootprint {
 /// Names the slot; the policy is Policy itself.
 template <class Policy>
 struct Projection {
-    using policy = Policy;
+    using policy = Policy;  ///< the parameter
 };
 
 inline namespace XQUANT_ABI_NS {

@@ -60,6 +60,7 @@ inline std::vector<double> singular_values(const MatrixView& weight, std::size_t
 /// How many directions of an SVD are kept. A policy of your own has the same function; it must not depend on anything
 /// else.
 struct FullRank {
+    /// n: all directions of the n rows.
     static std::size_t rank(const MatrixView&, std::size_t, std::size_t n) noexcept { return n; }
 };
 
@@ -67,6 +68,7 @@ struct FullRank {
 template <std::size_t N>
 struct Rank {
     static_assert(N >= 1, "xquant: Rank<N> keeps at least one direction");
+    /// N, or n where that is fewer.
     static std::size_t rank(const MatrixView&, std::size_t, std::size_t n) noexcept { return std::min(N, n); }
 };
 
@@ -74,6 +76,7 @@ struct Rank {
 template <unsigned PerMille>
 struct EnergyShare {
     static_assert(PerMille >= 1 && PerMille <= 1000, "xquant: EnergyShare<PerMille> is 1 to 1000");
+    /// Of the rows first .. first + n of a weight [out, D]. Cost: an SVD.
     static std::size_t rank(const MatrixView& weight, std::size_t first, std::size_t n) {
         double total = 0, sum = 0;
         const std::vector<double> values = singular_values(weight, first, n);
@@ -114,7 +117,7 @@ inline std::vector<float> columns_of(const std::vector<float>& in, std::size_t c
 /// The paper's form for GQA.
 template <class Keep>
 struct SplitSvdOf {
-    static constexpr std::size_t streams = 2;
+    static constexpr std::size_t streams = 2;  ///< stored rows per token and layer
 
     /// Cost with EnergyShare: two SVDs.
     static LayerFootprint<2> footprint(const Layer& layer) {
@@ -122,6 +125,7 @@ struct SplitSvdOf {
         const std::size_t k = Keep::rank(layer.w_k, 0, r), v = Keep::rank(layer.w_v, 0, r);
         return {{k, v}, (d + r) * (k + v) + detail::constant_floats(layer, false)};
     }
+    /// The plan of a layer. Cost: two SVDs. Throws shape_error if Hkv Dh > D.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
         detail::expects(r <= layer.shape.width, "SplitSvd: kv_heads * head_dim = ", r,
@@ -152,7 +156,7 @@ struct SplitSvdOf {
 /// long, and the norm would blow up their error.
 template <class Keep>
 struct HeadSvdOf {
-    static constexpr std::size_t streams = 2;
+    static constexpr std::size_t streams = 2;  ///< stored rows per token and layer
 
     /// Cost with EnergyShare: an SVD for each head.
     static LayerFootprint<2> footprint(const Layer& layer) {
@@ -165,6 +169,7 @@ struct HeadSvdOf {
                 (d + dh) * (latent + r) + dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false) +
                     (normed(layer, latent) ? dh : 0)};
     }
+    /// The plan of a layer. Cost: an SVD for each key head. Throws shape_error if Dh > D.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), dh = layer.shape.head_dim;
         detail::expects(dh <= d, "HeadSvd: head_dim = ", dh, " is more than width = ", d);

@@ -17,14 +17,16 @@
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
+/// @tparam Bits   of a code: 2 to 8
+/// @tparam Group  values that share a scale: 8 to 4096
 template <unsigned Bits, unsigned Group = 128>
 struct NonUniform {
     static_assert(Bits >= 2 && Bits <= 8, "xquant: NonUniform<Bits, Group> takes 2 to 8 bits");
     static_assert(Group >= 8 && Group <= 4096, "xquant: NonUniform<Bits, Group> takes groups of 8 to 4096 values");
 
-    static constexpr unsigned bits = Bits;
-    static constexpr unsigned group = Group;
-    static constexpr bool stores_zero = true;
+    static constexpr unsigned bits = Bits;     ///< of a code
+    static constexpr unsigned group = Group;   ///< values that share a scale
+    static constexpr bool stores_zero = true;  ///< beside the scale
 
     /// x [n] -> codes [n] into `levels` [2^Bits], rising.
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes, const float* levels) noexcept {

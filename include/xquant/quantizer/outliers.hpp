@@ -26,7 +26,7 @@ struct WithOutliers : Quantizer {
     static_assert(Count >= 1 && 2 * Count <= Quantizer::group,
                   "xquant: WithOutliers keeps at least one value, and at most half of a group");
 
-    static constexpr unsigned outliers = Count;
+    static constexpr unsigned outliers = Count;  ///< of each group
 
     /// x [n] -> the indices [outliers or n] of the values farthest from the mean; of equal ones, the first. Cost: a
     /// pass for each.

@@ -35,8 +35,8 @@ namespace xquant {
 
 /// A known sequence, and how many of its first tokens a prompt begins with; 0: none.
 struct PrefixMatch {
-    Sequence sequence;
-    std::size_t tokens = 0;
+    Sequence sequence;       ///< only where tokens > 0
+    std::size_t tokens = 0;  ///< in common, from the first on
 };
 
 inline namespace XQUANT_ABI_NS {

@@ -32,20 +32,23 @@ struct StreamFormat {
     std::uint32_t width = 0;           ///< channels of a row
     std::uint32_t group_tokens = 1;    ///< tokens in a group
     std::uint32_t group_channels = 1;  ///< channels in a group; the last group of a row may be shorter
-    CodeKind kind = CodeKind::planes;
-    std::uint8_t bits = 0;          ///< of one code
-    bool stores_zero = true;        ///< else zero = -zero_code * scale
-    float zero_code = 0;            ///< the code that stands for zero, where no zero is stored
-    const float* levels = nullptr;  ///< [2^bits] values of the codes, or null: the code itself
-    std::uint8_t outliers = 0;      ///< values of each group that are kept in f16, with their place
-    std::uint32_t tokens = 0;       ///< room of the page, or 0 where there is none yet; places of groups depend on it
+    CodeKind kind = CodeKind::planes;  ///< planes: codes; else rows as they are
+    std::uint8_t bits = 0;             ///< of one code
+    bool stores_zero = true;           ///< else zero = -zero_code * scale
+    float zero_code = 0;               ///< the code that stands for zero, where no zero is stored
+    const float* levels = nullptr;     ///< [2^bits] values of the codes, or null: the code itself
+    std::uint8_t outliers = 0;         ///< values of each group that are kept in f16, with their place
+    std::uint32_t tokens = 0;  ///< room of the page, or 0 where there is none yet; places of groups depend on it
 
     friend bool operator==(const StreamFormat&, const StreamFormat&) = default;
 
+    /// Whether rows are in codes.
     [[nodiscard]] constexpr bool quantized() const noexcept { return kind == CodeKind::planes; }
+    /// Groups that a row is cut into along its channels.
     [[nodiscard]] constexpr std::size_t channel_blocks() const noexcept {
         return (width + group_channels - 1) / group_channels;
     }
+    /// Groups that n tokens are cut into along the tokens.
     [[nodiscard]] constexpr std::size_t token_blocks(std::size_t n) const noexcept {
         return (n + group_tokens - 1) / group_tokens;
     }

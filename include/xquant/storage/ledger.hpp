@@ -14,6 +14,7 @@ namespace xquant {
 
 /// What an allocation is for.
 enum class Purpose : unsigned char { codes, scales, tail, sinks, accumulator, index, weights, workspace, mapped };
+/// Entries of Purpose.
 inline constexpr std::size_t purpose_count = 9;
 
 /// Bytes allocated, by purpose. All of them but `mapped` add up to what was asked of the memory resource.
@@ -30,6 +31,7 @@ struct Bytes {
 
     /// What the tokens take of the memory resource: all but weights, workspace and what is mapped.
     [[nodiscard]] std::size_t stored() const noexcept { return codes + scales + tail + sinks + accumulator + index; }
+    /// All that was asked of the memory resource (and of a device).
     [[nodiscard]] std::size_t total() const noexcept { return stored() + weights + workspace; }
     friend bool operator==(const Bytes&, const Bytes&) = default;
 };
@@ -40,9 +42,11 @@ class PageMemory {
 public:
     /// Zeroed bytes, aligned to 64. Throws std::bad_alloc.
     virtual void* allocate(std::size_t bytes) = 0;
+    /// Gives back what allocate gave; `bytes` as there.
     virtual void release(void* memory, std::size_t bytes) noexcept = 0;
-    /// To and from memory of the processor. `read` waits until the bytes are there.
+    /// Copies to memory of the processor, and waits until the bytes are there.
     virtual void read(void* to, const void* from, std::size_t bytes) = 0;
+    /// Copies from memory of the processor.
     virtual void write(void* to, const void* from, std::size_t bytes) = 0;
 
 protected:

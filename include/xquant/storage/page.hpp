@@ -23,6 +23,7 @@
 
 namespace xquant {
 
+/// Tokens that a page of newest rows has room for.
 inline constexpr std::size_t row_page_tokens = 32;
 
 /// What a page holds. Saved caches have these numbers.
@@ -44,8 +45,9 @@ constexpr Purpose purpose_of(PageKind kind) noexcept {
 
 /// A page as it is stored, and the slots of it that a sequence uses.
 struct PageView {
-    PageKind kind = PageKind::coded;
-    std::size_t begin = 0, end = 0;   ///< slots
+    PageKind kind = PageKind::coded;  ///< what the page holds
+    std::size_t begin = 0,            ///< the first slot that the sequence uses
+        end = 0;                      ///< the slot behind the last
     std::int64_t first_position = 0;  ///< of slot `begin`
     std::int64_t rope_lag =
         0;  ///< positions by which they moved since they were stored: RoPE that is stored lags by as much

@@ -1,4 +1,4 @@
-// What the kernels of this folder ask of a GPU: warps of 32 lanes, a block of warps with shared memory, tensor cores.
+// What the CUDA kernels ask of a GPU: warps of 32 lanes, a block of warps with shared memory, tensor cores.
 // Kernels are written once over it, lane by lane, so that a machine in plain C++ (tests/support/gpu) can run them, too.
 //
 //     Lanes<T>                 one T for each lane of a warp: a register. x[lane] is the lane's own

@@ -7,10 +7,9 @@
 //         step.attend(l, q, out);                  // q [n, H * Dh] after RoPE -> out [n, H * Dh]
 //     step.commit();                               // until here nothing has changed
 //
-// A cache is made from policies (xcache.hpp), from a preset (preset.hpp), or by name (registry.hpp). Its policies have
-// become functions and data by then, so this class is compiled once for each backend, and caches of different schemes
-// are all held by a Cache<Backend>& or a std::unique_ptr<Cache<Backend>>. Options, StepPart and what else crosses the
-// interface: cache_types.hpp.
+// A cache is made from policies (xcache.hpp), from a preset (preset.hpp), or by name (registry.hpp). Policies have
+// become functions and data by then, so this class is compiled once for each backend, and a Cache<Backend>& refers to a
+// cache of any scheme. Options, StepPart and the other plain types are in cache_types.hpp.
 //
 // Threads  Different sequences may be used by different threads at the same time, whatever pages they share. One
 //          sequence has one writer (a step, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads
@@ -169,20 +168,19 @@ public:
     void seal(Sequence sequence);
 
     /// Rewrites coded pages with the second quantizer of Requantizable<Fresh, Old>: fewer bytes, more error, and no way
-    /// back. Of the pages of these sequences, choose(PageChoice) picks some (all full ones unless told otherwise); a
-    /// page that several of them share is rewritten once and stays shared, one that other sequences share as well is
-    /// left to those as it was. Throws state_error where the cache has no second quantizer, sequence_error as truncate;
-    /// nothing has changed then. If memory runs out the pages done so far stay done, and the report says so.
-    /// Options::budget may be exceeded by the one page that is being rewritten. Cost: decoding and encoding the pages.
+    /// back. Of the pages of these sequences, choose(PageChoice) picks some (by default all full ones). A page that
+    /// several of them share is rewritten once and stays shared; sequences that are not in the list keep the old page.
+    /// Throws state_error where the cache has no second quantizer, sequence_error as truncate; nothing has changed then.
+    /// If memory runs out, the pages done so far stay done, and the report says so. Options::budget may be exceeded by
+    /// the one page that is being rewritten. Cost: decoding and encoding the pages.
     template <class Choose = FullPages>
     Requantized requantize(std::span<const Sequence> sequences, Choose&& choose = {}) {
         static_assert(!Parts::on_device, "xquant: requantize is not there for caches on a device");
         return requantize_chosen(sequences, choose);
     }
 
-    /// Whether rows were appended since this was last asked that are not finite, or beyond f16's 65504: attention over
-    /// them means nothing. Caches on a device find out when the device gets there; others throw in append. Waits for
-    /// the device.
+    /// On a device: whether rows that are not finite, or beyond f16's 65504, were appended since the last call.
+    /// Attention over such rows means nothing. Waits for the device. Other caches throw in append, and answer false.
     [[nodiscard]] bool take_bad_rows();
 
     /// What is allocated, by purpose; adds up to what the memory resource was asked for.

@@ -1,4 +1,4 @@
-// Who runs the tasks of a step: the calling thread (Serial), or a thread pool of yours.
+// Executors, which run the tasks of a step: the calling thread (Serial), or a thread pool of yours.
 //
 //     struct Pool {
 //         template <class F>

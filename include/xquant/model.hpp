@@ -23,7 +23,7 @@ struct LayerShape {
     friend bool operator==(const LayerShape&, const LayerShape&) = default;
 };
 
-/// Which channels of a head RoPE turns together: (2j, 2j + 1), as GGUF stores Llama's weights, or (j, j + half).
+/// Which channels of a head RoPE turns together: (2j, 2j + 1), as GGUF stores Llama's weights, or (j, j + pairs).
 enum class RopePairing : unsigned char { interleaved, halves };
 
 /// Rotary position embedding: pair j is turned by position * inverse_frequencies[j]. Twice as many channels as there
@@ -93,7 +93,7 @@ struct Layer {
 struct Model {
     std::vector<Layer> layers;  ///< one or more
 
-    /// The same shape and RoPE for every layer; weights are filled in by the caller.
+    /// A model whose layers all have this shape and RoPE; the caller fills in the weights.
     static Model uniform(std::size_t layer_count, const LayerShape& shape, const Rope& rope) {
         Model model;
         Layer layer;

@@ -31,7 +31,7 @@ template <unsigned Bits, unsigned Group = 128>
 using cross_layer_x =
     XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>, Projection<Plain>>;
 
-/// The same with X rotated; differences of 3 and 2 bits with the scale of least squared error.
+/// Like cross_layer_x, but X is rotated, and differences of 3 and 2 bits have the scale of least squared error.
 template <unsigned Bits, unsigned Group = 128>
 using cross_layer_rotated_x = XCache<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
                                      Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>, Projection<Rotated>>;
@@ -41,7 +41,8 @@ template <unsigned Bits, unsigned Group = 128>
 using cross_layer_svd = XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>,
                                Projection<JointSvd<NoMix, FullRank>>>;
 
-/// The same with base and latents rotated; differences of 3 and 2 bits with the scale of least squared error.
+/// Like cross_layer_svd, but base and latents are rotated, and differences of 3 and 2 bits have the scale of least
+/// squared error.
 template <unsigned Bits, unsigned Group = 128>
 using cross_layer_rotated_svd =
     XCache<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>, Layout<PerToken>,

@@ -1,7 +1,7 @@
 // Caches by name, chosen at run time.
 //
 //     std::unique_ptr<xquant::Cache<>> cache = xquant::make_cache("kv4", model, {.recent = 64});
-//     auto on_gpu = xquant::make_cache<xquant::backend::cuda>("kv4:group=32", model);
+//     auto on_gpu = xquant::make_cache<xquant::backend::cuda>("kivi4:group=32", model);
 //     for (const xquant::SchemeInfo& scheme : xquant::schemes()) puts(xquant::to_string(scheme).c_str());
 //     xquant::register_scheme<MyCache>("mine", "what it stores, in a line");   // MyCache: an XCache of your policies
 //
@@ -24,7 +24,7 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// The schemes of this build. Threads may use it side by side.
+/// The schemes of this build. Safe for use by several threads at once.
 class Registry {
 public:
     using MakeRecipe = Recipe (*)(const Model&, const Options&);

@@ -221,7 +221,7 @@ public:
     /// Starts a step that adds tokens to one or several sequences, and allocates everything that it will store.
     /// Throws sequence_error, shape_error, budget_error, std::bad_alloc.
     [[nodiscard]] virtual std::unique_ptr<Step> begin(std::span<const StepPart> parts) = 0;
-    /// The same for a list in braces: begin({{a, 1}, {b, 7}}).
+    /// begin for a list in braces: begin({{a, 1}, {b, 7}}).
     [[nodiscard]] XQUANT_INLINE std::unique_ptr<Step> begin(std::initializer_list<StepPart> parts) {
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }
@@ -232,7 +232,7 @@ public:
     /// Rewrites the pages that choose(PageChoice) picks with the scheme's second quantizer. Of the schemes that have a
     /// name none has one so far: state_error.
     virtual Requantized requantize(std::span<const Sequence> sequences, Callback<bool(const PageChoice&)> choose) = 0;
-    /// The same for all full pages.
+    /// requantize for all full pages.
     virtual Requantized requantize(std::span<const Sequence> sequences) = 0;
 
     /// What is allocated, by purpose.

@@ -1,7 +1,7 @@
 // The stages by themselves, for engines that want only a part: the codec, or a tile of keys.
 //
 //     quantize<Uniform<4>, PerToken>(rows)   ->  QuantizedRows      dequantize(quantized, out)
-//     quantize<NonUniform<4>>(rows, others)    the same, with levels learnt from other rows
+//     quantize<NonUniform<4>>(rows, others)    with levels learnt from other rows
 //     rematerialize(quantized, head, token, tokens, out)
 //
 // SVD bases: svd_basis in <xquant/projection/svd.hpp>. Rotations: projection/rotation.hpp.
@@ -21,7 +21,7 @@ inline namespace XQUANT_ABI_NS {
 /// Rows in codes, scales, zeros and outliers, in the format of storage/format.hpp.
 class QuantizedRows {
 public:
-    /// `levels`: those that the codec's quantizer learnt, if it does.
+    /// `levels`: what the codec's quantizer learnt, if it learns.
     QuantizedRows(const StreamCodec& codec, std::size_t rows, std::vector<float> levels = {})
         : rows_(rows),
           codec_(codec),

@@ -4,7 +4,8 @@
 //     Cache cache(model);                              // reads W_k and W_v; the engine may free them
 //     std::unique_ptr<xquant::Cache<>> any = std::make_unique<Cache>(model);     // any scheme behind one type
 //
-// Rows go through projection/, layout.hpp and quantizer/ into storage/, and come back through backend/.
+// projection/ makes rows of X, layout.hpp groups them, quantizer/ encodes the groups into the pages of storage/;
+// backend/ reads them back. docs/architecture.md has the whole way.
 // Source  XQuant (arXiv 2508.10395).
 #pragma once
 
@@ -38,7 +39,7 @@ inline namespace XQUANT_ABI_NS {
 /// @tparam Projection  what is stored of X: Projection<Rotated>, Plain, KeyValue<...>, SplitSvd, HeadSvd, or your own
 /// @tparam Backend     which code reads and writes the rows; default: the best of this build
 ///
-/// It adds nothing to Cache<Backend> but its constructor and what can be said of a cache before there is one.
+/// It adds to Cache<Backend> its constructor, and predictions that need no cache.
 template <class Quantizer = Uniform<4, 128>, class Layout = Layout<PerToken>, class CrossLayer = CrossLayer<Off>,
           class Projection = Projection<Rotated>, class Backend = backend::best>
 class XCache : public Cache<Backend> {
@@ -88,7 +89,7 @@ private:
                                              xquant::Uniform<4, 128>, typename CrossLayer::first>;
             using Below = typename Policy::below;
             using Base = Scheme<First, Layout, xquant::Projection<typename Policy::base>>;
-            // A latent of keys beside one of values: the axes that suit them.
+            // A latent of keys is grouped per channel, one of values per token.
             using BelowLayout = std::conditional_t<Below::streams == 2, xquant::Layout<PerChannel, PerToken>, Layout>;
             using Alone = Scheme<First, BelowLayout, xquant::Projection<Below>>;
             using Last = Scheme<First, Layout, Projection>;

@@ -31,7 +31,7 @@ struct simd : scalar {
 template <class Base>
 struct int8 : Base {
     static constexpr const char* name = Base::int8_name;  ///< as programs print it
-    static constexpr bool int8_products = true;           ///< that is what it is for
+    static constexpr bool int8_products = true;           ///< keys are rebuilt by 8-bit products
 };
 
 }  // namespace xquant::backend

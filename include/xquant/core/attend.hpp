@@ -139,7 +139,7 @@ private:
         Partial partial;
     };
 
-    /// Neighbouring spans of a part whose stored RoPE lags by as much, and the queries that they meet.
+    /// Neighbouring spans of a part whose stored RoPE lags by the same number of positions, and the queries for them.
     struct Run {
         std::size_t first_span = 0, spans = 0, tiles = 0;
         std::int64_t rope_lag = 0;

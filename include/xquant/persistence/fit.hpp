@@ -11,7 +11,7 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Levels are compared by themselves, rooms of pages are not part of a scheme.
+/// Whether two formats are equal but for levels, which are compared apart, and the room of the page.
 inline bool same_format(StreamFormat a, StreamFormat b) noexcept {
     a.levels = b.levels = nullptr;
     a.tokens = b.tokens = 0;

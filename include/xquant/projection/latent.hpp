@@ -1,10 +1,11 @@
 // Latent: the latent that a model with multi-head latent attention makes itself, passed through.
 //
-//     stream 0  norm(x W_down^T) [R] K_h from channel Dr on = z W_k,h^T, V_h = z W_v,h^T: keys absorbed for few queries
-//     stream 1  x W_shared^T [Dr]    the first channels of every key, before RoPE
+//     stream 0  norm(x W_down^T) [R]  K_h from channel Dr on = z W_k,h^T, V_h = z W_v,h^T; for few queries, W_k,h is
+//                                     folded into the queries
+//     stream 1  x W_shared^T [Dr]     the first channels of every key, before RoPE
 //
-// Stream 1 is small (64 of 576 channels in DeepSeek-V2) and what position hangs on, so it is usually left in f16:
-// PerStream<Uniform<4>, Unquantized<f16>>. Stored before RoPE, it moves to other positions exactly, as everything here.
+// Stream 1 is small (64 of 576 channels in DeepSeek-V2) and carries the position, so it is usually left in f16:
+// PerStream<Uniform<4>, Unquantized<f16>>. It is stored before RoPE, so tokens move to other positions exactly.
 // Cost    each head decodes the latent for itself, H times in all.
 // Source  DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, equations 9 to 11 and 41 to 47.
 #pragma once

@@ -1,9 +1,11 @@
 // What a projection policy hands back for one layer: how rows are made from X, and how K and V come back. Plain data.
 //
-//     write  z = rotate(rope(norms((x - mean) T + b))) read K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
+//     write  z = rotate(rope(norms((x - mean) T + b)))
+//     read   K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
 //
-// Every scheme is such a plan, and one set of kernels serves all. A layer of a cross-layer cache codes (z -
-// accumulator) U in place of z, and adds what was coded, times U^T, to the accumulator; K and V come from that.
+// Every projection answers with such a plan, and one set of kernels serves all. A layer of a cross-layer cache codes
+// (z - accumulator) U in place of z, and adds what was coded, times U^T, to the accumulator; K and V come from the
+// accumulator.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +22,7 @@ struct StreamPlan {
     std::vector<float> row_norm;  ///< gain [R] of an RMS norm of the row, the model's own; empty: none
     double row_norm_epsilon = 0;  ///< added to the mean square
     bool norm = false;            ///< then Layer::k_norm on each head (keys stored after their norm)
-    bool unit_norm = false;       ///< then the same without its gain (latents of keys, as long as the keys are)
+    bool unit_norm = false;       ///< then such a norm without its gain (latents of keys that are as long as the keys)
     bool rope = false;            ///< then turn each head by its position (keys stored after RoPE)
     std::size_t rotate = 0;       ///< then rotate each block of this many channels; 0: do not
     std::vector<float>

@@ -1,6 +1,6 @@
 // Plain and Rotated: the attention input X itself is stored, one stream of width D. K_h = X W_k,h, V_h = X W_v,h.
 //
-// For MHA, where X is half as wide as K and V together. Where D > 2 Hkv Dh the latents of projection/svd.hpp are
+// For MHA, where X is half as wide as K and V together. Where D > 2 Hkv Dh, the latents of projection/svd.hpp are
 // smaller.
 // Source  XQuant section 3.1 (Plain). On models with outlier channels Plain needs 8 bits; Rotated does with 4.
 #pragma once

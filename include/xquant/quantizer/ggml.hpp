@@ -3,7 +3,7 @@
 //     q8_0   d = max |x| / 127     code = round half away from zero(x / d)      x ~ f16(d) * code
 //     q4_0   d = extreme / -8      code = min(15, trunc(x / d + 8.5))           x ~ f16(d) * (code - 8)
 //
-// Codes are found with the unrounded d, as there. q8_0's signed codes are stored as code + 128.
+// Codes are found with the unrounded d, as in ggml. q8_0's signed codes are stored as code + 128.
 #pragma once
 
 #include <cmath>
@@ -14,7 +14,7 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// 1 / d; 0, so that all codes stand for 0, where d is 0 or so small that 1 / d is beyond f32.
+/// 1 / d; 0 where d is 0 or so small that 1 / d is beyond f32, so that all codes stand for 0.
 inline float inverse_of(float d) noexcept {
     const float inverse = 1.0F / d;
     return std::isfinite(inverse) ? inverse : 0.0F;

@@ -1,4 +1,4 @@
-// NonUniform<Bits, Group>: levels where the values of a stream are, found by k-means on calibration rows.
+// NonUniform<Bits, Group>: levels that k-means places where the values of a stream are dense, on calibration rows.
 //
 //     zero = f16(min), scale = f16(max - zero);   code = nearest level to (x - zero) / scale;
 //     x ~ zero + scale * level[code]
@@ -35,9 +35,9 @@ struct NonUniform {
         return found;
     }
 
-    /// K-means (Lloyd's algorithm) on the values of all groups, each shifted and scaled to 0 .. 1. It begins with even
-    /// levels, and is never worse on these groups than they. Sums are taken in a fixed order: the same levels on every
-    /// machine. Cost: sorting the values, then up to 100 rounds of a binary search for each level.
+    /// K-means (Lloyd's algorithm) on the values of all groups, each shifted and scaled to 0 .. 1. It starts from
+    /// evenly spaced levels; the result never has a larger error on these groups. Sums are taken in a fixed order, so
+    /// levels are equal on every machine. Cost: sorting the values, then up to 100 rounds of a binary search for each level.
     static void learn(std::span<const std::span<const float>> groups, std::span<float> levels) {
         std::vector<float> values;
         for (const std::span<const float> x : groups) {
@@ -64,7 +64,7 @@ struct NonUniform {
                 }
                 first = last;
             }
-            // A level that no value is near goes where one is missing.
+            // A level without values moves to the value that is farthest from all levels.
             if (idle < count) {
                 levels[idle] = farthest(values, levels);
                 std::sort(levels.begin(), levels.end());

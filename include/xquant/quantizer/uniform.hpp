@@ -59,8 +59,8 @@ constexpr GroupScale min_mse_scale(Range full, float top, std::size_t n, X&& x) 
         }
         const GroupScale trial = min_max_scale(range, top);
         const float inverse = inverse_scale(trial);
-        // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: fused or not, the sum is
-        // the same.
+        // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: the sum is equal with and
+        // without fusing.
         double error = 0;
         for (std::size_t i = 0; i < n; ++i) {
             const double difference = (trial.zero + trial.scale * code_of(x(i), trial, inverse, top)) - x(i);

@@ -1,4 +1,4 @@
-// Which known sequence begins with the longest part of a prompt: what it has cached need not be fed again.
+// Finds the known sequence that shares the longest prefix with a prompt, so that the prefix need not be computed again.
 //
 //     auto match = index.find(prompt.first(prompt.size() - 1));  // the last token is fed anyway: its output is wanted
 //     auto s = match.tokens > 0 ? cache.fork(match.sequence, match.tokens) : cache.create();
@@ -231,7 +231,7 @@ private:
         return static_cast<std::size_t>(Hash{}(parent, first)) & (buckets_.size() - 1);
     }
 
-    /// Nothing else ends at the sequence's node or goes on from it.
+    /// Whether nothing else ends at the sequence's node or goes on from it.
     [[nodiscard]] bool is_alone(const Known& known) const noexcept {
         const Node& node = nodes_[known.node];
         return known.node != root && node.child == none && node.ending == &known && known.next == nullptr;
@@ -343,8 +343,8 @@ private:
         }
     }
 
-    /// Removes a node that stands for nothing any more, and its parent if that is left with one child. The lowest node
-    /// above it, or itself, that is still there.
+    /// Removes a node that stands for nothing any more, and its parent if that is left with one child.
+    /// @return  the lowest node above it, or itself, that is still there
     Index tidy(Index at) noexcept {
         while (at != root && nodes_[at].ending == nullptr) {
             const Index child = nodes_[at].child, parent = nodes_[at].parent;

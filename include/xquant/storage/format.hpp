@@ -8,7 +8,7 @@
 //
 // A format with outliers keeps some values of each group in f16, with their place in the group:
 //
-//     outliers   [channel blocks][token blocks][outliers] f16           places   the same, one byte each
+//     outliers   [channel blocks][token blocks][outliers] f16           places   likewise, one byte each
 //
 // The codes of a group of n values, n rounded up to N = 8 ceil(n / 8), are cut into planes of 4, 2 and 1 bits (5 bits =
 // 4 + 1, 3 = 2 + 1; 8 bits are one plane). A plane of p bits takes N p / 8 bytes; its byte j holds, from the lowest
@@ -72,7 +72,7 @@ struct StreamFormat {
         return channel_block * token_blocks(tokens) + token_block;
     }
 
-    /// The same format with room for n tokens.
+    /// This format with room for n tokens.
     [[nodiscard]] constexpr StreamFormat with_room(std::size_t n) const noexcept {
         StreamFormat out = *this;
         out.tokens = static_cast<std::uint32_t>(n);

@@ -1,5 +1,5 @@
-// The ledger: every byte the cache allocates, by purpose. bytes() is read from here, so it cannot drift from the truth;
-// and it keeps to the budget, since nothing is allocated past it.
+// The ledger: every byte that a cache allocates, by purpose. All allocations go through it, so bytes() is exact and the
+// budget holds.
 #pragma once
 
 #include <array>
@@ -79,7 +79,7 @@ public:
         if (is_stored(purpose)) stored_.fetch_sub(bytes, std::memory_order_relaxed);
     }
 
-    /// The same for rows of pages, where these have memory of their own.
+    /// Where rows of pages are allocated, if not in the memory resource; else null.
     [[nodiscard]] PageMemory* page_memory() const noexcept { return page_memory_; }
     void set_page_memory(PageMemory* memory) noexcept { page_memory_ = memory; }
     void* allocate_rows(std::size_t bytes, bool limited) {

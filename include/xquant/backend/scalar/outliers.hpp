@@ -1,7 +1,7 @@
 // Outliers of a stream: values that are kept in f16 beside the codes of their group, with their place in it.
 //
 //     take_outliers   a group [n] -> values and indices; what stays is encoded without them
-//     put_outliers    over a decoded tile
+//     put_outliers    writes them into a decoded tile
 //
 // Source  KVQuant (arXiv 2401.18079), section 3.4, dense-and-sparse quantization; there for whole rows, here for each
 //         group.
@@ -36,8 +36,8 @@ inline void take_outliers(const StreamCodec& codec, std::span<float> x, f16* val
     for (std::size_t i = 0; i < count; ++i) x[at[i]] = stays;
 }
 
-/// Writes the outliers of a tile, whose first token and channel are these, over what their codes gave.
-/// An index that its group does not have, in bytes that are damaged, is no other group's: it is left out.
+/// Writes the outliers into a tile, from `token` and `channel` on, over what their codes gave. An index beyond its
+/// group, which damaged bytes may have, is left out.
 inline void put_outliers(const StreamView& in, std::size_t token, std::size_t channel, Tile out) noexcept {
     const StreamFormat& format = in.format;
     if (out.tokens == 0 || out.channels == 0) return;

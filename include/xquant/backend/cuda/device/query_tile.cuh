@@ -28,9 +28,8 @@ XQUANT_DEVICE_INLINE constexpr bool sums_latents(const HeadDecoder& value, std::
     return value.matrix == nullptr || value.width <= size_of_head(head_dim);
 }
 
-/// Whether A is folded into the queries, once for all keys: s = (q A^T) z. It is where nothing is applied to K after the
-/// product with A, as for keys that were stored after RoPE and a rotation. `rope`: what is applied to keys that are
-/// read.
+/// Whether A is folded into the queries, once for all keys: s = (q A^T) z. It is where nothing is applied to K after
+/// the product with A, as for keys that were stored after RoPE and a rotation. `rope`: applied to keys that are read.
 constexpr bool absorbs_queries(const HeadDecoder& key, std::size_t head_dim, const RopeView& rope,
                                const ScoreRules& rules, std::size_t shared_channels) noexcept {
     return key.matrix != nullptr && key.constant == nullptr && key.width <= size_of_head(head_dim) && rope.pairs == 0 &&

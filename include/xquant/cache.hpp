@@ -169,10 +169,10 @@ public:
 
     /// Rewrites coded pages with the second quantizer of Requantizable<Fresh, Old>: fewer bytes, more error, and no way
     /// back. Of the pages of these sequences, choose(PageChoice) picks some (by default all full ones). A page that
-    /// several of them share is rewritten once and stays shared; sequences that are not in the list keep the old page.
-    /// Throws state_error where the cache has no second quantizer, sequence_error as truncate; nothing has changed then.
-    /// If memory runs out, the pages done so far stay done, and the report says so. Options::budget may be exceeded by
-    /// the one page that is being rewritten. Cost: decoding and encoding the pages.
+    /// several of them share is rewritten once and stays shared; sequences outside the list keep the old page. If
+    /// memory runs out, the pages done so far stay done, and the report says so. Options::budget may be exceeded by the
+    /// one page that is being rewritten. Throws state_error where the cache has no second quantizer, sequence_error as
+    /// truncate; nothing has changed then. Cost: decoding and encoding the pages.
     template <class Choose = FullPages>
     Requantized requantize(std::span<const Sequence> sequences, Choose&& choose = {}) {
         static_assert(!Parts::on_device, "xquant: requantize is not there for caches on a device");

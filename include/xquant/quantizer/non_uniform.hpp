@@ -37,7 +37,8 @@ struct NonUniform {
 
     /// K-means (Lloyd's algorithm) on the values of all groups, each shifted and scaled to 0 .. 1. It starts from
     /// evenly spaced levels; the result never has a larger error on these groups. Sums are taken in a fixed order, so
-    /// levels are equal on every machine. Cost: sorting the values, then up to 100 rounds of a binary search for each level.
+    /// levels are equal on every machine. Cost: sorting the values, then up to 100 rounds of a binary search for each
+    /// level.
     static void learn(std::span<const std::span<const float>> groups, std::span<float> levels) {
         std::vector<float> values;
         for (const std::span<const float> x : groups) {

@@ -108,7 +108,7 @@ public:
     virtual ~Cache();
     /// Steps and sequences go on with the cache that was moved to. The other one can only be destroyed or assigned to.
     Cache(Cache&&) noexcept;
-    /// As the constructor. What this cache held is freed; no step of it may be alive.
+    /// Takes over the other cache. What this one held is freed; no step of it may be alive.
     Cache& operator=(Cache&& other) noexcept;
 
     /// An empty sequence. Throws std::bad_alloc. Cost: constant.
@@ -118,12 +118,12 @@ public:
     /// Cost: a reference for each page.
     void drop(Sequence sequence);
 
-    /// A second sequence with the same tokens, or the first `tokens` of them: how many prompts share a prefix. Pages
-    /// are shared and counted once; either sequence goes on in pages of its own, and nothing is ever copied. Throws
-    /// sequence_error if it is part of a step, shape_error as truncate does, std::bad_alloc. Cost: a reference for each
-    /// page.
+    /// A second sequence with the same tokens. Pages are shared and counted once; either sequence goes on in pages of
+    /// its own, and nothing is ever copied. Throws sequence_error if it is part of a step, std::bad_alloc.
+    /// Cost: a reference for each page.
     [[nodiscard]] Sequence fork(Sequence sequence);
-    /// The first `tokens` tokens alone; otherwise as above.
+    /// A second sequence with the first `tokens` tokens alone: prompts that share a prefix share its pages. Throws as
+    /// fork(sequence), and shape_error as truncate does.
     [[nodiscard]] Sequence fork(Sequence sequence, std::size_t tokens);
 
     /// Keeps the first `tokens` tokens and forgets the rest, rows that were encoded among them: what is left stays as
@@ -132,17 +132,17 @@ public:
     /// would see; std::bad_alloc. Cost: a reference for each page.
     void truncate(Sequence sequence, std::size_t tokens);
 
-    /// Takes out tokens begin .. end. Those that follow move up by end - begin positions, exactly: X, latents and keys
-    /// before RoPE carry no position, and keys that were stored after RoPE meet queries that are turned back by as
-    /// much. Pages are freed when none of their tokens is left. Throws and costs as truncate.
+    /// Takes out tokens begin .. end. The tokens behind them move up by end - begin positions, exactly: X, latents and
+    /// keys before RoPE carry no position, and for keys that were stored after RoPE the queries are turned back by the
+    /// same distance. Pages are freed when none of their tokens is left. Throws and costs as truncate.
     void erase(Sequence sequence, std::size_t begin, std::size_t end);
 
-    /// Moves tokens `begin` .. (and the next one) by `delta` positions, exactly as erase does: opens a gap, or closes
-    /// one. Throws shape_error where a token would stand at or before the one that precedes it; else throws and costs
-    /// as truncate.
+    /// Moves the tokens from `begin` on, and the next token, by `delta` positions, as exactly as erase does: it opens a
+    /// gap, or closes one. Throws shape_error where a token would stand at or before the one that precedes it; else
+    /// throws and costs as truncate.
     void shift(Sequence sequence, std::size_t begin, std::int64_t delta);
 
-    /// Sequence i becomes what sequence parents[i], counted in the same list, was: one step of beam search.
+    /// Sequence i of the list becomes what sequence parents[i] of the list was: one step of beam search.
     /// Throws sequence_error if one is part of a step or appears twice, shape_error if a parent is not in the list,
     /// std::bad_alloc. Cost: a reference for each page of each sequence.
     void gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents);
@@ -157,7 +157,7 @@ public:
     /// Throws sequence_error, shape_error, budget_error, std::bad_alloc; on a device, state_error while another step is
     /// under way.
     [[nodiscard]] Step begin(std::span<const StepPart> parts);
-    /// Likewise, for a list that is written out: begin({{a, 2}, {b, 1}}).
+    /// begin for a list in braces: begin({{a, 2}, {b, 1}}).
     [[nodiscard]] Step begin(std::initializer_list<StepPart> parts) {
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }

@@ -34,9 +34,9 @@ struct FourBits {};
 /// @tparam Accumulator  float, f16, bf16, or a quantizer policy, grouped per token
 template <class Rule, class First = FourBits, class Accumulator = float>
 struct CrossLayer {
-    using rule = Rule;                ///< the first parameter
-    using first = First;              ///< the second
-    using accumulator = Accumulator;  ///< the third
+    using rule = Rule;                ///< Off or Delta
+    using first = First;              ///< quantizer up to the base
+    using accumulator = Accumulator;  ///< what the accumulator is kept in
 };
 
 }  // namespace xquant

@@ -73,8 +73,8 @@ struct LatentAttention {
 struct Layer {
     LayerShape shape;               ///< D, H, Hkv, Dh
     MatrixView w_k,                 ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them
-        w_v;                        ///< [Hkv * Dh, D], likewise
-    Rope rope;                      ///< none unless set
+        w_v;                        ///< [Hkv * Dh, D], one row per output channel
+    Rope rope;                      ///< no RoPE unless set
     double softmax_scale = 0;       ///< factor of q k^T; 0: 1 / sqrt(Dh)
     const float* mean = nullptr;    ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
     MatrixView calibration;         ///< [n, D] rows of X of other text, for quantizers that learn; or empty

@@ -76,9 +76,11 @@ using f16_kv = XCache<Unquantized<f16>, Layout<PerToken>, CrossLayer<Off>, Proje
 template <unsigned Bits>
 using kv = XCache<Uniform<Bits, 64>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
 
-/// ggml's 8-bit and 4-bit caches, the latter also with each head rotated by a Hadamard matrix.
+/// ggml's 8-bit cache.
 using q8_0 = XCache<GgmlQ8_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
+/// ggml's 4-bit cache.
 using q4_0 = XCache<GgmlQ4_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
+/// ggml's 4-bit cache, with each head rotated by a Hadamard matrix.
 using q4_0_hadamard = XCache<GgmlQ4_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
 
 /// The default for MHA: 4.25 bits a value, half as many values as K and V have.

@@ -206,9 +206,9 @@ public:
     [[nodiscard]] virtual Sequence fork(Sequence sequence, std::size_t tokens) = 0;
     /// Keeps the first `tokens` tokens. Throws sequence_error, shape_error, std::bad_alloc.
     virtual void truncate(Sequence sequence, std::size_t tokens) = 0;
-    /// Takes out tokens begin .. end; those that follow move up, exactly. Throws as truncate.
+    /// Takes out tokens begin .. end; the tokens behind them move up, exactly. Throws as truncate.
     virtual void erase(Sequence sequence, std::size_t begin, std::size_t end) = 0;
-    /// Moves tokens `begin` .. (and the next one) by `delta` positions, exactly. Throws as truncate.
+    /// Moves the tokens from `begin` on, and the next token, by `delta` positions, exactly. Throws as truncate.
     virtual void shift(Sequence sequence, std::size_t begin, std::int64_t delta) = 0;
     /// Sequence i becomes what sequence parents[i] of the same list was. Throws sequence_error, shape_error,
     /// std::bad_alloc.
@@ -264,7 +264,7 @@ protected:
 [[nodiscard]] Bytes predict(std::string_view scheme, const Model& model, const Options& options, std::size_t tokens,
                             const detail::Interface& program = detail::compiled_with);
 
-/// All schemes. Those that need an SVD are among them if the library was compiled with Eigen.
+/// All schemes; schemes that need an SVD are among them if the library was compiled with Eigen.
 [[nodiscard]] std::vector<SchemeInfo> schemes(const detail::Interface& program = detail::compiled_with);
 
 /// The scheme of a name. Throws shape_error if there is none, with the names that are nearest or the groups that

@@ -21,7 +21,7 @@ inline namespace XQUANT_ABI_NS {
 /// One way to store a layer by itself. A MixedCache has several.
 template <class Quantizer = Uniform<4, 128>, class Layout = Layout<PerToken>, class Projection = Projection<Rotated>>
 struct Scheme {
-    using Policy = typename Projection::policy;  ///< of the slot Projection
+    using Policy = typename Projection::policy;  ///< the projection
     using LayerSizes = detail::LayerSizes;       ///< what a layer takes
     using LayerParts = detail::LayerParts;       ///< what a layer is made of
     static_assert(
@@ -79,13 +79,13 @@ struct Scheme {
         }
     }
 
-    /// Of a layer that stands alone.
+    /// How a layer that stands alone is stored.
     static detail::LayerRecipe recipe() noexcept { return {sizes, prepare, streams, CrossRole::none, requantizes}; }
-    /// Of the base layer of CrossLayer<Delta>.
+    /// How the base layer of CrossLayer<Delta> is stored.
     static detail::LayerRecipe base_recipe() noexcept {
         return {sizes, prepare, streams, CrossRole::base, requantizes};
     }
-    /// Of a layer of CrossLayer<Delta> that stores a difference.
+    /// How a layer of CrossLayer<Delta> that stores a difference is stored.
     static detail::LayerRecipe difference_recipe() noexcept {
         static_assert(!learns,
                       "xquant: a quantizer that learns its levels from rows of X has none of the differences that "

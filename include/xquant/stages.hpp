@@ -33,7 +33,7 @@ public:
 
     /// How many rows there are.
     [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
-    /// Their format and encoder; learnt levels are those of this object.
+    /// Their format and encoder. Learnt levels belong to this object, which must outlive the codec.
     [[nodiscard]] StreamCodec codec() const noexcept {
         StreamCodec codec = codec_;
         codec.format.tokens = static_cast<std::uint32_t>(rows_);
@@ -45,14 +45,14 @@ public:
         return codes_.size() + (scales_.size() + outliers_.size()) * sizeof(f16) + indices_.size();
     }
 
-    /// Where codes, scales, zeros and outliers lie; good as long as this object.
+    /// A view of codes, scales, zeros and outliers, for writing. Good as long as this object.
     [[nodiscard]] MutableStreamView view() noexcept {
         f16* scales = scales_.empty() ? nullptr : scales_.data();
         const StreamFormat format = codec().format;
         return {format,           codes_.data(),  scales, format.stores_zero ? scales + scales_.size() / 2 : nullptr,
                 outliers_.data(), indices_.data()};
     }
-    /// Likewise, to read.
+    /// A view for reading.
     [[nodiscard]] StreamView view() const noexcept { return read_only(const_cast<QuantizedRows*>(this)->view()); }
 
 private:

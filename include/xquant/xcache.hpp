@@ -138,11 +138,11 @@ public:
     /// Throws shape_error unless `choice` names one of the schemes, from 0, for each layer.
     BasicMixedCache(const Model& model, std::span<const std::size_t> choice, const Options& options = {})
         : Cache<Backend>(model, options, recipe(model, choice)) {}
-    /// Likewise, for a choice that is written out.
+    /// The constructor for a choice in braces.
     BasicMixedCache(const Model& model, std::initializer_list<std::size_t> choice, const Options& options = {})
         : BasicMixedCache(model, std::span<const std::size_t>(choice.begin(), choice.size()), options) {}
 
-    /// As XCache::predict.
+    /// The bytes() of such a cache with one sequence of `tokens` tokens, as XCache::predict.
     [[nodiscard]] static Bytes predict(const Model& model, std::span<const std::size_t> choice, const Options& options,
                                        std::size_t tokens) {
         return detail::predict_bytes(model, options, tokens, recipe(model, choice));

@@ -93,7 +93,7 @@ struct AttendScratch {
     float* queries;   ///< [32 rows, Dh] turned back by the tile's start
     float* scores;    ///< [32 rows, tokens]
     float* absorbed;  ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
-    float* inner;     ///< of rematerialize
+    float* inner;     ///< scratch of rematerialize
 };
 
 /// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between.
@@ -175,7 +175,7 @@ inline void round_queries(const StreamFormat& format, const HeadDecoder& head, c
 /// A tile of keys [channels, tokens] that was rebuilt: AttendScratch::keys.
 struct RebuiltKeys {
     Slots tokens;
-    std::size_t channels;          ///< those that RoPE turns, or all
+    std::size_t channels;          ///< how many: the channels that RoPE turns, or all
     const TileAngles* on_queries;  ///< angles that the queries are to be turned back by, or null
 };
 

@@ -245,7 +245,7 @@ private:
     LedgerVector<PreparedLayer, Purpose::weights> layers_;
     LedgerVector<RopeTable, Purpose::weights> ropes_;
     LedgerVector<StreamCodec, Purpose::index> codecs_,
-        requantized_codecs_;  ///< [layers][streams]; the latter may be empty
+        requantized_codecs_;  ///< [layers][streams]; requantized ones may be empty
     LedgerVector<PageGroup, Purpose::index> page_groups_;
     PageFormat accumulators_;
     StreamCodec accumulator_;

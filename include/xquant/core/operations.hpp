@@ -83,7 +83,7 @@ inline SequenceState truncated(const SequenceState& state, std::size_t tokens) {
     return out;
 }
 
-/// A state whose tokens from `end` on were moved by `delta` positions, those from `begin` to there taken out.
+/// A state without the tokens begin .. end, whose tokens from `end` on are moved by `delta` positions.
 inline SequenceState cut_and_moved(const SequenceState& state, std::size_t begin, std::size_t end, std::int64_t delta,
                                    bool keys_after_rope) {
     const std::size_t freed = state.tokens - rows_in(state.segments);

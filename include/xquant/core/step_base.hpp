@@ -83,7 +83,7 @@ protected:
     }
 
     /// Plans the encoding of all rows of a sequence outside its window, unfinished groups included; no new tokens.
-    /// Throws likewise.
+    /// Throws budget_error, std::bad_alloc.
     StepBase(Core& core, Slot& slot) : StepBase(core) {
         parts_.reserve(1);
         plans_.reserve(core.page_groups());

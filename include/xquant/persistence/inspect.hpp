@@ -27,8 +27,8 @@ struct SavedSequenceInfo {
 
 /// What a saved cache says of itself.
 struct FileInfo {
-    std::uint32_t version = 0;                          ///< of the format
-    std::string note;                                   ///< that of save
+    std::uint32_t version = 0;                          ///< of the file format
+    std::string note;                                   ///< what save was given
     std::size_t file_bytes = 0;                         ///< of the whole file
     std::size_t sinks = 0;                              ///< Options::sinks of the cache that was saved
     std::vector<LayerShape> shapes;                     ///< [layers]
@@ -39,7 +39,7 @@ struct FileInfo {
         requantized_pages = 0,                          ///< pages that were rewritten with fewer bits
         tail_pages = 0,                                 ///< pages of newest rows
         sink_pages = 0;                                 ///< pages of first rows
-    std::vector<std::size_t> damaged_pages;             ///< numbers of those whose checksum is wrong
+    std::vector<std::size_t> damaged_pages;             ///< numbers of the pages whose checksum is wrong
 };
 
 inline namespace XQUANT_ABI_NS {

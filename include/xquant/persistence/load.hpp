@@ -35,9 +35,9 @@ struct LoadOptions {
 /// What load found.
 struct Loaded {
     std::vector<Sequence> sequences;  ///< in the order in which they were saved
-    std::string note;                 ///< that of save
-    std::size_t pages = 0,            ///< that were read
-        pages_transcoded = 0;         ///< that were decoded and encoded anew
+    std::string note;                 ///< what save was given
+    std::size_t pages = 0,            ///< pages that were read
+        pages_transcoded = 0;         ///< pages that were decoded and encoded anew
 };
 
 inline namespace XQUANT_ABI_NS {

@@ -44,7 +44,7 @@ struct HeadPlan {
 /// The first channels of every key, where all heads share them: a stream of their own, read as it is.
 struct SharedKeys {
     std::size_t stream = 0;  ///< number of the stream
-    std::size_t width = 0;   ///< channels; 0: heads share nothing. Otherwise those that RoPE turns
+    std::size_t width = 0;   ///< how many channels: as many as RoPE turns, or 0 where heads share nothing
 };
 
 /// What a projection answers for one layer.

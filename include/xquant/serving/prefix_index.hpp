@@ -92,8 +92,8 @@ public:
         return {nodes_[at.node].owner->sequence, at.depth};
     }
 
-    /// Makes a sequence known by its ids; they replace what was known of it. `tokens` may be those of another one, as
-    /// tokens() gives them. Cost: copying the ids, and a find.
+    /// Makes a sequence known by its ids; they replace what was known of it. `tokens` may be what tokens() gives of
+    /// another sequence. Cost: copying the ids, and a find.
     void insert(Sequence sequence, std::span<const std::int32_t> tokens) {
         std::pmr::vector<std::int32_t> copy(tokens.begin(), tokens.end(), known_.get_allocator());
         make_room();
@@ -105,7 +105,7 @@ public:
         enter_tree(known, {root, 0});
     }
 
-    /// Appends ids to those of a known sequence. Throws sequence_error if it is not known.
+    /// Appends ids to a known sequence. Throws sequence_error if it is not known.
     /// Cost: constant for each token (amortised), and no look-up while the sequence goes where no other one went.
     void extend(Sequence sequence, std::span<const std::int32_t> tokens) {
         Known& known = find_known(sequence);

@@ -20,7 +20,7 @@ inline constexpr std::size_t purpose_count = 9;
 /// Bytes allocated, by purpose. All of them but `mapped` add up to what was asked of the memory resource.
 struct Bytes {
     std::size_t codes = 0;   ///< codes of encoded rows and the outliers kept beside them, free slots of pages included
-    std::size_t scales = 0;  ///< their scales and zeros
+    std::size_t scales = 0;  ///< scales and zeros of encoded rows
     std::size_t tail = 0;    ///< newest rows, and rows that wait for their group to fill, in f16
     std::size_t sinks = 0;   ///< first rows, in f16
     std::size_t accumulator = 0;  ///< running reconstruction of cross-layer schemes
@@ -42,7 +42,7 @@ class PageMemory {
 public:
     /// Zeroed bytes, aligned to 64. Throws std::bad_alloc.
     virtual void* allocate(std::size_t bytes) = 0;
-    /// Gives back what allocate gave; `bytes` as there.
+    /// Gives back memory from allocate, with the `bytes` that were asked for.
     virtual void release(void* memory, std::size_t bytes) noexcept = 0;
     /// Copies to memory of the processor, and waits until the bytes are there.
     virtual void read(void* to, const void* from, std::size_t bytes) = 0;

@@ -57,7 +57,7 @@ struct BasicStreamView {
     Half* scales = nullptr;    ///< [channel blocks][token blocks], or null
     Half* zeros = nullptr;     ///< [channel blocks][token blocks], or null
     Half* outliers = nullptr;  ///< [channel blocks][token blocks][outliers], or null
-    Byte* indices = nullptr;   ///< where these stand in their groups: as `outliers`, one byte each
+    Byte* indices = nullptr;   ///< an outlier's index in its group: [channel blocks][token blocks][outliers], or null
 };
 
 using StreamView = BasicStreamView<const std::byte, const f16>;

@@ -56,8 +56,8 @@ struct SoftmaxRow {
     std::size_t width;  ///< channels of V, or of its latent
 };
 
-/// One update: the scores of visible tokens become weights, those of all others 0; row.sum is rescaled where the
-/// maximum rose.
+/// One update of the softmax: scores of visible tokens become weights, scores of other tokens 0; row.sum is rescaled
+/// where the maximum rose.
 inline void online_softmax(scalar, float* XQUANT_RESTRICT scores, VisibleTokens seen, SoftmaxRow row) noexcept {
     if (seen.begin < seen.end) {
         float highest = scores[seen.begin];

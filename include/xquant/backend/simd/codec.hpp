@@ -191,7 +191,7 @@ void load_halves(CodeKind kind, const std::byte* in, std::size_t n, float* out) 
     if (c < n) load_row(in + c * sizeof(f16), dtype_of_kind(kind), n - c, out + c);
 }
 
-/// One token's channels, of a stream whose groups run along tokens or that is not quantized.
+/// Decodes channels of one token, of a stream whose groups lie along a token or that is not quantized.
 template <class R>
 void decode_token(simd<R> tag, const StreamView& in, std::size_t token, Slots channels, float* out) noexcept {
     const StreamFormat& format = in.format;
@@ -209,7 +209,7 @@ void decode_token(simd<R> tag, const StreamView& in, std::size_t token, Slots ch
     }
 }
 
-/// Tokens of one channel, of a stream whose groups run along channels.
+/// Decodes tokens of one channel, of a stream whose groups lie along a channel.
 template <class R>
 void decode_channel(simd<R> tag, const StreamView& in, Slots tokens, std::size_t channel, float* out) noexcept {
     const std::size_t group = in.format.group_tokens;
@@ -287,7 +287,7 @@ inline void pack_words(const std::uint8_t* codes, std::size_t n, unsigned bits, 
     });
 }
 
-/// A whole group x [n], n a multiple of 64, by a rule that needs its range alone.
+/// Encodes a whole group x [n], n a multiple of 64, by a scale rule that needs the group's range alone.
 template <class R>
 void encode_range(const StreamCodec& codec, const float* x, std::size_t n, GroupPlace at,
                   MutableStreamView out) noexcept {

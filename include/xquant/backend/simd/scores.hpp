@@ -300,8 +300,8 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
     }
 }
 
-/// Scores from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. Tokens are those of one token
-/// block, from its first; `run` is how many quads a sum of integers may hold.
+/// Scores from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. The tokens begin a
+/// token block and do not leave it; `run` is how many quads a sum of integers may hold.
 template <class R, bool Norm>
 void score_products(const AttendTask& task, const std::uint32_t* quads, std::size_t tokens, const Int8Block& block,
                     std::size_t run, const ScoredQueries& of) noexcept {

@@ -25,7 +25,7 @@ public:
     DeviceBuffer& operator=(const DeviceBuffer&) = delete;
     ~DeviceBuffer() { reset(); }
 
-    /// At least so many bytes; what was there is lost where they are more than before.
+    /// Makes room for `bytes` bytes or more. What was there is lost where the buffer grows.
     std::byte* reserve(std::size_t bytes) {
         if (bytes <= bytes_) return data_;
         reset();

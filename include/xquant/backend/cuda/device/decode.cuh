@@ -273,7 +273,7 @@ XQUANT_DEVICE_INLINE void decode_token(const typename M::Warp& warp, const Strea
     });
 }
 
-/// Likewise for codes of any number of bits.
+/// Decodes groups of a token's channels whose codes have any number of bits.
 template <class M>
 XQUANT_DEVICE_COLD void decode_words(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
                                      std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {

@@ -228,7 +228,7 @@ XQUANT_DEVICE_INLINE void add_codes(const typename M::Warp& warp, Product<M, Til
     }
 }
 
-/// values += s (q W) step + z sum, likewise; values are [64 channels x 16 Tiles slots].
+/// values [64 channels x 16 Tiles slots] += s (q W) step + z sum, for one group of 32 Steps channels.
 template <unsigned Steps, class M, unsigned Tiles2>
 XQUANT_DEVICE_INLINE void add_codes(const typename M::Warp& warp, Product<M, 4, Tiles2>& values, Operand codes,
                                     Operand weights, const SlotFactors<M, Tiles2 / 2>& slots,

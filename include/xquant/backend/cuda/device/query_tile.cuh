@@ -163,7 +163,7 @@ private:
         block_.barrier();
     }
 
-    /// Queries, scaled and turned back by so many positions: q . R(m) k = (R(-m) q) . k.
+    /// Loads the queries, scaled and turned back by `position`: q . R(m) k = (R(-m) q) . k.
     XQUANT_DEVICE_INLINE void load_queries(const RopeView& rope, std::int64_t back) noexcept {
         if (back_ == back) return;
         const bool begins = back_ == unknown;

@@ -265,7 +265,7 @@ XQUANT_DEVICE_COLD void finish_strip(const typename M::Warp& warp, const DeviceT
     warp.sync();
 }
 
-/// Keys of all heads share their first channels: those of the strip are replaced.
+/// Replaces the first channels of a strip's keys by the channels that all heads share.
 template <class M>
 XQUANT_DEVICE_COLD void put_shared(const typename M::Warp& warp, const StreamView& shared, unsigned channels,
                                    const Strip& place, f16* strip, unsigned stride) noexcept {

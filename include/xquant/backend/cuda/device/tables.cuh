@@ -34,7 +34,7 @@ struct LayerTable {
     xquant::detail::PageSection sum;                       ///< of an accumulator's page, where role is not none
     ScaleRule sum_rule = ScaleRule::other;                 ///< how accumulators are encoded
     const HeadDecoder *keys = nullptr, *values = nullptr;  ///< [kv heads]
-    const MatrixTable *key_matrices = nullptr, *value_matrices = nullptr;  ///< [kv heads], of those that are rebuilt
+    const MatrixTable *key_matrices = nullptr, *value_matrices = nullptr;  ///< [kv heads] A, where heads are rebuilt
     const float* key_gain = nullptr;                                       ///< of DeviceTask
     const std::uint32_t* rope_table = nullptr;                             ///< of PackedRope
     const StreamTable* tables = nullptr;                                   ///< [streams]

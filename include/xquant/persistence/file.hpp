@@ -1,4 +1,4 @@
-// Files by POSIX calls: written beside the one that they replace, or mapped into memory.
+// Files by POSIX calls: written under another name and renamed when complete, or mapped into memory.
 #pragma once
 
 #include <fcntl.h>

@@ -30,7 +30,7 @@ using ScaleOfRange = GroupScale (*)(Range) noexcept;
 /// Finds the levels [2^bits] of a stream from groups of calibration rows, each as encode will see it.
 using LearnLevels = void (*)(std::span<const std::span<const float>> groups, std::span<float> levels);
 
-/// Names the values of one group [n] that are kept in f16: a place below n for each entry of `indices`.
+/// Chooses the values of one group [n] that are kept in f16: fills `indices` with indices below n.
 using ChooseOutliers = void (*)(std::span<const float> x, std::span<std::uint8_t> indices) noexcept;
 
 /// A stream's format together with the code that writes it.

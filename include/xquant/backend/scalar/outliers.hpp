@@ -1,4 +1,4 @@
-// Outliers of a stream: values that are kept in f16 beside the codes of their group, with their place in it.
+// Outliers of a stream: values that are kept in f16 beside the codes of their group, with their index in the group.
 //
 //     take_outliers   a group [n] -> values and indices; what stays is encoded without them
 //     put_outliers    writes them into a decoded tile
@@ -18,8 +18,8 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// Moves the outliers of a group x [n] out of it: values, indices [format.outliers]. In their place x has the first
-/// value that stays (0 if none does), so that they widen no range. A group of fewer values repeats its first outlier.
+/// Moves the outliers of a group x [n] to values, indices [format.outliers]. In x they are replaced by the first value
+/// that stays (0 if none does), so that they widen no range. A group of fewer values repeats its first outlier.
 inline void take_outliers(const StreamCodec& codec, std::span<float> x, f16* values, std::byte* indices) noexcept {
     auto* const at = reinterpret_cast<std::uint8_t*>(indices);
     const std::size_t count = std::min<std::size_t>(codec.format.outliers, x.size());

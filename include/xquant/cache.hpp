@@ -197,8 +197,9 @@ public:
     /// The settings that it was made with.
     [[nodiscard]] const Options& options() const noexcept;
 
-    /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it. Layers with the same
-    /// window have pages of their own, so positions start again where the model has several windows.
+    /// Calls f(PageView) for every page of a sequence: for tools that inspect or save it. Layers with the same window
+    /// have pages of their own, so positions start again where the model has several windows. The bytes of a view are
+    /// good until the sequence changes; on a device, they are device memory.
     template <class F>
     void for_each_page(Sequence sequence, F&& f) const {
         for (const detail::SequenceState& state : core_->find(sequence).states) {

@@ -18,7 +18,7 @@ struct DeviceShape {
     std::size_t width, q_width;
 };
 
-/// A sequence on a GPU in plain C++: what the kernels compute, slowly. Where the tests are built
+/// A sequence on an emulated GPU, in plain C++: what the kernels compute, slowly. Where the tests are built
 /// (XQUANT_LLM_EMULATED_CUDA).
 std::unique_ptr<AttentionCache> make_emulated_cache(std::string_view scheme, const xquant::Model& model,
                                                     const xquant::Options& options, const DeviceShape& shape);

@@ -7,16 +7,15 @@
 //         step.attend(l, q, out);                  // q [n, H * Dh] after RoPE -> out [n, H * Dh]
 //     step.commit();                               // until here nothing has changed
 //
-// A cache is made from policies (xcache.hpp), from a preset (preset.hpp), or by name (registry.hpp). Its policies have
-// become functions and data by then, so this class is compiled once for each backend, and caches of different schemes
-// are all held by a Cache<Backend>& or a std::unique_ptr<Cache<Backend>>. Options, StepPart and what else crosses the
-// interface: cache_types.hpp.
+// A cache is made from policies (xcache.hpp), from a preset (preset.hpp), or by name (registry.hpp). Policies have
+// become functions and data by then, so this class is compiled once for each backend, and a Cache<Backend>& refers to a
+// cache of any scheme. Options, StepPart and the other plain types are in cache_types.hpp.
 //
 // Threads  Different sequences may be used by different threads at the same time, whatever pages they share. One
-//          sequence has one writer (begin, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads it
-//          meanwhile; any number of readers (fork, size, next_position, for_each_page, save) may share it. create, drop
-//          and bytes may be called at any time. Constructor, destructor and moves are for one thread. append and attend
-//          run on the executor that they are given.
+//          sequence has one writer (a step, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads
+//          it meanwhile; any number of readers (fork, size, next_position, for_each_page, save) may share it. create
+//          and bytes may be called at any time. Constructor, destructor and moves are for one thread; so is a step, and
+//          so is a cache on a device. append and attend run on the executor that they are given.
 // Errors   Every call that throws leaves the cache, and every byte it counts, as they were, unless its comment says
 //          otherwise.
 #pragma once
@@ -48,7 +47,7 @@ class Cache {
     using Parts = detail::BackendParts<Backend>;
 
 public:
-    using backend = Backend;
+    using backend = Backend;  ///< the template parameter
 
     /// New tokens of one or several sequences on their way through the layers. Move-only, made by begin(); destroying
     /// it without commit() leaves the cache as it was. The cache must outlive it.
@@ -57,6 +56,7 @@ public:
     /// begin({{a, 2}, {b, 1}}), rows 0 and 1 are a's new tokens and row 2 is b's.
     class Step {
     public:
+        /// The step that is moved from can only be destroyed.
         Step(Step&&) noexcept = default;
         Step& operator=(Step&&) = delete;
 
@@ -80,11 +80,12 @@ public:
         /// Attention of the layer that was appended last. Each row sees its own sequence up to and including itself,
         /// within the layer's window. May be called more than once, or not at all.
         ///
+        /// @param layer       the layer that was appended last
         /// @param q           [n, H * Dh] f32, f16 or bf16, after RoPE (and a norm of Q); heads side by side. Not
         ///                    scaled.
         /// @param out         [n, H * Dh] f32, rows `out_stride` floats apart; all of it is written. On a device:
         ///                    device memory.
-        /// @param out_stride  0: H * Dh
+        /// @param out_stride  floats from a row of out to the next; 0: H * Dh
         /// @param threads     as in append
         ///
         /// Throws shape_error, state_error, std::bad_alloc; the step goes on. Cost: reads the codes of every token that
@@ -105,7 +106,9 @@ public:
     };
 
     virtual ~Cache();
+    /// Steps and sequences go on with the cache that was moved to. The other one can only be destroyed or assigned to.
     Cache(Cache&&) noexcept;
+    /// Takes over the other cache. What this one held is freed; no step of it may be alive.
     Cache& operator=(Cache&& other) noexcept;
 
     /// An empty sequence. Throws std::bad_alloc. Cost: constant.
@@ -115,11 +118,12 @@ public:
     /// Cost: a reference for each page.
     void drop(Sequence sequence);
 
-    /// A second sequence with the same tokens, or the first `tokens` of them: how many prompts share a prefix. Pages
-    /// are shared and counted once; either sequence goes on in pages of its own, and nothing is ever copied. Throws
-    /// sequence_error if it is part of a step, shape_error as truncate does, std::bad_alloc. Cost: a reference for each
-    /// page.
+    /// A second sequence with the same tokens. Pages are shared and counted once; either sequence goes on in pages of
+    /// its own, and nothing is ever copied. Throws sequence_error if it is part of a step, std::bad_alloc.
+    /// Cost: a reference for each page.
     [[nodiscard]] Sequence fork(Sequence sequence);
+    /// A second sequence with the first `tokens` tokens alone: prompts that share a prefix share its pages. Throws as
+    /// fork(sequence), and shape_error as truncate does.
     [[nodiscard]] Sequence fork(Sequence sequence, std::size_t tokens);
 
     /// Keeps the first `tokens` tokens and forgets the rest, rows that were encoded among them: what is left stays as
@@ -128,17 +132,17 @@ public:
     /// would see; std::bad_alloc. Cost: a reference for each page.
     void truncate(Sequence sequence, std::size_t tokens);
 
-    /// Takes out tokens begin .. end. Those that follow move up by end - begin positions, exactly: X, latents and keys
-    /// before RoPE carry no position, and keys that were stored after RoPE meet queries that are turned back by as
-    /// much. Pages are freed when none of their tokens is left. Throws and costs as truncate.
+    /// Takes out tokens begin .. end. The tokens behind them move up by end - begin positions, exactly: X, latents and
+    /// keys before RoPE carry no position, and for keys that were stored after RoPE the queries are turned back by the
+    /// same distance. Pages are freed when none of their tokens is left. Throws and costs as truncate.
     void erase(Sequence sequence, std::size_t begin, std::size_t end);
 
-    /// Moves tokens `begin` .. (and the next one) by `delta` positions, exactly as erase does: opens a gap, or closes
-    /// one. Throws shape_error where a token would stand at or before the one that precedes it; else throws and costs
-    /// as truncate.
+    /// Moves the tokens from `begin` on, and the next token, by `delta` positions, as exactly as erase does: it opens a
+    /// gap, or closes one. Throws shape_error where a token would stand at or before the one that precedes it; else
+    /// throws and costs as truncate.
     void shift(Sequence sequence, std::size_t begin, std::int64_t delta);
 
-    /// Sequence i becomes what sequence parents[i], counted in the same list, was: one step of beam search.
+    /// Sequence i of the list becomes what sequence parents[i] of the list was: one step of beam search.
     /// Throws sequence_error if one is part of a step or appears twice, shape_error if a parent is not in the list,
     /// std::bad_alloc. Cost: a reference for each page of each sequence.
     void gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents);
@@ -153,6 +157,7 @@ public:
     /// Throws sequence_error, shape_error, budget_error, std::bad_alloc; on a device, state_error while another step is
     /// under way.
     [[nodiscard]] Step begin(std::span<const StepPart> parts);
+    /// begin for a list in braces: begin({{a, 2}, {b, 1}}).
     [[nodiscard]] Step begin(std::initializer_list<StepPart> parts) {
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }
@@ -163,20 +168,19 @@ public:
     void seal(Sequence sequence);
 
     /// Rewrites coded pages with the second quantizer of Requantizable<Fresh, Old>: fewer bytes, more error, and no way
-    /// back. Of the pages of these sequences, choose(PageChoice) picks some (all full ones unless told otherwise); a
-    /// page that several of them share is rewritten once and stays shared, one that other sequences share as well is
-    /// left to those as it was. Throws state_error where the cache has no second quantizer, sequence_error as truncate;
-    /// nothing has changed then. If memory runs out the pages done so far stay done, and the report says so.
-    /// Options::budget may be exceeded by the one page that is being rewritten. Cost: decoding and encoding the pages.
+    /// back. Of the pages of these sequences, choose(PageChoice) picks some (by default all full ones). A page that
+    /// several of them share is rewritten once and stays shared; sequences outside the list keep the old page. If
+    /// memory runs out, the pages done so far stay done, and the report says so. Options::budget may be exceeded by the
+    /// one page that is being rewritten. Throws state_error where the cache has no second quantizer, sequence_error as
+    /// truncate; nothing has changed then. Cost: decoding and encoding the pages.
     template <class Choose = FullPages>
     Requantized requantize(std::span<const Sequence> sequences, Choose&& choose = {}) {
         static_assert(!Parts::on_device, "xquant: requantize is not there for caches on a device");
         return requantize_chosen(sequences, choose);
     }
 
-    /// Whether rows were appended since this was last asked that are not finite, or beyond f16's 65504: attention over
-    /// them means nothing. Caches on a device find out when the device gets there; others throw in append. Waits for
-    /// the device.
+    /// On a device: whether rows that are not finite, or beyond f16's 65504, were appended since the last call.
+    /// Attention over such rows means nothing. Waits for the device. Other caches throw in append, and answer false.
     [[nodiscard]] bool take_bad_rows();
 
     /// What is allocated, by purpose; adds up to what the memory resource was asked for.
@@ -190,10 +194,12 @@ public:
     /// literature. f16 rows, accumulators, page rounding and weights are not in it; bytes() has everything.
     [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const;
 
+    /// The settings that it was made with.
     [[nodiscard]] const Options& options() const noexcept;
 
-    /// Stored bytes of a sequence, page by page, as views: for tools that inspect or save it. Layers with the same
-    /// window have pages of their own, so positions start again where the model has several windows.
+    /// Calls f(PageView) for every page of a sequence: for tools that inspect or save it. Layers with the same window
+    /// have pages of their own, so positions start again where the model has several windows. The bytes of a view are
+    /// good until the sequence changes; on a device, they are device memory.
     template <class F>
     void for_each_page(Sequence sequence, F&& f) const {
         for (const detail::SequenceState& state : core_->find(sequence).states) {

@@ -15,11 +15,12 @@ struct Options {
     std::size_t sinks = 4;     ///< first tokens of a sequence, kept in f16: they decide quality out of proportion
     std::size_t recent = 128;  ///< newest tokens kept in f16
     DType rows = DType::f16;   ///< what sinks and newest tokens are kept in; f32 and bf16 are possible
-    /// Queries read every row outside the sinks and the window from codes, those of their own step included.
+    /// Queries read every row outside the sinks and the window from codes, rows of their own step included.
     bool strict = false;
     std::size_t base_layer = 2;   ///< CrossLayer<Delta>: the layer whose rows become the accumulator
     std::size_t last_layers = 0;  ///< CrossLayer<Delta>: this many layers at the end keep the first quantizer's bits
-    std::pmr::memory_resource* memory = nullptr;  ///< where everything is allocated; null: the default resource
+    /// Where everything is allocated; null: the default resource. Outlives the cache; called by the executor's threads.
+    std::pmr::memory_resource* memory = nullptr;
     /// Bytes that Bytes::stored() may reach, at no time more; 0: no limit. What would go beyond throws budget_error and
     /// changes nothing; steps do so when they begin. Weights, and the workspace of steps, are not counted.
     std::size_t budget = 0;
@@ -28,29 +29,33 @@ struct Options {
 
 /// n new tokens of a sequence.
 struct StepPart {
-    Sequence sequence;
-    std::size_t tokens = 0;
+    Sequence sequence;       ///< each sequence at most once in a step
+    std::size_t tokens = 0;  ///< 1 or more
 };
 
 /// A coded page that may be requantized, as the caller is asked about it.
 struct PageChoice {
-    std::size_t sequence = 0;         ///< the first of the given sequences that has it
-    std::int64_t first_position = 0;  ///< of its first token in that sequence
-    std::size_t behind = 0;           ///< tokens of that sequence that are newer than the page
+    std::size_t sequence = 0;         ///< the first of the given sequences that has the page
+    std::int64_t first_position = 0;  ///< of the page's first token in the sequence
+    std::size_t behind = 0;           ///< tokens of the sequence that are newer than the page
     std::size_t filled = 0;           ///< slots in use, of 128
-    std::size_t bytes = 0, bytes_after = 0;
+    std::size_t bytes = 0,            ///< of the page now
+        bytes_after = 0;              ///< of the page once it is requantized
 };
 
 /// Chooses every page that is full: what requantize does unless told otherwise.
 struct FullPages {
+    /// Whether all 128 slots are in use.
     constexpr bool operator()(const PageChoice& page) const noexcept { return page.filled == coded_page_tokens; }
 };
 
 /// What requantize did.
 struct Requantized {
-    std::size_t pages = 0, tokens = 0;  ///< tokens: slots of these pages that are in use
-    std::size_t bytes_before = 0, bytes_after = 0;
-    bool out_of_memory = false;  ///< it stopped there: some pages that were chosen are as before
+    std::size_t pages = 0,         ///< how many were rewritten
+        tokens = 0;                ///< slots of these pages that are in use
+    std::size_t bytes_before = 0,  ///< of these pages as they were
+        bytes_after = 0;           ///< of these pages now
+    bool out_of_memory = false;    ///< it stopped early: some pages that were chosen are as before
 };
 
 }  // namespace xquant

@@ -30,7 +30,7 @@ concept learning_policy = requires(std::span<const float> x, std::span<std::uint
 /// A quantizer that leaves some values of each group to be kept in f16. Requires:
 ///     outliers           how many, 1 to 255; group is then at most 256
 ///     choose(x, indices)  x [n] -> their indices in x, one for each entry of `indices` (outliers, or n if fewer)
-/// What encode sees in their place is another value of the group.
+/// encode sees another value of the group where an outlier was.
 template <class Q>
 concept outlier_policy = requires(std::span<const float> x, std::span<std::uint8_t> indices) {
     { Q::outliers } -> std::convertible_to<unsigned>;

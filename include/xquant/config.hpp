@@ -61,9 +61,9 @@
 #define XQUANT_INLINE inline
 #endif
 
-// XQUANT_DEVICE: what kernels for GPUs are made of. Compiled for the device by nvcc, for the processor by everyone
-// else. XQUANT_DEVICE_INLINE: the same, for what has to be inlined: its callers' registers would become memory
-// otherwise. XQUANT_DEVICE_COLD: the same, for what is rarely used: not inlined.
+// XQUANT_DEVICE: a function of GPU kernels. nvcc compiles it for the device, too; other compilers for the processor
+// alone. XQUANT_DEVICE_INLINE: one that has to be inlined, since its callers' registers would become memory otherwise.
+// XQUANT_DEVICE_COLD: one that is rarely called, and not inlined.
 #if defined(__CUDACC__)
 #define XQUANT_DEVICE __host__ __device__
 #define XQUANT_DEVICE_INLINE __host__ __device__ __forceinline__

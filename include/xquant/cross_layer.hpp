@@ -16,25 +16,27 @@ namespace xquant {
 
 /// Every layer stands alone.
 struct Off {
-    static constexpr bool stores_difference = false;
+    static constexpr bool stores_difference = false;  ///< rows are stored themselves
 };
 
 /// Layers above the base store differences.
 struct Delta {
-    static constexpr bool stores_difference = true;
+    static constexpr bool stores_difference = true;  ///< what rows add to the layers below is stored
 };
 
 /// The quantizer of layers up to the base where none is named: Uniform<4, 128>.
 struct FourBits {};
 
+/// Names the slot and its parameters.
+///
 /// @tparam Rule         Off or Delta
 /// @tparam First        quantizer of the layers up to the base, and of the last Options::last_layers
 /// @tparam Accumulator  float, f16, bf16, or a quantizer policy, grouped per token
 template <class Rule, class First = FourBits, class Accumulator = float>
 struct CrossLayer {
-    using rule = Rule;
-    using first = First;
-    using accumulator = Accumulator;
+    using rule = Rule;                ///< Off or Delta
+    using first = First;              ///< quantizer up to the base
+    using accumulator = Accumulator;  ///< what the accumulator is kept in
 };
 
 }  // namespace xquant

@@ -20,7 +20,7 @@ namespace xquant::backend {
 /// Caches in the memory of an NVIDIA GPU, compute capability 8.0 or higher. Codes that lie along a token meet weights
 /// of 8 bits.
 using cuda = int8<on_device<CudaDevice>>;
-/// The same with all products of halves.
+/// Like cuda, but all products are of halves.
 using cuda_exact = on_device<CudaDevice>;
 
 }  // namespace xquant::backend

@@ -46,6 +46,7 @@ struct state_error : error {
 
 /// Options::budget does not allow what was asked for. Whatever asked has changed nothing.
 struct budget_error : error {
+    /// The message has all three numbers.
     budget_error(std::size_t needed_bytes, std::size_t used_bytes, std::size_t budget_bytes)
         : error("xquant: the budget of " + std::to_string(budget_bytes) + " bytes is spent: " +
                 std::to_string(used_bytes) + " are in use, and " + std::to_string(needed_bytes) + " more are needed"),
@@ -55,7 +56,7 @@ struct budget_error : error {
 
     std::size_t needed;  ///< bytes of the allocation that did not fit; more may have followed
     std::size_t used;    ///< bytes of Bytes::stored() before it, what the operation had allocated by then included
-    std::size_t budget;
+    std::size_t budget;  ///< Options::budget
 };
 
 /// What an error does where there are no exceptions. It gets the sentence that what() would give, and must not return.

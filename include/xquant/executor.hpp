@@ -1,4 +1,4 @@
-// Who runs the tasks of a step: the calling thread (Serial), or a thread pool of yours.
+// Executors, which run the tasks of a step: the calling thread (Serial), or a thread pool of yours.
 //
 //     struct Pool {
 //         template <class F>
@@ -25,6 +25,7 @@ concept executor = requires(E& e, void (*f)(std::size_t)) { e.parallel_for(std::
 
 /// The executor that uses the calling thread alone.
 struct Serial {
+    /// Calls f(0) .. f(n - 1), in order.
     template <class F>
     void parallel_for(std::size_t n, F&& f) const {
         for (std::size_t i = 0; i < n; ++i) f(i);
@@ -35,6 +36,7 @@ struct Serial {
 /// task.
 class ExecutorRef {
 public:
+    /// Refers to `executor`, which has to outlive this.
     template <class E>
         requires(executor<std::remove_reference_t<E>> && !std::is_same_v<std::remove_cvref_t<E>, ExecutorRef>)
     ExecutorRef(E&& executor)
@@ -44,6 +46,7 @@ public:
               static_cast<std::remove_reference_t<E>*>(on)->parallel_for(n, [task, of](std::size_t i) { task(of, i); });
           }) {}
 
+    /// Runs f(0) .. f(n - 1) on the executor.
     template <class F>
     void parallel_for(std::size_t n, F&& f) const {
         using Callable = std::remove_reference_t<F>;

@@ -16,21 +16,27 @@ namespace xquant {
 
 /// A group spans this many tokens and channels. Tokens must divide 128, the tokens of a page.
 struct GroupShape {
-    unsigned tokens = 1, channels = 1;
+    unsigned tokens = 1,  ///< neighbouring tokens of a group
+        channels = 1;     ///< neighbouring channels of a group
 };
 
+/// A group is `group` channels of one token.
 struct PerToken {
+    /// One token, `group` channels.
     static constexpr GroupShape group_shape(unsigned group) noexcept { return {1, group}; }
 };
 
+/// A group is `group` tokens of one channel.
 struct PerChannel {
+    /// `group` tokens, one channel.
     static constexpr GroupShape group_shape(unsigned group) noexcept { return {group, 1}; }
 };
 
+/// Names the slot. @tparam Axes  PerToken, PerChannel or your own: one for all streams, or one for each
 template <class... Axes>
 struct Layout {
     static_assert(sizeof...(Axes) >= 1, "xquant: Layout<...> names an axis, such as Layout<PerToken>");
-    static constexpr std::size_t count = sizeof...(Axes);
+    static constexpr std::size_t count = sizeof...(Axes);  ///< axes that are named
 
     /// The axis of stream I: the only one, or entry I.
     template <std::size_t I>

@@ -23,15 +23,15 @@ struct LayerShape {
     friend bool operator==(const LayerShape&, const LayerShape&) = default;
 };
 
-/// Which channels of a head RoPE turns together: (2j, 2j + 1), as GGUF stores Llama's weights, or (j, j + half).
+/// Which channels of a head RoPE turns together: (2j, 2j + 1), as GGUF stores Llama's weights, or (j, j + pairs).
 enum class RopePairing : unsigned char { interleaved, halves };
 
 /// Rotary position embedding: pair j is turned by position * inverse_frequencies[j]. Twice as many channels as there
 /// are frequencies are turned, the rest of the head is left alone. No frequencies: no RoPE. For longer contexts:
 /// builders in position/scaling.hpp.
 struct Rope {
-    RopePairing pairing = RopePairing::interleaved;
-    std::vector<double> inverse_frequencies;
+    RopePairing pairing = RopePairing::interleaved;  ///< the channels of a pair
+    std::vector<double> inverse_frequencies;         ///< [pairs] radians a position; at most head_dim / 2
     double factor = 1;  ///< cosines and sines are multiplied by it: the attention factor of YaRN and LongRoPE
 
     /// base^(-2j / head_dim) for all pairs of a head. Source: RoFormer (arXiv 2104.09864), section 3.2.2.
@@ -61,6 +61,7 @@ struct LatentAttention {
     const float* norm = nullptr;  ///< [R] gain of the latent's RMS norm, or null
     double norm_epsilon = 1e-6;   ///< added to the mean square
 
+    /// Whether the layer has latent attention.
     [[nodiscard]] bool present() const noexcept { return !w_down.empty(); }
 };
 
@@ -70,9 +71,10 @@ struct LatentAttention {
 ///     K = rope(k_norm(X W_k^T + b_k))      V = X W_v^T + b_v      s = scale q K^T      s = soft_cap tanh(s / soft_cap)
 ///     s += slope (key position - query position)                  P = softmax over the keys that the query sees
 struct Layer {
-    LayerShape shape;
-    MatrixView w_k, w_v;  ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them
-    Rope rope;
+    LayerShape shape;               ///< D, H, Hkv, Dh
+    MatrixView w_k,                 ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them
+        w_v;                        ///< [Hkv * Dh, D], one row per output channel
+    Rope rope;                      ///< no RoPE unless set
     double softmax_scale = 0;       ///< factor of q k^T; 0: 1 / sqrt(Dh)
     const float* mean = nullptr;    ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
     MatrixView calibration;         ///< [n, D] rows of X of other text, for quantizers that learn; or empty
@@ -87,10 +89,11 @@ struct Layer {
     LatentAttention latent;               ///< if present, w_k and w_v read it in place of X; for Projection<Latent>
 };
 
+/// What a cache has to know of a model: its attention layers, in order.
 struct Model {
-    std::vector<Layer> layers;
+    std::vector<Layer> layers;  ///< one or more
 
-    /// The same shape and RoPE for every layer; weights are filled in by the caller.
+    /// A model whose layers all have this shape and RoPE; the caller fills in the weights.
     static Model uniform(std::size_t layer_count, const LayerShape& shape, const Rope& rope) {
         Model model;
         Layer layer;

@@ -31,7 +31,7 @@ template <unsigned Bits, unsigned Group = 128>
 using cross_layer_x =
     XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>, Projection<Plain>>;
 
-/// The same with X rotated; differences of 3 and 2 bits with the scale of least squared error.
+/// Like cross_layer_x, but X is rotated, and differences of 3 and 2 bits have the scale of least squared error.
 template <unsigned Bits, unsigned Group = 128>
 using cross_layer_rotated_x = XCache<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
                                      Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>, Projection<Rotated>>;
@@ -41,7 +41,8 @@ template <unsigned Bits, unsigned Group = 128>
 using cross_layer_svd = XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>,
                                Projection<JointSvd<NoMix, FullRank>>>;
 
-/// The same with base and latents rotated; differences of 3 and 2 bits with the scale of least squared error.
+/// Like cross_layer_svd, but base and latents are rotated, and differences of 3 and 2 bits have the scale of least
+/// squared error.
 template <unsigned Bits, unsigned Group = 128>
 using cross_layer_rotated_svd =
     XCache<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>, Layout<PerToken>,
@@ -75,9 +76,11 @@ using f16_kv = XCache<Unquantized<f16>, Layout<PerToken>, CrossLayer<Off>, Proje
 template <unsigned Bits>
 using kv = XCache<Uniform<Bits, 64>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
 
-/// ggml's 8-bit and 4-bit caches, the latter also with each head rotated by a Hadamard matrix.
+/// ggml's 8-bit cache.
 using q8_0 = XCache<GgmlQ8_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
+/// ggml's 4-bit cache.
 using q4_0 = XCache<GgmlQ4_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;
+/// ggml's 4-bit cache, with each head rotated by a Hadamard matrix.
 using q4_0_hadamard = XCache<GgmlQ4_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
 
 /// The default for MHA: 4.25 bits a value, half as many values as K and V have.

@@ -1,12 +1,12 @@
 // Caches by name, chosen at run time.
 //
 //     std::unique_ptr<xquant::Cache<>> cache = xquant::make_cache("kv4", model, {.recent = 64});
-//     auto on_gpu = xquant::make_cache<xquant::backend::cuda>("kv4:group=32", model);
+//     auto on_gpu = xquant::make_cache<xquant::backend::cuda>("kivi4:group=32", model);
 //     for (const xquant::SchemeInfo& scheme : xquant::schemes()) puts(xquant::to_string(scheme).c_str());
 //     xquant::register_scheme<MyCache>("mine", "what it stores, in a line");   // MyCache: an XCache of your policies
 //
-// The schemes are those of preset.hpp. #include <xquant/registry_svd.hpp> (it needs Eigen) adds those whose latents
-// come from an SVD: svd_head4 and its like. A scheme serves every backend, since its policies are data by the time a
+// The schemes are the presets of preset.hpp. #include <xquant/registry_svd.hpp> (it needs Eigen) adds the schemes whose
+// latents come from an SVD, such as svd_head4. A scheme serves every backend, since its policies are data by the time a
 // backend sees them.
 #pragma once
 
@@ -24,7 +24,7 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// The schemes of this build. Threads may use it side by side.
+/// The schemes of this build. Safe for use by several threads at once.
 class Registry {
 public:
     using MakeRecipe = Recipe (*)(const Model&, const Options&);
@@ -186,10 +186,10 @@ inline Registry& registry() {
 
 }  // namespace detail
 
-/// All schemes, the library's and those that were registered.
+/// All schemes: the library's, and the schemes that were registered.
 [[nodiscard]] inline std::vector<SchemeInfo> schemes() { return detail::registry().list(); }
 
-/// The scheme of a name, "NAME" or "NAME:group=N", with that form alone.
+/// The scheme of a name, "NAME" or "NAME:group=N". Of its forms, it has the one that the name asks for.
 /// Throws shape_error if there is none, with the names that are nearest or the groups that there are.
 [[nodiscard]] inline SchemeInfo find_scheme(std::string_view name) { return detail::registry().find(name).info; }
 

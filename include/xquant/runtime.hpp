@@ -116,6 +116,7 @@ class ExecutorRef {
 public:
     ExecutorRef() = default;
 
+    /// Refers to `executor`, which has to outlive the call that this is given to.
     template <class E>
         requires(executor<std::remove_reference_t<E>> && !std::is_same_v<std::remove_cvref_t<E>, ExecutorRef>)
     XQUANT_INLINE ExecutorRef(E&& executor)  // NOLINT: a reference to it is meant
@@ -138,6 +139,7 @@ class Callback;
 template <class Result, class... Arguments>
 class Callback<Result(Arguments...)> {
 public:
+    /// Refers to `function`.
     template <class F>
         requires(std::is_invocable_r_v<Result, F&, Arguments...> && !std::is_same_v<std::remove_cvref_t<F>, Callback>)
     XQUANT_INLINE Callback(F&& function)  // NOLINT: a reference to it is meant
@@ -145,6 +147,7 @@ public:
         : function_(detail::address_of(function)),
           call_(&detail::call<std::remove_reference_t<F>, Result, Arguments...>) {}
 
+    /// Calls the function.
     Result operator()(Arguments... arguments) const { return call_(function_, arguments...); }
 
 private:
@@ -203,9 +206,9 @@ public:
     [[nodiscard]] virtual Sequence fork(Sequence sequence, std::size_t tokens) = 0;
     /// Keeps the first `tokens` tokens. Throws sequence_error, shape_error, std::bad_alloc.
     virtual void truncate(Sequence sequence, std::size_t tokens) = 0;
-    /// Takes out tokens begin .. end; those that follow move up, exactly. Throws as truncate.
+    /// Takes out tokens begin .. end; the tokens behind them move up, exactly. Throws as truncate.
     virtual void erase(Sequence sequence, std::size_t begin, std::size_t end) = 0;
-    /// Moves tokens `begin` .. (and the next one) by `delta` positions, exactly. Throws as truncate.
+    /// Moves the tokens from `begin` on, and the next token, by `delta` positions, exactly. Throws as truncate.
     virtual void shift(Sequence sequence, std::size_t begin, std::int64_t delta) = 0;
     /// Sequence i becomes what sequence parents[i] of the same list was. Throws sequence_error, shape_error,
     /// std::bad_alloc.
@@ -218,7 +221,7 @@ public:
     /// Starts a step that adds tokens to one or several sequences, and allocates everything that it will store.
     /// Throws sequence_error, shape_error, budget_error, std::bad_alloc.
     [[nodiscard]] virtual std::unique_ptr<Step> begin(std::span<const StepPart> parts) = 0;
-    /// The same for a list in braces: begin({{a, 1}, {b, 7}}).
+    /// begin for a list in braces: begin({{a, 1}, {b, 7}}).
     [[nodiscard]] XQUANT_INLINE std::unique_ptr<Step> begin(std::initializer_list<StepPart> parts) {
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }
@@ -229,7 +232,7 @@ public:
     /// Rewrites the pages that choose(PageChoice) picks with the scheme's second quantizer. Of the schemes that have a
     /// name none has one so far: state_error.
     virtual Requantized requantize(std::span<const Sequence> sequences, Callback<bool(const PageChoice&)> choose) = 0;
-    /// The same for all full pages.
+    /// requantize for all full pages.
     virtual Requantized requantize(std::span<const Sequence> sequences) = 0;
 
     /// What is allocated, by purpose.
@@ -261,7 +264,7 @@ protected:
 [[nodiscard]] Bytes predict(std::string_view scheme, const Model& model, const Options& options, std::size_t tokens,
                             const detail::Interface& program = detail::compiled_with);
 
-/// All schemes. Those that need an SVD are among them if the library was compiled with Eigen.
+/// All schemes; schemes that need an SVD are among them if the library was compiled with Eigen.
 [[nodiscard]] std::vector<SchemeInfo> schemes(const detail::Interface& program = detail::compiled_with);
 
 /// The scheme of a name. Throws shape_error if there is none, with the names that are nearest or the groups that

@@ -21,9 +21,9 @@ inline namespace XQUANT_ABI_NS {
 /// One way to store a layer by itself. A MixedCache has several.
 template <class Quantizer = Uniform<4, 128>, class Layout = Layout<PerToken>, class Projection = Projection<Rotated>>
 struct Scheme {
-    using Policy = typename Projection::policy;
-    using LayerSizes = detail::LayerSizes;
-    using LayerParts = detail::LayerParts;
+    using Policy = typename Projection::policy;  ///< the projection
+    using LayerSizes = detail::LayerSizes;       ///< what a layer takes
+    using LayerParts = detail::LayerParts;       ///< what a layer is made of
     static_assert(
         projection_policy<Policy>,
         "xquant: the projection needs streams, footprint(layer) and prepare(layer); SplitSvd and HeadSvd need "
@@ -31,12 +31,14 @@ struct Scheme {
     static_assert(Layout::count == 1 || Layout::count == Policy::streams,
                   "xquant: Layout<...> has one axis for all streams, or one for each stream of the projection");
 
-    static constexpr std::size_t streams = Policy::streams;
+    static constexpr std::size_t streams = Policy::streams;  ///< stored rows per token
 
+    /// What a layer takes, before anything is prepared. Throws shape_error.
     static LayerSizes sizes(const Layer& layer) {
         check_kind(layer);
         return sizes_of(Policy::footprint(layer), {});
     }
+    /// The layer's plan and codecs. Throws shape_error, value_error. Cost: that of the projection.
     static LayerParts prepare(const Layer& layer) {
         check_kind(layer);
         detail::expects(
@@ -45,11 +47,12 @@ struct Scheme {
         return with_codecs(Policy::prepare(layer));
     }
 
-    /// The same for a layer that stores a difference to the layers below.
+    /// Like sizes, but for a layer that stores a difference to the layers below.
     static LayerSizes difference_sizes(const Layer& layer) {
         check_kind(layer);
         return sizes_of(Policy::difference_footprint(layer), {layer.shape.width});
     }
+    /// Like prepare, but for a layer that stores a difference to the layers below.
     static LayerParts prepare_difference(const Layer& layer) {
         check_kind(layer);
         return with_codecs(Policy::prepare_difference(layer));
@@ -76,10 +79,13 @@ struct Scheme {
         }
     }
 
+    /// How a layer that stands alone is stored.
     static detail::LayerRecipe recipe() noexcept { return {sizes, prepare, streams, CrossRole::none, requantizes}; }
+    /// How the base layer of CrossLayer<Delta> is stored.
     static detail::LayerRecipe base_recipe() noexcept {
         return {sizes, prepare, streams, CrossRole::base, requantizes};
     }
+    /// How a layer of CrossLayer<Delta> that stores a difference is stored.
     static detail::LayerRecipe difference_recipe() noexcept {
         static_assert(!learns,
                       "xquant: a quantizer that learns its levels from rows of X has none of the differences that "

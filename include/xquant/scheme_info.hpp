@@ -26,10 +26,10 @@ struct SchemeInfo {
         double bits_per_value = 0;  ///< scales, zeros and outliers included
     };
 
-    std::string name;         ///< "kivi4"; with a group that is not the first: "kivi4:group=64"
-    std::string summary;      ///< what is stored, in a line
-    std::vector<Form> forms;  ///< the default first
-    Needs needs = Needs::nothing;
+    std::string name;              ///< "kivi4"; with a group that is not the first: "kivi4:group=64"
+    std::string summary;           ///< what is stored, in a line
+    std::vector<Form> forms;       ///< the default first
+    Needs needs = Needs::nothing;  ///< what it reads of a Layer besides
 };
 
 inline namespace XQUANT_ABI_NS {

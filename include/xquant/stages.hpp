@@ -1,7 +1,7 @@
 // The stages by themselves, for engines that want only a part: the codec, or a tile of keys.
 //
 //     quantize<Uniform<4>, PerToken>(rows)   ->  QuantizedRows      dequantize(quantized, out)
-//     quantize<NonUniform<4>>(rows, others)    the same, with levels learnt from other rows
+//     quantize<NonUniform<4>>(rows, others)    with levels learnt from other rows
 //     rematerialize(quantized, head, token, tokens, out)
 //
 // SVD bases: svd_basis in <xquant/projection/svd.hpp>. Rotations: projection/rotation.hpp.
@@ -21,7 +21,7 @@ inline namespace XQUANT_ABI_NS {
 /// Rows in codes, scales, zeros and outliers, in the format of storage/format.hpp.
 class QuantizedRows {
 public:
-    /// `levels`: those that the codec's quantizer learnt, if it does.
+    /// `levels`: what the codec's quantizer learnt, if it learns.
     QuantizedRows(const StreamCodec& codec, std::size_t rows, std::vector<float> levels = {})
         : rows_(rows),
           codec_(codec),
@@ -31,7 +31,9 @@ public:
           indices_(outliers_.size()),
           levels_(std::move(levels)) {}
 
+    /// How many rows there are.
     [[nodiscard]] std::size_t rows() const noexcept { return rows_; }
+    /// Their format and encoder. Learnt levels belong to this object, which must outlive the codec.
     [[nodiscard]] StreamCodec codec() const noexcept {
         StreamCodec codec = codec_;
         codec.format.tokens = static_cast<std::uint32_t>(rows_);
@@ -43,12 +45,14 @@ public:
         return codes_.size() + (scales_.size() + outliers_.size()) * sizeof(f16) + indices_.size();
     }
 
+    /// A view of codes, scales, zeros and outliers, for writing. Good as long as this object.
     [[nodiscard]] MutableStreamView view() noexcept {
         f16* scales = scales_.empty() ? nullptr : scales_.data();
         const StreamFormat format = codec().format;
         return {format,           codes_.data(),  scales, format.stores_zero ? scales + scales_.size() / 2 : nullptr,
                 outliers_.data(), indices_.data()};
     }
+    /// A view for reading.
     [[nodiscard]] StreamView view() const noexcept { return read_only(const_cast<QuantizedRows*>(this)->view()); }
 
 private:

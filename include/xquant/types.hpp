@@ -15,29 +15,32 @@ namespace xquant {
 
 /// IEEE 754 binary16, stored.
 struct f16 {
-    std::uint16_t bits = 0;
+    std::uint16_t bits = 0;  ///< sign, 5 bits of exponent, 10 of fraction
     friend bool operator==(f16, f16) = default;
 };
 
 /// The upper half of a binary32, stored.
 struct bf16 {
-    std::uint16_t bits = 0;
+    std::uint16_t bits = 0;  ///< sign, 8 bits of exponent, 7 of fraction
     friend bool operator==(bf16, bf16) = default;
 };
 
 static_assert(sizeof(f16) == 2 && sizeof(bf16) == 2);
 static_assert(std::is_trivially_copyable_v<f16> && std::is_trivially_copyable_v<bf16>);
 
-/// The largest finite f16.
 /// Tokens that a page of codes has room for.
 inline constexpr std::size_t coded_page_tokens = 128;
 
+/// The largest finite f16.
 inline constexpr float f16_max = 65504.0F;
 
+/// What elements of rows and weights are.
 enum class DType : std::uint8_t { f32, f16, bf16 };
 
+/// Bytes of an element.
 constexpr std::size_t size_of(DType type) noexcept { return type == DType::f32 ? 4 : 2; }
 
+/// Whether rows and weights may be made of T: float, f16 or bf16.
 template <class T>
 inline constexpr bool is_element = std::is_same_v<T, float> || std::is_same_v<T, f16> || std::is_same_v<T, bf16>;
 
@@ -47,6 +50,7 @@ template <class T>
 concept element = is_element<T>;
 // clang-format on
 
+/// The DType of an element type.
 template <element T>
 inline constexpr DType dtype_of = std::is_same_v<T, float> ? DType::f32
                                   : std::is_same_v<T, f16> ? DType::f16
@@ -54,12 +58,15 @@ inline constexpr DType dtype_of = std::is_same_v<T, float> ? DType::f32
 
 /// A read-only view of a row-major matrix [rows, cols]; `stride` counts elements from one row to the next.
 struct MatrixView {
-    const void* data = nullptr;
-    std::size_t rows = 0, cols = 0, stride = 0;
-    DType type = DType::f32;
+    const void* data = nullptr;  ///< the first element, aligned as an element
+    std::size_t rows = 0,        ///< rows of the matrix
+        cols = 0,                ///< elements of a row
+        stride = 0;              ///< elements from a row to the next; `cols` or more
+    DType type = DType::f32;     ///< what an element is
 
     MatrixView() = default;
 
+    /// Of rows at `values`, `row_stride` elements apart; 0: row after row.
     template <element T>
     MatrixView(const T* values, std::size_t row_count, std::size_t col_count, std::size_t row_stride = 0) noexcept
         : data(values),
@@ -68,6 +75,7 @@ struct MatrixView {
           stride(row_stride ? row_stride : col_count),
           type(dtype_of<T>) {}
 
+    /// Whether there is no matrix.
     [[nodiscard]] bool empty() const noexcept { return data == nullptr; }
 
     /// Row i.

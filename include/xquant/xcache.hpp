@@ -4,7 +4,8 @@
 //     Cache cache(model);                              // reads W_k and W_v; the engine may free them
 //     std::unique_ptr<xquant::Cache<>> any = std::make_unique<Cache>(model);     // any scheme behind one type
 //
-// Rows go through projection/, layout.hpp and quantizer/ into storage/, and come back through backend/.
+// projection/ makes rows of X, layout.hpp groups them, quantizer/ encodes the groups into the pages of storage/;
+// backend/ reads them back. docs/architecture.md has the whole way.
 // Source  XQuant (arXiv 2508.10395).
 #pragma once
 
@@ -36,9 +37,9 @@ inline namespace XQUANT_ABI_NS {
 /// @tparam Layout      axis of the groups: Layout<PerToken>, Layout<PerChannel, PerToken> (one for each stream)
 /// @tparam CrossLayer  CrossLayer<Off>: every layer stands alone; CrossLayer<Delta>: layers store what they add
 /// @tparam Projection  what is stored of X: Projection<Rotated>, Plain, KeyValue<...>, SplitSvd, HeadSvd, or your own
-/// @tparam Backend     the machine; default: the best of this build
+/// @tparam Backend     which code reads and writes the rows; default: the best of this build
 ///
-/// It adds nothing to Cache<Backend> but its constructor and what can be said of a cache before there is one.
+/// It adds to Cache<Backend> its constructor, and predictions that need no cache.
 template <class Quantizer = Uniform<4, 128>, class Layout = Layout<PerToken>, class CrossLayer = CrossLayer<Off>,
           class Projection = Projection<Rotated>, class Backend = backend::best>
 class XCache : public Cache<Backend> {
@@ -47,10 +48,10 @@ class XCache : public Cache<Backend> {
     static_assert(cross_layer_policy<Rule>, "xquant: the cross-layer rule needs stores_difference");
 
 public:
-    using scheme = Scheme<Quantizer, Layout, Projection>;
-    static constexpr std::size_t streams = scheme::streams;
+    using scheme = Scheme<Quantizer, Layout, Projection>;    ///< how one layer is stored
+    static constexpr std::size_t streams = scheme::streams;  ///< stored rows per token and layer
 
-    /// The same policies on another machine: preset::gqa4::on<backend::cuda>.
+    /// These policies on another backend: preset::gqa4::on<backend::cuda>.
     template <class Other>
     using on = XCache<Quantizer, Layout, CrossLayer, Projection, Other>;
 
@@ -88,7 +89,7 @@ private:
                                              xquant::Uniform<4, 128>, typename CrossLayer::first>;
             using Below = typename Policy::below;
             using Base = Scheme<First, Layout, xquant::Projection<typename Policy::base>>;
-            // A latent of keys beside one of values: the axes that suit them.
+            // A latent of keys is grouped per channel, one of values per token.
             using BelowLayout = std::conditional_t<Below::streams == 2, xquant::Layout<PerChannel, PerToken>, Layout>;
             using Alone = Scheme<First, BelowLayout, xquant::Projection<Below>>;
             using Last = Scheme<First, Layout, Projection>;
@@ -124,23 +125,24 @@ private:
 ///     using Cache = MixedCache<Scheme<Uniform<8>>, Scheme<Uniform<4>, Layout<PerToken>, Projection<Rotated>>>;
 ///     Cache cache(model, {0, 1, 1, 1, 0});          // the first and the last layer in 8 bits
 ///
-/// All schemes must have one backend; a layer takes room for its own streams only.
+/// All layers are on one backend; a layer takes room for its own streams only.
 template <class Backend, class... Schemes>
 class BasicMixedCache : public Cache<Backend> {
     static_assert(sizeof...(Schemes) >= 1, "xquant: MixedCache<...> needs at least one Scheme");
 
 public:
-    /// The same schemes on another machine.
+    /// These schemes on another backend.
     template <class Other>
     using on = BasicMixedCache<Other, Schemes...>;
 
     /// Throws shape_error unless `choice` names one of the schemes, from 0, for each layer.
     BasicMixedCache(const Model& model, std::span<const std::size_t> choice, const Options& options = {})
         : Cache<Backend>(model, options, recipe(model, choice)) {}
+    /// The constructor for a choice in braces.
     BasicMixedCache(const Model& model, std::initializer_list<std::size_t> choice, const Options& options = {})
         : BasicMixedCache(model, std::span<const std::size_t>(choice.begin(), choice.size()), options) {}
 
-    /// As XCache::predict.
+    /// The bytes() of such a cache with one sequence of `tokens` tokens, as XCache::predict.
     [[nodiscard]] static Bytes predict(const Model& model, std::span<const std::size_t> choice, const Options& options,
                                        std::size_t tokens) {
         return detail::predict_bytes(model, options, tokens, recipe(model, choice));
@@ -161,6 +163,7 @@ private:
     }
 };
 
+/// On the best backend of this build.
 template <class... Schemes>
 using MixedCache = BasicMixedCache<backend::best, Schemes...>;
 

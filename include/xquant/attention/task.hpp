@@ -17,19 +17,21 @@ inline namespace XQUANT_ABI_NS {
 
 /// Consecutive tokens at consecutive positions: slots begin .. end of stored streams.
 struct TokenSpan {
-    StreamView keys, values;
-    std::size_t begin = 0, end = 0;
+    StreamView keys,                  ///< the stream that keys are read from
+        values;                       ///< the stream that values are read from
+    std::size_t begin = 0,            ///< first slot
+        end = 0;                      ///< the slot behind the last
     std::int64_t first_position = 0;  ///< of slot `begin`
     StreamView shared;                ///< read where AttendTask::shared_channels > 0
 };
 
 /// What attention does beside softmax(scale q k^T) v. Pointers belong to the layer that was prepared.
 struct ScoreRules {
-    float scale = 1;                  ///< factor of q k^T
-    float soft_cap = 0;               ///< s becomes soft_cap tanh(s / soft_cap); 0: none
-    std::size_t window = 0;           ///< a query at p sees positions p - window + 1 .. p; 0: all
-    const float* key_norm = nullptr;  ///< gain [Dh] of an RMS norm of rematerialized keys, or null
-    float key_norm_epsilon = 0;
+    float scale = 1;                     ///< factor of q k^T
+    float soft_cap = 0;                  ///< s becomes soft_cap tanh(s / soft_cap); 0: none
+    std::size_t window = 0;              ///< a query at p sees positions p - window + 1 .. p; 0: all
+    const float* key_norm = nullptr;     ///< gain [Dh] of an RMS norm of rematerialized keys, or null
+    float key_norm_epsilon = 0;          ///< added to the mean square of a key
     const float* slopes = nullptr;       ///< [H] s += slope (key position - query position), or null
     const float* sink_logits = nullptr;  ///< [H] logits that take part in the softmax without a value, or null
 };
@@ -37,17 +39,19 @@ struct ScoreRules {
 /// The query rows of one sequence in a step, seen from one kv head.
 struct AttendTask {
     std::span<const TokenSpan> spans;  ///< in order of position
-    HeadDecoder key, value;
-    RopeView rope;  ///< no pairs: keys are not turned when read
-    std::size_t head_dim = 0;
-    std::size_t rows = 0;             ///< query rows (tokens)
-    std::size_t queries_per_kv = 1;   ///< query heads that share the kv head, H / Hkv
-    std::int64_t first_position = 0;  ///< of row 0; row i sees positions up to first_position + i
-    const float* q = nullptr;         ///< [rows][q_stride], the query heads of the kv head side by side
-    std::size_t q_stride = 0;
-    std::size_t shared_channels = 0;  ///< first channels of every key that come from TokenSpan::shared, not from `key`
-    ScoreRules rules;                 ///< slopes and sink_logits start at the kv head's first query head
-    std::size_t first_tile = 0, tiles = 0;  ///< tiles of 128 tokens, counted over all spans, that are this task's
+    HeadDecoder key,                   ///< how the head's K comes back
+        value;                         ///< and its V
+    RopeView rope;                     ///< no pairs: keys are not turned when read
+    std::size_t head_dim = 0;          ///< Dh
+    std::size_t rows = 0;              ///< query rows (tokens)
+    std::size_t queries_per_kv = 1;    ///< query heads that share the kv head, H / Hkv
+    std::int64_t first_position = 0;   ///< of row 0; row i sees positions up to first_position + i
+    const float* q = nullptr;          ///< [rows][q_stride], the query heads of the kv head side by side
+    std::size_t q_stride = 0;          ///< floats from a row of q to the next
+    std::size_t shared_channels = 0;   ///< first channels of every key that come from TokenSpan::shared, not from `key`
+    ScoreRules rules;                  ///< slopes and sink_logits start at the kv head's first query head
+    std::size_t first_tile = 0,        ///< the first tile of 128 tokens, counted over all spans, that is this task's
+        tiles = 0;                     ///< how many tiles are this task's
 
     /// Query heads of all rows: query i is head i % queries_per_kv of row i / queries_per_kv.
     [[nodiscard]] constexpr std::size_t queries() const noexcept { return rows * queries_per_kv; }

@@ -12,23 +12,26 @@
 
 namespace xquant::backend {
 
+/// Plain C++, for any machine.
 struct scalar {
-    static constexpr const char* name = "scalar";
-    static constexpr const char* int8_name = "scalar_int8";
-    static constexpr bool int8_products = false;
+    static constexpr const char* name = "scalar";            ///< as programs print it
+    static constexpr const char* int8_name = "scalar_int8";  ///< the name of int8<scalar>
+    static constexpr bool int8_products = false;             ///< whether keys are rebuilt by 8-bit products
 };
 
+/// Vector registers. @tparam Registers  a wrapper such as avx2_registers; backend/simd/registers.hpp says what it has
 template <class Registers>
 struct simd : scalar {
-    using registers = Registers;
-    static constexpr const char* name = Registers::name;
-    static constexpr const char* int8_name = Registers::int8_name;
+    using registers = Registers;                                    ///< the wrapper
+    static constexpr const char* name = Registers::name;            ///< as programs print it
+    static constexpr const char* int8_name = Registers::int8_name;  ///< the name of int8<simd<Registers>>
 };
 
+/// Like Base, but keys are rebuilt by 8-bit integer products where the stored codes allow it.
 template <class Base>
 struct int8 : Base {
-    static constexpr const char* name = Base::int8_name;
-    static constexpr bool int8_products = true;
+    static constexpr const char* name = Base::int8_name;  ///< as programs print it
+    static constexpr bool int8_products = true;           ///< keys are rebuilt by 8-bit products
 };
 
 }  // namespace xquant::backend

@@ -1,4 +1,4 @@
-// Writing: rows of one stream from x. Drives every backend that has `multiply`.
+// Projection: rows of one stream from x, as they will be stored. Drives every backend that has `multiply`.
 //
 //     z [n, R] = rotate(rope(norms((x - mean) T + b)))
 //
@@ -23,7 +23,7 @@ constexpr std::size_t project_scratch(std::size_t d, std::size_t width, std::siz
     return n * d + std::max(d, width);
 }
 
-/// Where the rows of a projection stand: read where keys are stored after RoPE.
+/// Positions and RoPE of the rows. Read only where keys are stored after RoPE.
 struct RowPositions {
     const std::int64_t* positions = nullptr;  ///< [n]
     const RopeView& rope;

@@ -1,5 +1,5 @@
-// Reading: keys or values of one head from the codes of a tile. Drives every backend that has `decode_tile` and
-// `multiply`.
+// Rematerialization: keys or values of one head from the codes of a tile. Drives every backend that has `decode_tile`
+// and `multiply`.
 //
 //     y [tokens, Dh] = z A + c;   with the tag int8<...> by 8-bit products where the codes allow it (scalar/int8.hpp)
 //

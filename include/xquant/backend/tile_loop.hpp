@@ -37,8 +37,8 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// Up to this many query rows meet RoPE by being turned back by each tile's start; for more, the tile's keys are turned
-/// by it.
+/// For up to this many query rows, the queries are turned back by the position of each tile's start; for more, the keys
+/// of the tile are turned by it.
 inline constexpr std::size_t rope_on_queries_rows = 4;
 
 /// Query rows handled together: their scores stay in L2.
@@ -47,7 +47,7 @@ inline constexpr std::size_t row_step = 32;
 /// Up to this many query heads (of all rows), vector backends take scores from the codes; more share a tile of K.
 inline constexpr std::size_t direct_queries = 8;
 
-/// Whether scores are products with what is stored: with K itself, or with a latent whose A was taken into the queries.
+/// Whether scores are products with stored rows: with K itself, or with a latent whose A was folded into the queries.
 constexpr bool reads_latent(const AttendTask& task) noexcept {
     if (task.rope.pairs > 0 || task.rules.key_norm != nullptr || task.shared_channels > 0) return false;
     return task.key.matrix == nullptr ? task.key.constant == nullptr : absorbs_keys(task);
@@ -59,7 +59,7 @@ constexpr bool has_code_words(const StreamFormat& format, const HeadDecoder& hea
            head.first % 4 == 0 && head.width % 4 == 0 && format.group_channels % 4 == 0;
 }
 
-/// Whether a backend with 8-bit products rounds the queries to 8 bits: a few of them that meet codes of at most 5 bits.
+/// Whether a backend with 8-bit products rounds queries to 8 bits: where they are few and codes have at most 5 bits.
 template <class Backend>
 constexpr bool rounds_queries(const AttendTask& task, const StreamView& in) noexcept {
     return Backend::int8_products && task.queries() <= direct_queries && reads_latent(task) &&
@@ -93,22 +93,22 @@ struct AttendScratch {
     float* queries;   ///< [32 rows, Dh] turned back by the tile's start
     float* scores;    ///< [32 rows, tokens]
     float* absorbed;  ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
-    float* inner;     ///< of rematerialize
+    float* inner;     ///< scratch of rematerialize
 };
 
 /// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between.
-/// The scalar one never does.
+/// The scalar backend never does.
 constexpr bool scores_from_codes(scalar, const AttendTask&, const StreamView&) noexcept { return false; }
 constexpr bool adds_from_codes(scalar, const AttendTask&, const StreamView&) noexcept { return false; }
-/// Scores [queries of `rows`, 128] against tokens of a stream. Angles are those of the tile's start, before and
-/// afterwards.
+/// Scores [queries of `rows`, 128] against tokens of a stream. Angles are those of the tile's start, at the call and at
+/// the return.
 inline void score_codes(scalar, const AttendTask&, const StreamView&, Slots /*tokens*/, TileAngles&, Slots /*rows*/,
                         const AttendScratch&) noexcept {}
 /// sums [count, width] += weights [count, 128] (in AttendScratch::scores) times tokens of a stream.
 inline void add_codes(scalar, const AttendTask&, const StreamView&, Slots /*tokens*/, std::size_t /*count*/, float*,
                       const AttendScratch&) noexcept {}
 
-/// Asks for what the next tile reads first.
+/// Prefetches what the next tile reads first.
 inline void prefetch_span(scalar, const AttendTask&, const TokenSpan&) noexcept {}
 
 namespace detail {
@@ -157,7 +157,8 @@ inline std::size_t rounded_channels(const StreamFormat& format, const HeadDecode
     return std::min({format.group_channels - (head.first + c) % format.group_channels, head.width - c, int8_channels});
 }
 
-/// queries [count, width] -> out, as 8 bits have them: a step for each group of channels.
+/// queries [count, width] -> out: the values that they have after rounding to 8 bits, with a step for each group of
+/// channels.
 inline void round_queries(const StreamFormat& format, const HeadDecoder& head, const float* queries, std::size_t count,
                           float* out) noexcept {
     std::array<std::int8_t, int8_channels> weights;
@@ -174,7 +175,7 @@ inline void round_queries(const StreamFormat& format, const HeadDecoder& head, c
 /// A tile of keys [channels, tokens] that was rebuilt: AttendScratch::keys.
 struct RebuiltKeys {
     Slots tokens;
-    std::size_t channels;          ///< those that RoPE turns, or all
+    std::size_t channels;          ///< how many: the channels that RoPE turns, or all
     const TileAngles* on_queries;  ///< angles that the queries are to be turned back by, or null
 };
 
@@ -212,7 +213,7 @@ void score_rows(Backend tag, const AttendTask& task, const StreamView& in, const
     add_constants(task, rows, tokens, at);
 }
 
-/// K of a tile, as queries meet it: norm and RoPE applied. Channels: those that RoPE turns, or all.
+/// K of a tile, with norm and RoPE applied: the channels that RoPE turns, or all of them.
 template <class Backend>
 void rebuild_keys(Backend tag, const AttendTask& task, const TokenSpan& span, const RebuiltKeys& keys,
                   const TileAngles& angles, const AttendScratch& at) noexcept {

@@ -32,8 +32,8 @@ class Accumulators {
 public:
     explicit Accumulators(Core& core) : entries_(LedgerAllocator<Entry, Purpose::workspace>(core.ledger())) {}
 
-    /// Makes room for the coded tokens that these plans write and (read) those that they read; a page that several of
-    /// them read is added up once. Throws std::bad_alloc.
+    /// Makes room for the coded tokens that these plans write and, if `read`, that they read. A page that several plans
+    /// read is added up once. Throws std::bad_alloc.
     template <class Plans>
     void open(Core& core, const Plans& plans, bool read = true) {
         if (core.accumulators().sections.empty()) return;
@@ -75,7 +75,7 @@ public:
     /// The accumulator of a coded page.
     [[nodiscard]] MutableStreamView view(const Page* page) const noexcept { return find(page)->sum->stream(0, 0); }
 
-    /// What places in the accumulator of a coded page are counted from, on a device; null where there is none.
+    /// The address that offsets in a coded page's accumulator are counted from, on a device; null where there is none.
     [[nodiscard]] std::byte* base(const Page* page) const noexcept {
         return entries_.empty() ? nullptr : find(page)->sum->base();
     }
@@ -148,7 +148,7 @@ private:
 };
 
 /// Rows y [n, D] of a layer that stores a difference -> what is coded, z [n, coded width] = (y - accumulator) U. Values
-/// are kept within f16, which only an accumulator far off could leave; the next layer makes up for what is cut.
+/// are clamped to f16, which they leave only where the accumulator is far off; the next layer makes up for the cut.
 template <class Backend>
 void take_difference(Backend tag, const StreamEncoder& encoder, const StreamView& accumulator, std::size_t token,
                      std::size_t n, float* rows, float* out) noexcept {

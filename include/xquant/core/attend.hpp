@@ -139,7 +139,7 @@ private:
         Partial partial;
     };
 
-    /// Neighbouring spans of a part whose stored RoPE lags by as much, and the queries that they meet.
+    /// Neighbouring spans of a part whose stored RoPE lags by the same number of positions, and the queries for them.
     struct Run {
         std::size_t first_span = 0, spans = 0, tiles = 0;
         std::int64_t rope_lag = 0;
@@ -161,8 +161,8 @@ private:
         return prepared.keys_after_rope && core_->rope(prepared).pairs > 0 ? segment.rope_lag : 0;
     }
 
-    /// The spans of a part, in runs. A key that has RoPE of p and moved by m should have that of p + m; the query is
-    /// turned back by m instead: q . R(m) k = (R(-m) q) . k.
+    /// The spans of a part, in runs. A key that was stored with the RoPE of position p and moved by m should have the
+    /// RoPE of p + m; the query is turned back by m instead: q . R(m) k = (R(-m) q) . k.
     template <class SpanOf>
     void plan_runs(const PreparedLayer& prepared, const QueryRows& part, const StepPlan& plan, const float* queries,
                    std::size_t q_stride, SpanOf&& span_of) {

@@ -1,4 +1,4 @@
-// What a backend brings to a cache: its steps, and what it keeps beside the core.
+// The types by which a backend takes part in a cache: its Step, and the State that it keeps beside the core.
 #pragma once
 
 #include <span>
@@ -9,13 +9,13 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// What a backend brings to a cache. Backends whose pages lie on a device specialize it.
+/// Of backends whose pages lie in the processor's memory; backends on a device specialize it.
 template <class Backend>
 struct BackendParts {
     using Step = detail::Step<Backend>;
     static constexpr bool on_device = false;
 
-    /// Kept beside the core.
+    /// What a cache keeps beside the core: nothing.
     struct State {
         State(Core&, const Options&) noexcept {}
         void prepare(const Core&) noexcept {}

@@ -1,5 +1,5 @@
-// The bodies of cache.hpp. Out of the class they are no inline functions, so that an `extern template` spares a
-// translation unit everything behind them.
+// The bodies of cache.hpp's members. They stand outside the class, so they are not inline, and `extern template` spares
+// a translation unit from compiling them.
 #pragma once
 
 #include <xquant/cache.hpp>

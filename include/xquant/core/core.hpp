@@ -1,5 +1,5 @@
-// The cache behind XCache's types: layers, page formats, sequences. Policies have become data by now, so this is
-// compiled once for each backend, whatever the number of schemes.
+// What a Cache holds: prepared layers, page formats, sequences. Policies have become data by now, so it is no template:
+// it is compiled once, whatever the schemes and backends.
 #pragma once
 
 #include <algorithm>
@@ -38,8 +38,8 @@ inline std::uint32_t head_channels(const PreparedLayer& layer, std::size_t strea
     return static_cast<std::uint32_t>(equal && each > 0 && width % each == 0 ? each : width);
 }
 
-/// Layers whose rows live and die together, in pages of their own: those with the same window. Pages that lie outside
-/// the window are freed, whatever other layers still see.
+/// Layers that share pages: those with the same window. Their pages are freed once they lie outside that window,
+/// whatever other layers still see.
 struct PageGroup {
     PageGroup(Ledger& ledger, const Options& options, std::size_t streams)
         : coded(ledger, PageKind::coded, coded_page_tokens, streams),
@@ -159,8 +159,7 @@ public:
                 parts.requantized_codecs.empty() ? codecs_.back() : complete(parts.requantized_codecs[stream]));
             place(page_group.requantized, requantized_codecs_.back().format);
         }
-        // Layers that share a page group in spite of different windows: nothing may be freed before the widest is past
-        // it.
+        // Cross-layer caches have one page group for all windows: nothing is freed before the widest window is past it.
         if (page_group.layers == 1) page_group.window = layer.window;
         page_group.window = page_group.window > 0 && layer.window > 0 ? std::max(page_group.window, layer.window) : 0;
     }
@@ -214,7 +213,7 @@ public:
         }
     }
     [[nodiscard]] SlotTable& slots() noexcept { return slots_; }
-    /// Whether some layer keeps keys as RoPE turned them, so that moving them is left to the reader.
+    /// Whether some layer stores keys after RoPE. If such keys move to other positions, the reader makes up for it.
     [[nodiscard]] bool keys_after_rope() const noexcept {
         return std::any_of(layers_.begin(), layers_.end(), [this](const PreparedLayer& layer) {
             return layer.keys_after_rope && rope(layer).pairs > 0;
@@ -246,7 +245,7 @@ private:
     LedgerVector<PreparedLayer, Purpose::weights> layers_;
     LedgerVector<RopeTable, Purpose::weights> ropes_;
     LedgerVector<StreamCodec, Purpose::index> codecs_,
-        requantized_codecs_;  ///< [layers][streams]; the latter may be empty
+        requantized_codecs_;  ///< [layers][streams]; requantized ones may be empty
     LedgerVector<PageGroup, Purpose::index> page_groups_;
     PageFormat accumulators_;
     StreamCodec accumulator_;

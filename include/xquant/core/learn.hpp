@@ -46,7 +46,8 @@ inline std::vector<float> learn_levels(const StreamCodec& codec, const float* ro
     return levels;
 }
 
-/// The same for a stream of a layer, from Layer::calibration. Rows stand at positions 0, 1, ...
+/// The levels of a stream of a layer, from Layer::calibration, whose rows count as positions 0, 1, ...
+/// Throws value_error.
 template <class Backend>
 std::vector<float> learn_stream(const PreparedLayer& prepared, const Layer& layer, std::size_t stream,
                                 const RopeView& rope, const StreamCodec& codec) {

@@ -18,7 +18,7 @@ inline Segments first_segments(const Segments& from, std::size_t count) {
     return out;
 }
 
-/// What operations make of a sequence, before it becomes true: one state for each page group.
+/// The states that an operation has prepared for a sequence: one for each page group.
 using NewStates = LedgerVector<SequenceState, Purpose::workspace>;
 
 inline NewStates new_states(Core& core, std::size_t count) {
@@ -27,7 +27,7 @@ inline NewStates new_states(Core& core, std::size_t count) {
     return states;
 }
 
-/// Slots of its last page that no one uses any more can be filled again.
+/// Lets the next step fill slots of the last page again that no sequence uses any more.
 inline void free_slots(const SequenceState& state) noexcept {
     if (state.segments.empty()) return;
     const Segment& last = state.segments.back();
@@ -83,7 +83,7 @@ inline SequenceState truncated(const SequenceState& state, std::size_t tokens) {
     return out;
 }
 
-/// A state whose tokens from `end` on were moved by `delta` positions, those from `begin` to there taken out.
+/// A state without the tokens begin .. end, whose tokens from `end` on are moved by `delta` positions.
 inline SequenceState cut_and_moved(const SequenceState& state, std::size_t begin, std::size_t end, std::int64_t delta,
                                    bool keys_after_rope) {
     const std::size_t freed = state.tokens - rows_in(state.segments);
@@ -161,7 +161,7 @@ inline void erase_tokens(Core& core, Sequence sequence, std::size_t begin, std::
                   [&](const SequenceState& state) { return cut_and_moved(state, begin, end, delta, turned); });
 }
 
-/// The position of a token that has not been freed, of the next one too; false if it has been.
+/// The position of a token, or of the next token. False if the token has been freed.
 inline bool position_of(const SequenceState& state, std::size_t token, std::int64_t& position) noexcept {
     if (token == state.tokens) {
         position = state.next_position;
@@ -179,7 +179,7 @@ inline bool position_of(const SequenceState& state, std::size_t token, std::int6
     return false;
 }
 
-/// Positions stay far from where sums overflow, and f64 has them exactly.
+/// Positions are kept below this: sums of them do not overflow, and f64 represents them exactly.
 inline constexpr std::int64_t largest_position = std::int64_t{1} << 48U;
 
 inline void shift_tokens(Core& core, Sequence sequence, std::size_t begin, std::int64_t delta) {
@@ -223,7 +223,7 @@ inline void gather_sequences(Core& core, std::span<const Sequence> sequences, st
         }
     }
     for (std::size_t i = 0; i < sequences.size(); ++i) {
-        // A sequence that goes on as itself gives no slots back, nor do its pages change.
+        // Where a sequence is its own parent, nothing changes.
         become(core.find(sequences[i]), states.data() + i * core.page_groups());
     }
 }

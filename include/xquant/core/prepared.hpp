@@ -104,7 +104,7 @@ public:
     WeightVector<HeadDecoder> keys, values;
 
 private:
-    /// Plans come from projection policies: what is refused here is a mistake of the policy.
+    /// Throws shape_error for a plan that does not fit the layer, which is a mistake of the projection policy.
     void check(const LayerPlan& plan, const Layer& layer) const {
         const std::size_t d = shape.width, dh = shape.head_dim;
         expects(plan.keys.size() == shape.kv_heads && plan.values.size() == shape.kv_heads, "plan: ", plan.keys.size(),
@@ -178,7 +178,7 @@ private:
         return floats;
     }
 
-    /// Floats that a layer brings beside its plan. The gain of k_norm is used once: by the encoder or by the reader.
+    /// Floats of a layer that are not in its plan. The gain of k_norm is kept once, for the encoder or for the reader.
     static constexpr std::size_t rule_floats(const Layer& layer) noexcept {
         return (layer.k_norm != nullptr ? layer.shape.head_dim : 0) +
                (layer.alibi_slopes != nullptr ? layer.shape.heads : 0) +

@@ -1,4 +1,4 @@
-// How the layers of a cache are to be stored: its policies, as functions and data.
+// Recipe: a cache's policies as functions and data, before a cache is constructed from them.
 #pragma once
 
 #include <algorithm>
@@ -11,18 +11,18 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// What one layer is made of, after its policies had their say.
+/// What the policies of one layer made: a plan, and a codec for each stream.
 struct LayerParts {
     LayerPlan plan;
     std::vector<StreamCodec> codecs;              ///< widths are those of coded rows
-    std::vector<StreamCodec> requantized_codecs;  ///< of pages that were requantized; empty: the same
+    std::vector<StreamCodec> requantized_codecs;  ///< of pages that were requantized; empty: `codecs`
 };
 
 /// Finds the levels of a stream whose quantizer learns them.
 using LearnStream = std::vector<float> (*)(const PreparedLayer&, const Layer&, std::size_t stream, const RopeView&,
                                            const StreamCodec&);
 
-/// The sizes of that, known without preparing anything.
+/// The sizes of LayerParts, known without preparing weights.
 struct LayerSizes {
     std::vector<StreamCodec> codecs, requantized_codecs;
     std::vector<std::size_t> row_widths;  ///< channels of rows as the tail keeps them

@@ -14,8 +14,9 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// The first `tokens` slots of a coded page, encoded again into another: codec_of(layer, stream) -> const StreamCodec&.
-/// Layers that store differences are added up and the loop is closed anew, so that errors do not pile up here either.
+/// Decodes the first `tokens` slots of a coded page and encodes them into another one, by
+/// codec_of(layer, stream) -> const StreamCodec&. Layers that store differences are added up, and new differences are
+/// taken against the new sums, so that errors do not pile up.
 /// Throws std::bad_alloc.
 template <class Backend, class CodecOf>
 void recode_page(Backend tag, Core& core, std::size_t page_group, Page* from, Page* to, std::size_t tokens,
@@ -55,7 +56,7 @@ void recode_page(Backend tag, Core& core, std::size_t page_group, Page* from, Pa
     to->filled = tokens;
 }
 
-/// Puts a page in the place of another one wherever these sequences have it.
+/// Replaces a page by another one wherever these sequences have it.
 inline void replace_page(Core& core, std::span<const Sequence> sequences, std::size_t page_group, const Page* from,
                          const PageRef& to) {
     for (const Sequence sequence : sequences) {

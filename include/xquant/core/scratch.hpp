@@ -11,7 +11,7 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Scratch memory for tasks that run side by side: taken for the length of a task, kept for the next one.
+/// Scratch memory for tasks that run side by side. A task borrows a buffer; the pool keeps it for the next task.
 class ScratchPool {
 public:
     using Buffer = LedgerVector<float, Purpose::workspace>;

@@ -152,7 +152,7 @@ private:
     }
 
     Work<float> rows_;              ///< the layer's rows: stream after stream, [n, width]
-    Work<std::int64_t> positions_;  ///< [n] for which keys are turned where they are stored so
+    Work<std::int64_t> positions_;  ///< [n] of the RoPE of keys that are stored after it
     Work<float> input_;             ///< x or q where they had to be copied
     AttendTasks<Backend> attention_;
 };

@@ -1,5 +1,5 @@
-// What the steps of all backends have in common: which sequences get how many tokens, the plans of that, the order of
-// calls, and the moment when rows become part of a sequence.
+// What the steps of all backends have in common: which sequences get how many tokens, their plans, the order of calls,
+// and commit, when rows become part of a sequence.
 #pragma once
 
 #include <span>
@@ -24,7 +24,7 @@ struct StepSequence : QueryRows {
     Slot* slot = nullptr;
 };
 
-/// The sequence becomes what the plan says. Only moves: cannot fail.
+/// Makes the sequence what the plan says. It only moves lists, so it cannot fail.
 inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
     for (const Segment& segment : plan.after) {
         // Only of a page that nothing else shares: others may be read by other threads.
@@ -35,8 +35,7 @@ inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
     state.next_position = plan.next_position;
 }
 
-/// A step as far as it does not depend on the backend. Destroying one that was not committed leaves the cache as it
-/// was.
+/// The part of a step that does not depend on the backend. Destroying a step without commit leaves the cache as it was.
 class StepBase {
 public:
     StepBase(StepBase&& other) noexcept
@@ -84,7 +83,7 @@ protected:
     }
 
     /// Plans the encoding of all rows of a sequence outside its window, unfinished groups included; no new tokens.
-    /// Throws likewise.
+    /// Throws budget_error, std::bad_alloc.
     StepBase(Core& core, Slot& slot) : StepBase(core) {
         parts_.reserve(1);
         plans_.reserve(core.page_groups());

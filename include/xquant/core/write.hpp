@@ -1,4 +1,4 @@
-// Rows on their way into pages.
+// Writes rows into pages: copied or encoded, from the step's rows or from other pages.
 #pragma once
 
 #include <algorithm>
@@ -9,14 +9,14 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// One of the writes of a plan, for one stream of one layer.
+/// A write of a plan, for one stream of one layer.
 struct StreamWrite {
     const StepPlan& plan;
     const Write& write;
     std::size_t layer, stream;
 };
 
-/// Encodes its rows. `step_rows` [n, width] are the step's own.
+/// Encodes the rows of a write into its page. `step_rows` [n, width] are the step's own rows.
 template <class Backend>
 XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums, const StreamWrite& of,
                                const float* step_rows) {

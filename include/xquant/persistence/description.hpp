@@ -213,8 +213,8 @@ inline Description from_bytes(std::span<const std::byte> bytes) {
     return out;
 }
 
-/// What the weights of a layer make of fixed rows: another model, or another basis of the same latents, answers
-/// differently. Prepared weights are the same to rounding only where machines differ, so answers are compared with a
+/// What the weights of a layer make of fixed rows. Another model, or another basis of the same latents, gives other
+/// numbers. Two machines prepare weights that are equal only up to rounding, so fingerprints are compared with a
 /// tolerance.
 inline std::vector<float> fingerprint_of(const Core& core, const PreparedLayer& layer) {
     const auto fixed = [](std::size_t n, std::uint64_t seed) {
@@ -259,7 +259,7 @@ inline std::vector<float> fingerprint_of(const Core& core, const PreparedLayer& 
     return answers;
 }
 
-/// Whether two machines' answers are those of the same weights.
+/// Whether two fingerprints are of the same weights.
 inline bool same_answers(const std::vector<float>& a, const std::vector<float>& b) noexcept {
     if (a.size() != b.size()) return false;
     double squares = 0;
@@ -271,8 +271,8 @@ inline bool same_answers(const std::vector<float>& a, const std::vector<float>& 
     return true;
 }
 
-/// Those of a layer's rules that its projection decides, by their place: whether keys are stored after RoPE, and
-/// channels that heads share.
+/// Places in rules_of of what the projection decides: whether keys are stored after RoPE, and how many channels heads
+/// share.
 inline constexpr std::size_t keys_after_rope_rule = 3, shared_rule = 4;
 
 /// Numbers that decide how rows are read.

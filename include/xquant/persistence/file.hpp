@@ -1,4 +1,4 @@
-// Files by POSIX calls: written beside the one that they replace, or mapped into memory.
+// Files by POSIX calls: written under another name and renamed when complete, or mapped into memory.
 #pragma once
 
 #include <fcntl.h>
@@ -41,8 +41,8 @@ private:
     int number_;
 };
 
-/// A file that takes the place of `path` when it is complete: until then it has another name, in the same folder, and
-/// is removed if it does not come to that. Whoever is killed leaves the old file as it was, and perhaps the other one.
+/// A file that replaces `path` when it is complete. Until then it has another name in the same folder, and is removed
+/// if it is never completed. A process that is killed leaves the old file as it was, and perhaps the unfinished one.
 class ReplacingFile {
 public:
     /// Throws file_error.

@@ -11,7 +11,7 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Levels are compared by themselves, rooms of pages are not part of a scheme.
+/// Whether two formats are equal but for levels, which are compared apart, and the room of the page.
 inline bool same_format(StreamFormat a, StreamFormat b) noexcept {
     a.levels = b.levels = nullptr;
     a.tokens = b.tokens = 0;
@@ -66,8 +66,8 @@ inline bool same_codes(const Description& file, const Description& cache) noexce
     return file.rows == cache.rows;
 }
 
-/// The pages of one kind of one page group, as a description has them. Levels are those of the description, which must
-/// stay.
+/// The format of pages of one kind in one page group, by a description. Levels point into the description, which must
+/// outlive it.
 inline PageFormat format_of(Ledger& ledger, const Description& from, std::uint32_t page_group, PageKind kind,
                             std::size_t streams) {
     const bool coded = kind == PageKind::coded || kind == PageKind::requantized;

@@ -10,29 +10,36 @@ namespace xquant {
 
 /// One stream of a layer in a saved cache.
 struct SavedStreamInfo {
-    std::size_t width = 0;  ///< channels of a coded row
-    unsigned bits = 0;      ///< of a code, or of a value where rows are not quantized
-    bool quantized = true;
-    std::size_t group_tokens = 1, group_channels = 1;
+    std::size_t width = 0;         ///< channels of a coded row
+    unsigned bits = 0;             ///< of a code, or of a value where rows are not quantized
+    bool quantized = true;         ///< whether rows are in codes
+    std::size_t group_tokens = 1,  ///< tokens of a group
+        group_channels = 1;        ///< channels of a group
 };
 
+/// A sequence in a saved cache.
 struct SavedSequenceInfo {
-    std::size_t tokens = 0;
-    std::int64_t next_position = 0;
-    std::size_t segments = 0, pages = 0;  ///< of all layers together
+    std::size_t tokens = 0;          ///< as Cache::size
+    std::int64_t next_position = 0;  ///< as Cache::next_position
+    std::size_t segments = 0,        ///< runs of neighbouring tokens in a page; of all layers together
+        pages = 0;                   ///< of all layers together
 };
 
+/// What a saved cache says of itself.
 struct FileInfo {
-    std::uint32_t version = 0;
-    std::string note;
-    std::size_t file_bytes = 0;
-    std::size_t sinks = 0;
+    std::uint32_t version = 0;                          ///< of the file format
+    std::string note;                                   ///< what save was given
+    std::size_t file_bytes = 0;                         ///< of the whole file
+    std::size_t sinks = 0;                              ///< Options::sinks of the cache that was saved
     std::vector<LayerShape> shapes;                     ///< [layers]
     std::vector<std::vector<SavedStreamInfo>> streams;  ///< [layers][streams]
     bool cross_layer = false;                           ///< some layers store differences
-    std::vector<SavedSequenceInfo> sequences;
-    std::size_t coded_pages = 0, requantized_pages = 0, tail_pages = 0, sink_pages = 0;
-    std::vector<std::size_t> damaged_pages;  ///< numbers of those whose checksum is wrong
+    std::vector<SavedSequenceInfo> sequences;           ///< in the order in which they were saved
+    std::size_t coded_pages = 0,                        ///< pages of codes
+        requantized_pages = 0,                          ///< pages that were rewritten with fewer bits
+        tail_pages = 0,                                 ///< pages of newest rows
+        sink_pages = 0;                                 ///< pages of first rows
+    std::vector<std::size_t> damaged_pages;             ///< numbers of the pages whose checksum is wrong
 };
 
 inline namespace XQUANT_ABI_NS {

@@ -4,8 +4,8 @@
 //     64    the description (description.hpp), zeros up to a multiple of 4096, its checksum in the header
 //     ...   pages, each at a multiple of 4096: 64 bytes of record, then its bytes as a cache has them, zeros up to 4096
 //
-// Every byte is covered by a checksum (XXH3, 64 bits), padding too. A page's record has the size of a page's header in
-// memory, so that a mapped file serves as pages: a header is written over the record, in memory that only this process
+// Every byte, padding too, is covered by a checksum (XXH3, 64 bits). A page's record has the size of a page's header in
+// memory, so a mapped file serves as pages: the header is written over the record, in memory that only this process
 // sees.
 #pragma once
 
@@ -139,8 +139,8 @@ inline std::uint64_t page_hash(std::span<const std::byte> record, std::span<cons
     return hasher.value();
 }
 
-/// Whether the record of page `number`, whose record, bytes and padding are given, says what is known of it; and
-/// whether its hash is right, unless that is not to be looked at.
+/// Whether a page in a file (record, bytes and padding) has a record with this number and size and, if `verify`, the
+/// hash that its record says.
 inline bool is_sound(std::span<const std::byte> page, std::size_t number, std::size_t bytes, bool verify) {
     const auto record = page.first(record_bytes);
     const PageRecord found = record_of(record);

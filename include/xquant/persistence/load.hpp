@@ -1,4 +1,5 @@
-// Sequences, read from a stream or mapped from a file, into a cache of the same scheme and model; or coded anew.
+// Loads saved sequences into a cache of the same scheme and model, from a stream or a mapped file; or encodes them anew
+// for another scheme.
 #pragma once
 
 #include <cmath>
@@ -17,6 +18,7 @@
 
 namespace xquant {
 
+/// How a file is read.
 struct LoadOptions {
     /// A file's pages are read where they lie, in memory that the system shares between processes and may drop and read
     /// again. The file must stay as it is while the cache is used: replace it, do not write into it. False: pages are
@@ -33,8 +35,9 @@ struct LoadOptions {
 /// What load found.
 struct Loaded {
     std::vector<Sequence> sequences;  ///< in the order in which they were saved
-    std::string note;                 ///< that of save
-    std::size_t pages = 0, pages_transcoded = 0;
+    std::string note;                 ///< what save was given
+    std::size_t pages = 0,            ///< pages that were read
+        pages_transcoded = 0;         ///< pages that were decoded and encoded anew
 };
 
 inline namespace XQUANT_ABI_NS {
@@ -132,7 +135,7 @@ private:
         return page.kind == PageKind::requantized && core_->requantizes() ? page_group.requantized : page_group.coded;
     }
 
-    /// Encoders are promised finite values, and what a page holds may be encoded again. A sound file has no others.
+    /// Encoders rely on finite values, and a page may be encoded again; so a file with other values counts as damaged.
     static void check_values(std::size_t number, const PageFormat& format, const std::byte* page) {
         bool finite = true;
         const auto check_halves = [&](std::size_t at, std::size_t count, std::uint16_t exponent) {
@@ -277,8 +280,8 @@ Loaded load(Cache& cache, std::istream& in, const LoadOptions& options = {}) {
     return loader.finish();
 }
 
-/// The same from a file. Pages of a mapped file count as Bytes::mapped, and not toward Options::budget; the mapping
-/// lasts as long as one of them is used.
+/// Like load from a stream, but from a file. Pages of a mapped file count as Bytes::mapped, and not toward
+/// Options::budget; the mapping lasts as long as one of them is used.
 template <class Cache>
 Loaded load(Cache& cache, const std::string& path, const LoadOptions& options = {}) {
     detail::Core& core = detail::CacheAccess::core(cache);

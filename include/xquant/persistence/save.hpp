@@ -94,8 +94,8 @@ void save(const Cache& cache, std::span<const Sequence> sequences, std::ostream&
     detail::expects<file_error>(static_cast<bool>(out), "saved cache: writing to the stream failed");
 }
 
-/// The same into a file. It is written under another name and takes the place of `path` once it is complete and on the
-/// disk: whatever happens before, a file that was there is as it was. Throws sequence_error, file_error.
+/// Like save into a stream, but into a file. It is written under another name and replaces `path` once it is complete
+/// and on the disk: whatever happens before, a file that was there is as it was. Throws sequence_error, file_error.
 template <class Cache>
 void save(const Cache& cache, std::span<const Sequence> sequences, const std::string& path,
           const std::string& note = {}) {

@@ -16,17 +16,19 @@ inline namespace XQUANT_ABI_NS {
 
 /// Cosines and sines of positions 0 .. tokens - 1: [pairs][tokens].
 struct RopeView {
-    RopePairing pairing = RopePairing::interleaved;
-    std::size_t pairs = 0, tokens = 0;
-    const double* inverse_frequencies = nullptr;  ///< [pairs]
-    const float* cosines = nullptr;               ///< [pairs][tokens]
-    const float* sines = nullptr;                 ///< [pairs][tokens]
-    float factor = 1;                             ///< the tables have it, rope_angles does not
+    RopePairing pairing = RopePairing::interleaved;  ///< the channels of a pair
+    std::size_t pairs = 0,                           ///< pairs of a head that are turned
+        tokens = 0;                                  ///< positions of the tables
+    const double* inverse_frequencies = nullptr;     ///< [pairs]
+    const float* cosines = nullptr;                  ///< [pairs][tokens]
+    const float* sines = nullptr;                    ///< [pairs][tokens]
+    float factor = 1;                                ///< the tables have it, rope_angles does not
 
-    /// Channels of pair j in a head.
+    /// The first channel of pair j in a head.
     [[nodiscard]] constexpr std::size_t first(std::size_t j) const noexcept {
         return pairing == RopePairing::interleaved ? 2 * j : j;
     }
+    /// The second channel of pair j in a head.
     [[nodiscard]] constexpr std::size_t second(std::size_t j) const noexcept {
         return pairing == RopePairing::interleaved ? 2 * j + 1 : j + pairs;
     }

@@ -1,5 +1,5 @@
-// RoPE for contexts longer than a model was first trained on: each takes the frequencies of training and gives those to
-// use.
+// RoPE for contexts longer than a model was first trained on. Each function takes the RoPE of the first training and
+// returns the RoPE to use.
 //
 //     scale_linear     position interpolation: f / s (arXiv 2306.15595)
 //     scale_ntk        a larger base: f_j s^(-j / (pairs - 1)) ("NTK-aware", bloc97, 2023)
@@ -35,19 +35,21 @@ struct YarnScaling {
     bool truncate = true;              ///< the ends of the ramp are whole pairs
 };
 
-/// Parameters of scale_llama3, likewise.
+/// Parameters of scale_llama3, under the names that checkpoints use, with their defaults.
 struct Llama3Scaling {
-    double factor = 8;
+    double factor = 8;            ///< s
     double low_freq_factor = 1;   ///< pairs that turn less often than this within original_context are interpolated
     double high_freq_factor = 4;  ///< pairs that turn more often are left alone
-    std::size_t original_context = 8192;
+    std::size_t original_context = 8192;  ///< tokens of the first training
 };
 
-/// Parameters of scale_longrope, likewise. Factors: [pairs].
+/// Parameters of scale_longrope, under the names that checkpoints use.
 struct LongRopeScaling {
-    std::span<const double> short_factor, long_factor;
-    std::size_t original_context = 0, max_context = 0;
-    double attention_factor = 0;  ///< 0: sqrt(1 + ln(max_context / original_context) / ln(original_context))
+    std::span<const double> short_factor,  ///< [pairs] for sequences up to original_context
+        long_factor;                       ///< [pairs] for longer ones
+    std::size_t original_context = 0,      ///< tokens of the first training
+        max_context = 0;                   ///< tokens that the model serves in the end
+    double attention_factor = 0;           ///< 0: sqrt(1 + ln(max_context / original_context) / ln(original_context))
 };
 
 inline namespace XQUANT_ABI_NS {
@@ -102,7 +104,8 @@ inline Rope scale_yarn(Rope rope, const YarnScaling& yarn) {
     return rope;
 }
 
-/// Throws shape_error for parameters that make no ramp.
+/// Llama 3.1's rope_scaling: slow pairs are interpolated, with a ramp over wavelengths. Throws shape_error for
+/// parameters that make no ramp.
 inline Rope scale_llama3(Rope rope, const Llama3Scaling& scaling) {
     detail::expects(scaling.factor >= 1 && scaling.original_context > 0 &&
                         scaling.high_freq_factor > scaling.low_freq_factor && scaling.low_freq_factor > 0,
@@ -118,8 +121,8 @@ inline Rope scale_llama3(Rope rope, const Llama3Scaling& scaling) {
     return rope;
 }
 
-/// `longest` is the most tokens that a sequence of the cache will have: beyond original_context the long factors are
-/// taken, which is then right for all of its tokens. Throws shape_error if there is not one factor for each pair.
+/// LongRoPE. `longest` is the most tokens that a sequence of the cache will have; if it is more than original_context,
+/// the long factors are taken for all tokens. Throws shape_error if there is not one factor for each pair.
 inline Rope scale_longrope(Rope rope, const LongRopeScaling& scaling, std::size_t longest) {
     std::vector<double>& f = rope.inverse_frequencies;
     detail::expects(scaling.original_context > 1 && scaling.max_context >= scaling.original_context,

@@ -29,15 +29,17 @@ template <class Mix, class Keep>
 struct JointSvd {
     static_assert(std::is_same_v<Mix, NoMix> || std::is_same_v<Mix, Hadamard>,
                   "xquant: JointSvd<Mix> takes NoMix or Hadamard");
-    static constexpr std::size_t streams = 1;
-    static constexpr bool mixed = std::is_same_v<Mix, Hadamard>;
-    using below = SplitSvdOf<FullRank>;
-    using base = std::conditional_t<mixed, Rotated, Plain>;
+    static constexpr std::size_t streams = 1;                     ///< stored rows per token and layer
+    static constexpr bool mixed = std::is_same_v<Mix, Hadamard>;  ///< whether latents and base are rotated
+    using below = SplitSvdOf<FullRank>;                           ///< CrossLayer<Delta>: of layers below the base
+    using base = std::conditional_t<mixed, Rotated, Plain>;       ///< CrossLayer<Delta>: of the base layer
 
+    /// Widths and floats of prepare(layer). Cost with EnergyShare: an SVD. Throws shape_error as prepare.
     static LayerFootprint<1> footprint(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), n = rank(layer), m = dct_size(n);
         return {{n}, n * (d + 2 * r) + (mixed ? m * m : 0) + detail::constant_floats(layer, false)};
     }
+    /// The plan of a layer that stands alone. Cost: an SVD. Throws shape_error if 2 Hkv Dh > D.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim, n = rank(layer);
         Basis basis = joint_basis(layer, n);
@@ -59,10 +61,12 @@ struct JointSvd {
         return plan;
     }
 
+    /// Widths and floats of prepare_difference(layer).
     static LayerFootprint<1> difference_footprint(const Layer& layer) {
         const std::size_t n = rank(layer);
         return {{n}, base::footprint(layer).weight_floats + 2 * layer.shape.width * n};
     }
+    /// The plan of a layer of CrossLayer<Delta> that stores a difference. Cost: an SVD.
     static LayerPlan prepare_difference(const Layer& layer) {
         const std::size_t d = layer.shape.width, n = rank(layer);
         LayerPlan plan = base::prepare(layer);

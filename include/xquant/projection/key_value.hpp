@@ -18,13 +18,19 @@
 
 namespace xquant {
 
+/// Keys are stored before RoPE, which is applied when they are read.
 struct BeforeRope {};
+/// Keys are stored after RoPE.
 struct AfterRope {};
+/// Rows are rotated before they are coded (projection/rotation.hpp).
 struct Hadamard {};
+/// Rows are coded as they are.
 struct NoMix {};
 
 inline namespace XQUANT_ABI_NS {
 
+/// @tparam When  BeforeRope or AfterRope
+/// @tparam Mix   NoMix or Hadamard
 template <class When = BeforeRope, class Mix = NoMix>
 struct KeyValue {
     static_assert(std::is_same_v<When, BeforeRope> || std::is_same_v<When, AfterRope>,
@@ -32,10 +38,11 @@ struct KeyValue {
     static_assert(std::is_same_v<Mix, NoMix> || std::is_same_v<Mix, Hadamard>,
                   "xquant: KeyValue<When, Mix> takes NoMix or Hadamard");
 
-    static constexpr std::size_t streams = 2;
-    static constexpr bool after_rope = std::is_same_v<When, AfterRope>;
-    static constexpr bool mixed = std::is_same_v<Mix, Hadamard>;
+    static constexpr std::size_t streams = 2;                            ///< stored rows per token and layer
+    static constexpr bool after_rope = std::is_same_v<When, AfterRope>;  ///< whether stored keys have RoPE
+    static constexpr bool mixed = std::is_same_v<Mix, Hadamard>;         ///< whether heads are rotated
 
+    /// Widths and floats of prepare(layer).
     static LayerFootprint<2> footprint(const Layer& layer) noexcept {
         const LayerShape& shape = layer.shape;
         const std::size_t r = shape.kv_width(), m = dct_size(shape.head_dim);
@@ -44,6 +51,7 @@ struct KeyValue {
         return {{r, r}, 2 * shape.width * r + mixing + biases};
     }
 
+    /// The plan of a layer: stream 0 is K, stream 1 is V.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
         LayerPlan plan;

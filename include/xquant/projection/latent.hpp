@@ -1,10 +1,11 @@
 // Latent: the latent that a model with multi-head latent attention makes itself, passed through.
 //
-//     stream 0  norm(x W_down^T) [R] K_h from channel Dr on = z W_k,h^T, V_h = z W_v,h^T: keys absorbed for few queries
-//     stream 1  x W_shared^T [Dr]    the first channels of every key, before RoPE
+//     stream 0  norm(x W_down^T) [R]  K_h from channel Dr on = z W_k,h^T, V_h = z W_v,h^T; for few queries, W_k,h is
+//                                     folded into the queries
+//     stream 1  x W_shared^T [Dr]     the first channels of every key, before RoPE
 //
-// Stream 1 is small (64 of 576 channels in DeepSeek-V2) and what position hangs on, so it is usually left in f16:
-// PerStream<Uniform<4>, Unquantized<f16>>. Stored before RoPE, it moves to other positions exactly, as everything here.
+// Stream 1 is small (64 of 576 channels in DeepSeek-V2) and carries the position, so it is usually left in f16:
+// PerStream<Uniform<4>, Unquantized<f16>>. It is stored before RoPE, so tokens move to other positions exactly.
 // Cost    each head decodes the latent for itself, H times in all.
 // Source  DeepSeek-V2 (arXiv 2405.04434), section 2.1.2, equations 9 to 11 and 41 to 47.
 #pragma once
@@ -14,16 +15,19 @@
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
+/// For layers with Layer::latent.
 struct Latent {
-    static constexpr std::size_t streams = 2;
-    static constexpr bool reads_latent = true;
+    static constexpr std::size_t streams = 2;   ///< stored rows per token and layer
+    static constexpr bool reads_latent = true;  ///< layers without Layer::latent are refused
 
+    /// Widths and floats of prepare(layer).
     static LayerFootprint<2> footprint(const Layer& layer) noexcept {
         const std::size_t d = layer.shape.width, r = layer.latent.w_down.rows, dr = layer.latent.w_shared.rows;
         const std::size_t gain = layer.latent.norm != nullptr ? r : 0;
         return {{r, dr}, d * (r + dr) + gain + 2 * r * layer.shape.kv_width()};
     }
 
+    /// The plan of a layer: stream 0 is the latent, stream 1 the shared channels of the keys.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t d = layer.shape.width, dh = layer.shape.head_dim, heads = layer.shape.kv_heads;
         const std::size_t r = layer.latent.w_down.rows, dr = layer.latent.w_shared.rows;

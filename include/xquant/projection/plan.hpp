@@ -1,9 +1,11 @@
 // What a projection policy hands back for one layer: how rows are made from X, and how K and V come back. Plain data.
 //
-//     write  z = rotate(rope(norms((x - mean) T + b))) read K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
+//     write  z = rotate(rope(norms((x - mean) T + b)))
+//     read   K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
 //
-// Every scheme is such a plan, and one set of kernels serves all. A layer of a cross-layer cache codes (z -
-// accumulator) U in place of z, and adds what was coded, times U^T, to the accumulator; K and V come from that.
+// Every projection answers with such a plan, and one set of kernels serves all. A layer of a cross-layer cache codes
+// (z - accumulator) U in place of z, and adds what was coded, times U^T, to the accumulator; K and V come from the
+// accumulator.
 #pragma once
 
 #include <cstddef>
@@ -18,11 +20,11 @@ struct StreamPlan {
     std::vector<float> matrix;    ///< T [D, R]; empty: the identity, R = D
     std::vector<float> bias;      ///< b [R]; empty: zero
     std::vector<float> row_norm;  ///< gain [R] of an RMS norm of the row, the model's own; empty: none
-    double row_norm_epsilon = 0;
-    bool norm = false;       ///< then Layer::k_norm on each head (keys stored after their norm)
-    bool unit_norm = false;  ///< then the same without its gain (latents of keys, as long as the keys are)
-    bool rope = false;       ///< then turn each head by its position (keys stored after RoPE)
-    std::size_t rotate = 0;  ///< then rotate each block of this many channels; 0: do not
+    double row_norm_epsilon = 0;  ///< added to the mean square
+    bool norm = false;            ///< then Layer::k_norm on each head (keys stored after their norm)
+    bool unit_norm = false;       ///< then such a norm without its gain (latents of keys that are as long as the keys)
+    bool rope = false;            ///< then turn each head by its position (keys stored after RoPE)
+    std::size_t rotate = 0;       ///< then rotate each block of this many channels; 0: do not
     std::vector<float>
         latent;  ///< U [R, coded channels], orthonormal columns, of a cross-layer difference; empty: identity
 
@@ -32,45 +34,51 @@ struct StreamPlan {
 
 /// How K or V of one kv head comes back from a stream.
 struct HeadPlan {
-    std::size_t stream = 0;
-    std::size_t first = 0, width = 0;  ///< channels of the stream that are read
-    std::vector<float> matrix;         ///< A [width, Dh]; empty: the identity, width = Dh
-    std::vector<float> constant;       ///< c [Dh]; empty: zero
+    std::size_t stream = 0;       ///< number of the stream
+    std::size_t first = 0,        ///< first channel of the stream that is read
+        width = 0;                ///< channels that are read
+    std::vector<float> matrix;    ///< A [width, Dh]; empty: the identity, width = Dh
+    std::vector<float> constant;  ///< c [Dh]; empty: zero
 };
 
 /// The first channels of every key, where all heads share them: a stream of their own, read as it is.
 struct SharedKeys {
-    std::size_t stream = 0;
-    std::size_t width = 0;  ///< channels; 0: heads share nothing. Otherwise those that RoPE turns
+    std::size_t stream = 0;  ///< number of the stream
+    std::size_t width = 0;   ///< how many channels: as many as RoPE turns, or 0 where heads share nothing
 };
 
+/// What a projection answers for one layer.
 struct LayerPlan {
-    std::vector<StreamPlan> streams;
-    std::vector<HeadPlan> keys, values;  ///< one for each kv head
-    SharedKeys shared;                   ///< in place of what `keys` says of these channels
-    bool keys_normed = false;            ///< keys were stored after k_norm: it is not applied when reading
-    bool keys_after_rope = false;        ///< keys were stored after RoPE: none is applied when reading
+    std::vector<StreamPlan> streams;  ///< how the rows of each stream are made
+    std::vector<HeadPlan> keys,       ///< [Hkv] how K comes back; all heads from one stream
+        values;                       ///< [Hkv] how V comes back; all heads from one stream
+    SharedKeys shared;                ///< in place of what `keys` says of these channels
+    bool keys_normed = false;         ///< keys were stored after k_norm: it is not applied when reading
+    bool keys_after_rope = false;     ///< keys were stored after RoPE: none is applied when reading
 };
 
-/// The same, as kernels read it: no owner, nothing null but what is stated.
+/// A HeadPlan as kernels read it. It owns nothing; pointers are null only where that is stated.
 struct HeadDecoder {
-    std::size_t stream = 0, first = 0, width = 0;
+    std::size_t stream = 0,           ///< number of the stream
+        first = 0,                    ///< first channel that is read
+        width = 0;                    ///< channels that are read
     const float* matrix = nullptr;    ///< [width, Dh], or null: the identity
     const float* constant = nullptr;  ///< [Dh], or null: zero
     std::size_t head_dim = 0;         ///< Dh, columns of the matrix
 };
 
+/// A StreamPlan as kernels read it. It owns nothing; pointers are null only where that is stated.
 struct StreamEncoder {
-    std::size_t width = 0;
+    std::size_t width = 0;          ///< R, channels of a row
     const float* mean = nullptr;    ///< [D] or null
     const float* matrix = nullptr;  ///< [D, R] or null: the identity
     const float* bias = nullptr;    ///< [R] or null
     const float* norm = nullptr;    ///< gain [norm_width] of an RMS norm of each block of so many channels, or null
     std::size_t norm_width = 0;     ///< Dh (k_norm) or R (the row's own norm)
-    float norm_epsilon = 0;
-    bool rope = false;
-    std::size_t rotate = 0;      ///< block width or 0
-    const float* dct = nullptr;  ///< [m, m], m = rotate / largest power of two that divides it
+    float norm_epsilon = 0;         ///< added to the mean square
+    bool rope = false;              ///< whether heads are turned by their position
+    std::size_t rotate = 0;         ///< block width or 0
+    const float* dct = nullptr;     ///< [m, m], m = rotate / largest power of two that divides it
 
     std::size_t coded_width = 0;    ///< channels of a coded row
     const float* latent = nullptr;  ///< U [R, coded_width] or null: the identity

@@ -12,8 +12,8 @@
 //     static constexpr std::size_t streams                   stored rows per token and layer
 //     static LayerFootprint<streams> footprint(const Layer&) their widths, and the floats of prepared weights
 //     static LayerPlan prepare(const Layer&)                 the affine pair T, A; see projection/plan.hpp
-//     static constexpr bool reads_latent = true              if it is for layers with a Layer::latent; else those are
-//                                                            refused
+//     static constexpr bool reads_latent = true              if it is for layers with Layer::latent, which it refuses
+//                                                            otherwise
 // and, to serve CrossLayer<Delta>,
 //     below, base                       projections of the layers below the base layer and of the base layer itself
 //     difference_footprint, prepare_difference(const Layer&)   the plan of a layer that stores a difference: its rows
@@ -38,7 +38,7 @@ struct LayerFootprint {
 /// Names the slot; the policy is Policy itself.
 template <class Policy>
 struct Projection {
-    using policy = Policy;
+    using policy = Policy;  ///< the parameter
 };
 
 inline namespace XQUANT_ABI_NS {

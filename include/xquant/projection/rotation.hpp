@@ -22,10 +22,10 @@ inline namespace XQUANT_ABI_NS {
 
 /// The largest power of two that divides n.
 constexpr std::size_t hadamard_size(std::size_t n) noexcept { return n & (~n + 1); }
-/// Blocks of that size in n; the DCT runs across them.
+/// Blocks of hadamard_size(n) in n; the DCT runs across them.
 constexpr std::size_t dct_size(std::size_t n) noexcept { return n / hadamard_size(n); }
 
-/// C [m, m].
+/// The orthonormal DCT-II, C [m, m].
 inline std::vector<float> dct_matrix(std::size_t m) {
     std::vector<float> c(m * m);
     constexpr double pi = 3.14159265358979323846;
@@ -75,7 +75,7 @@ inline void rotate_blocks(float* x, std::size_t n, std::size_t width, const floa
     for (std::size_t first = 0; first < n; first += width) rotate_row(x + first, width, dct, scratch);
 }
 
-/// R [n, n] written out.
+/// The rotation as a matrix, R [n, n].
 inline std::vector<float> rotation_matrix(std::size_t n) {
     std::vector<float> r(n * n, 0.0F), scratch(n);
     const std::vector<float> dct = dct_matrix(dct_size(n));

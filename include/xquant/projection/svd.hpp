@@ -13,9 +13,9 @@
 // HeadSvd's V has no spectrum to cut and stays whole.
 //
 // Tried   Eigen's BDCSVD: as exact, a fifth slower, and three times the compiler's time in every file that includes
-// this. Compile Eigen is most of what this header costs a compiler. Where XQUANT_SVD_COMPILED is defined it is left
-// out, and one file of the
-//         program has XQUANT_COMPILE_SVD() (instantiate.hpp).
+//         this.
+// Compile Eigen is most of what this header costs a compiler. Where XQUANT_SVD_COMPILED is defined it is left out, and
+//         one file of the program has XQUANT_COMPILE_SVD() (instantiate.hpp).
 // Layout  <PerChannel, PerToken>: the first latent channels of the keys are large for every token.
 // Source  XQuant section 3.2 and appendix B (SplitSvd); HeadSvd is ours.
 #pragma once
@@ -43,7 +43,7 @@ struct Basis {
 template <class Real = double>
 Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t n);
 
-/// The singular values of those rows, falling. Cost as svd_basis.
+/// The singular values of the rows first .. first + n, falling. Cost as svd_basis.
 inline std::vector<double> singular_values(const MatrixView& weight, std::size_t first, std::size_t n) {
     const Basis basis = svd_basis(weight, first, n);
     std::vector<double> out(n, 0.0);
@@ -57,9 +57,10 @@ inline std::vector<double> singular_values(const MatrixView& weight, std::size_t
     return out;
 }
 
-/// How many directions of an SVD are kept. A policy of your own has the same function; it must not depend on anything
-/// else.
+/// Keeps all directions of an SVD. A policy of your own has a function `rank` with these parameters, whose answer
+/// depends on them alone.
 struct FullRank {
+    /// n: all directions of the n rows.
     static std::size_t rank(const MatrixView&, std::size_t, std::size_t n) noexcept { return n; }
 };
 
@@ -67,6 +68,7 @@ struct FullRank {
 template <std::size_t N>
 struct Rank {
     static_assert(N >= 1, "xquant: Rank<N> keeps at least one direction");
+    /// N, or n where that is fewer.
     static std::size_t rank(const MatrixView&, std::size_t, std::size_t n) noexcept { return std::min(N, n); }
 };
 
@@ -74,6 +76,7 @@ struct Rank {
 template <unsigned PerMille>
 struct EnergyShare {
     static_assert(PerMille >= 1 && PerMille <= 1000, "xquant: EnergyShare<PerMille> is 1 to 1000");
+    /// Of the rows first .. first + n of a weight [out, D]. Cost: an SVD.
     static std::size_t rank(const MatrixView& weight, std::size_t first, std::size_t n) {
         double total = 0, sum = 0;
         const std::vector<double> values = singular_values(weight, first, n);
@@ -111,10 +114,11 @@ inline std::vector<float> columns_of(const std::vector<float>& in, std::size_t c
 
 }  // namespace detail
 
-/// The paper's form for GQA.
+/// Latents of W_k and of W_v: the paper's form for GQA.
+/// @tparam Keep  FullRank, Rank<N>, EnergyShare<PerMille>
 template <class Keep>
 struct SplitSvdOf {
-    static constexpr std::size_t streams = 2;
+    static constexpr std::size_t streams = 2;  ///< stored rows per token and layer
 
     /// Cost with EnergyShare: two SVDs.
     static LayerFootprint<2> footprint(const Layer& layer) {
@@ -122,6 +126,7 @@ struct SplitSvdOf {
         const std::size_t k = Keep::rank(layer.w_k, 0, r), v = Keep::rank(layer.w_v, 0, r);
         return {{k, v}, (d + r) * (k + v) + detail::constant_floats(layer, false)};
     }
+    /// The plan of a layer. Cost: two SVDs. Throws shape_error if Hkv Dh > D.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
         detail::expects(r <= layer.shape.width, "SplitSvd: kv_heads * head_dim = ", r,
@@ -147,12 +152,12 @@ struct SplitSvdOf {
 
 /// One latent for each key head; V with each head rotated. The default for GQA.
 ///
-/// Where the model norms its keys, so are the latents: with the singular values taken into U they are as long as the
-/// keys, and K = norm(x U S) B^T gain. Otherwise tokens with short keys would share a scale with tokens whose keys are
-/// long, and the norm would blow up their error.
+/// Where the model norms its keys, the latents are normed before they are stored: K = norm(x U S) B^T gain. With the
+/// singular values taken into U, a latent is as long as its key. Without that norm, tokens with short keys would share
+/// a scale with tokens with long keys, and the keys' norm would enlarge their error.
 template <class Keep>
 struct HeadSvdOf {
-    static constexpr std::size_t streams = 2;
+    static constexpr std::size_t streams = 2;  ///< stored rows per token and layer
 
     /// Cost with EnergyShare: an SVD for each head.
     static LayerFootprint<2> footprint(const Layer& layer) {
@@ -165,6 +170,7 @@ struct HeadSvdOf {
                 (d + dh) * (latent + r) + dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false) +
                     (normed(layer, latent) ? dh : 0)};
     }
+    /// The plan of a layer. Cost: an SVD for each key head. Throws shape_error if Dh > D.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), dh = layer.shape.head_dim;
         detail::expects(dh <= d, "HeadSvd: head_dim = ", dh, " is more than width = ", d);
@@ -199,12 +205,12 @@ struct HeadSvdOf {
     }
 
 private:
-    /// Only latents of full rank are as long as their keys.
+    /// Whether latents are normed: the model norms keys, and latents have full rank, so that they are as long as keys.
     static bool normed(const Layer& layer, std::size_t latent) noexcept {
         return layer.k_norm != nullptr && latent == layer.shape.kv_width();
     }
 
-    /// Moves the singular values from A to T, and the bias and the gain to where they belong then.
+    /// Moves the singular values from A to T, the bias to T's side and the gain of the norm into A.
     static void norm(const Layer& layer, LayerPlan& plan) {
         StreamPlan& latent = plan.streams[0];
         const std::size_t d = layer.shape.width, dh = layer.shape.head_dim;

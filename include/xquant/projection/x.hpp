@@ -1,6 +1,6 @@
 // Plain and Rotated: the attention input X itself is stored, one stream of width D. K_h = X W_k,h, V_h = X W_v,h.
 //
-// For MHA, where X is half as wide as K and V together. Where D > 2 Hkv Dh the latents of projection/svd.hpp are
+// For MHA, where X is half as wide as K and V together. Where D > 2 Hkv Dh, the latents of projection/svd.hpp are
 // smaller.
 // Source  XQuant section 3.1 (Plain). On models with outlier channels Plain needs 8 bits; Rotated does with 4.
 #pragma once
@@ -57,22 +57,26 @@ struct SameForDifference {
 
 /// X as it is.
 struct Plain : detail::SameForDifference<Plain> {
-    static constexpr std::size_t streams = 1;
+    static constexpr std::size_t streams = 1;  ///< stored rows per token and layer
+    /// Widths and floats of prepare(layer).
     static LayerFootprint<1> footprint(const Layer& layer) noexcept {
         return {{layer.shape.width},
                 2 * layer.shape.width * layer.shape.kv_width() + detail::constant_floats(layer, false)};
     }
+    /// The plan of a layer.
     static LayerPlan prepare(const Layer& layer) { return detail::plan_for_x(layer, false); }
 };
 
 /// X rotated (projection/rotation.hpp), less Layer::mean where that is given.
 struct Rotated : detail::SameForDifference<Rotated> {
-    static constexpr std::size_t streams = 1;
+    static constexpr std::size_t streams = 1;  ///< stored rows per token and layer
+    /// Widths and floats of prepare(layer).
     static LayerFootprint<1> footprint(const Layer& layer) noexcept {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), m = dct_size(d);
         const bool mean = layer.mean != nullptr;
         return {{d}, 2 * d * r + m * m + (mean ? d : 0) + detail::constant_floats(layer, mean)};
     }
+    /// The plan of a layer.
     static LayerPlan prepare(const Layer& layer) { return detail::plan_for_x(layer, true); }
 };
 

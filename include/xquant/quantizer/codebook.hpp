@@ -34,6 +34,8 @@ inline void encode_levels(std::span<const float> x, GroupScale group, const floa
     }
 }
 
+/// @tparam Table  a type with `levels`, a rising array of 2, 4 .. 256 floats
+/// @tparam Group  values that share a scale: 8 to 4096
 template <class Table, unsigned Group = 64>
 struct Codebook {
     static_assert(std::has_single_bit(std::size(Table::levels)) && std::size(Table::levels) >= 2 &&
@@ -41,12 +43,13 @@ struct Codebook {
                   "xquant: the table of Codebook has 2, 4, 8 .. 256 levels");
     static_assert(Group >= 8 && Group <= 4096, "xquant: Codebook<Table, Group> takes groups of 8 to 4096 values");
 
-    static constexpr auto levels = Table::levels;
-    static constexpr unsigned bits = std::bit_width(std::size(levels)) - 1;
-    static constexpr unsigned group = Group;
-    static constexpr bool stores_zero = false;
-    static constexpr float zero_code = 0;  // the zero is 0: levels have their sign
+    static constexpr auto levels = Table::levels;                            ///< what codes stand for
+    static constexpr unsigned bits = std::bit_width(std::size(levels)) - 1;  ///< of a code
+    static constexpr unsigned group = Group;                                 ///< values that share a scale
+    static constexpr bool stores_zero = false;                               ///< levels have their sign
+    static constexpr float zero_code = 0;                                    ///< so the zero is 0
 
+    /// x [n] -> codes [n], and the scale.
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
         const GroupScale found{round_to_f16(std::abs(extreme_of(x))), 0.0F};
         encode_levels(x, found, std::data(levels), std::size(levels), codes);
@@ -56,11 +59,13 @@ struct Codebook {
 
 /// The NormalFloat levels of QLoRA.
 struct NormalFloat4 {
+    /// From -1 to 1, rising.
     static constexpr std::array<float, 16> levels{
         -1.0F,       -0.69619280F, -0.52507305F, -0.39491749F, -0.28444138F, -0.18477343F, -0.09105004F, 0.0F,
         0.07958030F, 0.16093020F,  0.24611230F,  0.33791524F,  0.44070983F,  0.56261700F,  0.72295684F,  1.0F};
 };
 
+/// 4 bits, in the levels of QLoRA.
 template <unsigned Group = 64>
 using Nf4 = Codebook<NormalFloat4, Group>;
 

@@ -3,7 +3,7 @@
 //     q8_0   d = max |x| / 127     code = round half away from zero(x / d)      x ~ f16(d) * code
 //     q4_0   d = extreme / -8      code = min(15, trunc(x / d + 8.5))           x ~ f16(d) * (code - 8)
 //
-// Codes are found with the unrounded d, as there. q8_0's signed codes are stored as code + 128.
+// Codes are found with the unrounded d, as in ggml. q8_0's signed codes are stored as code + 128.
 #pragma once
 
 #include <cmath>
@@ -14,7 +14,7 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// 1 / d; 0, so that all codes stand for 0, where d is 0 or so small that 1 / d is beyond f32.
+/// 1 / d; 0 where d is 0 or so small that 1 / d is beyond f32, so that all codes stand for 0.
 inline float inverse_of(float d) noexcept {
     const float inverse = 1.0F / d;
     return std::isfinite(inverse) ? inverse : 0.0F;
@@ -22,12 +22,14 @@ inline float inverse_of(float d) noexcept {
 
 }  // namespace detail
 
+/// ggml's q8_0.
 struct GgmlQ8_0 {
-    static constexpr unsigned bits = 8;
-    static constexpr unsigned group = 32;
-    static constexpr bool stores_zero = false;
-    static constexpr float zero_code = 128;
+    static constexpr unsigned bits = 8;         ///< of a code
+    static constexpr unsigned group = 32;       ///< values that share a scale
+    static constexpr bool stores_zero = false;  ///< the scale alone is stored
+    static constexpr float zero_code = 128;     ///< the code that stands for 0
 
+    /// x [n] -> codes [n], and the scale; n is 32 or less.
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
         const float d = std::abs(extreme_of(x)) / 127.0F;
         const float inverse = detail::inverse_of(d);
@@ -40,12 +42,14 @@ struct GgmlQ8_0 {
     }
 };
 
+/// ggml's q4_0.
 struct GgmlQ4_0 {
-    static constexpr unsigned bits = 4;
-    static constexpr unsigned group = 32;
-    static constexpr bool stores_zero = false;
-    static constexpr float zero_code = 8;
+    static constexpr unsigned bits = 4;         ///< of a code
+    static constexpr unsigned group = 32;       ///< values that share a scale
+    static constexpr bool stores_zero = false;  ///< the scale alone is stored
+    static constexpr float zero_code = 8;       ///< the code that stands for 0
 
+    /// x [n] -> codes [n], and the scale; n is 32 or less.
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
         const float d = extreme_of(x) / -8.0F;
         const float inverse = detail::inverse_of(d);

@@ -18,7 +18,8 @@ namespace xquant {
 
 /// Scale and zero of one group. Both are stored as f16, so a policy hands back values that f16 holds exactly.
 struct GroupScale {
-    float scale = 0, zero = 0;
+    float scale = 0,  ///< what neighbouring levels differ by
+        zero = 0;     ///< the value of level 0
 };
 
 /// How a quantizer of uniform codes finds the scale of a group, for backends that cannot call a policy's function.
@@ -56,8 +57,10 @@ inline void encode_affine(std::span<const float> x, GroupScale group, float top,
     }
 }
 
+/// What a group's values span.
 struct Range {
-    float low, high;
+    float low,  ///< the smallest value
+        high;   ///< the largest value
 };
 
 /// Smallest and largest value; x must not be empty.

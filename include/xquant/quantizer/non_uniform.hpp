@@ -1,4 +1,4 @@
-// NonUniform<Bits, Group>: levels where the values of a stream are, found by k-means on calibration rows.
+// NonUniform<Bits, Group>: levels that k-means places where the values of a stream are dense, on calibration rows.
 //
 //     zero = f16(min), scale = f16(max - zero);   code = nearest level to (x - zero) / scale;
 //     x ~ zero + scale * level[code]
@@ -17,14 +17,16 @@
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
+/// @tparam Bits   of a code: 2 to 8
+/// @tparam Group  values that share a scale: 8 to 4096
 template <unsigned Bits, unsigned Group = 128>
 struct NonUniform {
     static_assert(Bits >= 2 && Bits <= 8, "xquant: NonUniform<Bits, Group> takes 2 to 8 bits");
     static_assert(Group >= 8 && Group <= 4096, "xquant: NonUniform<Bits, Group> takes groups of 8 to 4096 values");
 
-    static constexpr unsigned bits = Bits;
-    static constexpr unsigned group = Group;
-    static constexpr bool stores_zero = true;
+    static constexpr unsigned bits = Bits;     ///< of a code
+    static constexpr unsigned group = Group;   ///< values that share a scale
+    static constexpr bool stores_zero = true;  ///< beside the scale
 
     /// x [n] -> codes [n] into `levels` [2^Bits], rising.
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes, const float* levels) noexcept {
@@ -33,9 +35,10 @@ struct NonUniform {
         return found;
     }
 
-    /// K-means (Lloyd's algorithm) on the values of all groups, each shifted and scaled to 0 .. 1. It begins with even
-    /// levels, and is never worse on these groups than they. Sums are taken in a fixed order: the same levels on every
-    /// machine. Cost: sorting the values, then up to 100 rounds of a binary search for each level.
+    /// K-means (Lloyd's algorithm) on the values of all groups, each shifted and scaled to 0 .. 1. It starts from
+    /// evenly spaced levels; the result never has a larger error on these groups. Sums are taken in a fixed order, so
+    /// levels are equal on every machine. Cost: sorting the values, then up to 100 rounds of a binary search for each
+    /// level.
     static void learn(std::span<const std::span<const float>> groups, std::span<float> levels) {
         std::vector<float> values;
         for (const std::span<const float> x : groups) {
@@ -62,7 +65,7 @@ struct NonUniform {
                 }
                 first = last;
             }
-            // A level that no value is near goes where one is missing.
+            // A level without values moves to the value that is farthest from all levels.
             if (idle < count) {
                 levels[idle] = farthest(values, levels);
                 std::sort(levels.begin(), levels.end());

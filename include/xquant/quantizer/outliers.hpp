@@ -1,5 +1,5 @@
-// WithOutliers<Quantizer, N>: N values of each group are kept in f16, with their place; the others are quantized as if
-// those were not there.
+// WithOutliers<Quantizer, N>: N values of each group are kept in f16, with their index in the group; the others are
+// quantized as if the group had no outliers.
 //
 //     WithOutliers<Uniform<4>>             1 of 128: 3 bytes a group, 0.19 bits a value
 //     WithOutliers<NonUniform<3>, 2>         2 of 128
@@ -26,7 +26,7 @@ struct WithOutliers : Quantizer {
     static_assert(Count >= 1 && 2 * Count <= Quantizer::group,
                   "xquant: WithOutliers keeps at least one value, and at most half of a group");
 
-    static constexpr unsigned outliers = Count;
+    static constexpr unsigned outliers = Count;  ///< of each group
 
     /// x [n] -> the indices [outliers or n] of the values farthest from the mean; of equal ones, the first. Cost: a
     /// pass for each.

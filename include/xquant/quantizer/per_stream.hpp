@@ -8,6 +8,7 @@
 
 namespace xquant {
 
+/// Names a quantizer for each stream, in order.
 template <class... Quantizers>
 struct PerStream {
     static_assert(sizeof...(Quantizers) >= 2,

@@ -59,8 +59,8 @@ constexpr GroupScale min_mse_scale(Range full, float top, std::size_t n, X&& x) 
         }
         const GroupScale trial = min_max_scale(range, top);
         const float inverse = inverse_scale(trial);
-        // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: fused or not, the sum is
-        // the same.
+        // f16 times an 8-bit code is exact in f32, and the square of an f32 is exact in f64: the sum is equal with and
+        // without fusing.
         double error = 0;
         for (std::size_t i = 0; i < n; ++i) {
             const double difference = (trial.zero + trial.scale * code_of(x(i), trial, inverse, top)) - x(i);
@@ -85,10 +85,11 @@ struct Uniform {
     static_assert(std::is_same_v<Scale, MinMax> || std::is_same_v<Scale, Symmetric> || std::is_same_v<Scale, MinMse>,
                   "xquant: the scale rule of Uniform is MinMax, Symmetric or MinMse");
 
-    static constexpr unsigned bits = Bits;
-    static constexpr unsigned group = Group;
-    static constexpr bool stores_zero = !std::is_same_v<Scale, Symmetric>;
-    static constexpr float zero_code = static_cast<float>(1U << (Bits - 1));  // read only where no zero is stored
+    static constexpr unsigned bits = Bits;                                    ///< of a code
+    static constexpr unsigned group = Group;                                  ///< values that share a scale
+    static constexpr bool stores_zero = !std::is_same_v<Scale, Symmetric>;    ///< beside the scale
+    static constexpr float zero_code = static_cast<float>(1U << (Bits - 1));  ///< read only where no zero is stored
+    /// The scale rule, for backends that cannot call encode.
     static constexpr ScaleRule scale_rule = std::is_same_v<Scale, MinMax>      ? ScaleRule::min_max
                                             : std::is_same_v<Scale, Symmetric> ? ScaleRule::symmetric
                                                                                : ScaleRule::min_mse;

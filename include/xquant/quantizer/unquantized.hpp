@@ -6,10 +6,11 @@
 
 namespace xquant {
 
+/// @tparam T  float, f16 or bf16
 template <class T = float>
 struct Unquantized {
     static_assert(is_element<T>, "xquant: Unquantized<T> takes float, f16 or bf16");
-    using element = T;
+    using element = T;  ///< what a stored value is
 };
 
 }  // namespace xquant

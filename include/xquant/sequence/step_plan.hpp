@@ -129,7 +129,7 @@ private:
         return now_->next_position + static_cast<std::int64_t>(step_row);
     }
 
-    /// Whether any query of this step or later can see some of the segment. Segments that none can see are let go.
+    /// Whether any query of this step or later can see some of the segment. Other segments are dropped from the plan.
     [[nodiscard]] bool seen(const Segment& segment) const noexcept {
         return segment.first_position + static_cast<std::int64_t>(segment.size()) > seen_from_;
     }
@@ -160,7 +160,7 @@ private:
         }
     }
 
-    /// Slots of `after`'s last segment's page from `slot` on are free and ours to fill.
+    /// Whether the page of `after`'s last segment has free slots from `slot` on that no other sequence may fill.
     [[nodiscard]] bool can_extend(const PageFormat& format, std::size_t slot) const noexcept {
         if (after.empty()) return false;
         const Segment& last = after.back();
@@ -171,7 +171,7 @@ private:
         return owned == 0 || (page.references() == owned + references_in(after, page) && page.filled == slot);
     }
 
-    /// Slots of the page have the next rows: they belong to the last segment if they go on from there.
+    /// Adds slots of a page to a list: to its last segment if they follow it, else as a new segment.
     template <class List>
     static void add_rows(List& to, const PageRef& page, std::size_t slot, std::size_t rows, std::int64_t position,
                          std::int64_t rope_lag) {
@@ -248,8 +248,8 @@ private:
         }
     }
 
-    /// New rows from .. to stay in f16, behind those that are there. The first one goes to slot i % 32 for row i of the
-    /// body.
+    /// New rows from .. to stay as rows, behind the rows that are there. Row i of the body goes to slot i % 32 of a
+    /// page.
     void keep_rows(std::size_t from, std::size_t to, std::size_t coded_before) {
         for (std::size_t done = from; done < to;) {
             const bool goes_on = !after.empty() && &after.back().page->format() == formats_.rows;

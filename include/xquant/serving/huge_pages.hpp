@@ -33,8 +33,8 @@
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
-/// Maps memory by whole huge pages of 2 MiB, each allocation on its own: something for Arena, or another resource that
-/// asks for much at a time, to take from. The kernel is asked for huge pages (MADV_HUGEPAGE) and may give small ones:
+/// Maps memory by whole huge pages of 2 MiB, each allocation on its own. A source for Arena, or for another resource
+/// that asks for much at a time. The kernel is asked for huge pages (MADV_HUGEPAGE) and may give small ones:
 /// then everything works, and is no faster.
 ///
 /// Safe for use by several threads at once.

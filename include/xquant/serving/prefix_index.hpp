@@ -1,4 +1,4 @@
-// Which known sequence begins with the longest part of a prompt: what it has cached need not be fed again.
+// Finds the known sequence that shares the longest prefix with a prompt, so that the prefix need not be computed again.
 //
 //     auto match = index.find(prompt.first(prompt.size() - 1));  // the last token is fed anyway: its output is wanted
 //     auto s = match.tokens > 0 ? cache.fork(match.sequence, match.tokens) : cache.create();
@@ -35,8 +35,8 @@ namespace xquant {
 
 /// A known sequence, and how many of its first tokens a prompt begins with; 0: none.
 struct PrefixMatch {
-    Sequence sequence;
-    std::size_t tokens = 0;
+    Sequence sequence;       ///< only where tokens > 0
+    std::size_t tokens = 0;  ///< in common, from the first on
 };
 
 inline namespace XQUANT_ABI_NS {
@@ -92,8 +92,8 @@ public:
         return {nodes_[at.node].owner->sequence, at.depth};
     }
 
-    /// Makes a sequence known by its ids; they replace what was known of it. `tokens` may be those of another one, as
-    /// tokens() gives them. Cost: copying the ids, and a find.
+    /// Makes a sequence known by its ids; they replace what was known of it. `tokens` may be what tokens() gives of
+    /// another sequence. Cost: copying the ids, and a find.
     void insert(Sequence sequence, std::span<const std::int32_t> tokens) {
         std::pmr::vector<std::int32_t> copy(tokens.begin(), tokens.end(), known_.get_allocator());
         make_room();
@@ -105,7 +105,7 @@ public:
         enter_tree(known, {root, 0});
     }
 
-    /// Appends ids to those of a known sequence. Throws sequence_error if it is not known.
+    /// Appends ids to a known sequence. Throws sequence_error if it is not known.
     /// Cost: constant for each token (amortised), and no look-up while the sequence goes where no other one went.
     void extend(Sequence sequence, std::span<const std::int32_t> tokens) {
         Known& known = find_known(sequence);
@@ -231,7 +231,7 @@ private:
         return static_cast<std::size_t>(Hash{}(parent, first)) & (buckets_.size() - 1);
     }
 
-    /// Nothing else ends at the sequence's node or goes on from it.
+    /// Whether nothing else ends at the sequence's node or goes on from it.
     [[nodiscard]] bool is_alone(const Known& known) const noexcept {
         const Node& node = nodes_[known.node];
         return known.node != root && node.child == none && node.ending == &known && known.next == nullptr;
@@ -343,8 +343,8 @@ private:
         }
     }
 
-    /// Removes a node that stands for nothing any more, and its parent if that is left with one child. The lowest node
-    /// above it, or itself, that is still there.
+    /// Removes a node that stands for nothing any more, and its parent if that is left with one child.
+    /// @return  the lowest node above it, or itself, that is still there
     Index tidy(Index at) noexcept {
         while (at != root && nodes_[at].ending == nullptr) {
             const Index child = nodes_[at].child, parent = nodes_[at].parent;

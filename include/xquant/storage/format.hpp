@@ -6,9 +6,9 @@
 //
 //     codes   [channel blocks][token blocks][bytes of a group]        scales, zeros  [channel blocks][token blocks] f16
 //
-// A format with outliers keeps some values of each group in f16, with their place in the group:
+// A format with outliers keeps some values of each group in f16, with their index in the group:
 //
-//     outliers   [channel blocks][token blocks][outliers] f16           places   the same, one byte each
+//     outliers   [channel blocks][token blocks][outliers] f16           indices  likewise, one byte each
 //
 // The codes of a group of n values, n rounded up to N = 8 ceil(n / 8), are cut into planes of 4, 2 and 1 bits (5 bits =
 // 4 + 1, 3 = 2 + 1; 8 bits are one plane). A plane of p bits takes N p / 8 bytes; its byte j holds, from the lowest
@@ -32,20 +32,23 @@ struct StreamFormat {
     std::uint32_t width = 0;           ///< channels of a row
     std::uint32_t group_tokens = 1;    ///< tokens in a group
     std::uint32_t group_channels = 1;  ///< channels in a group; the last group of a row may be shorter
-    CodeKind kind = CodeKind::planes;
-    std::uint8_t bits = 0;          ///< of one code
-    bool stores_zero = true;        ///< else zero = -zero_code * scale
-    float zero_code = 0;            ///< the code that stands for zero, where no zero is stored
-    const float* levels = nullptr;  ///< [2^bits] values of the codes, or null: the code itself
-    std::uint8_t outliers = 0;      ///< values of each group that are kept in f16, with their place
-    std::uint32_t tokens = 0;       ///< room of the page, or 0 where there is none yet; places of groups depend on it
+    CodeKind kind = CodeKind::planes;  ///< planes: codes; else rows as they are
+    std::uint8_t bits = 0;             ///< of one code
+    bool stores_zero = true;           ///< else zero = -zero_code * scale
+    float zero_code = 0;               ///< the code that stands for zero, where no zero is stored
+    const float* levels = nullptr;     ///< [2^bits] values of the codes, or null: the code itself
+    std::uint8_t outliers = 0;         ///< values of each group that are kept in f16, with their index
+    std::uint32_t tokens = 0;  ///< room of the page, or 0 if there is no page yet; offsets of groups depend on it
 
     friend bool operator==(const StreamFormat&, const StreamFormat&) = default;
 
+    /// Whether rows are in codes.
     [[nodiscard]] constexpr bool quantized() const noexcept { return kind == CodeKind::planes; }
+    /// Groups that a row is cut into along its channels.
     [[nodiscard]] constexpr std::size_t channel_blocks() const noexcept {
         return (width + group_channels - 1) / group_channels;
     }
+    /// Groups that n tokens are cut into along the tokens.
     [[nodiscard]] constexpr std::size_t token_blocks(std::size_t n) const noexcept {
         return (n + group_tokens - 1) / group_tokens;
     }
@@ -69,7 +72,7 @@ struct StreamFormat {
         return channel_block * token_blocks(tokens) + token_block;
     }
 
-    /// The same format with room for n tokens.
+    /// This format with room for n tokens.
     [[nodiscard]] constexpr StreamFormat with_room(std::size_t n) const noexcept {
         StreamFormat out = *this;
         out.tokens = static_cast<std::uint32_t>(n);
@@ -89,7 +92,7 @@ struct StreamFormat {
     [[nodiscard]] constexpr std::size_t scale_bytes(std::size_t n) const noexcept {
         return token_blocks(n) * channel_blocks() * scales_per_group() * 2;
     }
-    /// Outliers of a page of n tokens. Each takes 3 bytes: an f16 and a place.
+    /// Outliers of a page of n tokens. Each takes 3 bytes: an f16 and an index.
     [[nodiscard]] constexpr std::size_t outlier_count(std::size_t n) const noexcept {
         return token_blocks(n) * channel_blocks() * outliers;
     }

@@ -1,5 +1,5 @@
-// The ledger: every byte the cache allocates, by purpose. bytes() is read from here, so it cannot drift from the truth;
-// and it keeps to the budget, since nothing is allocated past it.
+// The ledger: every byte that a cache allocates, by purpose. All allocations go through it, so bytes() is exact and the
+// budget holds.
 #pragma once
 
 #include <array>
@@ -14,12 +14,13 @@ namespace xquant {
 
 /// What an allocation is for.
 enum class Purpose : unsigned char { codes, scales, tail, sinks, accumulator, index, weights, workspace, mapped };
+/// Entries of Purpose.
 inline constexpr std::size_t purpose_count = 9;
 
 /// Bytes allocated, by purpose. All of them but `mapped` add up to what was asked of the memory resource.
 struct Bytes {
     std::size_t codes = 0;   ///< codes of encoded rows and the outliers kept beside them, free slots of pages included
-    std::size_t scales = 0;  ///< their scales and zeros
+    std::size_t scales = 0;  ///< scales and zeros of encoded rows
     std::size_t tail = 0;    ///< newest rows, and rows that wait for their group to fill, in f16
     std::size_t sinks = 0;   ///< first rows, in f16
     std::size_t accumulator = 0;  ///< running reconstruction of cross-layer schemes
@@ -30,6 +31,7 @@ struct Bytes {
 
     /// What the tokens take of the memory resource: all but weights, workspace and what is mapped.
     [[nodiscard]] std::size_t stored() const noexcept { return codes + scales + tail + sinks + accumulator + index; }
+    /// All that was asked of the memory resource (and of a device).
     [[nodiscard]] std::size_t total() const noexcept { return stored() + weights + workspace; }
     friend bool operator==(const Bytes&, const Bytes&) = default;
 };
@@ -40,9 +42,11 @@ class PageMemory {
 public:
     /// Zeroed bytes, aligned to 64. Throws std::bad_alloc.
     virtual void* allocate(std::size_t bytes) = 0;
+    /// Gives back memory from allocate, with the `bytes` that were asked for.
     virtual void release(void* memory, std::size_t bytes) noexcept = 0;
-    /// To and from memory of the processor. `read` waits until the bytes are there.
+    /// Copies to memory of the processor, and waits until the bytes are there.
     virtual void read(void* to, const void* from, std::size_t bytes) = 0;
+    /// Copies from memory of the processor.
     virtual void write(void* to, const void* from, std::size_t bytes) = 0;
 
 protected:
@@ -75,7 +79,7 @@ public:
         if (is_stored(purpose)) stored_.fetch_sub(bytes, std::memory_order_relaxed);
     }
 
-    /// The same for rows of pages, where these have memory of their own.
+    /// Where rows of pages are allocated, if not in the memory resource; else null.
     [[nodiscard]] PageMemory* page_memory() const noexcept { return page_memory_; }
     void set_page_memory(PageMemory* memory) noexcept { page_memory_ = memory; }
     void* allocate_rows(std::size_t bytes, bool limited) {

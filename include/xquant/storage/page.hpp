@@ -23,6 +23,7 @@
 
 namespace xquant {
 
+/// Tokens that a page of newest rows has room for.
 inline constexpr std::size_t row_page_tokens = 32;
 
 /// What a page holds. Saved caches have these numbers.
@@ -44,11 +45,12 @@ constexpr Purpose purpose_of(PageKind kind) noexcept {
 
 /// A page as it is stored, and the slots of it that a sequence uses.
 struct PageView {
-    PageKind kind = PageKind::coded;
-    std::size_t begin = 0, end = 0;   ///< slots
+    PageKind kind = PageKind::coded;  ///< what the page holds
+    std::size_t begin = 0,            ///< the first slot that the sequence uses
+        end = 0;                      ///< the slot behind the last
     std::int64_t first_position = 0;  ///< of slot `begin`
     std::int64_t rope_lag =
-        0;  ///< positions by which they moved since they were stored: RoPE that is stored lags by as much
+        0;  ///< positions by which the tokens moved since they were stored; stored RoPE lags by as many
     std::span<const std::byte> bytes;  ///< all sections: codes, scales, zeros and outliers, layer by layer
 };
 
@@ -66,7 +68,7 @@ struct PageSection {
     std::size_t codes = 0, scales = 0, zeros = 0, outliers = 0, indices = 0;
 };
 
-/// A section of the page whose indices are counted from `base`.
+/// A section of the page whose offsets are counted from `base`.
 XQUANT_DEVICE inline MutableStreamView view_section(const PageSection& section, std::byte* base) noexcept {
     const auto half = [base](std::size_t offset) {
         return offset == 0 ? nullptr : reinterpret_cast<f16*>(base + offset);
@@ -110,7 +112,7 @@ struct PageFormat {
           streams(stream_count),
           sections(LedgerAllocator<PageSection, Purpose::index>(ledger)) {}
 
-    /// Whether tokens lie there in codes, in whatever bits.
+    /// Whether its tokens are in codes, requantized or not.
     [[nodiscard]] bool is_coded() const noexcept { return kind == PageKind::coded || kind == PageKind::requantized; }
     [[nodiscard]] Purpose purpose() const noexcept { return purpose_of(kind); }
 
@@ -161,7 +163,7 @@ public:
         return view_section(format_->sections[layer * format_->streams + index], base_);
     }
 
-    /// What sections' indices are counted from. On a device, if the ledger has memory for pages there.
+    /// What the offsets of sections are counted from. Device memory, if the ledger has memory for pages there.
     [[nodiscard]] std::byte* base() const noexcept { return base_; }
 
     /// Everything after the header.

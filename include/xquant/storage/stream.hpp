@@ -30,12 +30,12 @@ using ScaleOfRange = GroupScale (*)(Range) noexcept;
 /// Finds the levels [2^bits] of a stream from groups of calibration rows, each as encode will see it.
 using LearnLevels = void (*)(std::span<const std::span<const float>> groups, std::span<float> levels);
 
-/// Names the values of one group [n] that are kept in f16: a place below n for each entry of `indices`.
+/// Chooses the values of one group [n] that are kept in f16: fills `indices` with indices below n.
 using ChooseOutliers = void (*)(std::span<const float> x, std::span<std::uint8_t> indices) noexcept;
 
 /// A stream's format together with the code that writes it.
 struct StreamCodec {
-    StreamFormat format;
+    StreamFormat format;              ///< where values lie, and how they are coded
     EncodeGroup encode = nullptr;     ///< null where rows are stored as they are
     LearnLevels learn = nullptr;      ///< null where levels are fixed, or a code stands for itself
     ChooseOutliers choose = nullptr;  ///< null where the format has no outliers
@@ -52,12 +52,12 @@ struct StreamCodec {
 /// Where the codes, scales, zeros and outliers of one stream of one page lie. Passed by value to kernels.
 template <class Byte, class Half>
 struct BasicStreamView {
-    StreamFormat format;
+    StreamFormat format;       ///< how it is laid out
     Byte* codes = nullptr;     ///< [channel blocks][token blocks][bytes of a group]
     Half* scales = nullptr;    ///< [channel blocks][token blocks], or null
-    Half* zeros = nullptr;     ///< the same, or null
+    Half* zeros = nullptr;     ///< [channel blocks][token blocks], or null
     Half* outliers = nullptr;  ///< [channel blocks][token blocks][outliers], or null
-    Byte* indices = nullptr;   ///< the same, in bytes
+    Byte* indices = nullptr;   ///< an outlier's index in its group: [channel blocks][token blocks][outliers], or null
 };
 
 using StreamView = BasicStreamView<const std::byte, const f16>;

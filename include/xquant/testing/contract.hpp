@@ -2,9 +2,9 @@
 // what was broken, or returns.
 //
 //     check_quantizer<MyQuantizer>()        codes, scales, error, outliers; that nothing beyond the group is touched
-//     check_layout<MyAxis>()                groups of the stated shape, and any tile decodes like the whole
+//     check_layout<MyAxis>()                groups of the stated shape; each value is in the group of its place
 //     check_projection<MyProjection>(layer) footprint, and exact rows give K and V back
-//     check_difference<MyProjection>(layer) likewise of a layer of CrossLayer<Delta>; that its latent is orthonormal
+//     check_difference<MyProjection>(layer) what CrossLayer<Delta> needs of it; that its latent is orthonormal
 //
 // Needs no test framework. Rows are seeded, so a failure repeats.
 #pragma once

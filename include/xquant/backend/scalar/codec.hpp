@@ -2,7 +2,7 @@
 //
 //     encode_rows   x [n, width] f32  -> a stream's slots       decode_tile  a stream's slots -> [tokens, channels] f32
 //
-// Outliers are put over the decoded tile at the end, so a format without them pays one comparison for a tile.
+// Outliers overwrite their values in the decoded tile at the end; a format without them pays one comparison for a tile.
 //
 // Limit   decoding 4 bits is bound by the stores of its f32 output; encoding by the two passes over x.
 #pragma once
@@ -76,8 +76,8 @@ inline void store_row(CodeKind kind, const float* XQUANT_RESTRICT row, std::size
 
 /// Writes rows [count, width] into the slots first .. first + count of a stream.
 ///
-/// `first` is a multiple of group_tokens, and so is `count` unless the rows end there: the rest of the last group then
-/// counts as absent (codes 0) and may not be added later.
+/// `first` is a multiple of group_tokens. `count` is one, too, unless these are the last rows: then the rest of the
+/// last group counts as absent (codes 0) and may not be added later.
 inline void encode_rows(scalar tag, const StreamCodec& codec, Matrix rows, std::size_t first,
                         MutableStreamView out) noexcept {
     const std::size_t count = rows.rows, stride = rows.stride;
@@ -130,7 +130,7 @@ inline GroupScale stored_scale(const StreamView& in, std::size_t index) noexcept
 
 namespace detail {
 
-/// A group of a stream, by its blocks.
+/// Which group of a stream: its token block and its channel block.
 struct GroupPlace {
     std::size_t token_block, channel_block;
 };
@@ -181,7 +181,7 @@ inline void load_tile(const StreamView& in, std::size_t token, std::size_t chann
 
 }  // namespace detail
 
-/// Decodes a tile of a stream, whose first token and channel are these, to f32. At most 4096 channels at a time.
+/// Decodes a tile of a stream to f32, from `token` and `channel` on. At most 4096 channels at a time.
 inline void decode_tile(scalar tag, const StreamView& in, std::size_t token, std::size_t channel, Tile out) noexcept {
     const StreamFormat& format = in.format;
     if (!format.quantized()) {

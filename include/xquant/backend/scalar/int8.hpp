@@ -3,7 +3,8 @@
 //     sum over c of (zero_c + scale_c code_c) A[c][j]  ~  step_j * sum of code_c w[c][j]  +  sum of zero_c A[c][j]
 //     w[c][j] = rte(scale_c A[c][j] / step_j),  step_j = max over c of |scale_c A[c][j]| / 127
 //
-// with scale_c taken into A where a channel's tokens share it, and multiplied afterwards where a token's channels do.
+// Where a channel's tokens share a scale, scale_c is folded into A; where a token's channels do, it is multiplied
+// afterwards.
 // Error   |scale_c A[c][j]| / 254 at most for each product, before it is multiplied by a code. The sums of products are
 //         exact, and they are equal on every machine.
 #pragma once
@@ -23,6 +24,7 @@ inline namespace XQUANT_ABI_NS {
 /// The most channels whose weights share a step.
 inline constexpr std::size_t int8_channels = 128;
 
+/// The largest weight.
 inline constexpr float int8_top = 127.0F;
 /// Rounding A costs about as much as codes of 6 bits do: beyond this, products stay in f32.
 inline constexpr unsigned int8_most_bits = 5;
@@ -33,7 +35,8 @@ constexpr std::size_t int8_block(const StreamFormat& format, std::size_t channel
     return format.group_channels == 1 ? most : std::min(most, format.group_channels - channel % format.group_channels);
 }
 
-/// Whether a head can be rebuilt so: its codes stand for themselves, and blocks hold whole words of 4 channels.
+/// Whether a head can be rebuilt by 8-bit products: its codes stand for themselves, and blocks hold whole words of 4
+/// channels.
 constexpr bool fits_int8(const StreamFormat& format, const HeadDecoder& head) noexcept {
     const bool by_channel = format.group_channels == 1 && format.group_tokens <= tile_tokens;
     const bool by_token = format.group_tokens == 1 && format.group_channels % 4 == 0;
@@ -51,8 +54,8 @@ inline float quantize_weights(const float* a, std::size_t dh, std::size_t channe
     for (std::size_t c = 0; c < channels; ++c) largest = std::max(largest, std::abs(scaled(c)));
     const float inverse = largest > 0 ? top / largest : 0.0F;
     for (std::size_t c = 0; c < channels; ++c) {
-        // Not so where a factor is not finite, as in damaged bytes, or `largest` has no inverse: then no weight would
-        // help.
+        // Beyond `top` only where a factor is not finite, as in damaged bytes, or `largest` has no inverse: no weight
+        // would help then.
         const float weight = std::nearbyint(scaled(c) * inverse);
         weights[c] = std::abs(weight) <= top ? static_cast<std::int8_t>(weight) : std::int8_t{0};
     }

@@ -19,7 +19,7 @@ inline void normalize(scalar, const float* gain, float epsilon, std::size_t n, f
     for (std::size_t c = 0; c < n; ++c) x[c] *= inverse * gain[c];
 }
 
-/// Likewise for every token of a channel-major tile of keys, at most 128 tokens.
+/// Applies such an RMS norm to every token of a channel-major tile of keys, at most 128 tokens.
 inline void normalize_keys(scalar, const float* gain, float epsilon, Tile keys) noexcept {
     std::array<float, tile_tokens> factor{};
     for (std::size_t c = 0; c < keys.channels; ++c) {

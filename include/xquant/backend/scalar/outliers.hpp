@@ -1,7 +1,7 @@
-// Outliers of a stream: values that are kept in f16 beside the codes of their group, with their place in it.
+// Outliers of a stream: values that are kept in f16 beside the codes of their group, with their index in the group.
 //
 //     take_outliers   a group [n] -> values and indices; what stays is encoded without them
-//     put_outliers    over a decoded tile
+//     put_outliers    writes them into a decoded tile
 //
 // Source  KVQuant (arXiv 2401.18079), section 3.4, dense-and-sparse quantization; there for whole rows, here for each
 //         group.
@@ -18,8 +18,8 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// Moves the outliers of a group x [n] out of it: values, indices [format.outliers]. In their place x has the first
-/// value that stays (0 if none does), so that they widen no range. A group of fewer values repeats its first outlier.
+/// Moves the outliers of a group x [n] to values, indices [format.outliers]. In x they are replaced by the first value
+/// that stays (0 if none does), so that they widen no range. A group of fewer values repeats its first outlier.
 inline void take_outliers(const StreamCodec& codec, std::span<float> x, f16* values, std::byte* indices) noexcept {
     auto* const at = reinterpret_cast<std::uint8_t*>(indices);
     const std::size_t count = std::min<std::size_t>(codec.format.outliers, x.size());
@@ -36,8 +36,8 @@ inline void take_outliers(const StreamCodec& codec, std::span<float> x, f16* val
     for (std::size_t i = 0; i < count; ++i) x[at[i]] = stays;
 }
 
-/// Writes the outliers of a tile, whose first token and channel are these, over what their codes gave.
-/// An index that its group does not have, in bytes that are damaged, is no other group's: it is left out.
+/// Writes the outliers into a tile, from `token` and `channel` on, over what their codes gave. An index beyond its
+/// group, which damaged bytes may have, is left out.
 inline void put_outliers(const StreamView& in, std::size_t token, std::size_t channel, Tile out) noexcept {
     const StreamFormat& format = in.format;
     if (out.tokens == 0 || out.channels == 0) return;

@@ -16,13 +16,13 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// The angles of tile after tile: those of a start that follows the last one by a whole tile are a product, in f64,
-/// others are computed anew. Sines and cosines of 64-bit numbers would cost as much as the attention of a tile.
+/// RoPE's angles at the start of tile after tile. The angles of a tile that follows the last one are a product of known
+/// ones, in f64; others are computed anew. Sines and cosines in f64 would cost as much as the attention of a tile.
 class TileAngles {
 public:
     std::array<float, max_pairs> cosines, sines;
 
-    /// The position whose angles they are.
+    /// The position whose angles cosines and sines are.
     [[nodiscard]] std::int64_t start() const noexcept { return start_; }
 
     void move_to(const RopeView& rope, std::int64_t start) noexcept {
@@ -88,7 +88,8 @@ inline void apply_rope(scalar, const RopeView& rope, const float* cosines, const
     }
 }
 
-/// Applies RoPE to every head of a row [width] at its position, and multiplies what is turned by RopeView::factor.
+/// Applies RoPE to every head of a row [width] at its position, and multiplies the channels of pairs by
+/// RopeView::factor.
 inline void apply_rope_to_row(scalar tag, const RopeView& rope, std::int64_t position, std::size_t head_dim, float* row,
                               std::size_t width) noexcept {
     std::array<float, max_pairs> cosines, sines;

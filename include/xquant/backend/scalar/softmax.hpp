@@ -34,8 +34,7 @@ inline float exp_negative(float x) noexcept {
     return x < -87.0F ? 0.0F : e * power;
 }
 
-/// Scores of one query row become what the softmax sees: soft cap and ALiBi. `ahead` = position of token 0 - the
-/// query's.
+/// Applies soft cap and ALiBi to the scores of one query row. `ahead` = position of token 0 - position of the query.
 inline void adjust_scores(scalar, const ScoreRules& rules, float slope, float ahead, std::size_t tokens,
                           float* XQUANT_RESTRICT scores) noexcept {
     for (std::size_t t = 0; t < tokens && rules.soft_cap > 0; ++t) {
@@ -49,7 +48,7 @@ struct VisibleTokens {
     std::size_t begin, end, tokens;
 };
 
-/// What the softmax of one query row has so far.
+/// The state of one query row's softmax after the tiles so far.
 struct SoftmaxRow {
     float& maximum;
     float& total;
@@ -57,8 +56,8 @@ struct SoftmaxRow {
     std::size_t width;  ///< channels of V, or of its latent
 };
 
-/// One update: the scores of visible tokens become weights, those of all others 0; row.sum is rescaled where the
-/// maximum rose.
+/// One update of the softmax: scores of visible tokens become weights, scores of other tokens 0; row.sum is rescaled
+/// where the maximum rose.
 inline void online_softmax(scalar, float* XQUANT_RESTRICT scores, VisibleTokens seen, SoftmaxRow row) noexcept {
     if (seen.begin < seen.end) {
         float highest = scores[seen.begin];

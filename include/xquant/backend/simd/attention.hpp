@@ -12,7 +12,7 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// e^x for x <= 0: exp_negative in lanes, but e^-87 below -87.
+/// e^x for x <= 0, lane by lane. Like exp_negative, but e^-87 for all x below -87.
 template <class R>
 typename R::f32 exp_lanes(typename R::f32 x) noexcept {
     x = R::max(x, R::splat(-87.0F));
@@ -69,8 +69,8 @@ void online_softmax(simd<R>, float* scores, VisibleTokens seen, SoftmaxRow row) 
 
 namespace detail {
 
-/// ScoreForm::products: token block by token block, each from its first token. Queries are turned back by the position
-/// of that.
+/// Scores by ScoreForm::products, one token block after another. For each block, queries are turned back by the
+/// position of its first token.
 template <class Backend>
 void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& in, Slots tokens, TileAngles& angles,
                         Slots rows, const AttendScratch& at) noexcept {

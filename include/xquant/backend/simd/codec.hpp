@@ -1,7 +1,7 @@
-// Vector codec: the same bytes and, to f32 rounding, the same values as the scalar one.
+// Vector codec. It writes the bytes of the scalar codec, and decodes to its values but for f32 rounding.
 //
 //     code_bytes    4 * lanes consecutive codes of a group, a byte each: for each plane a load, a shift and a mask
-//     decode_tile   along the group's own direction; the other one goes through blocks that are transposed in registers
+//     decode_tile   decodes along groups; a tile that lies across them is transposed in registers, block by block
 //     encode_rows   min/max scales along a token; everything else is the scalar encoder's
 //
 // Groups of 32, 64 and 128 values have vector forms; others go through the scalar unpacking.
@@ -18,8 +18,8 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// For words of 4 codes each: how far right word i of block r is shifted to bring its codes down, in a plane of `Plane`
-/// bits that repeats every `Stride` bytes.
+/// By how many bits word i of block r is shifted right to bring its 4 codes down, in a plane of `Plane` bits that
+/// repeats every `Stride` bytes.
 template <std::size_t Lanes, unsigned Plane, std::size_t Stride>
 struct PlaneShifts {
     static constexpr std::size_t blocks = 8 / Plane * Stride / (4 * Lanes) + 1;
@@ -156,7 +156,7 @@ void unpack_group(simd<R>, const std::byte* in, std::size_t n, unsigned bits, Sl
 
 namespace detail {
 
-/// As decode_group, with values side by side.
+/// Like decode_group with step 1: values lie side by side.
 template <class R>
 void decode_run(simd<R> tag, const StreamView& in, GroupPlace at, Slots codes_of, float* out) noexcept {
     const StreamFormat& format = in.format;
@@ -172,11 +172,11 @@ void decode_run(simd<R> tag, const StreamView& in, GroupPlace at, Slots codes_of
                    out);
 }
 
-/// Into L2.
+/// Fetches a cache line into L2.
 inline void prefetch(const void* at) noexcept { __builtin_prefetch(at, 0, 2); }
 
-/// Rows that are asked for ahead of the one that is read: processors follow a stream to the end of 4 KB only. Past the
-/// last row that is another page of the cache, or nothing.
+/// How many rows ahead of the one that is read are prefetched: processors follow a stream to the end of 4 KB only. Past
+/// the last row, the address is in another page of the cache, or in no page at all.
 inline constexpr std::size_t prefetch_rows = 32;
 
 /// in [n] of f16 or bf16 -> f32.
@@ -191,7 +191,7 @@ void load_halves(CodeKind kind, const std::byte* in, std::size_t n, float* out) 
     if (c < n) load_row(in + c * sizeof(f16), dtype_of_kind(kind), n - c, out + c);
 }
 
-/// One token's channels, of a stream whose groups run along tokens or that is not quantized.
+/// Decodes channels of one token, of a stream whose groups lie along a token or that is not quantized.
 template <class R>
 void decode_token(simd<R> tag, const StreamView& in, std::size_t token, Slots channels, float* out) noexcept {
     const StreamFormat& format = in.format;
@@ -209,7 +209,7 @@ void decode_token(simd<R> tag, const StreamView& in, std::size_t token, Slots ch
     }
 }
 
-/// Tokens of one channel, of a stream whose groups run along channels.
+/// Decodes tokens of one channel, of a stream whose groups lie along a channel.
 template <class R>
 void decode_channel(simd<R> tag, const StreamView& in, Slots tokens, std::size_t channel, float* out) noexcept {
     const std::size_t group = in.format.group_tokens;
@@ -287,7 +287,7 @@ inline void pack_words(const std::uint8_t* codes, std::size_t n, unsigned bits, 
     });
 }
 
-/// A whole group x [n], n a multiple of 64, by a rule that needs its range alone.
+/// Encodes a whole group x [n], n a multiple of 64, by a scale rule that needs the group's range alone.
 template <class R>
 void encode_range(const StreamCodec& codec, const float* x, std::size_t n, GroupPlace at,
                   MutableStreamView out) noexcept {

@@ -29,9 +29,8 @@ struct Int8Block {
     }
 };
 
-/// The numbers of quantize_weights (scalar), for A [channels, Dh]. Factors and zeros [channels] or null: 1 and, for the
-/// offsets,
-/// 1. Memory: Int8Block::floats(channels, Dh).
+/// The weights of quantize_weights (scalar) for all columns of A [channels, Dh]. `factors` and `zeros` are [channels];
+/// null: all of them 1. `memory` has Int8Block::floats(channels, Dh) floats.
 template <class R>
 Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const float* zeros, float* memory) noexcept {
     constexpr std::size_t lanes = R::lanes;
@@ -114,7 +113,7 @@ XQUANT_INLINE DotSums<R, Vectors> dot_run(const std::uint32_t* quads, std::size_
     return sums;
 }
 
-/// The same over all channels.
+/// Sums over all channels, from runs of dot_run.
 template <class R, std::size_t Vectors>
 XQUANT_INLINE DotSums<R, Vectors> dot_quads(const std::uint32_t* quads, std::size_t channels, std::size_t t,
                                             const Int8Block& block, const std::size_t (&columns)[dot_columns],
@@ -132,8 +131,7 @@ XQUANT_INLINE DotSums<R, Vectors> dot_quads(const std::uint32_t* quads, std::siz
     return sums;
 }
 
-/// What stands beside the codes of a tile's tokens, where a token's channels share a scale; null where a channel's
-/// tokens do.
+/// Scales and zeros of a tile's tokens, where a token's channels share them; null where a channel's tokens do.
 struct TokenScales {
     const float *scales, *zeros;
 };
@@ -173,7 +171,7 @@ void add_int8_block(const std::uint32_t* quads, std::size_t channels, std::size_
 
 }  // namespace detail
 
-/// As the scalar one: the integer sums are equal, floats differ by rounding.
+/// Like the scalar rematerialize_int8: integer sums are equal, floats differ by rounding.
 template <class R>
 void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& head, std::size_t token, Tile out,
                         float* scratch) noexcept {

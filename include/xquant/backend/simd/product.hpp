@@ -17,7 +17,7 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Rows .. of C and columns .. of B, from where their pointers are.
+/// A block of C, at its pointer, from the rows of A and the columns of B at theirs.
 template <class R, std::size_t Rows, std::size_t Vectors>
 void multiply_registers(Operand a, Matrix b, MutableMatrix c, bool add) noexcept {
     typename R::f32 sum[Rows][Vectors];
@@ -78,7 +78,7 @@ void multiply_panel(Operand a, Matrix b, MutableMatrix c, Slots columns, bool ad
 
 }  // namespace detail
 
-/// As the scalar one: each entry is summed over k in order, by one fma each.
+/// Like the scalar multiply: each entry is summed over k in order, by one fma each.
 template <class R>
 void multiply(simd<R>, Operand a, Matrix b, MutableMatrix c, bool add) noexcept {
     constexpr std::size_t vectors = R::count >= 32 ? 4 : 2, wide = vectors * R::lanes;
@@ -89,7 +89,7 @@ void multiply(simd<R>, Operand a, Matrix b, MutableMatrix c, bool add) noexcept 
     }
 }
 
-/// As the scalar one, but each entry is summed in `lanes` parts.
+/// Like the scalar multiply_vector, but each entry is summed in `lanes` parts.
 template <class R>
 void multiply_vector(simd<R>, Matrix a, const float* x, float* out) noexcept {
     for (std::size_t i = 0; i < a.rows; i += R::lanes) {

@@ -12,11 +12,11 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Places of a code quad's tokens: a page.
+/// Words of a row of quads: one for each token of a page.
 inline constexpr std::size_t quad_tokens = tile_tokens;
 
-/// Codes of some tokens (of one token block) and channels (of one channel block) -> quads [channels / 4][128]. Words 0
-/// .. are the tokens; those behind the last one, up to the next multiple of `lanes`, mean nothing.
+/// Codes of some tokens (of one token block) and channels (of one channel block) -> quads [channels / 4][128]. Word t
+/// is token t; words behind the last token, up to the next multiple of `lanes`, mean nothing.
 template <class R>
 void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_channels, std::uint32_t* quads) noexcept {
     constexpr std::size_t lanes = R::lanes, bytes = 4 * lanes;

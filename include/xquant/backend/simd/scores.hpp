@@ -147,8 +147,8 @@ float largest_of(const float* x, std::size_t n) noexcept {
     return R::reduce_max(largest);
 }
 
-/// A row of floats in 8 bits, as quantize_weights has them: x ~ step * byte, |byte| <= 127. Bytes [n], up to the next
-/// multiple of `lanes`; `sum` of them.
+/// Rounds a row of floats to 8 bits, as quantize_weights does: x ~ step * byte, |byte| <= 127. `bytes` [n] has room up
+/// to the next multiple of `lanes`; `sum` is the sum of the bytes.
 struct RoundedRow {
     float step, sum;
 };
@@ -193,7 +193,7 @@ void dot_codes(const std::uint32_t* quads, std::size_t channels, std::size_t t, 
     }
 }
 
-/// The same with queries in 8 bits: weights [Heads][int8_channels / 4], 4 channels a word.
+/// Like dot_codes in f32, but queries have 8 bits: weights [Heads][int8_channels / 4], 4 channels a word.
 template <class R, std::size_t Heads, std::size_t Vectors>
 void dot_codes(const std::uint32_t* quads, std::size_t channels, std::size_t t, const std::uint32_t* weights,
                std::size_t run, typename R::f32 (&sums)[Heads][Vectors]) noexcept {
@@ -243,7 +243,7 @@ struct ScoredQueries {
 };
 
 /// Scores from codes per token: scale * (code . q) + zero * sum of q, group by group.
-/// Rounded: the queries become 8 bits, and products are integers.
+/// @tparam Rounded  queries are rounded to 8 bits, and products are integers
 template <bool Rounded, class R>
 void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& in, Slots of_tokens,
                         const ScoredQueries& of, std::uint32_t* quads) noexcept {
@@ -300,8 +300,8 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
     }
 }
 
-/// Scores from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. Tokens are those of one token
-/// block, from its first; `run` is how many quads a sum of integers may hold.
+/// Scores from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. The tokens begin a
+/// token block and do not leave it; `run` is how many quads a sum of integers may hold.
 template <class R, bool Norm>
 void score_products(const AttendTask& task, const std::uint32_t* quads, std::size_t tokens, const Int8Block& block,
                     std::size_t run, const ScoredQueries& of) noexcept {

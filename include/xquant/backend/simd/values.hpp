@@ -1,10 +1,9 @@
 // Vector attention, the values: for few query rows P z straight from what is stored.
 //
 //     rows  f16 or bf16: lanes are channels, sum += p v for 4 registers of channels and up to 4 query heads
-//     codes per token: lanes are channels, words hold the codes of 4 tokens. In f32, sum += (p scale) code; with 8-bit
-//           products the weights p scale become whole numbers of 15 bits, in two bytes, and meet 4 codes in one dot
-//           instruction each.
-//           Zeros need one number for each group
+//     codes per token: lanes are channels, words hold the codes of 4 tokens. In f32: sum += (p scale) code. With 8-bit
+//           products, the weights p scale become whole numbers of 15 bits, in two bytes; one dot instruction multiplies
+//           such bytes with 4 codes. Zeros take one number for each group
 //
 // Limit   8-bit products: unpacking and interleaving (half), the dot instructions (a third), rounding the weights. Half
 //         the time of f32, which is bound by conversions.
@@ -46,7 +45,7 @@ void add_rows(Load&& load, std::size_t tokens, std::size_t channel, const float*
     }
 }
 
-/// The same for any number of heads, over `channels` channels of the rows.
+/// Like add_rows, for any number of heads, over `channels` channels of the rows.
 template <class R, class Load>
 void add_all_rows(Load&& load, std::size_t tokens, std::size_t channels, const float* weights, std::size_t count,
                   float* sums, std::size_t stride) noexcept {
@@ -62,8 +61,8 @@ void add_all_rows(Load&& load, std::size_t tokens, std::size_t channels, const f
     });
 }
 
-/// Codes of some tokens and channels (of one channel block) -> quads [tokens / 4][channels], words of 4 tokens; those
-/// behind the last token are copies of it. False where this form of codes has no vector unpacking.
+/// Codes of some tokens and channels (of one channel block) -> quads [tokens / 4][channels], words of 4 tokens; the
+/// last word repeats the last token. False where codes in this form have no vector unpacking.
 template <class R>
 bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, std::uint32_t* quads) noexcept {
     constexpr std::size_t bytes = 4 * R::lanes;
@@ -99,8 +98,8 @@ bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, 
     });
 }
 
-/// Weights as whole numbers of a step: 255 high + low, each within 127. A weight is off by 1 / 65024 of the tile's
-/// largest at most.
+/// Weights as whole multiples of a step: 255 high + low, high and low within -127 .. 127. The error of a weight is at
+/// most 1 / 65024 of the largest weight of the tile.
 struct WholeWeights {
     std::array<std::uint8_t, direct_queries * tile_tokens> high, low;
     std::array<float, direct_queries> steps;

@@ -9,9 +9,9 @@ namespace xquant {
 
 namespace backend {
 
-/// Pages, and everything that reads or writes their rows, on a device. Weights are prepared by the processor.
-/// int8<on_device<Device>> multiplies codes that lie along a token with 8-bit weights; without int8, they become halves
-/// first.
+/// Pages lie on a device, which reads and writes their rows. Weights are prepared by the processor.
+/// int8<on_device<Device>> multiplies codes that lie along a token with 8-bit weights; without int8, codes become
+/// halves first.
 /// @tparam Device  CudaDevice (launch.cuh) or one that behaves like it: the tests have one in plain C++
 template <class Device>
 struct on_device : scalar {

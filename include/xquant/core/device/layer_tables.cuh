@@ -72,7 +72,7 @@ std::size_t shared_bytes_of(LayerForm form, std::size_t head_dim, bool prefill) 
     return bytes;
 }
 
-/// One layer's tables, and where they will lie. Their pointers are the processor's until the tables have a place.
+/// One layer's tables, and where they will lie. Pointers are to the processor's memory until relocate().
 class LayerEntry {
 public:
     /// Enters layer `number`. Throws state_error where the device cannot serve it.

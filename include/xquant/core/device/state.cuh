@@ -25,7 +25,7 @@ public:
     DeviceBuffer& operator=(const DeviceBuffer&) = delete;
     ~DeviceBuffer() { reset(); }
 
-    /// At least so many bytes; what was there is lost where they are more than before.
+    /// Makes room for `bytes` bytes or more. What was there is lost where the buffer grows.
     std::byte* reserve(std::size_t bytes) {
         if (bytes <= bytes_) return data_;
         reset();
@@ -134,7 +134,7 @@ public:
     [[nodiscard]] std::uint32_t* bad_rows() const noexcept {
         return reinterpret_cast<std::uint32_t*>(tables_.data() + bad_);
     }
-    /// Whether a row was not finite, or beyond what f16 holds, since this was last asked. Waits for the device.
+    /// Whether a row was not finite, or beyond what f16 holds, since the last call. Waits for the device.
     [[nodiscard]] bool take_bad_rows() {
         std::uint32_t bad = 0;
         device_.to_host(&bad, bad_rows(), sizeof bad);

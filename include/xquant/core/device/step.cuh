@@ -1,4 +1,4 @@
-// One step of a cache whose pages lie on a device. The same verbs as core/step.hpp, and the same plan; x, q and out are
+// One step of a cache whose pages lie on a device. It has the verbs and the plans of core/step.hpp; x, q and out are
 // pointers to device memory, and nothing waits for the device.
 //
 //     begin  plans, allocates pages, and copies the step's tables to the device: once, for all layers
@@ -96,7 +96,7 @@ public:
     }
 
 private:
-    /// Without new tokens.
+    /// For seal: no new tokens.
     DeviceStep(Core& core, DeviceState<Device>& state, Slot& slot) : StepBase(core, slot), state_(&state) { open(); }
 
     void open() {

@@ -18,7 +18,7 @@ struct PageGroupTables {
     backend::gpu::StepTable step;
     unsigned writes = 0, gathered = 0, sums = 0, most_rows = 0;
     unsigned decode = 0, prefill = 0;  ///< blocks for DecodeAttention, then those for PrefillAttention
-    unsigned prefill_queries = 0;      ///< of one of the latter
+    unsigned prefill_queries = 0;      ///< queries of a block of PrefillAttention
     bool serves_prefill = true;        ///< all layers can: LayerForm
     std::size_t queries_per_kv = 0, kv_heads = 0;
 
@@ -217,8 +217,8 @@ private:
         return static_cast<unsigned>(blocks.size() - before);
     }
 
-    /// Spans for a block to read, so that the device is done soonest: rounds of as many blocks as it runs at once, each
-    /// as long as its spans and two more, for the start and for the merging of what was split.
+    /// How many spans a block should read for the device to be done soonest. Blocks run in rounds of as many as the
+    /// device runs at once; a round takes as long as the spans of a block and two more, for its start and for merging.
     [[nodiscard]] std::uint32_t spans_each(const std::vector<Cut>& cuts, std::uint32_t most,
                                            std::size_t kv_heads) const noexcept {
         std::uint32_t longest = 1;

@@ -1,10 +1,10 @@
-// Stored rows on their way to tensor cores: a strip of the 128 slots of a page, one for each warp, in shared memory: as
-// halves, or, for products with 8-bit weights, as codes.
+// Decodes stored rows for the tensor cores. Each warp takes a strip, some of the 128 slots of a page, into shared
+// memory: as halves, or as codes where these meet 8-bit weights.
 //
 //     warp w of 4, row r of its strip   ->   slot 64 (r / 16 + round) + 16 w + r % 16
 //
-// So 16 bytes of a channel's 4-bit codes, which hold tokens 64 apart in their two halves, are exactly what one warp
-// needs.
+// 16 bytes of a channel's 4-bit codes hold 16 tokens in their low halves and the tokens 64 slots later in their high
+// halves: exactly what one warp needs.
 // Shape   out: [rows][stride] halves, channels from `channels` up to the next multiple of 16 are 0, and so are rows
 //         whose slot is not among those wanted.
 // Limit   4 bits: 3.5 instructions for each pair of codes (a byte permutation for two pairs, a mask that also sets the
@@ -20,10 +20,10 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-/// How a strip is decoded. The others are special cases of `any`.
+/// How a strip is decoded. `any` serves every stream; the other forms are faster and serve some.
 enum class StripForm : unsigned char { any, halves, channel, channel4, token, token4, token8 };
 
-/// Channels channel .. + channels of a stream.
+/// The form for the channels channel .. + channels of a stream.
 XQUANT_DEVICE constexpr StripForm strip_form(const StreamFormat& format, std::size_t channel,
                                              unsigned channels) noexcept {
     if (format.quantized() && (format.levels != nullptr || format.outliers > 0)) return StripForm::any;
@@ -34,7 +34,7 @@ XQUANT_DEVICE constexpr StripForm strip_form(const StreamFormat& format, std::si
     const auto first = static_cast<unsigned>(channel), last = first + channels, group = format.group_channels;
     if (format.group_tokens != 1 || channels % 8 != 0) return StripForm::any;
     if (format.kind == CodeKind::f16) {
-        // 16 bytes at a time, from where 16 bytes are aligned; all of one group.
+        // Copies take 16 bytes, which must be aligned and lie in one group.
         const unsigned block = first / group, left = format.width - block * group;
         const bool whole = (left < group ? left : group) % 8 == 0 && (block == 0 || group % 8 == 0);
         return whole && (first - block * group) % 8 == 0 && last <= (block + 1) * group ? StripForm::halves
@@ -53,11 +53,11 @@ inline constexpr std::uint32_t two(std::uint16_t half) noexcept {
     return half | static_cast<std::uint32_t>(half) << 16U;
 }
 
-/// A code in the low bits of a half whose exponent makes it 1024 + code; one in bits 4 to 7 of a half that is 64 + code
-/// then.
+/// Exponents of halves, two in a word. With a code in its lowest bits, such a half is 1024 + code (low_codes); with a
+/// code in bits 4 to 7, it is 64 + code (high_codes).
 inline constexpr std::uint32_t low_codes = 0x64006400U, high_codes = 0x54005400U;
 
-/// Two such halves -> scale * code + zero.
+/// Two halves that are offset + code -> scale * code + zero.
 template <class M>
 XQUANT_DEVICE std::uint32_t decode_pair(std::uint32_t codes, std::uint32_t offset, std::uint32_t scales,
                                         std::uint32_t zeros) noexcept {
@@ -114,7 +114,7 @@ XQUANT_DEVICE_INLINE void each_piece(const Warp& warp, unsigned rows, unsigned p
     });
 }
 
-/// Rows of halves come in the background.
+/// Rows of halves, copied in the background.
 template <class M>
 XQUANT_DEVICE_INLINE void copy_halves(typename M::Warp& warp, const StreamView& in, const Strip& strip,
                                       std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
@@ -273,7 +273,7 @@ XQUANT_DEVICE_INLINE void decode_token(const typename M::Warp& warp, const Strea
     });
 }
 
-/// Of any bits.
+/// Decodes groups of a token's channels whose codes have any number of bits.
 template <class M>
 XQUANT_DEVICE_COLD void decode_words(const typename M::Warp& warp, const StreamView& in, const Strip& strip,
                                      std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
@@ -308,7 +308,7 @@ XQUANT_DEVICE_INLINE void decode_strip(typename M::Warp& warp, const StreamView&
     }
 }
 
-/// The same, for where code would be long for nothing.
+/// Like decode_strip, but not inlined: for calls that are rare and would only make kernels longer.
 template <class M, unsigned Tiles>
 XQUANT_DEVICE_COLD void decode_rarely(typename M::Warp& warp, const StreamView& in, const Strip& strip,
                                       std::size_t channel, unsigned channels, f16* out, unsigned stride) noexcept {
@@ -318,9 +318,9 @@ XQUANT_DEVICE_COLD void decode_rarely(typename M::Warp& warp, const StreamView& 
 /// The code that stands for 0 in signed bytes.
 XQUANT_DEVICE constexpr unsigned centre_of(unsigned bits) noexcept { return 1U << (bits - 1); }
 
-/// The same as codes less centre_of, a byte each, where groups are whole and lie along a token (fits_codes of
-/// matrices.cuh). What rounding A does to a sum over tokens is as large as the sum of the codes is: about their centre
-/// that is small.
+/// Like decode_strip, but gives the codes themselves, less centre_of, one byte each. For streams whose groups are whole
+/// and lie along a token (fits_codes of packed_weights.cuh). The error that rounding A makes in a sum grows with the
+/// sum of the codes, which is small when codes are counted from their centre.
 /// Shape   out: [rows][2 stride] bytes, 0 from `channels` up to the next multiple of `multiple`, and where a slot is
 ///         not wanted.
 template <class M>
@@ -335,8 +335,8 @@ XQUANT_DEVICE_INLINE void decode_codes(const typename M::Warp& warp, const Strea
                       [&](unsigned row, unsigned start, unsigned n, unsigned place, std::size_t at, std::size_t) {
                           std::uint32_t word = 0;
                           if (strip.wants(row)) {
-                              // Each byte less the centre: 128 is added and taken away, so that none borrows from the
-                              // next.
+                              // Subtracts the centre from each byte: 128 is added and taken away, so that no byte
+                              // borrows from the next.
                               word = code_word(in.codes + at, n, in.format.bits, 4 * place);
                               word = (word + (128 - centre_of(in.format.bits)) * 0x01010101U) ^ 0x80808080U;
                           }

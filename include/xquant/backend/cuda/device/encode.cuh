@@ -1,9 +1,9 @@
-// Rows to codes on the device: one group for each warp where it lies along a token, 32 groups, one for each lane, where
-// it lies along a channel.
+// Encodes rows on the device. A warp takes one group where groups lie along a token, and 32 groups, one for each lane,
+// where they lie along a channel.
 //
 // The bytes are those of scalar code: the smallest and the largest value of a group do not depend on the order in which
-// they are found, and codes come from a form that no compiler can fuse (quantizer/group.hpp). So this serves quantizers
-// whose scale follows a ScaleRule; others (levels, outliers) have to be encoded by the processor.
+// they are found, and codes come from a form that no compiler can fuse (quantizer/group.hpp). It serves quantizers
+// whose scale follows a ScaleRule; streams with levels or outliers have to be encoded by the processor.
 // Limit   memory: x is read twice, the second time from cache. MinMse: f64 arithmetic, the same eleven sums by every
 //         lane.
 #pragma once

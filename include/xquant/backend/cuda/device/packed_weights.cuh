@@ -1,13 +1,13 @@
-// A as tensor cores read it: 64 channels of a head at a time, in an order in which RoPE's pairs meet, as halves and,
-// where codes allow it, as 8-bit whole numbers. Packed once by the processor.
+// A, packed for the tensor cores: 64 channels of a head at a time, in an order that brings the two channels of a RoPE
+// pair into one lane; as halves and, where codes allow it, as 8-bit whole numbers. The processor packs it once.
 //
 //     set s of keys, columns 0 .. 63   places 32 s .. + 32, and the places that many further in the second half
 //     set s of values                  places 64 s .. + 64
 //     place p of a head                RoPE of halves: the first channels of pairs in the first half, the second
 //                                      ones in the second, what is not turned behind them. Otherwise channel p
 //
-// So a pair's channels are 32 columns apart, or neighbours, in every set: both lie in one lane (fragments.cuh),
-// whatever the head's size and however much of it is turned.
+// In every set the channels of a pair are 32 columns apart, or neighbours. Either way one lane has both
+// (fragments.cuh), whatever the head's size and however much of it RoPE turns.
 #pragma once
 
 #include <cstddef>
@@ -25,8 +25,8 @@ inline namespace XQUANT_ABI_NS {
 /// Channels of a head that are rebuilt at a time: columns of A in shared memory.
 inline constexpr unsigned set_channels = 64;
 
-/// Keys are rounded to halves before their norm is known: a smaller size keeps those of models with large ones within
-/// range.
+/// Keys are multiplied by this before they are rounded to halves, since their norm is not known yet: the keys of some
+/// models would be beyond what a half holds.
 inline constexpr float norm_scale = 1.0F / 64;
 
 /// Which channel of a head lies where.
@@ -61,7 +61,7 @@ constexpr ChannelOrder value_order(unsigned size, std::size_t head_dim) noexcept
     return {size, static_cast<unsigned>(head_dim), 0, false};
 }
 
-/// What a sum of products of codes and whole numbers is multiplied with, and the sum of the column of A.
+/// Of a column of A: what sums of codes times whole numbers are multiplied with (step), and the sum of its entries.
 struct ColumnFactor {
     float step = 0, sum = 0;
 };
@@ -73,7 +73,7 @@ struct MatrixTable {
     const ColumnFactor* factors = nullptr;     ///< [sets][coded_depth / group][64]
     const float* constant = nullptr;           ///< [size], by place, or null
     std::uint32_t depth = 0;                   ///< channels of the latent, rounded up to 16
-    std::uint32_t coded_depth = 0, group = 0;  ///< the same, rounded up to whole groups of so many
+    std::uint32_t coded_depth = 0, group = 0;  ///< channels of the latent, rounded up to whole groups of `group`
 };
 
 /// Whether codes of a stream can meet 8-bit weights: groups along a token that are 1, 2 or 4 blocks of 32 channels.
@@ -91,7 +91,7 @@ struct PackedMatrix {
     std::vector<float> constant;
     MatrixTable table;  ///< without pointers
 
-    /// With pointers to these numbers, where they are.
+    /// The table, with pointers to these numbers.
     [[nodiscard]] MatrixTable view() const noexcept {
         MatrixTable out = table;
         out.halves = halves.data();

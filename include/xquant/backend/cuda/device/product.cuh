@@ -2,13 +2,13 @@
 //
 //     keys  Product of [16 Tiles slots x 64 channels] = z A;  values  Product of [64 x 16 Tiles] = A^T z^T
 //
-// in the forms in which the next product takes them from registers (fragments.cuh). z are halves; or codes, where they
-// lie along a token in groups of 32, 64 or 128 and meet 8-bit weights: sums of whole numbers, folded into floats once
-// for each group.
+// Results have the form in which the next product takes them from registers (fragments.cuh). z are halves; or codes,
+// where these lie along a token in groups of 32, 64 or 128 and meet 8-bit weights: then sums are whole numbers, which
+// are folded into floats once for each group.
 // Limit   shared memory and tensor cores alike: 6 loads of 512 bytes for 16 products (halves: 16 x 8 x 16; codes: 16 x
 //         8 x 32). Folding takes 4 operations for each value and group.
-// Not     Codes that lie along a channel meet halves: their scales would have to go into A, which would be rounded anew
-//         for each page, and that is counted to take as long as the products save.
+// Not     8-bit products for codes that lie along a channel: their scales would have to go into A, which would be
+//         rounded anew for each page, and that is counted to take as long as the products save.
 #pragma once
 
 #include <bit>
@@ -131,8 +131,8 @@ struct Product {
     }
 };
 
-/// What the codes of a group of a lane's slots stand for: slots lane / 4 + 8 i of keys, 8 (i / 2) + 2 (lane % 4) + i %
-/// 2 of values.
+/// Scale and zero of one group, for the slots of a lane. Slot i is lane / 4 + 8 i for keys, and
+/// 8 (i / 2) + 2 (lane % 4) + i % 2 for values.
 template <class M, unsigned Tiles>
 struct SlotFactors {
     typename M::template Lanes<float> scale[4 * Tiles], zero[4 * Tiles];
@@ -149,15 +149,16 @@ struct SlotFactors {
                 if (!place.wants(row)) continue;
                 const GroupScale of_slot = scale_of<M>(in, first + place.slot(row));
                 scale[i][lane] = of_slot.scale;
-                // Codes come less centre_of.
+                // centre_of has been subtracted from the codes.
                 zero[i][lane] = static_cast<float>(centre_of(in.format.bits)) * of_slot.scale + of_slot.zero;
             }
         });
     }
 };
 
-/// Sums of whole numbers, as the bits of floats: 1.5 * 2^23 + n has n in its lowest bits. A conversion would take
-/// longer than the products. For |n| < 2^22, and 16 * 127 * 128 is less.
+/// Sums of whole numbers start as the bits of this float: 1.5 * 2^23 + n has n in its lowest bits, so that a
+/// subtraction gives n as a float. A conversion would take longer than the products. Holds for |n| < 2^22; n is at most
+/// 16 * 127 * 128.
 inline constexpr float whole_offset = 12582912.0F;
 
 namespace detail {
@@ -227,7 +228,7 @@ XQUANT_DEVICE_INLINE void add_codes(const typename M::Warp& warp, Product<M, Til
     }
 }
 
-/// The same for values, [64 channels x 16 Tiles slots].
+/// values [64 channels x 16 Tiles slots] += s (q W) step + z sum, for one group of 32 Steps channels.
 template <unsigned Steps, class M, unsigned Tiles2>
 XQUANT_DEVICE_INLINE void add_codes(const typename M::Warp& warp, Product<M, 4, Tiles2>& values, Operand codes,
                                     Operand weights, const SlotFactors<M, Tiles2 / 2>& slots,

@@ -1,4 +1,4 @@
-// What all attention kernels of this folder do: a block's queries in shared memory, and its spans page by page.
+// What all attention kernels do: keep a block's queries in shared memory, and go through its spans page by page.
 //
 //     queries [Count][Size + 8] halves, scaled; turned back by the position of a page's first slot (or by what stored
 //             keys lag behind)
@@ -23,29 +23,29 @@ constexpr void with_size(std::size_t head_dim, F&& f) {
     return f(std::integral_constant<unsigned, 64>{});
 }
 
-/// The same, for those who need the number.
+/// The kernel size for a head, as a number.
 XQUANT_DEVICE_INLINE constexpr unsigned size_of_head(std::size_t head_dim) noexcept {
     return head_dim <= 64 ? 64 : head_dim <= 128 ? 128 : 256;
 }
 
-/// Whether P z is summed, and not P V: where that takes no more registers.
+/// Whether a kernel sums P z, and not P V. It does where P z takes no more registers.
 XQUANT_DEVICE_INLINE constexpr bool sums_latents(const HeadDecoder& value, std::size_t head_dim) noexcept {
     return value.matrix == nullptr || value.width <= size_of_head(head_dim);
 }
 
-/// Whether A is taken into the queries, once for all keys: s = (q A^T) z, where nothing is done to K that would stand
-/// in the way. A rotation of keys that are stored after RoPE is such a case. `rope`: of keys when they are read.
+/// Whether A is folded into the queries, once for all keys: s = (q A^T) z. It is where nothing is applied to K after
+/// the product with A, as for keys that were stored after RoPE and a rotation. `rope`: applied to keys that are read.
 constexpr bool absorbs_queries(const HeadDecoder& key, std::size_t head_dim, const RopeView& rope,
                                const ScoreRules& rules, std::size_t shared_channels) noexcept {
     return key.matrix != nullptr && key.constant == nullptr && key.width <= size_of_head(head_dim) && rope.pairs == 0 &&
            rules.key_norm == nullptr && shared_channels == 0;
 }
 
-/// The forms of the kernels: which products they need. Each has the registers that it needs, and no more.
+/// Which products a kernel needs. Each kind is a kernel of its own, so that none takes registers that it does not use.
 enum class Products : unsigned char {
     none,    ///< rows are read as they are
     halves,  ///< keys or values are products with A, of halves
-    codes    ///< or of codes and 8-bit weights, where the stored rows are codes
+    codes    ///< keys or values are products of codes and 8-bit weights, or of halves
 };
 
 /// What the kernels make of a task whose queries have absorbed A.
@@ -67,8 +67,8 @@ XQUANT_DEVICE_INLINE float undo_rope(const RopeView& rope, const float* cosines,
     return c == first ? q(first) * cosines[j] + q(second) * sines[j] : q(second) * cosines[j] - q(first) * sines[j];
 }
 
-/// The same for a query that meets A after that: keys that lag behind were turned before A was taken from them.
-/// (Nothing of the caller's is passed by its address: all of it would move from registers to memory.)
+/// Channel c of q A^T, where q is turned back first: RoPE of keys that lag behind was applied before their product with
+/// A^T. (Nothing of the caller's is passed by its address: all of it would move from registers to memory.)
 XQUANT_DEVICE_COLD inline float absorbed_query(const DeviceTask& task, const RopeView& rope, const float* cosines,
                                                const float* sines, unsigned row, unsigned head, unsigned c) noexcept {
     const std::size_t first = task.given_channel + head * task.head_dim;
@@ -88,7 +88,7 @@ template <class M, unsigned Size, unsigned Count, bool RopeOnKeys>
 class PageReader {
 public:
     static constexpr unsigned query_stride = Size + 8;
-    /// Of shared memory.
+    /// Bytes of shared memory that it takes.
     static constexpr std::size_t shared_bytes =
         sizeof(f16) * Count * query_stride + sizeof(float) * Size + sizeof(TokenSpan);
 
@@ -143,7 +143,7 @@ public:
     [[nodiscard]] XQUANT_DEVICE_INLINE Operand queries(unsigned first = 0) const noexcept {
         return {queries_ + first * query_stride, query_stride};
     }
-    /// How the keys of the page are turned.
+    /// How RoPE is applied to the keys of the page.
     [[nodiscard]] XQUANT_DEVICE_INLINE PackedRope rope_table() const noexcept {
         PackedRope rope_table = task_.rope_table;
         rope_table.cosines = RopeOnKeys ? cosines_ : nullptr;
@@ -168,7 +168,7 @@ private:
         block_.barrier();
     }
 
-    /// Queries, scaled and turned back by so many positions: q . R(m) k = (R(-m) q) . k.
+    /// Loads the queries, scaled and turned back by `position`: q . R(m) k = (R(-m) q) . k.
     XQUANT_DEVICE_INLINE void load_queries(const RopeView& rope, std::int64_t back) noexcept {
         if (back_ == back) return;
         const bool begins = back_ == unknown;

@@ -2,8 +2,8 @@
 //
 //     q . R(base) R(offset) k = (R(-base) q) . (R(offset) k)
 //
-// so that keys are turned by one table for all pages, and the few queries are turned back once for each. Where queries
-// are many, keys are turned twice instead.
+// so one table turns the keys of all pages, and a few queries are turned back once for each page. Where there are many
+// queries, keys are turned by the page's position as well.
 // Limit   keys: one load from the table (cosine and sine as halves, from L1) and 6 operations for each pair of channels
 //         and token.
 // Error   the table's halves: 2^-12 of a key's length.
@@ -64,7 +64,7 @@ XQUANT_DEVICE void find_angle(const RopeView& rope, std::size_t j, std::int64_t 
     M::angle(static_cast<double>(position) * rope.inverse_frequencies[j] / circle, cosine, sine);
 }
 
-/// Those of all pairs -> cosines, sines [pairs], by all threads of the block. They are there after the next barrier.
+/// Cosines and sines [pairs] of a position, computed by all threads of the block; to be read after the next barrier.
 template <class M>
 XQUANT_DEVICE void find_angles(typename M::Block& block, const RopeView& rope, std::int64_t position, float* cosines,
                                float* sines) noexcept {

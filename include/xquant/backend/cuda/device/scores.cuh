@@ -1,11 +1,11 @@
-// Scores of 16 queries against the keys of a warp's strip, all in registers: rebuilt keys, one set of 64 channels after
-// the other, and stored ones.
+// Scores of 16 queries against the keys of a warp's strip, all in registers. Rebuilt keys come one set of 64 channels
+// after the other; stored keys come from the strip.
 //
 //     rebuilt (+ c, gain, RoPE) in registers -> scores += q K^T; a norm of K is a factor of its slot's scores, known at
 //             the end
 //     stored  strip -> fragments (-> RoPE) -> scores
 //
-// What is rare goes by rows of the strip: constants and norms of stored keys, pairs of RoPE that do not meet in a lane.
+// Rare cases are done row by row in the strip: constants and norms of stored keys, RoPE pairs that no lane has whole.
 #pragma once
 
 #include <xquant/attention/task.hpp>
@@ -15,15 +15,15 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-/// A task, and what kernels read of it in their own form.
+/// An AttendTask, and its matrices and RoPE table in the kernels' form.
 struct DeviceTask : AttendTask {
     MatrixTable key_matrix, value_matrix;
     const float* key_gain = nullptr;  ///< [size], by place: norm_scale * key_norm, or null
     PackedRope rope_table;            ///< pairs: 0 where keys are not turned
     std::size_t key_channels =
         0;  ///< of a query, and of what it meets: head_dim, or the latent's where A is in the queries
-    const float* absorbed = nullptr;  ///< that A [key_channels, head_dim], or null
-    DeviceRows given{};               ///< queries without it: row 0 is the task's
+    const float* absorbed = nullptr;  ///< A [key_channels, head_dim] where it is in the queries, or null
+    DeviceRows given{};               ///< queries before A was folded into them: row 0 is the task's
     std::size_t given_channel = 0;    ///< where the kv head's queries begin
 };
 
@@ -33,7 +33,7 @@ using Scores = typename M::template Lanes<float>[Tiles][2][4];
 
 namespace detail {
 
-/// RoPE for a set of rebuilt keys. Whatever does not depend on the pair is a template's parameter: a branch for each
+/// RoPE for a set of rebuilt keys. What does not depend on the pair is a template parameter: a branch for each pair
 /// would cost more.
 /// @tparam All  there is a pair for every two places
 template <bool Interleaved, bool All, class M, unsigned Tiles>
@@ -265,7 +265,7 @@ XQUANT_DEVICE_COLD void finish_strip(const typename M::Warp& warp, const DeviceT
     warp.sync();
 }
 
-/// Keys of all heads share their first channels: those of the strip are replaced.
+/// Replaces the first channels of a strip's keys by the channels that all heads share.
 template <class M>
 XQUANT_DEVICE_COLD void put_shared(const typename M::Warp& warp, const StreamView& shared, unsigned channels,
                                    const Strip& place, f16* strip, unsigned stride) noexcept {

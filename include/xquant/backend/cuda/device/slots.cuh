@@ -1,5 +1,5 @@
-// Where values lie: the slots of a page that a warp reads, single codes, words of four, stored values, an engine's
-// rows.
+// Where values lie: which slots of a page a warp reads, single codes and words of four codes, stored values, and the
+// rows that an engine hands over.
 #pragma once
 
 #include <bit>
@@ -21,7 +21,7 @@ struct Strip {
     std::size_t begin = 0, end = 0;
     unsigned rows = 0, round = 0, warp = 0;
 
-    /// Of a row, from `base` on.
+    /// The slot of a row, counted from `base`.
     [[nodiscard]] XQUANT_DEVICE constexpr unsigned offset(unsigned row) const noexcept {
         return 64 * (row / 16 + round) + 16 * warp + row % 16;
     }
@@ -54,8 +54,8 @@ XQUANT_DEVICE constexpr bool has_words(std::size_t n, unsigned bits) noexcept {
     return n % (bits % 2 != 0 ? 32U : bits % 4 != 0 ? 16U : 8U) == 0;
 }
 
-/// A block of channels of a stream whose groups lie along a token: where its rows are. In 32 bits, and without the
-/// divisions that StreamFormat does for every kind of group: kernels ask for it again and again.
+/// Where the rows of a block of channels are, in a stream whose groups lie along a token. Kernels ask for it again and
+/// again, so it has 32-bit numbers and does without the divisions of StreamFormat.
 struct TokenGroups {
     std::uint32_t channels;                 ///< of a group
     std::uint32_t row_bytes;                ///< of a group's codes
@@ -97,7 +97,7 @@ XQUANT_DEVICE GroupScale scale_of(const StreamView& in, std::size_t index) noexc
     return {scale, in.format.stores_zero ? M::to_float(in.zeros[index]) : -in.format.zero_code * scale};
 }
 
-/// One stored value, whatever the format.
+/// One stored value, in any format.
 template <class M>
 XQUANT_DEVICE float stored_value(const StreamView& in, std::size_t slot, std::size_t channel) noexcept {
     const StreamFormat& format = in.format;

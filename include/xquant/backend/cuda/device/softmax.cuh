@@ -2,7 +2,7 @@
 //
 //     scores [16 x 16 Tiles] -> weights P, relative to the highest score so far ;  sum = sum * factor + P V
 //
-// Limit   exponentials: 16 for each lane and tile of 16 slots and 16 queries, however few of the queries there are.
+// Limit   exponentials: 16 for each lane and tile of 16 slots and 16 queries, even where there are fewer queries.
 #pragma once
 
 #include <limits>
@@ -32,7 +32,7 @@ struct Queries {
     [[nodiscard]] XQUANT_DEVICE_INLINE std::int64_t position(unsigned query) const noexcept {
         return task.first_position + static_cast<std::int64_t>((first + query) / task.queries_per_kv);
     }
-    /// Whether one of them sees one of the slots from .. to.
+    /// Whether any of these queries sees any of the slots from .. to.
     [[nodiscard]] XQUANT_DEVICE_INLINE bool see(const TokenSpan& span, std::size_t from,
                                                 std::size_t to) const noexcept {
         if (count == 0 || position_of(span, from) > position(count - 1)) return false;
@@ -183,7 +183,7 @@ struct Softmax {
         warp.sync();
     }
 
-    /// The same for one set of rebuilt values: C of 16 channels and two times 8 slots is twice B of 16 slots and 8
+    /// sum += P V for one set of rebuilt values: C of 16 channels and two times 8 slots is twice B of 16 slots and 8
     /// channels.
     XQUANT_DEVICE_INLINE void add_rebuilt(const Warp& warp, const Product<M, 4, 2 * Tiles>& values,
                                           unsigned set) noexcept {

@@ -1,5 +1,5 @@
-// What kernels read of a cache: plain tables in device memory. Layers are entered once, steps once each: all layers of
-// a step share its tables, so that a layer is a few launches and nothing else.
+// What kernels read of a cache: plain tables in device memory. A layer's table is made once, with the cache; a step's
+// tables once for the step, and all layers share them, so that a layer is a few launches and nothing else.
 #pragma once
 
 #include <cstddef>
@@ -34,7 +34,7 @@ struct LayerTable {
     xquant::detail::PageSection sum;                       ///< of an accumulator's page, where role is not none
     ScaleRule sum_rule = ScaleRule::other;                 ///< how accumulators are encoded
     const HeadDecoder *keys = nullptr, *values = nullptr;  ///< [kv heads]
-    const MatrixTable *key_matrices = nullptr, *value_matrices = nullptr;  ///< the same, of those that are rebuilt
+    const MatrixTable *key_matrices = nullptr, *value_matrices = nullptr;  ///< [kv heads] A, where heads are rebuilt
     const float* key_gain = nullptr;                                       ///< of DeviceTask
     const std::uint32_t* rope_table = nullptr;                             ///< of PackedRope
     const StreamTable* tables = nullptr;                                   ///< [streams]
@@ -101,10 +101,10 @@ struct StepTable {
     const PieceTable* pieces = nullptr;
     const BlockTable* blocks = nullptr;
     const SumTable* sums = nullptr;
-    const std::int64_t* positions = nullptr;  ///< [n] for which keys are turned that are stored so
+    const std::int64_t* positions = nullptr;  ///< [n] for RoPE of keys that are stored after it
     float* rows = nullptr;                    ///< the layer's rows of all streams: [n, R] of each
     float* gathered = nullptr;                ///< [indirect writes][streams][128, widest R]
-    float* differences = nullptr;             ///< the same, [128, widest coded row]
+    float* differences = nullptr;             ///< [indirect writes][streams][128, widest coded row]
     float* partials = nullptr;                ///< [blocks][kv heads][queries (Size + 2)]
     std::uint32_t* bad = nullptr;             ///< set where a row is not finite
     std::size_t tokens = 0;                   ///< n

@@ -1,8 +1,8 @@
-// z A for the strips of a block's warps: A comes through shared memory for all of them, each decodes its own strip of
-// z.
+// z A for the strips of a block's warps. A comes through shared memory, once for all warps; each warp decodes its own
+// strip of z.
 //
-// A latent of up to 128 channels has its A in shared memory as long as the block runs. A wider one has it pass through,
-// the next 128 rows while these are multiplied.
+// For a latent of up to 128 channels, A stays in shared memory as long as the block runs. For a wider one it passes
+// through: the next 128 rows are loaded while these are multiplied.
 #pragma once
 
 #include <type_traits>
@@ -22,10 +22,10 @@ class Rebuilder {
 public:
     /// Halves between columns of A, and between rows of codes.
     static constexpr unsigned stride = matrix_rows + 8, code_stride = matrix_rows / 2 + 8;
-    /// Parts of A that have room: all sets of a narrow one, or these and the next rows of a wide one.
+    /// Parts of A that there is room for: all sets of a narrow latent, or these and the next rows of a wide one.
     static constexpr unsigned parts = Size == 64 ? 2 : Size / set_channels;
     static constexpr std::size_t part_halves = set_channels * stride;
-    /// Of shared memory.
+    /// Halves of shared memory that it takes.
     static constexpr std::size_t halves = parts * part_halves;
 
     XQUANT_DEVICE_INLINE Rebuilder(typename M::Block& block, f16* memory) noexcept : block_(block), memory_(memory) {}

@@ -115,7 +115,7 @@ struct Difference {
     }
 };
 
-/// How a quantizer of a rule finds the scale of a group.
+/// Finds the scale of a group by a ScaleRule.
 struct RuleScale {
     ScaleRule rule;
     float top, zero_code;
@@ -124,7 +124,7 @@ struct RuleScale {
         : rule(by),
           top(format.quantized() ? static_cast<float>((1U << format.bits) - 1) : 0.0F),
           zero_code(format.zero_code) {}
-    /// Of n values x(i) between these.
+    /// The scale of n values x(i) that span `range`.
     template <class X>
     XQUANT_DEVICE GroupScale operator()(Range range, std::size_t n, X&& x) const noexcept {
         if (rule == ScaleRule::symmetric) return symmetric_scale(range, zero_code);

@@ -2,15 +2,15 @@
 //
 //     strip (32 or 16 slots of 128, one warp): z -> K = z A + c, norm, RoPE -> S = q K^T -> softmax -> sum += P z_v
 //
-// Each warp has a softmax of its own over its strips; the block's four are merged at the end, in order. K goes from the
-// product that builds it straight to the one that scores it, 64 channels at a time. V is not rebuilt where P z takes no
-// more registers (its latent is no wider than the kernel's heads): A_v is applied once, when partial results are
-// merged.
+// Each warp has a softmax of its own over its strips; the block's four are merged at the end, in order. K stays in
+// registers between the product that rebuilds it and the product that scores it, 64 channels at a time. V is not
+// rebuilt where its latent is no wider than the kernel's heads, since P z then takes no more registers: A_v is applied
+// once, when partial results are merged.
 //
 // Shapes  as backend/tile_loop.hpp has them: the same task, the same partial result.
 // Error   q, z, A, K and P are rounded to f16 (2^-11 each), products are summed in f32. Codes that meet 8-bit weights:
 //         that of rematerialize_int8 (backend/rematerialize.hpp).
-// Limit   counted, not measured: docs/backends.md. f16 rows: memory. Rebuilt keys: remat.cuh.
+// Limit   counted, not measured: docs/backends.md. f16 rows: memory. Rebuilt keys: product.cuh.
 // Not     All channels of K at once: at 128 they take all registers for 16 slots. A block whose warps share strips and
 //         own channels: norms and RoPE would need K in shared memory every time.
 #pragma once
@@ -33,17 +33,17 @@ public:
     static constexpr bool rebuilding = How != Products::none;
     static constexpr unsigned warps = block_warps;
     static constexpr unsigned queries = warp_queries;
-    /// Of 16 slots, in a warp's strip. Two share the loads of A and of the queries, as long as they fit into registers.
+    /// Tiles of 16 slots in a warp's strip. Two share the loads of A and of the queries, where registers have room.
     static constexpr unsigned tiles = Size <= 128 ? 2 : 1;
     static constexpr unsigned rounds = 2 / tiles, rows = 16 * tiles;
     using Rebuild = Rebuilder<M, tiles, Size, How == Products::codes>;
     static constexpr unsigned strip_stride = (rebuilding && Size < matrix_rows ? matrix_rows : Size) + 8;
     static constexpr std::size_t strip_halves = warps * rows * strip_stride;
-    /// Rows that need no product come for keys and values at once.
+    /// Strips of a warp: where nothing is rebuilt, one for keys and one for values, which are loaded at once.
     static constexpr unsigned strips = rebuilding ? 1 : 2;
     static constexpr std::size_t matrix_halves = rebuilding ? Rebuild::halves : 0;
     static_assert(sizeof(float) * Softmax<M, Size, tiles>::merge_floats <= sizeof(f16) * strips * strip_halves);
-    /// Of shared memory.
+    /// Bytes of shared memory that a block takes.
     static constexpr std::size_t shared_bytes =
         sizeof(f16) * (matrix_halves + strips * strip_halves) + Pages::shared_bytes;
 
@@ -57,8 +57,8 @@ public:
           pages_(block, task, first_query, most, reinterpret_cast<std::byte*>(strips_ + strips * strip_halves)),
           warps_(warps) {}
 
-    /// The partial result of the block's queries, [16] and [16, width], over spans: spans[i] is a TokenSpan,
-    /// spans.lag(i) the positions by which its keys are turned too little, by `rope`.
+    /// The partial result of the block's queries, [16] and [16, width], over spans. spans[i] is a TokenSpan;
+    /// spans.lag(i) says by how many positions the stored RoPE of its keys lags behind. `rope` is that RoPE.
     template <class Spans>
     XQUANT_DEVICE_INLINE void run(const Spans& spans, const RopeView& rope, Partial partial) noexcept {
         block_.each_warp([&](Warp& warp) { warps_[warp].clear(warp, pages_.asked); });
@@ -82,7 +82,7 @@ private:
     /// What a warp keeps in registers.
     struct State : Softmax<M, Size, tiles>, std::conditional_t<rebuilding, Rebuilt, Nothing> {};
 
-    /// A warp's strip; of values, where they have one of their own.
+    /// A warp's strip; which = 1: that of values, where they have one of their own.
     [[nodiscard]] XQUANT_DEVICE_INLINE f16* strip_of(const Warp& warp, unsigned which = 0) const noexcept {
         return strips_ + which * strip_halves + warp.index * rows * strip_stride;
     }

@@ -1,4 +1,4 @@
-// The kernels of attention over the tables of a step, as those of append.cuh are.
+// The kernels of attention, as launch.cuh starts them: like the kernels of append.cuh, they read a step's tables.
 //
 //     Convert   queries to f32          Absorb      or q A^T
 //     Attend    partial results         Finish      splits merged, A_v, out
@@ -17,7 +17,7 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-/// The spans of a block as attention reads them.
+/// The spans of a block, as TokenSpans.
 class SpanReader {
 public:
     XQUANT_DEVICE SpanReader(const LayerTable& layer, const StepTable& step, const BlockTable& block) noexcept
@@ -34,7 +34,7 @@ public:
         if (layer_.shared_channels > 0) out.shared = view(span, layer_.shared_stream);
         return out;
     }
-    /// Positions by which keys of the span are turned too little.
+    /// By how many positions the stored RoPE of the span's keys lags behind.
     [[nodiscard]] XQUANT_DEVICE std::int64_t lag(std::uint32_t i) const noexcept {
         return layer_.keys_after_rope && layer_.rope.pairs > 0 ? step_.spans[block_.first_span + i].rope_lag : 0;
     }

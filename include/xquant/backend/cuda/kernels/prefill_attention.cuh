@@ -5,8 +5,8 @@
 //                                                all of them
 //     queries                                    16 of each warp, which meet all slots
 //
-// So a key is rebuilt once for 128 queries, where attention.cuh does it once for 16. The page is read whole, or by
-// halves where heads have more than 128 channels. Shapes, error  as attention.cuh.
+// A key is rebuilt once for 128 queries; decode_attention.cuh rebuilds it once for 16. The page is read whole, or by
+// halves where heads have more than 128 channels. Shapes and errors are those of decode_attention.cuh.
 // Limit   counted, not measured: tensor cores, 2 Dh (1 + 1 + R / 128) operations for a query and slot whose key has a
 //         latent of R channels; one block on a multiprocessor, for its shared memory.
 #pragma once
@@ -29,7 +29,7 @@ class PrefillAttention {
 
 public:
     static constexpr bool rebuilding = How != Products::none;
-    /// Of 16 slots that a warp's queries meet at a time; four times as many are in shared memory.
+    /// Tiles of 16 slots that a warp's queries meet at a time; shared memory holds four times as many.
     static constexpr unsigned tiles = Size <= 128 ? 2 : 1, rounds = 2 / tiles, chunks = block_warps;
     static constexpr unsigned warps = prefill_warps(Size), queries = prefill_queries(Size);
     static_assert(warps == chunks * tiles);
@@ -39,7 +39,7 @@ public:
     static constexpr unsigned slots = 16 * warps;
     static constexpr std::size_t strip_halves = rebuilding ? warps * 16 * strip_stride : 0;
     static constexpr std::size_t matrix_halves = rebuilding ? Rebuild::halves : 0;
-    /// Of shared memory.
+    /// Bytes of shared memory that a block takes.
     static constexpr std::size_t shared_bytes =
         sizeof(f16) * (matrix_halves + strip_halves + 2 * slots * stride) + sizeof(float) * slots + Pages::shared_bytes;
 
@@ -93,7 +93,7 @@ private:
         const unsigned left = all > first ? all - first : 0;
         return {task_, pages_.asked.first + first, left < warp_queries ? left : warp_queries};
     }
-    /// The slots that a warp brings, and where they lie among those of a chunk.
+    /// The slots that a warp loads, and where they lie among the slots in shared memory.
     [[nodiscard]] XQUANT_DEVICE_INLINE static Strip of_warp(Strip page, const Warp& warp) noexcept {
         page.round += warp.index / chunks;
         page.warp = warp.index % chunks;

@@ -2,8 +2,8 @@
 //
 //     z [n, R] = rotate(rope(norms((x - mean) T + b)))
 //
-// Products are summed along D in order, each fused with its addition, so a row's bytes are those of processors that
-// fuse, too.
+// Products are summed along D in order, each fused with its addition. A processor that fuses, too, finds the bytes that
+// the device finds.
 // Limit   the product, in f32: quantization reads these rows, and f16 would cost more than 4 bits do. Rows are few next
 //         to what attention reads.
 #pragma once

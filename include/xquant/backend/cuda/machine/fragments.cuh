@@ -13,10 +13,12 @@
 //     A   4 registers a lane    register i, byte h: row  lane / 4 + 8 (i % 2)     column  4 (lane % 4) + h + 16 (i / 2)
 //     B   2 registers           register i, byte h: row  4 (lane % 4) + h + 16 i  column  lane / 4
 //
-// So what loads halves from rows of shared memory loads pairs of bytes as well. And C of 16 tokens and two neighbouring
-// blocks of 8 channels, rounded to f16, is B of 16 channels and two blocks of 8 tokens; and C of 16 queries and two
-// blocks of 8 tokens is A of 16 queries and 16 tokens; C of 16 channels and two blocks of 8 tokens is twice B of 16
-// tokens and 8 channels. Neither K nor P nor V has to leave its registers.
+// A load of halves from rows of shared memory therefore loads pairs of bytes as well. Results become operands in place,
+// once they are rounded to f16:
+//     C of 16 tokens and two neighbouring blocks of 8 channels (K)   is B of 16 channels and two blocks of 8 tokens
+//     C of 16 queries and two blocks of 8 tokens (P)                 is A of 16 queries and 16 tokens
+//     C of 16 channels and two blocks of 8 tokens (V)                is twice B of 16 tokens and 8 channels
+// Neither K nor P nor V has to leave its registers.
 #pragma once
 
 #include <cstdint>

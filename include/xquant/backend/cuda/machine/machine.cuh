@@ -1,4 +1,4 @@
-// What the kernels of this folder ask of a GPU: warps of 32 lanes, a block of warps with shared memory, tensor cores.
+// What the CUDA kernels ask of a GPU: warps of 32 lanes, a block of warps with shared memory, tensor cores.
 // Kernels are written once over it, lane by lane, so that a machine in plain C++ (tests/support/gpu) can run them, too.
 //
 //     Lanes<T>                 one T for each lane of a warp: a register. x[lane] is the lane's own
@@ -10,7 +10,7 @@
 //            sync()            as Block::barrier, within the warp
 //            copy(to, from)    16 bytes from global to shared memory in the background, both aligned to 16
 //            wait_for_copies() until they are there; then sync()
-//            multiply(c, a, b) C [16 x 8] += A [16 x 16] B [16 x 8], halves; who holds what: fragments.cuh
+//            multiply(c, a, b) C [16 x 8] += A [16 x 16] B [16 x 8], halves; fragments.cuh has the lanes
 //                              or, for c in whole numbers, C [16 x 8] += A [16 x 32] B [32 x 8], signed bytes
 //            load_matrices<Transposed>(out, rows)   4 matrices of 8 x 8 halves: lane 8 i + r gives row r of matrix i
 //                              (16 bytes, aligned); lane l gets from matrix i the pair of column 2 (l % 4) in row
@@ -21,7 +21,7 @@
 //     subtract_halves(a, b)    a - b          scale_halves(a, b, c)   a b + c, rounded once: pairs of halves
 //     select_bytes(a, b, s)    byte i of the result is byte (s >> 4 i) & 7 of a, b          mask(a, b, c)   (a & b) | c
 //     exp tanh inverse_root    of a float, relative error below 2^-21
-//     angle(turns, c, s)       cosine and sine of a whole circle's part, given in f64
+//     angle(turns, c, s)       cosine and sine of an angle, in turns of a whole circle, given in f64
 #pragma once
 
 #include <cstddef>

@@ -33,8 +33,8 @@ public:
     /// shape_error for a name that could not be asked for.
     void add(const std::string& name, const std::string& summary, Needs needs, SchemeInfo::Form form,
              MakeRecipe recipe) {
-        expects(!name.empty() && name.find_first_of(": \t\n") == std::string::npos,
-                "register_scheme: a name is a word without ':'");
+        expects(!name.empty() && name.find_first_of(": \t\n") == std::string::npos, "register_scheme: the name is '",
+                name, "'; expected one word, without ':' or white space");
         const std::lock_guard lock(mutex_);
         const auto known =
             std::find_if(all_.begin(), all_.end(), [&](const Entry& entry) { return entry.info.name == name; });

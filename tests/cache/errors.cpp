@@ -59,8 +59,8 @@ TEST_CASE("begin: unknown, dropped, foreign, busy and repeated sequences, and no
     CHECK(contains(complaint<sequence_error>(begin({{Sequence{12345, a.cache}, 1}})), "number 12345"));
     CHECK(contains(complaint<sequence_error>(begin({{gone, 1}})), "was dropped"));
     CHECK(contains(complaint<sequence_error>(begin({{a, 1}, {gone, 1}})), "was dropped"));
-    CHECK(
-        contains(complaint<sequence_error>(begin({{a, 1}, {b, 2}, {a, 1}})), "sequences 0 and 2 of the list are one"));
+    CHECK(contains(complaint<sequence_error>(begin({{a, 1}, {b, 2}, {a, 1}})),
+                   "entries 0 and 2 of the list are the same sequence"));
     CHECK(contains(complaint<shape_error>(begin({})), "at least one sequence"));
     CHECK(contains(complaint<shape_error>(begin({{a, 1}, {b, 0}})), "sequence 1 of the list gets no token"));
     CHECK(contains(complaint<shape_error>(begin({{a, std::size_t{1} << 31}})),

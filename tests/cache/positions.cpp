@@ -160,7 +160,7 @@ TEST_CASE("erase, shift and gather refuse what they cannot do, and change nothin
     CHECK(has(text([&] { cache->shift(a.sequence, 0, std::int64_t{1} << 60); }), "below 2^48"));
     const std::vector<Sequence> both{a.sequence, b.sequence}, twice{a.sequence, a.sequence};
     const std::vector<std::size_t> parents{1, 0}, beyond{0, 2};
-    CHECK(has(text([&] { cache->gather(twice, parents); }), "sequences 0 and 1 of the list are one"));
+    CHECK(has(text([&] { cache->gather(twice, parents); }), "entries 0 and 1 of the list are the same sequence"));
     CHECK(has(text([&] { cache->gather(both, beyond); }), "parents[1] is 2; expected a number below 2"));
     CHECK(has(text([&] { static_cast<void>(cache->fork(a.sequence, 301)); }),
               "fork: 301 tokens, but the sequence has 300"));

@@ -154,7 +154,8 @@ TEST_CASE("a scheme of one's own is made by its name, on every backend") {
     CHECK(contains(complaint<state_error>([] { register_scheme<Own>("own5", ""); }), "'own5' in groups of 64 already"));
     CHECK(contains(complaint<state_error>([] { register_scheme<preset::kv<4>>("kv4", ""); }), "'kv4'"));
     for (const char* name : {"", "two words", "own:group=5"}) {
-        CHECK(contains(complaint<shape_error>([&] { register_scheme<Own>(name, ""); }), "a word without ':'"));
+        CHECK(contains(complaint<shape_error>([&] { register_scheme<Own>(name, ""); }),
+                       "expected one word, without ':'"));
     }
     CHECK(schemes().size() == before + 1);
 }

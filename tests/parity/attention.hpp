@@ -55,7 +55,7 @@ std::vector<float> run_avx2(Form, const Case&);
 std::vector<float> run_avx2_int8(Form, const Case&);
 std::vector<float> run_avx512(Form, const Case&);
 std::vector<float> run_avx512_int8(Form, const Case&);
-/// The kernels for GPUs on a GPU in plain C++.
+/// The kernels for GPUs on an emulated GPU in plain C++.
 std::vector<float> run_emulated_cuda(Form, const Case&);
 std::vector<float> run_emulated_cuda_int8(Form, const Case&);
 

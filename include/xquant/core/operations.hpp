@@ -212,8 +212,8 @@ inline void gather_sequences(Core& core, std::span<const Sequence> sequences, st
         expects(parents[i] < sequences.size(), "gather: parents[", i, "] is ", parents[i], "; expected a number below ",
                 sequences.size(), ", the length of the list");
         for (std::size_t j = 0; j < i; ++j) {
-            expects<sequence_error>(sequences[j] != sequences[i], "gather: sequences ", j, " and ", i,
-                                    " of the list are one");
+            expects<sequence_error>(sequences[j] != sequences[i], "gather: entries ", j, " and ", i,
+                                    " of the list are the same sequence");
         }
     }
     NewStates states = new_states(core, sequences.size() * core.page_groups());

@@ -126,7 +126,7 @@ private:
             must(s.row_norm.empty() || s.row_norm.size() == s.width, "row_norm has ", s.row_norm.size(),
                  " floats; expected none, or width = ", s.width);
             must(s.row_norm.empty() || (!s.norm && !s.unit_norm),
-                 "row_norm stands beside norm or unit_norm; one of them at most");
+                 "row_norm excludes norm and unit_norm; at most one of the three may be set");
             must(s.bias.empty() || s.bias.size() == s.width, "bias has ", s.bias.size(),
                  " floats; expected none, or width = ", s.width);
             must(s.latent.size() % s.width == 0, "latent has ", s.latent.size(), " floats; expected [width = ", s.width,
@@ -137,8 +137,8 @@ private:
             const std::size_t turned = 2 * layer.rope.inverse_frequencies.size();
             expects(
                 plan.shared.stream < plan.streams.size() && plan.streams[plan.shared.stream].width == plan.shared.width,
-                "plan: shared keys need stream ", plan.shared.stream, " to themselves, ", plan.shared.width,
-                " channels wide");
+                "plan: shared keys need a stream of their own: stream ", plan.shared.stream, " with ",
+                plan.shared.width, " channels");
             expects(plan.shared.width == turned, "plan: ", plan.shared.width, " shared channels; expected the ", turned,
                     " that RoPE turns");
             expects(!plan.keys_after_rope && layer.k_norm == nullptr,

@@ -28,7 +28,7 @@ public:
             floats = std::max(floats, widths);
         }
         expects(floats == 0 || total_ <= static_cast<std::size_t>(-1) / sizeof(float) / floats, "begin: ", total_,
-                " tokens of ", floats, " floats overflow");
+                " tokens of ", floats, " floats are more bytes than can be counted");
         rows_.resize(total_ * floats);
         positions_.reserve(total_);
         for (const StepSequence& part : parts_) {

@@ -57,7 +57,7 @@ public:
     void commit() {
         expects_usable();
         expects<state_error>(next_ == core_->layers().size(), "commit: ", next_, " of ", core_->layers().size(),
-                             " layers were appended");
+                             " layers were appended; append all of them before commit");
         for (std::size_t i = 0; i < plans_.size(); ++i) {
             commit_plan(parts_[i / core_->page_groups()].slot->states[i % core_->page_groups()], plans_[i]);
         }
@@ -175,12 +175,12 @@ private:
             expects(parts[i].tokens > 0, "begin: sequence ", i,
                     " of the list gets no token; a step adds at least one to each");
             expects(parts[i].tokens <= most && total <= most - parts[i].tokens,
-                    "begin: a step adds fewer than 2^31 tokens, ", parts[i].tokens, " were asked for sequence ", i,
-                    " of the list");
+                    "begin: a step adds fewer than 2^31 tokens; entry ", i, " of the list asks for ", parts[i].tokens,
+                    " after ", total, " others");
             total += parts[i].tokens;
             for (std::size_t j = 0; j < i; ++j) {
-                expects<sequence_error>(parts[j].sequence != parts[i].sequence, "begin: sequences ", j, " and ", i,
-                                        " of the list are one");
+                expects<sequence_error>(parts[j].sequence != parts[i].sequence, "begin: entries ", j, " and ", i,
+                                        " of the list are the same sequence");
             }
         }
     }

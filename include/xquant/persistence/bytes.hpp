@@ -86,7 +86,8 @@ public:
     /// A number of things that take at least `each` bytes of what is left.
     std::size_t count(std::size_t each) {
         const auto value = get<std::uint64_t>();
-        expects<damage_error>(value <= left_.size() / each, "saved cache: its description is damaged");
+        expects<damage_error>(value <= left_.size() / each, "saved cache: its description is damaged: it counts ",
+                              value, " things where ", left_.size(), " bytes are left");
         return static_cast<std::size_t>(value);
     }
     std::size_t size() { return static_cast<std::size_t>(get<std::uint64_t>()); }
@@ -100,10 +101,12 @@ public:
         return out;
     }
     [[nodiscard]] bool empty() const noexcept { return left_.empty(); }
+    [[nodiscard]] std::size_t left() const noexcept { return left_.size(); }
 
 private:
     std::span<const std::byte> take(std::size_t n) {
-        expects<damage_error>(n <= left_.size(), "saved cache: its description ends too soon");
+        expects<damage_error>(n <= left_.size(), "saved cache: its description ends too soon: ", n,
+                              " bytes are read and ", left_.size(), " are left");
         const auto out = left_.first(n);
         left_ = left_.subspan(n);
         return out;

@@ -209,7 +209,7 @@ inline Description from_bytes(std::span<const std::byte> bytes) {
         page.filled = in.get<std::uint64_t>();
         page.bytes = in.get<std::uint64_t>();
     }
-    expects<damage_error>(in.empty(), "saved cache: there is more in its description than belongs there");
+    expects<damage_error>(in.empty(), "saved cache: ", in.left(), " bytes are left over at the end of its description");
     return out;
 }
 

@@ -34,7 +34,7 @@ inline void check_rows(const Description& file, const Description& cache) {
         // The projection comes first: what it stores decides which rules there are.
         needs(a.role == b.role && a.streams.size() == b.streams.size(), "projection: layer ", i, " has ",
               a.streams.size(), " streams there and ", b.streams.size(),
-              " here, or stores differences in one of them only");
+              " here, or only one of file and cache stores differences");
         for (std::size_t s = 0; s < b.streams.size(); ++s) {
             const SavedStream &from = a.streams[s], &to = b.streams[s];
             needs(from.row_width == to.row_width && from.coded.width == to.coded.width, "projection: layer ", i,
@@ -44,7 +44,8 @@ inline void check_rows(const Description& file, const Description& cache) {
         const bool places = a.rules.size() > shared_rule && b.rules.size() > shared_rule;
         needs(places && a.rules[keys_after_rope_rule] == b.rules[keys_after_rope_rule] &&
                   a.rules[shared_rule] == b.rules[shared_rule],
-              "projection: layer ", i, ": keys are stored after RoPE, or heads share channels, in one of them only");
+              "projection: layer ", i,
+              ": only one of file and cache stores keys after RoPE, or has channels that heads share");
         needs(a.page_group == b.page_group && same_answers(a.rules, b.rules), "model: layer ", i,
               ": its window, RoPE, scale or another rule of attention differs");
         needs(same_answers(a.fingerprint, b.fingerprint), "model or projection: layer ", i,

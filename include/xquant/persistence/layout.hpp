@@ -81,8 +81,8 @@ inline std::vector<std::byte> to_bytes(const FileHeader& header) {
 
 /// Throws damage_error, mismatch_error for another version.
 inline FileHeader header_of(std::span<const std::byte> bytes) {
-    expects<damage_error>(bytes.size() >= file_header_bytes, "saved cache: ", bytes.size(),
-                          " bytes are fewer than the ", file_header_bytes, " of a header");
+    expects<damage_error>(bytes.size() >= file_header_bytes, "saved cache: it has ", bytes.size(),
+                          " bytes; a header takes ", file_header_bytes);
     expects<damage_error>(std::memcmp(bytes.data(), file_magic, sizeof file_magic) == 0,
                           "not a saved cache: it does not begin with XQCACHE");
     ByteReader in(bytes.subspan(sizeof file_magic, file_header_bytes - sizeof file_magic));

@@ -93,7 +93,7 @@ const char* last_error() {
 std::string own_folder() {
     ::Dl_info here{};
     if (::dladdr(reinterpret_cast<const void*>(&all_levels), &here) == 0) {
-        raise<level_error>("the runtime does not find out which file it is in");
+        raise<level_error>("cannot determine the path of the runtime library");
     }
     // The name may be counted from the folder in which the program was started; the origin is not.
     void* self = ::dlopen(here.dli_fname, RTLD_NOW | RTLD_NOLOAD);

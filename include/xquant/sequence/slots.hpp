@@ -62,7 +62,7 @@ public:
                                 sequence.cache == 0 ? "no cache has made it" : "another cache has made it");
         const std::size_t at = sequence.id & 0xFFFFFFFFU, generation = sequence.id >> 32U;
         expects<sequence_error>(at < size() && (*this)[at].used && (*this)[at].generation == generation,
-                                "the sequence (number ", at, ", the ", generation, ". of that number) was dropped");
+                                "the sequence was dropped (slot ", at, ", generation ", generation, ")");
         return (*this)[at];
     }
 

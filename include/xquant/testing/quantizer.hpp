@@ -139,9 +139,9 @@ std::vector<std::uint8_t> check_choice(const Sample& sample) {
     holds(indices == choose(1e30F),
           "choose reads values beyond its group, or is not the same for the same values" + on);
     for (std::size_t i = 0; i < count; ++i) {
-        holds(indices[i] < n, "a place is beyond the group: " + std::to_string(indices[i]) + on);
+        holds(indices[i] < n, "an outlier index is beyond the group: " + std::to_string(indices[i]) + on);
         holds(std::count(indices.begin(), indices.end(), indices[i]) == 1,
-              "a place is chosen twice: " + std::to_string(indices[i]) + on);
+              "an outlier index is chosen twice: " + std::to_string(indices[i]) + on);
     }
     return indices;
 }

@@ -1,4 +1,4 @@
-// The kernels for GPUs on a GPU in plain C++: what a machine without one can test of them. Slow; not for use.
+// The kernels for GPUs on an emulated GPU in plain C++: what a machine without one can test of them. Slow; not for use.
 #pragma once
 
 #include <span>

@@ -10,8 +10,8 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-/// Calls f(size) with the kernel size for a head: 64, 128 or 256, as a compile-time constant; no larger than a machine M
-/// has kernels for.
+/// Calls f(size) with the kernel size for a head: 64, 128 or 256, as a compile-time constant, and no larger than
+/// machine M has kernels for.
 template <class M, class F>
 constexpr void with_size(std::size_t head_dim, F&& f) {
     if constexpr (M::largest_head > 64) {

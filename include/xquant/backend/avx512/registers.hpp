@@ -10,6 +10,8 @@
 #include <xquant/config.hpp>
 #include <xquant/types.hpp>
 
+XQUANT_UNDEFINED_REGISTERS_BEGIN
+
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
@@ -175,3 +177,5 @@ private:
 
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant::backend
+
+XQUANT_UNDEFINED_REGISTERS_END

@@ -20,7 +20,7 @@ inline namespace XQUANT_ABI_NS {
 
 /// Floats of scratch that project needs for n rows.
 constexpr std::size_t project_scratch(std::size_t d, std::size_t width, std::size_t n) noexcept {
-    return n * d + std::max(d, width);
+    return n * d + (std::max)(d, width);
 }
 
 /// Where the rows of a projection stand: read where keys are stored after RoPE.

@@ -162,7 +162,7 @@ public:
         // Layers that share a page group in spite of different windows: nothing may be freed before the widest is past
         // it.
         if (page_group.layers == 1) page_group.window = layer.window;
-        page_group.window = page_group.window > 0 && layer.window > 0 ? std::max(page_group.window, layer.window) : 0;
+        page_group.window = page_group.window > 0 && layer.window > 0 ? (std::max)(page_group.window, layer.window) : 0;
     }
 
     [[nodiscard]] Sequence create() { return slots_.create(page_groups_.size()); }

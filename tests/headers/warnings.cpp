@@ -1,5 +1,5 @@
-// Compiled with warnings as errors: the code of caches, of their files and of the schemes. Eigen is left out, which takes
-// the compiler as long again.
+// Compiled with warnings as errors: the code of caches, of their files and of the schemes. Eigen is left out, which
+// takes the compiler as long again.
 #define XQUANT_SVD_COMPILED
 #include <xquant/instantiate.hpp>
 #include <xquant/persistence.hpp>

@@ -5,10 +5,7 @@ set(cxx "$<$<COMPILE_LANGUAGE:CXX>")  # nvcc has flags of its own
 
 if(CMAKE_CXX_COMPILER_ID MATCHES "GNU|Clang")
   target_compile_options(xquant_build_flags INTERFACE ${cxx}:-Wall> ${cxx}:-Wextra> ${cxx}:-Wshadow> ${cxx}:-Wconversion>)
-  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-    # g++ 12 says so about its own AVX-512 intrinsics, which leave registers undefined on purpose.
-    target_compile_options(xquant_build_flags INTERFACE ${cxx}:-Wno-maybe-uninitialized> ${cxx}:-Wno-uninitialized>)
-  else()
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     # clang counts it to -Wconversion, g++ does not.
     target_compile_options(xquant_build_flags INTERFACE ${cxx}:-Wno-sign-conversion>)
   endif()
@@ -30,3 +27,11 @@ endif()
 if(XQUANT_FORCE_SCALAR)
   target_compile_definitions(xquant_build_flags INTERFACE XQUANT_FORCE_SCALAR=1)
 endif()
+
+# xquant_uses_intrinsics(<source> ...): sources that include Eigen or xxHash themselves. g++ 12 says of its own AVX-512 intrinsics that they
+# use what is uninitialized, wherever they are inlined; the library's headers, which include both, do not let it.
+function(xquant_uses_intrinsics)
+  if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS "-Wno-maybe-uninitialized;-Wno-uninitialized")
+  endif()
+endfunction()

@@ -3,7 +3,7 @@
 // Yours to set:   XQUANT_FORCE_SCALAR   use the scalar backend whatever the flags allow
 //                 XQUANT_ALLOW_FAST_MATH  accept that -ffast-math changes stored bytes
 // Ours:           XQUANT_ABI_NS, XQUANT_HAS_*, XQUANT_RESTRICT, XQUANT_NOINLINE, XQUANT_COLD, XQUANT_INLINE,
-//                 XQUANT_UNROLL, XQUANT_DEVICE, XQUANT_DEVICE_INLINE, XQUANT_DEVICE_COLD
+//                 XQUANT_UNROLL, XQUANT_UNDEFINED_REGISTERS_*, XQUANT_DEVICE, XQUANT_DEVICE_INLINE, XQUANT_DEVICE_COLD
 //
 // All code (not data) lives in an inline namespace named after what changes it: the instruction set that the
 // translation unit may use, and whether it has exceptions. Two translation units with different flags then get two sets
@@ -74,13 +74,26 @@
 #define XQUANT_DEVICE_COLD
 #endif
 
-// In front of a short loop whose sums must stay in registers, at -O2 as well.
-#if defined(__clang__) || defined(__CUDACC__)
+// In front of a short loop whose sums must stay in registers, at -O2 as well. nvcc hands code for the processor on to
+// g++, which does not know "unroll", and does not know "GCC unroll" itself.
+#if defined(__clang__) || defined(__CUDA_ARCH__)
 #define XQUANT_UNROLL _Pragma("unroll")
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && !defined(__CUDACC__)
 #define XQUANT_UNROLL _Pragma("GCC unroll 16")
 #else
 #define XQUANT_UNROLL
+#endif
+
+// Around what is built on AVX-512 intrinsics. Those of g++ 12 leave registers undefined on purpose, as `__m512 y = y`,
+// and g++ warns of them wherever they are inlined, in system headers as well.
+#if defined(__GNUC__) && !defined(__clang__)
+#define XQUANT_UNDEFINED_REGISTERS_BEGIN                                                       \
+    _Pragma("GCC diagnostic push") _Pragma("GCC diagnostic ignored \"-Wmaybe-uninitialized\"") \
+        _Pragma("GCC diagnostic ignored \"-Wuninitialized\"")
+#define XQUANT_UNDEFINED_REGISTERS_END _Pragma("GCC diagnostic pop")
+#else
+#define XQUANT_UNDEFINED_REGISTERS_BEGIN
+#define XQUANT_UNDEFINED_REGISTERS_END
 #endif
 
 namespace xquant {

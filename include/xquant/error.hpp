@@ -99,7 +99,12 @@ inline void add_text(std::string& to, double number) {
 }
 
 inline void add_text(std::string& to, const Shape& shape) {
-    to += "[" + std::to_string(shape.rows) + ", " + std::to_string(shape.cols) + "]";
+    // Piece by piece: g++ 12 warns of "[" + std::to_string(...).
+    to += "[";
+    to += std::to_string(shape.rows);
+    to += ", ";
+    to += std::to_string(shape.cols);
+    to += "]";
 }
 inline void add_text(std::string& to, const MatrixView& view) {
     add_text(to, Shape{view.rows, view.cols});

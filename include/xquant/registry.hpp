@@ -124,7 +124,7 @@ private:
             for (std::size_t j = 0; j < b.size(); ++j) {
                 const std::size_t replaced = diagonal + (a[i] == b[j] ? 0U : 1U);
                 diagonal = row[j + 1];
-                row[j + 1] = std::min({replaced, row[j] + 1, row[j + 1] + 1});
+                row[j + 1] = (std::min)({replaced, row[j] + 1, row[j + 1] + 1});
             }
         }
         return row[b.size()];

@@ -111,7 +111,7 @@ void dequantize(const QuantizedRows& rows, float* out) {
     constexpr std::size_t at_once = backend::max_group;
     const backend::Tile all{out, rows.rows(), width, width, backend::TileOrder::token_major};
     for (std::size_t c = 0; c < width; c += at_once) {
-        decode_tile(Backend{}, rows.view(), 0, c, all.part({0, all.tokens}, {c, std::min(at_once, width - c)}));
+        decode_tile(Backend{}, rows.view(), 0, c, all.part({0, all.tokens}, {c, (std::min)(at_once, width - c)}));
     }
 }
 

@@ -64,8 +64,8 @@ void check_floats() {
         CHECK(floats_of<R>(R::sub(x, y))[i] == a[i] - b[i]);
         CHECK(floats_of<R>(R::mul(x, y))[i] == a[i] * b[i]);
         CHECK(floats_of<R>(R::fma(x, y, z))[i] == std::fma(a[i], b[i], c[i]));
-        CHECK(floats_of<R>(R::min(x, y))[i] == std::min(a[i], b[i]));
-        CHECK(floats_of<R>(R::max(x, y))[i] == std::max(a[i], b[i]));
+        CHECK(floats_of<R>(R::minimum(x, y))[i] == std::min(a[i], b[i]));
+        CHECK(floats_of<R>(R::maximum(x, y))[i] == std::max(a[i], b[i]));
         CHECK(floats_of<R>(R::splat(a[0]))[i] == a[0]);
         CHECK(floats_of<R>(R::zero())[i] == 0.0F);
         CHECK(floats_of<R>(R::as_f32(R::as_i32(x)))[i] == a[i]);

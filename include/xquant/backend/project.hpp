@@ -20,7 +20,7 @@ inline namespace XQUANT_ABI_NS {
 
 /// Floats of scratch that project needs for n rows.
 constexpr std::size_t project_scratch(std::size_t d, std::size_t width, std::size_t n) noexcept {
-    return n * d + std::max(d, width);
+    return n * d + (std::max)(d, width);
 }
 
 /// Positions and RoPE of the rows. Read only where keys are stored after RoPE.

@@ -34,7 +34,7 @@ void rematerialize(Backend tag, const StreamView& in, const HeadDecoder& head, s
     } else if (out.by_channel() && in.format.group_tokens > 1) {
         // The codes of a channel lie together: y^T = A^T z^T, and no value has to change places.
         for (std::size_t c = 0; c < head.width; c += width_step) {
-            const std::size_t channels = std::min(width_step, head.width - c);
+            const std::size_t channels = (std::min)(width_step, head.width - c);
             decode_tile(tag, in, token, head.first + c, {scratch, out.tokens, channels, tile_tokens, out.order});
             multiply(tag, {head.matrix + c * dh, 1, dh}, {scratch, channels, out.tokens, tile_tokens},
                      {out.data, out.channels, out.tokens, out.stride}, c > 0);
@@ -43,7 +43,7 @@ void rematerialize(Backend tag, const StreamView& in, const HeadDecoder& head, s
         float* rows = out.by_channel() ? scratch + width_step * tile_tokens : out.data;
         const std::size_t row_stride = out.by_channel() ? out.channels : out.stride;
         for (std::size_t c = 0; c < head.width; c += width_step) {
-            const std::size_t channels = std::min(width_step, head.width - c);
+            const std::size_t channels = (std::min)(width_step, head.width - c);
             decode_tile(tag, in, token, head.first + c,
                         {scratch, out.tokens, channels, width_step, TileOrder::token_major});
             multiply(tag, {scratch, width_step, 1}, {head.matrix + c * dh, channels, out.channels, dh},

@@ -82,8 +82,8 @@ constexpr std::size_t partial_width(Backend tag, const HeadDecoder& value, std::
 constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t dh = task.head_dim, queries = row_step * task.queries_per_kv;
     const std::size_t absorbed = absorbs_keys(task) ? queries * (task.key.width + 1) : 0;
-    return rematerialize_scratch(dh) + tile_tokens * std::max(dh, width_step) +
-           tile_tokens * std::max(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed;
+    return rematerialize_scratch(dh) + tile_tokens * (std::max)(dh, width_step) +
+           tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed;
 }
 
 /// The parts of attend_scratch.
@@ -117,8 +117,8 @@ inline AttendScratch split_scratch(const AttendTask& task, float* scratch) noexc
     const std::size_t dh = task.head_dim, queries = row_step * task.queries_per_kv;
     AttendScratch out{};
     out.keys = scratch;
-    out.values = out.keys + tile_tokens * std::max(dh, width_step);
-    out.queries = out.values + tile_tokens * std::max(dh, task.value.width);
+    out.values = out.keys + tile_tokens * (std::max)(dh, width_step);
+    out.queries = out.values + tile_tokens * (std::max)(dh, task.value.width);
     out.scores = out.queries + queries * dh;
     out.inner = out.scores + queries * tile_tokens;
     out.absorbed = out.inner + rematerialize_scratch(dh);
@@ -154,7 +154,8 @@ inline void add_constants(const AttendTask& task, Slots rows, std::size_t tokens
 
 /// Channels of a head from channel c on whose queries are rounded together.
 inline std::size_t rounded_channels(const StreamFormat& format, const HeadDecoder& head, std::size_t c) noexcept {
-    return std::min({format.group_channels - (head.first + c) % format.group_channels, head.width - c, int8_channels});
+    return (std::min)(
+        {format.group_channels - (head.first + c) % format.group_channels, head.width - c, int8_channels});
 }
 
 /// queries [count, width] -> out: the values that they have after rounding to 8 bits, with a step for each group of
@@ -205,7 +206,7 @@ void score_rows(Backend tag, const AttendTask& task, const StreamView& in, const
         absorbed = at.queries;
     }
     for (std::size_t c = 0; c < width; c += width_step) {
-        const std::size_t some = std::min(width_step, width - c);
+        const std::size_t some = (std::min)(width_step, width - c);
         decode_tile(tag, in, keys.tokens.first, task.key.first + c,
                     {at.keys, tokens, some, tile_tokens, TileOrder::channel_major});
         multiply(tag, {absorbed + c, width, 1}, {at.keys, some, tokens, tile_tokens}, scores, c > 0 || channels > 0);
@@ -241,7 +242,7 @@ void rebuild_values(Backend tag, const AttendTask& task, const TokenSpan& span, 
     if (absorbed) {
         for (std::size_t c = 0; c < width; c += width_step) {
             decode_tile(tag, span.values, tokens.first, task.value.first + c,
-                        tile.part({0, tokens.count}, {c, std::min(width_step, width - c)}));
+                        tile.part({0, tokens.count}, {c, (std::min)(width_step, width - c)}));
         }
     } else {
         // c_v is added once, at the end.
@@ -278,7 +279,7 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slo
 
     const auto end = static_cast<std::size_t>(stop);
     for (auto row = static_cast<std::size_t>(skip); row < end; row += row_step) {
-        const Slots rows{row, std::min(row_step, end - row)};
+        const Slots rows{row, (std::min)(row_step, end - row)};
         if (direct_scores) {
             score_codes(tag, task, span.keys, tokens, angles, rows, at);
         } else {
@@ -322,7 +323,8 @@ void attend_task(Backend tag, const AttendTask& task, Partial partial, float* sc
         for (std::size_t first = span.begin; first < span.end; first += tile_tokens, ++tile) {
             if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
             if (&span != &task.spans.back()) prefetch_span(tag, task, *(&span + 1));
-            detail::attend_tile(tag, task, span, {first, std::min(tile_tokens, span.end - first)}, partial, angles, at);
+            detail::attend_tile(tag, task, span, {first, (std::min)(tile_tokens, span.end - first)}, partial, angles,
+                                at);
         }
     }
 }
@@ -339,7 +341,7 @@ void finish_partial(Backend tag, const AttendTask& task, Partial partial, float*
         // A sink logit takes its share of the softmax and leaves that much less of V, its constant included.
         float factor = 1.0F, sink = 0.0F;
         if (task.rules.sink_logits != nullptr) {
-            const float logit = task.rules.sink_logits[i % group], highest = std::max(logit, partial.maximum[i]);
+            const float logit = task.rules.sink_logits[i % group], highest = (std::max)(logit, partial.maximum[i]);
             factor = exp_negative(partial.maximum[i] - highest);
             sink = exp_negative(logit - highest);
         }

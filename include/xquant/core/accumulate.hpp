@@ -24,7 +24,7 @@ void decode_rows(Backend tag, const StreamView& in, std::size_t token, std::size
     const std::size_t width = in.format.width;
     const backend::Tile rows{out, tokens, width, width, backend::TileOrder::token_major};
     for (std::size_t c = 0; c < width; c += backend::max_group) {
-        decode_tile(tag, in, token, c, rows.part({0, tokens}, {c, std::min(backend::max_group, width - c)}));
+        decode_tile(tag, in, token, c, rows.part({0, tokens}, {c, (std::min)(backend::max_group, width - c)}));
     }
 }
 
@@ -56,8 +56,8 @@ public:
                 entries_[last].begin = entries_[i].begin;
                 entries_[last].end = entries_[i].end;
             }
-            entries_[last].begin = std::min(entries_[last].begin, entries_[i].begin);
-            entries_[last].end = std::max(entries_[last].end, entries_[i].end);
+            entries_[last].begin = (std::min)(entries_[last].begin, entries_[i].begin);
+            entries_[last].end = (std::max)(entries_[last].end, entries_[i].end);
         }
         if (!entries_.empty()) entries_.erase(entries_.begin() + static_cast<std::ptrdiff_t>(last) + 1, entries_.end());
         for (Entry& entry : entries_) entry.sum = PageRef(Page::create(core.ledger(), core.accumulators()));
@@ -93,8 +93,8 @@ public:
         constexpr std::size_t blocks = coded_page_tokens / block;
         threads.parallel_for(entries_.size() * blocks, [&](std::size_t task) {
             const Entry& entry = entries_[task / blocks];
-            const std::size_t first = std::max(entry.begin, task % blocks * block);
-            const std::size_t last = std::min(entry.end, (task % blocks + 1) * block);
+            const std::size_t first = (std::max)(entry.begin, task % blocks * block);
+            const std::size_t last = (std::min)(entry.end, (task % blocks + 1) * block);
             if (first < last) add(tag, core, layer, entry, first, last - first);
         });
     }

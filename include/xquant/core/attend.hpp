@@ -66,7 +66,7 @@ public:
                 if (!prepared.keys_after_rope) attend.rope = core_->rope(prepared);
                 attend.shared_channels = prepared.shared.width;
                 attend.head_dim = dh;
-                attend.rows = std::min(block_rows, part.rows - row);
+                attend.rows = (std::min)(block_rows, part.rows - row);
                 attend.queries_per_kv = group;
                 attend.first_position = part.first_position + static_cast<std::int64_t>(row);
                 attend.rules = prepared.rules;
@@ -83,7 +83,7 @@ public:
                     const std::size_t tiles_each = few ? split_tiles : run.tiles;
                     for (std::size_t tile = 0; tile < run.tiles; tile += tiles_each) {
                         attend.first_tile = tile;
-                        attend.tiles = std::min(tiles_each, run.tiles - tile);
+                        attend.tiles = (std::min)(tiles_each, run.tiles - tile);
                         tasks_.push_back(task);
                         partials_needed_ += attend.queries() * (task.width + 2);
                         task.splits = 0;

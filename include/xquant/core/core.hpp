@@ -161,7 +161,7 @@ public:
         }
         // Cross-layer caches have one page group for all windows: nothing is freed before the widest window is past it.
         if (page_group.layers == 1) page_group.window = layer.window;
-        page_group.window = page_group.window > 0 && layer.window > 0 ? std::max(page_group.window, layer.window) : 0;
+        page_group.window = page_group.window > 0 && layer.window > 0 ? (std::max)(page_group.window, layer.window) : 0;
     }
 
     [[nodiscard]] Sequence create() { return slots_.create(page_groups_.size()); }

@@ -45,7 +45,7 @@ inline Bytes predict_bytes(const Model& model, const Options& options, std::size
     bytes.index += layers * streams * (sizeof(StreamCodec) + 3 * sizeof(PageSection)) +
                    page_groups.size() * sizeof(PageGroup) + SlotTable::first_bytes(page_groups.size());
 
-    const std::size_t body = tokens - std::min(tokens, options.sinks);
+    const std::size_t body = tokens - (std::min)(tokens, options.sinks);
     const auto add = [&bytes](std::size_t pages, const PageSizes& sizes, std::size_t& purpose) {
         purpose += pages * sizes.codes;
         bytes.scales += pages * sizes.scales;

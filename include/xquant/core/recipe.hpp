@@ -64,7 +64,7 @@ struct Recipe {
 
     [[nodiscard]] std::size_t streams() const noexcept {
         std::size_t most = 1;
-        for (const LayerRecipe& layer : layers) most = std::max(most, layer.streams);
+        for (const LayerRecipe& layer : layers) most = (std::max)(most, layer.streams);
         return most;
     }
     [[nodiscard]] bool requantizes() const noexcept {

@@ -31,7 +31,7 @@ void recode_page(Backend tag, Core& core, std::size_t page_group, Page* from, Pa
         for (std::size_t stream = 0; stream < layer.encoders.size(); ++stream) {
             const StreamEncoder& encoder = layer.encoders[stream];
             const MutableStreamView target = to->stream(layer.place, stream);
-            const std::size_t width = std::max(encoder.width, encoder.coded_width);
+            const std::size_t width = (std::max)(encoder.width, encoder.coded_width);
             ScratchPool::Loan scratch(core.scratch(), 2 * tokens * width);
             float* rows = scratch.data();
             const bool difference = layer.role == CrossRole::difference;

@@ -25,7 +25,7 @@ public:
         for (const PreparedLayer& layer : core.layers()) {
             std::size_t widths = 0;
             for (const StreamEncoder& encoder : layer.encoders) widths += encoder.width;
-            floats = std::max(floats, widths);
+            floats = (std::max)(floats, widths);
         }
         expects(floats == 0 || total_ <= static_cast<std::size_t>(-1) / sizeof(float) / floats, "begin: ", total_,
                 " tokens of ", floats, " floats are more bytes than can be counted");
@@ -99,7 +99,7 @@ private:
         const std::size_t d = layer.shape.width, stream = task % layer.encoders.size();
         const std::size_t first = task / layer.encoders.size() * project_step;
         input.data += first * input.stride;
-        input.rows = std::min(project_step, total_ - first);
+        input.rows = (std::min)(project_step, total_ - first);
         const StreamEncoder& encoder = layer.encoders[stream];
         ScratchPool::Loan scratch(core_->scratch(), backend::project_scratch(d, encoder.width, input.rows));
         project(Backend{}, encoder, input, {positions_.data() + first, core_->rope(layer), layer.shape.head_dim},

@@ -109,7 +109,7 @@ inline void check_sequences(const Description& file, const Core& core) {
             page.page_group < core.page_groups() && page.kind <= PageKind::sinks && page.filled <= slots_of(page.kind),
             "saved cache: its list of pages is damaged");
     }
-    const auto small = [](std::int64_t position) {
+    const auto within = [](std::int64_t position) {
         return position > -largest_position && position < largest_position;
     };
     for (const auto& states : file.sequences) {
@@ -118,17 +118,17 @@ inline void check_sequences(const Description& file, const Core& core) {
         for (std::size_t i = 0; i < states.size(); ++i) {
             const SavedState& state = states[i];
             sound(state.tokens == states[0].tokens && state.next_position == states[0].next_position &&
-                      state.rope_lag == states[0].rope_lag && small(state.next_position) && small(state.rope_lag) &&
+                      state.rope_lag == states[0].rope_lag && within(state.next_position) && within(state.rope_lag) &&
                       state.tokens < static_cast<std::uint64_t>(largest_position),
                   "saved cache: the parts of a sequence differ in length or position");
             std::uint64_t rows = 0;
             unsigned order = 0;
-            std::int64_t next = std::numeric_limits<std::int64_t>::min();
+            std::int64_t next = (std::numeric_limits<std::int64_t>::min)();
             for (const SavedSegment& segment : state.segments) {
                 sound(segment.page < file.pages.size(), "saved cache: a sequence names a page that there is not");
                 const SavedPage& page = file.pages[segment.page];
                 sound(page.page_group == i && segment.begin < segment.end && segment.end <= page.filled &&
-                          small(segment.first_position) && small(segment.rope_lag) && segment.first_position >= next,
+                          within(segment.first_position) && within(segment.rope_lag) && segment.first_position >= next,
                       "saved cache: a sequence's list of rows is damaged");
                 const unsigned place = page.kind == PageKind::sinks ? 0 : page.kind == PageKind::rows ? 2 : 1;
                 sound(place >= order, "saved cache: a sequence's list of rows is out of order");

@@ -16,10 +16,12 @@
 #include <span>
 #include <vector>
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <xquant/persistence/description.hpp>
+
+#define XXH_INLINE_ALL
+XQUANT_UNDEFINED_REGISTERS_BEGIN
+#include <xxhash.h>
+XQUANT_UNDEFINED_REGISTERS_END
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {

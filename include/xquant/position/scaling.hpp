@@ -93,8 +93,8 @@ inline Rope scale_yarn(Rope rope, const YarnScaling& yarn) {
     };
     double first = pair_turning(yarn.beta_fast), last = pair_turning(yarn.beta_slow);
     if (yarn.truncate) first = std::floor(first), last = std::ceil(last);
-    first = std::max(first, 0.0);
-    last = std::min(last, static_cast<double>(2 * f.size() - 1));
+    first = (std::max)(first, 0.0);
+    last = (std::min)(last, static_cast<double>(2 * f.size() - 1));
     if (first == last) last += 0.001;
     for (std::size_t j = 0; j < f.size(); ++j) {
         const double slow = std::clamp((static_cast<double>(j) - first) / (last - first), 0.0, 1.0);

@@ -69,7 +69,7 @@ template <std::size_t N>
 struct Rank {
     static_assert(N >= 1, "xquant: Rank<N> keeps at least one direction");
     /// N, or n where that is fewer.
-    static std::size_t rank(const MatrixView&, std::size_t, std::size_t n) noexcept { return std::min(N, n); }
+    static std::size_t rank(const MatrixView&, std::size_t, std::size_t n) noexcept { return (std::min)(N, n); }
 };
 
 /// The fewest directions that hold this share of the sum of squared singular values, in thousandths.

@@ -1,14 +1,18 @@
 // The singular value decomposition behind svd.hpp and joint_svd.hpp: the only header that includes Eigen.
 #pragma once
 
+#include <xquant/config.hpp>
+
 // Everything here runs on the processor: nvcc need not look for a device in Eigen.
 #if defined(__CUDACC__) && !defined(EIGEN_NO_CUDA)
 #define EIGEN_NO_CUDA
 #endif
 
+XQUANT_UNDEFINED_REGISTERS_BEGIN
 #include <Eigen/Core>
 #include <Eigen/Eigenvalues>
 #include <Eigen/QR>
+XQUANT_UNDEFINED_REGISTERS_END
 
 #include <cstddef>
 #include <vector>

@@ -56,7 +56,7 @@ struct GgmlQ4_0 {
         for (std::size_t i = 0; i < x.size(); ++i) {
             // Rounded to f32 before the 8.5 is added, as a product in f64 that is exact: the same with and without FMA.
             const auto scaled = static_cast<float>(static_cast<double>(x[i]) * static_cast<double>(inverse));
-            codes[i] = static_cast<std::uint8_t>(std::min(15, static_cast<int>(scaled + 8.5F)));
+            codes[i] = static_cast<std::uint8_t>((std::min)(15, static_cast<int>(scaled + 8.5F)));
         }
         const float scale = round_to_f16(d);
         return {scale, -zero_code * scale};

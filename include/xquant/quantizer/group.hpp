@@ -30,8 +30,8 @@ inline namespace XQUANT_ABI_NS {
 /// Rounds a value in [0, 2^22) to the nearest whole number, ties to even, in a form that vectorizes on any machine and
 /// that no compiler may fuse with the multiplication before it (the clamp stands between).
 constexpr float round_clamped(float value, float top) noexcept {
-    constexpr float magic = 12582912.0F;                         // 1.5 * 2^23: the sum has no bits below one
-    const float clamped = std::min(std::max(0.0F, value), top);  // in this order NaN becomes 0
+    constexpr float magic = 12582912.0F;                             // 1.5 * 2^23: the sum has no bits below one
+    const float clamped = (std::min)((std::max)(0.0F, value), top);  // in this order NaN becomes 0
     return (clamped + magic) - magic;
 }
 
@@ -67,8 +67,8 @@ struct Range {
 inline Range range_of(std::span<const float> x) noexcept {
     Range range{x[0], x[0]};
     for (const float value : x) {
-        range.low = std::min(range.low, value);
-        range.high = std::max(range.high, value);
+        range.low = (std::min)(range.low, value);
+        range.high = (std::max)(range.high, value);
     }
     return range;
 }

@@ -79,7 +79,7 @@ private:
         const Range range = range_of(x);
         const float zero = round_to_f16(range.low);
         // The whole range may be twice what f16 holds.
-        return {std::min(std::max(round_to_f16(range.high - zero), 0.0F), f16_max), zero};
+        return {(std::min)((std::max)(round_to_f16(range.high - zero), 0.0F), f16_max), zero};
     }
 
     /// How many of the rising values are at most `limit`.

@@ -19,7 +19,7 @@ inline namespace XQUANT_ABI_NS {
 
 /// @tparam Quantizer  any quantizer policy
 /// @tparam Count      outliers of a group; by default 1 % of it, rounded, at least one
-template <class Quantizer, unsigned Count = std::max(1U, (Quantizer::group + 50) / 100)>
+template <class Quantizer, unsigned Count = (std::max)(1U, (Quantizer::group + 50) / 100)>
 struct WithOutliers : Quantizer {
     static_assert(Quantizer::group <= 256,
                   "xquant: WithOutliers takes groups of at most 256 values: a place is one byte");

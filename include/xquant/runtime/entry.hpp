@@ -8,7 +8,7 @@ namespace xquant::runtime::detail {
 
 /// A level's functions. All of it lies in the level's shared object, which is never unloaded.
 struct Level {
-    const Interface* interface;  ///< first, and its revision first in it: what is behind them may be read if both agree
+    const Interface* about;  ///< first, and its revision first in it: what is behind them may be read if both agree
     const char* name;
     const char* backend;
     std::unique_ptr<Cache> (*make_cache)(std::string_view scheme, const Model& model, const Options& options);

@@ -151,7 +151,7 @@ const detail::Level* load(std::string_view name) {
     const auto entry = reinterpret_cast<detail::Entry>(::dlsym(file, detail::entry_name));
     if (entry == nullptr) raise<level_error>("level ", name, " cannot be loaded: ", last_error());
     const detail::Level* const level = entry();
-    check_interface(path, *level->interface);
+    check_interface(path, *level->about);
     if (level->name != name || std::string_view(level->backend) != known.backend) {
         raise<level_error>(path, " is level ", level->name, " with backend ", level->backend, "; expected level ", name,
                            " with backend ", known.backend);

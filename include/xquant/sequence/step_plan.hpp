@@ -81,9 +81,9 @@ public:
           now_(&now),
           formats_(formats),
           seen_from_(keep.window > 0 ? now.next_position - static_cast<std::int64_t>(keep.window) + 1
-                                     : std::numeric_limits<std::int64_t>::min()) {
+                                     : (std::numeric_limits<std::int64_t>::min)()) {
         const bool only_sinks = count(Purpose::codes) + count(Purpose::tail) == 0;
-        new_sinks_ = now.tokens < keep.sinks && only_sinks ? std::min(n, keep.sinks - now.tokens) : 0;
+        new_sinks_ = now.tokens < keep.sinks && only_sinks ? (std::min)(n, keep.sinks - now.tokens) : 0;
         waiting_ = count(Purpose::tail);
         const std::size_t body = waiting_ + n - new_sinks_;
         const std::size_t outside = body > keep.recent ? body - keep.recent : 0;
@@ -96,7 +96,7 @@ public:
         copy(Purpose::codes, 0, after);
         encode(coded, extends);
         copy(Purpose::tail, coded, after);
-        keep_rows(std::max(coded, waiting_), body, before > waiting_ ? before - waiting_ : 0);
+        keep_rows((std::max)(coded, waiting_), body, before > waiting_ ? before - waiting_ : 0);
 
         if (keep.strict) {
             copy(Purpose::sinks, 0, reads);
@@ -151,7 +151,7 @@ private:
     void copy(Purpose purpose, std::size_t skip, List& out) const {
         for (const Segment& segment : now_->segments) {
             if (!is(purpose, segment)) continue;
-            const std::size_t gone = std::min(skip, segment.size());
+            const std::size_t gone = (std::min)(skip, segment.size());
             skip -= gone;
             if (gone < segment.size()) {
                 out.push_back({segment.page, segment.begin + gone, segment.end,
@@ -196,7 +196,7 @@ private:
         for (const Segment& segment : now_->segments) {
             if (!is(Purpose::tail, segment)) continue;
             if (left > 0 && at >= first && at < first + segment.size()) {
-                const std::size_t skip = at - first, take = std::min(left, segment.size() - skip);
+                const std::size_t skip = at - first, take = (std::min)(left, segment.size() - skip);
                 pieces.push_back({segment.page.get(), segment.begin + skip, take});
                 add_rows(to, page, slot, take, segment.first_position + static_cast<std::int64_t>(skip),
                          segment.rope_lag);
@@ -232,7 +232,7 @@ private:
             const std::size_t slot = extends && !after.empty() ? after.back().end : 0;
             const bool more = extends && can_extend(*formats_.coded, slot);
             const PageRef page = more ? after.back().page : PageRef(Page::create(*ledger_, *formats_.coded));
-            const std::size_t first = more ? slot : 0, take = std::min(rows - done, coded_page_tokens - first);
+            const std::size_t first = more ? slot : 0, take = (std::min)(rows - done, coded_page_tokens - first);
             write(page, first, take, done, after);
             done += take;
         }
@@ -242,7 +242,7 @@ private:
     void encode_for_now(std::size_t from, std::size_t to) {
         for (std::size_t done = from; done < to;) {
             const PageRef page(Page::create(*ledger_, *formats_.coded));
-            const std::size_t take = std::min(to - done, coded_page_tokens);
+            const std::size_t take = (std::min)(to - done, coded_page_tokens);
             write(page, 0, take, done, reads);
             done += take;
         }
@@ -254,7 +254,7 @@ private:
         for (std::size_t done = from; done < to;) {
             const bool goes_on = !after.empty() && &after.back().page->format() == formats_.rows;
             const std::size_t slot = (goes_on ? after.back().end : coded_before + done) % row_page_tokens;
-            const std::size_t take = std::min(to - done, row_page_tokens - slot);
+            const std::size_t take = (std::min)(to - done, row_page_tokens - slot);
             write(page_for(*formats_.rows, slot), slot, take, done, after);
             done += take;
         }

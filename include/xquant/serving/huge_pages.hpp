@@ -93,7 +93,7 @@ public:
     /// aligned to 2 MiB. Null: from HugePages of its own; a chunk of these takes memory where it is touched, not
     /// before.
     explicit Arena(std::size_t chunk = std::size_t{1} << 25U, std::pmr::memory_resource* upstream = nullptr) noexcept
-        : upstream_(upstream ? upstream : &own_), chunk_(std::min(chunk, most)) {}
+        : upstream_(upstream ? upstream : &own_), chunk_((std::min)(chunk, most)) {}
     Arena(const Arena&) = delete;
     Arena& operator=(const Arena&) = delete;
 
@@ -186,7 +186,7 @@ private:
             block->second.entry = free_.extract(found);
             return block;
         }
-        const std::size_t chunk = round_up(std::max(size, chunk_), HugePages::page);
+        const std::size_t chunk = round_up((std::max)(size, chunk_), HugePages::page);
         Free::node_type entry = new_entry();
         auto* address = static_cast<std::byte*>(upstream_->allocate(chunk, HugePages::page));
         detail::Undo undo([&] { upstream_->deallocate(address, chunk, HugePages::page); });

@@ -113,7 +113,7 @@ public:
         const std::size_t before = known.tokens.size(), after = before + tokens.size();
         std::pmr::vector<std::int32_t> grown(known_.get_allocator());
         if (after > known.tokens.capacity()) {
-            grown.reserve(std::max(after, 2 * before));
+            grown.reserve((std::max)(after, 2 * before));
             grown.assign(known.tokens.begin(), known.tokens.end());
         }
         make_room();
@@ -209,7 +209,7 @@ private:
             if (child == none) break;
             const Node& node = nodes_[child];
             const std::int32_t* edge = node.owner->tokens.data();
-            const std::size_t stop = std::min(node.end, ids.size());
+            const std::size_t stop = (std::min)(node.end, ids.size());
             std::size_t same = at.depth + 1;
             // Whole runs first: std::equal is vectorized, std::mismatch is not.
             constexpr std::size_t run = 64;
@@ -240,7 +240,7 @@ private:
     /// Makes sure of two free nodes, more than any call takes, and of buckets for them. Throws std::bad_alloc.
     void make_room() {
         if (free_count_ + (nodes_.capacity() - nodes_.size()) < 2) {
-            nodes_.reserve(std::max(nodes_.size() + 2, 2 * nodes_.size()));
+            nodes_.reserve((std::max)(nodes_.size() + 2, 2 * nodes_.size()));
         }
         if (nodes_.size() + 2 <= buckets_.size()) return;
         std::pmr::vector<Index> old(std::max<std::size_t>(16, 2 * buckets_.size()), none, buckets_.get_allocator());

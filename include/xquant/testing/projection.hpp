@@ -154,8 +154,8 @@ inline void check_heads(const Layer& layer, const xquant::detail::PreparedLayer&
             for (std::size_t t = 0; t < row_count; ++t) {
                 for (std::size_t i = 0; i < dh; ++i) {
                     const double value = exact[t * r + head * dh + i];
-                    largest = std::max(largest, std::abs(value));
-                    worst = std::max(worst, std::abs(value - static_cast<double>(found[t * dh + i])));
+                    largest = (std::max)(largest, std::abs(value));
+                    worst = (std::max)(worst, std::abs(value - static_cast<double>(found[t * dh + i])));
                 }
             }
             holds(worst <= tolerance * largest, std::string(key ? "K" : "V") + " of head " + std::to_string(head) +

@@ -191,12 +191,12 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
     // What f16 may add: half an ulp of the scale, times the largest level, and of the zero.
     float reach = std::abs(zero_code<Q>());
     for (unsigned code = 0; code < (1U << Q::bits); ++code) {
-        reach = std::max(reach, std::abs(level(levels, code)));
+        reach = (std::max)(reach, std::abs(level(levels, code)));
     }
     const Range range = range_of(x);
     float largest = std::abs(scale.zero) + reach * std::abs(scale.scale), span = range.high - range.low;
-    largest = std::max(largest, std::max(std::abs(range.low), std::abs(range.high)));
-    if constexpr (!Q::stores_zero) span = std::max(range.high, 0.0F) - std::min(range.low, 0.0F);
+    largest = (std::max)(largest, (std::max)(std::abs(range.low), std::abs(range.high)));
+    if constexpr (!Q::stores_zero) span = (std::max)(range.high, 0.0F) - (std::min)(range.low, 0.0F);
     const float rounding = largest * 0x1p-10F + (reach + 1) * 0x1p-24F;
     const bool constant = range.low == range.high;
     for (std::size_t i = 0; i < x.size(); ++i) {

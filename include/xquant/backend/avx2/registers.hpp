@@ -41,8 +41,8 @@ struct avx2_registers {
     static f32 sub(f32 a, f32 b) noexcept { return _mm256_sub_ps(a, b); }
     static f32 mul(f32 a, f32 b) noexcept { return _mm256_mul_ps(a, b); }
     static f32 fma(f32 a, f32 b, f32 c) noexcept { return _mm256_fmadd_ps(a, b, c); }
-    static f32 min(f32 a, f32 b) noexcept { return _mm256_min_ps(a, b); }
-    static f32 max(f32 a, f32 b) noexcept { return _mm256_max_ps(a, b); }
+    static f32 minimum(f32 a, f32 b) noexcept { return _mm256_min_ps(a, b); }
+    static f32 maximum(f32 a, f32 b) noexcept { return _mm256_max_ps(a, b); }
     static float reduce_min(f32 a) noexcept {
         __m128 x = _mm_min_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
         x = _mm_min_ps(x, _mm_movehl_ps(x, x));

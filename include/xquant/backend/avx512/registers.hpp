@@ -10,6 +10,8 @@
 #include <xquant/config.hpp>
 #include <xquant/types.hpp>
 
+XQUANT_UNDEFINED_REGISTERS_BEGIN
+
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
@@ -44,8 +46,8 @@ struct avx512_registers {
     static f32 sub(f32 a, f32 b) noexcept { return _mm512_sub_ps(a, b); }
     static f32 mul(f32 a, f32 b) noexcept { return _mm512_mul_ps(a, b); }
     static f32 fma(f32 a, f32 b, f32 c) noexcept { return _mm512_fmadd_ps(a, b, c); }
-    static f32 min(f32 a, f32 b) noexcept { return _mm512_min_ps(a, b); }
-    static f32 max(f32 a, f32 b) noexcept { return _mm512_max_ps(a, b); }
+    static f32 minimum(f32 a, f32 b) noexcept { return _mm512_min_ps(a, b); }
+    static f32 maximum(f32 a, f32 b) noexcept { return _mm512_max_ps(a, b); }
     static float reduce_min(f32 a) noexcept { return _mm512_reduce_min_ps(a); }
     static float reduce_max(f32 a) noexcept { return _mm512_reduce_max_ps(a); }
     static float reduce_add(f32 a) noexcept { return _mm512_reduce_add_ps(a); }
@@ -175,3 +177,5 @@ private:
 
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant::backend
+
+XQUANT_UNDEFINED_REGISTERS_END

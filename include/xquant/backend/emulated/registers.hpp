@@ -60,10 +60,10 @@ struct emulated_registers {
     static f32 fma(f32 a, f32 b, f32 c) noexcept {
         return fill([&](std::size_t i) { return std::fma(a.at[i], b.at[i], c.at[i]); });
     }
-    static f32 min(f32 a, f32 b) noexcept {
+    static f32 minimum(f32 a, f32 b) noexcept {
         return fill([&](std::size_t i) { return a.at[i] < b.at[i] ? a.at[i] : b.at[i]; });
     }
-    static f32 max(f32 a, f32 b) noexcept {
+    static f32 maximum(f32 a, f32 b) noexcept {
         return fill([&](std::size_t i) { return a.at[i] > b.at[i] ? a.at[i] : b.at[i]; });
     }
     static float reduce_min(f32 a) noexcept { return *std::min_element(a.at.begin(), a.at.end()); }

@@ -47,7 +47,7 @@ inline void unpack_group(scalar, const std::byte* in, std::size_t n, unsigned bi
         const unsigned mask = (1U << plane) - 1;
         const auto* XQUANT_RESTRICT bytes = reinterpret_cast<const std::uint8_t*>(in);
         for (std::size_t k = first / stride; k * stride < first + count; ++k) {
-            const std::size_t begin = std::max(first, k * stride), end = std::min(first + count, (k + 1) * stride);
+            const std::size_t begin = (std::max)(first, k * stride), end = (std::min)(first + count, (k + 1) * stride);
             const auto down = static_cast<unsigned>(k * plane);
             for (std::size_t i = begin; i < end; ++i) {
                 const unsigned bitfield = (bytes[i - k * stride] >> down) & mask;
@@ -159,7 +159,7 @@ inline void load_channels(const StreamView& in, std::size_t token, Slots channel
     const DType type = dtype_of_kind(format.kind);
     for (std::size_t c = channels.first; c < channels.end();) {
         const std::size_t b = c / format.group_channels, in_group = c % format.group_channels;
-        const std::size_t columns = std::min(format.channels_of(b) - in_group, channels.end() - c);
+        const std::size_t columns = (std::min)(format.channels_of(b) - in_group, channels.end() - c);
         load_row(in.codes + format.code_offset(token, b) + in_group * size_of(type), type, columns,
                  out + (c - channels.first));
         c += columns;
@@ -194,7 +194,7 @@ inline void decode_tile(scalar tag, const StreamView& in, std::size_t token, std
         for (std::size_t c = 0; c < out.channels;) {
             const std::size_t b = (channel + c) / format.group_channels,
                               in_group = (channel + c) % format.group_channels;
-            const std::size_t columns = std::min(format.channels_of(b) - in_group, out.channels - c);
+            const std::size_t columns = (std::min)(format.channels_of(b) - in_group, out.channels - c);
             if (format.group_channels == 1) {
                 detail::decode_group(tag, in, {token_block, b}, {in_block, rows}, out.at(t, c), out.token_step());
             } else {

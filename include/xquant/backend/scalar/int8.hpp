@@ -31,8 +31,9 @@ inline constexpr unsigned int8_most_bits = 5;
 
 /// Channels of the next block, from `channel` of the stream on, `left` to go.
 constexpr std::size_t int8_block(const StreamFormat& format, std::size_t channel, std::size_t left) noexcept {
-    const std::size_t most = std::min(int8_channels, left);
-    return format.group_channels == 1 ? most : std::min(most, format.group_channels - channel % format.group_channels);
+    const std::size_t most = (std::min)(int8_channels, left);
+    return format.group_channels == 1 ? most
+                                      : (std::min)(most, format.group_channels - channel % format.group_channels);
 }
 
 /// Whether a head can be rebuilt by 8-bit products: its codes stand for themselves, and blocks hold whole words of 4
@@ -51,7 +52,7 @@ inline float quantize_weights(const float* a, std::size_t dh, std::size_t channe
                               std::int8_t* weights) noexcept {
     const auto scaled = [&](std::size_t c) { return factors != nullptr ? factors[c] * a[c * dh] : a[c * dh]; };
     float largest = 0;
-    for (std::size_t c = 0; c < channels; ++c) largest = std::max(largest, std::abs(scaled(c)));
+    for (std::size_t c = 0; c < channels; ++c) largest = (std::max)(largest, std::abs(scaled(c)));
     const float inverse = largest > 0 ? top / largest : 0.0F;
     for (std::size_t c = 0; c < channels; ++c) {
         // Beyond `top` only where a factor is not finite, as in damaged bytes, or `largest` has no inverse: no weight
@@ -75,11 +76,11 @@ inline void rematerialize_int8(scalar tag, const StreamView& in, const HeadDecod
     std::array<std::uint8_t, max_group> group;
     for (std::size_t t = 0; t < out.tokens;) {
         const std::size_t in_block = (token + t) % format.group_tokens, token_block = (token + t) / format.group_tokens;
-        const std::size_t some = by_channel ? std::min(format.group_tokens - in_block, out.tokens - t) : out.tokens;
+        const std::size_t some = by_channel ? (std::min)(format.group_tokens - in_block, out.tokens - t) : out.tokens;
         for (std::size_t first = 0; first < head.width;) {
             const std::size_t channel = head.first + first;
             const std::size_t channels = int8_block(format, channel, head.width - first);
-            std::array<float, std::max(int8_channels, tile_tokens)> scales, zeros;  // of channels, or of tokens
+            std::array<float, (std::max)(int8_channels, tile_tokens)> scales, zeros;  // of channels, or of tokens
             for (std::size_t i = 0; i < (by_channel ? channels : some); ++i) {
                 const std::size_t row = by_channel ? token_block : token + t + i;
                 const std::size_t block = by_channel ? channel + i : channel / format.group_channels;

@@ -20,7 +20,7 @@ inline namespace XQUANT_ABI_NS {
 /// e^x for x <= 0, relative error below 2e-7; 0 below -87. A polynomial, so that loops over it vectorize.
 inline float exp_negative(float x) noexcept {
     constexpr float log2_e = 1.44269504F, ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F, magic = 12582912.0F;
-    const float clamped = std::max(x, -87.0F);
+    const float clamped = (std::max)(x, -87.0F);
     const float n = (clamped * log2_e + magic) - magic;
     const float r = (clamped - n * ln2_high) - n * ln2_low;
     float p = 1.9875691500e-4F;
@@ -61,7 +61,7 @@ struct SoftmaxRow {
 inline void online_softmax(scalar, float* XQUANT_RESTRICT scores, VisibleTokens seen, SoftmaxRow row) noexcept {
     if (seen.begin < seen.end) {
         float highest = scores[seen.begin];
-        for (std::size_t t = seen.begin + 1; t < seen.end; ++t) highest = std::max(highest, scores[t]);
+        for (std::size_t t = seen.begin + 1; t < seen.end; ++t) highest = (std::max)(highest, scores[t]);
         if (highest > row.maximum) {
             const float factor = row.total > 0 ? exp_negative(row.maximum - highest) : 0.0F;
             row.total *= factor;
@@ -75,7 +75,7 @@ inline void online_softmax(scalar, float* XQUANT_RESTRICT scores, VisibleTokens 
         for (std::size_t t = seen.begin; t < seen.end; ++t) total += scores[t];
         row.total = total;
     }
-    for (std::size_t t = 0; t < std::min(seen.begin, seen.end); ++t) scores[t] = 0;
+    for (std::size_t t = 0; t < (std::min)(seen.begin, seen.end); ++t) scores[t] = 0;
     for (std::size_t t = seen.end; t < seen.tokens; ++t) scores[t] = 0;
 }
 
@@ -90,7 +90,7 @@ inline void clear_partial(scalar, Partial partial, std::size_t queries, std::siz
 inline void merge_partial(scalar, Partial into, Partial from, std::size_t queries, std::size_t width) noexcept {
     for (std::size_t i = 0; i < queries; ++i) {
         if (from.total[i] == 0) continue;
-        const float highest = std::max(into.maximum[i], from.maximum[i]);
+        const float highest = (std::max)(into.maximum[i], from.maximum[i]);
         const float keep = into.total[i] == 0 ? 0.0F : exp_negative(into.maximum[i] - highest);
         const float factor = exp_negative(from.maximum[i] - highest);
         into.total[i] = into.total[i] * keep + from.total[i] * factor;

@@ -15,7 +15,7 @@ namespace detail {
 /// e^x for x <= 0, lane by lane. Like exp_negative, but e^-87 for all x below -87.
 template <class R>
 typename R::f32 exp_lanes(typename R::f32 x) noexcept {
-    x = R::max(x, R::splat(-87.0F));
+    x = R::maximum(x, R::splat(-87.0F));
     const auto n = R::round(R::mul(x, R::splat(1.44269504F)));
     const auto whole = R::to_f32(n);
     const auto r = R::fma(whole, R::splat(2.12194440e-4F), R::fma(whole, R::splat(-0.693359375F), x));
@@ -40,17 +40,17 @@ void online_softmax(simd<R>, float* scores, VisibleTokens seen, SoftmaxRow row) 
         std::fill_n(scores, whole, 0.0F);
         return;
     }
-    constexpr float nothing = -std::numeric_limits<float>::max();
+    constexpr float nothing = -(std::numeric_limits<float>::max)();
     std::fill_n(scores, begin, nothing);
     std::fill_n(scores + end, whole - end, nothing);
     auto highest = R::load(scores);
-    for (std::size_t t = R::lanes; t < whole; t += R::lanes) highest = R::max(highest, R::load(scores + t));
+    for (std::size_t t = R::lanes; t < whole; t += R::lanes) highest = R::maximum(highest, R::load(scores + t));
     const float top = R::reduce_max(highest);
     if (top > row.maximum) {
         const float factor = row.total > 0 ? exp_negative(row.maximum - top) : 0.0F;
         row.total *= factor;
         for (std::size_t c = 0; c < row.width; c += R::lanes) {
-            const std::size_t n = std::min(R::lanes, row.width - c);
+            const std::size_t n = (std::min)(R::lanes, row.width - c);
             R::store_first(row.sum + c, R::mul(R::load_first(row.sum + c, n), R::splat(factor)), n);
         }
         row.maximum = top;
@@ -194,12 +194,12 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
     for (std::size_t c = 0; c < width;) {
         const std::size_t channel = task.value.first + c, block = channel / format.group_channels;
         const std::size_t in_group = channel % format.group_channels;
-        const std::size_t channels = std::min({format.channels_of(block) - in_group, width - c, std::size_t{128}});
+        const std::size_t channels = (std::min)({format.channels_of(block) - in_group, width - c, std::size_t{128}});
         detail::load_token_scales<R>(in, of_tokens, block, scales.data(), zeros.data());
         for (std::size_t i = 0; i < count; ++i) {
             auto total = R::zero();
             for (std::size_t t = 0; t < tokens; t += R::lanes) {
-                const std::size_t n = std::min(R::lanes, tokens - t);
+                const std::size_t n = (std::min)(R::lanes, tokens - t);
                 const auto p = R::load_first(at.scores + i * tile_tokens + t, n);
                 R::store(weights + i * tile_tokens + t, R::mul(p, R::load_first(scales.data() + t, n)));
                 total = R::fma(p, R::load_first(zeros.data() + t, n), total);

@@ -114,9 +114,9 @@ void transpose_floats(Matrix in, float* out, std::size_t out_stride) noexcept {
     const std::size_t rows = in.rows, columns = in.columns;
     typename R::i32 block[n];
     for (std::size_t i = 0; i < rows; i += n) {
-        const std::size_t some = std::min(n, rows - i);
+        const std::size_t some = (std::min)(n, rows - i);
         for (std::size_t j = 0; j < columns; j += n) {
-            const std::size_t wide = std::min(n, columns - j);
+            const std::size_t wide = (std::min)(n, columns - j);
             for (std::size_t k = 0; k < n; ++k) {
                 block[k] = k < some ? R::as_i32(R::load_first(in.data + (i + k) * in.stride + j, wide)) : R::zero_i32();
             }
@@ -198,7 +198,7 @@ void decode_token(simd<R> tag, const StreamView& in, std::size_t token, Slots ch
     if (format.kind == CodeKind::f32) return load_channels(in, token, channels, out);
     for (std::size_t c = channels.first; c < channels.end();) {
         const std::size_t b = c / format.group_channels, in_group = c % format.group_channels;
-        const std::size_t columns = std::min(format.channels_of(b) - in_group, channels.end() - c);
+        const std::size_t columns = (std::min)(format.channels_of(b) - in_group, channels.end() - c);
         float* to = out + (c - channels.first);
         if (format.quantized()) {
             decode_run(tag, in, {token, b}, {in_group, columns}, to);
@@ -214,7 +214,7 @@ template <class R>
 void decode_channel(simd<R> tag, const StreamView& in, Slots tokens, std::size_t channel, float* out) noexcept {
     const std::size_t group = in.format.group_tokens;
     for (std::size_t t = tokens.first; t < tokens.end();) {
-        const std::size_t rows = std::min(group - t % group, tokens.end() - t);
+        const std::size_t rows = (std::min)(group - t % group, tokens.end() - t);
         decode_run(tag, in, {t / group, channel}, {t % group, rows}, out + (t - tokens.first));
         t += rows;
     }
@@ -238,9 +238,9 @@ void decode_tile(simd<R> tag, const StreamView& in, std::size_t token, std::size
         }
     } else if (along_tokens) {
         for (std::size_t c = 0; c < out.channels; c += detail::strip_values) {
-            const std::size_t some = std::min(detail::strip_values, out.channels - c);
+            const std::size_t some = (std::min)(detail::strip_values, out.channels - c);
             for (std::size_t t = 0; t < out.tokens; t += R::lanes) {
-                const std::size_t rows = std::min(R::lanes, out.tokens - t);
+                const std::size_t rows = (std::min)(R::lanes, out.tokens - t);
                 for (std::size_t i = 0; i < rows; ++i) {
                     detail::decode_token(tag, in, token + t + i, {channel + c, some},
                                          strip.data() + i * detail::strip_values);
@@ -250,9 +250,9 @@ void decode_tile(simd<R> tag, const StreamView& in, std::size_t token, std::size
         }
     } else if (along_channels) {
         for (std::size_t t = 0; t < out.tokens; t += detail::strip_values) {
-            const std::size_t some = std::min(detail::strip_values, out.tokens - t);
+            const std::size_t some = (std::min)(detail::strip_values, out.tokens - t);
             for (std::size_t c = 0; c < out.channels; c += R::lanes) {
-                const std::size_t rows = std::min(R::lanes, out.channels - c);
+                const std::size_t rows = (std::min)(R::lanes, out.channels - c);
                 for (std::size_t i = 0; i < rows; ++i) {
                     detail::decode_channel(tag, in, {token + t, some}, channel + c + i,
                                            strip.data() + i * detail::strip_values);
@@ -295,8 +295,8 @@ void encode_range(const StreamCodec& codec, const float* x, std::size_t n, Group
     auto low = R::load(x), high = low;
     for (std::size_t i = R::lanes; i < n; i += R::lanes) {
         const auto value = R::load(x + i);
-        low = R::min(low, value);
-        high = R::max(high, value);
+        low = R::minimum(low, value);
+        high = R::maximum(high, value);
     }
     const GroupScale scale = codec.scale_of({R::reduce_min(low), R::reduce_max(high)});
     const auto zero = R::splat(scale.zero), inverse = R::splat(scale.scale > 0 ? 1.0F / scale.scale : 0.0F);
@@ -304,7 +304,7 @@ void encode_range(const StreamCodec& codec, const float* x, std::size_t n, Group
     alignas(64) std::array<std::uint8_t, max_group> codes;
     for (std::size_t i = 0; i < n; i += R::lanes) {
         const auto scaled = R::mul(R::sub(R::load(x + i), zero), inverse);
-        R::store_u8(codes.data() + i, R::round(R::min(R::max(scaled, bottom), top)));
+        R::store_u8(codes.data() + i, R::round(R::minimum(R::maximum(scaled, bottom), top)));
     }
     pack_words(codes.data(), n, format.bits, out.codes + format.code_offset(at.token_block, at.channel_block));
     const std::size_t index = format.group_index(at.token_block, at.channel_block);

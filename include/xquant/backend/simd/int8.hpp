@@ -41,14 +41,14 @@ Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const floa
     out.offsets = out.scales + out.columns;
     const auto byte = R::splat_i32(0xFF), magnitude = R::splat_i32(0x7FFFFFFF);
     for (std::size_t j = 0; j < dh; j += lanes) {
-        const std::size_t n = std::min(lanes, dh - j);
+        const std::size_t n = (std::min)(lanes, dh - j);
         const auto row = [&](std::size_t c) {
             return n == lanes ? R::load(a + c * dh + j) : R::load_first(a + c * dh + j, n);
         };
         auto largest = R::zero(), offset = R::zero();
         for (std::size_t c = 0; c < channels; ++c) {
             const auto value = row(c), scaled = factors != nullptr ? R::mul(R::splat(factors[c]), value) : value;
-            largest = R::max(largest, R::as_f32(R::bits_and(R::as_i32(scaled), magnitude)));
+            largest = R::maximum(largest, R::as_f32(R::bits_and(R::as_i32(scaled), magnitude)));
             offset = zeros != nullptr ? R::fma(R::splat(zeros[c]), value, offset) : R::add(offset, value);
         }
         alignas(64) float inverse[lanes], scale[lanes];
@@ -119,9 +119,9 @@ XQUANT_INLINE DotSums<R, Vectors> dot_quads(const std::uint32_t* quads, std::siz
                                             const Int8Block& block, const std::size_t (&columns)[dot_columns],
                                             std::size_t run) noexcept {
     const std::size_t end = channels / 4;
-    DotSums<R, Vectors> sums = dot_run<R, Vectors>(quads, 0, std::min(run, end), t, block, columns);
+    DotSums<R, Vectors> sums = dot_run<R, Vectors>(quads, 0, (std::min)(run, end), t, block, columns);
     for (std::size_t q = run; q < end && run < end; q += run) {
-        const DotSums<R, Vectors> more = dot_run<R, Vectors>(quads, q, std::min(q + run, end), t, block, columns);
+        const DotSums<R, Vectors> more = dot_run<R, Vectors>(quads, q, (std::min)(q + run, end), t, block, columns);
         XQUANT_UNROLL
         for (std::size_t k = 0; k < dot_columns; ++k) {
             XQUANT_UNROLL
@@ -145,14 +145,14 @@ void add_int8_block(const std::uint32_t* quads, std::size_t channels, std::size_
     for (std::size_t t = 0; t < tokens; t += wide) {
         for (std::size_t j = 0; j < columns; j += dot_columns) {
             std::size_t at[dot_columns];
-            for (std::size_t k = 0; k < dot_columns; ++k) at[k] = std::min(j + k, columns - 1);
+            for (std::size_t k = 0; k < dot_columns; ++k) at[k] = (std::min)(j + k, columns - 1);
             const auto sums = dot_quads<R, vectors>(quads, channels, t, block, at, run);
-            for (std::size_t k = 0; k < std::min(dot_columns, columns - j); ++k) {
+            for (std::size_t k = 0; k < (std::min)(dot_columns, columns - j); ++k) {
                 const auto scale = R::splat(block.scales[j + k]), offset = R::splat(block.offsets[j + k]);
                 for (std::size_t v = 0; v < vectors; ++v) {
                     const std::size_t first = t + v * R::lanes;
                     if (first >= tokens) break;
-                    const std::size_t n = std::min(R::lanes, tokens - first);
+                    const std::size_t n = (std::min)(R::lanes, tokens - first);
                     float* to = out.data + (j + k) * out.stride + first;
                     const auto before = set ? R::zero() : R::load_first(to, n);
                     auto value = R::mul(R::to_f32(sums.at[k][v]), scale);
@@ -183,7 +183,7 @@ void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& he
     alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales, zeros;
     for (std::size_t t = 0; t < tokens;) {
         const std::size_t left = by_channel ? format.group_tokens - (token + t) % format.group_tokens : tokens;
-        const Slots some{token + t, std::min(left, tokens - t)};
+        const Slots some{token + t, (std::min)(left, tokens - t)};
         const Tile part = out.part({t, some.count}, {0, out.channels});
         for (std::size_t c = 0; c < head.width;) {
             const Slots channels{head.first + c, int8_block(format, head.first + c, head.width - c)};

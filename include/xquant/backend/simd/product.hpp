@@ -85,7 +85,7 @@ void multiply(simd<R>, Operand a, Matrix b, MutableMatrix c, bool add) noexcept 
     std::size_t j = 0;
     for (; j + wide <= c.columns; j += wide) detail::multiply_panel<R, vectors>(a, b, c, {j, wide}, add);
     for (; j < c.columns; j += R::lanes) {
-        detail::multiply_panel<R, 1>(a, b, c, {j, std::min(R::lanes, c.columns - j)}, add);
+        detail::multiply_panel<R, 1>(a, b, c, {j, (std::min)(R::lanes, c.columns - j)}, add);
     }
 }
 
@@ -95,14 +95,14 @@ void multiply_vector(simd<R>, Matrix a, const float* x, float* out) noexcept {
     for (std::size_t i = 0; i < a.rows; i += R::lanes) {
         typename R::f32 sums[R::lanes];
         for (std::size_t k = 0; k < R::lanes; ++k) {
-            const float* row = a.data + std::min(i + k, a.rows - 1) * a.stride;
+            const float* row = a.data + (std::min)(i + k, a.rows - 1) * a.stride;
             sums[k] = R::zero();
             for (std::size_t c = 0; c < a.columns; c += R::lanes) {
-                const std::size_t n = std::min(R::lanes, a.columns - c);
+                const std::size_t n = (std::min)(R::lanes, a.columns - c);
                 sums[k] = R::fma(R::load_first(row + c, n), R::load_first(x + c, n), sums[k]);
             }
         }
-        R::store_first(out + i, R::sum_rows(sums), std::min(R::lanes, a.rows - i));
+        R::store_first(out + i, R::sum_rows(sums), (std::min)(R::lanes, a.rows - i));
     }
 }
 

@@ -31,7 +31,7 @@ void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_cha
                    const std::size_t size = format.code_offset(0, 1);  // from a channel to the next
                    const std::byte* from = in.codes + format.code_offset(block, channel);
                    std::uint32_t* to = quads;
-                   const std::size_t count_q = channels / 4, runs = (std::min(tokens, n()) + bytes - 1) / bytes;
+                   const std::size_t count_q = channels / 4, runs = ((std::min)(tokens, n()) + bytes - 1) / bytes;
                    for (std::size_t q = 0; q < count_q; ++q, from += 4 * size, to += quad_tokens) {
                        for (std::size_t r = 0; r < runs; ++r) {
                            typename R::i32 words[4];
@@ -60,10 +60,10 @@ void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_cha
                            for (std::size_t i = 0; i < lanes; ++i) {
                                prefetch(from + (t + i + prefetch_rows) * size);
                                words[i] =
-                                   code_bytes<R, bits(), n()>(from + std::min(t + i, last) * size, skip + c / bytes);
+                                   code_bytes<R, bits(), n()>(from + (std::min)(t + i, last) * size, skip + c / bytes);
                            }
                            R::transpose(words);
-                           const std::size_t rows = std::min(lanes, (wide - c) / 4);
+                           const std::size_t rows = (std::min)(lanes, (wide - c) / 4);
                            for (std::size_t i = 0; i < rows; ++i) {
                                R::store_i32(to + (c / 4 + i) * quad_tokens + t, words[i]);
                            }

@@ -17,7 +17,7 @@ void apply_rope_to_tile(simd<R>, const RopeView& rope, const TileAngles* start, 
         const auto start_cosine = R::splat(start != nullptr ? start->cosines[j] : 1.0F);
         const auto start_sine = R::splat(start != nullptr ? start->sines[j] : 0.0F);
         for (std::size_t t = 0; t < keys.tokens; t += R::lanes) {
-            const std::size_t n = std::min(R::lanes, keys.tokens - t);
+            const std::size_t n = (std::min)(R::lanes, keys.tokens - t);
             const auto load = [n](const float* from) { return n == R::lanes ? R::load(from) : R::load_first(from, n); };
             auto cosine = load(rope.cosines + j * rope.tokens + t), sine = load(rope.sines + j * rope.tokens + t);
             if (start != nullptr) {

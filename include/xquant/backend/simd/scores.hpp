@@ -75,7 +75,7 @@ void score_rows_direct(std::size_t width, Load&& load, std::size_t tokens, std::
             typename R::f32 sums[Heads][R::lanes];
             XQUANT_UNROLL
             for (std::size_t k = 0; k < R::lanes; ++k) {
-                const std::size_t row = std::min(t + k, tokens - 1);
+                const std::size_t row = (std::min)(t + k, tokens - 1);
                 typename R::f32 sum[Heads];
                 XQUANT_UNROLL
                 for (std::size_t h = 0; h < Heads; ++h) sum[h] = R::zero();
@@ -141,8 +141,8 @@ template <class R>
 float largest_of(const float* x, std::size_t n) noexcept {
     auto largest = R::zero();
     for (std::size_t c = 0; c < n; c += R::lanes) {
-        const auto value = R::load_first(x + c, std::min(R::lanes, n - c));
-        largest = R::max(largest, R::max(value, R::sub(R::zero(), value)));
+        const auto value = R::load_first(x + c, (std::min)(R::lanes, n - c));
+        largest = R::maximum(largest, R::maximum(value, R::sub(R::zero(), value)));
     }
     return R::reduce_max(largest);
 }
@@ -158,7 +158,7 @@ RoundedRow round_row(const float* x, std::size_t n, std::uint8_t* bytes) noexcep
     const auto inverse = R::splat(most > 0 ? int8_top / most : 0.0F);
     auto sum = R::zero();
     for (std::size_t c = 0; c < n; c += R::lanes) {
-        const auto whole = R::round(R::mul(R::load_first(x + c, std::min(R::lanes, n - c)), inverse));
+        const auto whole = R::round(R::mul(R::load_first(x + c, (std::min)(R::lanes, n - c)), inverse));
         R::store_u8(bytes + c, R::bits_and(whole, R::splat_i32(0xFF)));
         sum = R::add(sum, R::to_f32(whole));
     }
@@ -319,7 +319,7 @@ void score_products(const AttendTask& task, const std::uint32_t* quads, std::siz
         for (std::size_t p = 0; p < all; p += 2) {
             std::size_t at[dot_columns];
             columns(p, at[0], at[1]);
-            columns(std::min(p + 1, all - 1), at[2], at[3]);
+            columns((std::min)(p + 1, all - 1), at[2], at[3]);
             const auto sums = dot_quads<R, vectors>(quads, task.key.width, t, block, at, run);
             // An odd pair out stands twice: its second copy counts for nothing.
             const float last = p + 1 < all ? 1.0F : 0.0F;
@@ -338,10 +338,10 @@ void score_products(const AttendTask& task, const std::uint32_t* quads, std::siz
                 }
                 XQUANT_UNROLL
                 for (std::size_t k = 0; k < 2; ++k) {
-                    const std::size_t pair = std::min(p + k, all - 1);
+                    const std::size_t pair = (std::min)(p + k, all - 1);
                     if (pair >= pairs) continue;
                     const std::size_t place =
-                        pair * task.rope.tokens + std::min(t + v * lanes, task.rope.tokens - lanes);
+                        pair * task.rope.tokens + (std::min)(t + v * lanes, task.rope.tokens - lanes);
                     const auto cosine = R::load(task.rope.cosines + place), sine = R::load(task.rope.sines + place);
                     const auto x = key[2 * k], y = key[2 * k + 1];
                     key[2 * k] = R::sub(R::mul(x, cosine), R::mul(y, sine));

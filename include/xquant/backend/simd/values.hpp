@@ -81,7 +81,7 @@ bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, 
         for (std::size_t t = 0; t <= last; t += 4, to += wide) {
             const std::byte* rows[4];
             for (std::size_t i = 0; i < 4; ++i) {
-                rows[i] = from + std::min(t + i, last) * by;
+                rows[i] = from + (std::min)(t + i, last) * by;
                 prefetch(from + (t + i + prefetch_rows) * by);
             }
             for (std::size_t k = 0; k < wide; k += bytes) {
@@ -115,7 +115,7 @@ void round_weights(const float* weights, std::size_t tokens, std::size_t count, 
         out.steps[i] = most / top;
         const auto inverse = R::splat(most > 0 ? top / most : 0.0F);
         for (std::size_t t = 0; t < tile_tokens; t += R::lanes) {
-            const std::size_t n = t < tokens ? std::min(R::lanes, tokens - t) : 0;
+            const std::size_t n = t < tokens ? (std::min)(R::lanes, tokens - t) : 0;
             const auto whole = R::to_f32(R::round(R::mul(R::load_first(row + t, n), inverse)));
             const auto high = R::round(R::mul(whole, R::splat(1.0F / 255.0F)));
             const auto low = R::round(R::fma(R::to_f32(high), R::splat(-255.0F), whole));

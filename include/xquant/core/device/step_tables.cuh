@@ -53,8 +53,8 @@ struct WidestRows {
 inline WidestRows widest_rows(const PreparedLayer& layer) noexcept {
     WidestRows widest;
     for (const StreamEncoder& encoder : layer.encoders) {
-        widest.given = std::max(widest.given, encoder.width);
-        widest.coded = std::max(widest.coded, encoder.coded_width);
+        widest.given = (std::max)(widest.given, encoder.width);
+        widest.coded = (std::max)(widest.coded, encoder.coded_width);
     }
     return widest;
 }
@@ -92,11 +92,11 @@ private:
         for (std::size_t i = 0; i < core_->layers().size(); ++i) {
             const PreparedLayer& layer = core_->layers()[i];
             PageGroupTables& page_group = page_groups_[layer.page_group];
-            page_group.queries_per_kv = std::max(page_group.queries_per_kv, layer.shape.heads / layer.shape.kv_heads);
-            page_group.kv_heads = std::max(page_group.kv_heads, layer.shape.kv_heads);
+            page_group.queries_per_kv = (std::max)(page_group.queries_per_kv, layer.shape.heads / layer.shape.kv_heads);
+            page_group.kv_heads = (std::max)(page_group.kv_heads, layer.shape.kv_heads);
             const unsigned most = prefill_queries(size_of_head(layer.shape.head_dim));
             page_group.prefill_queries =
-                page_group.prefill_queries == 0 ? most : std::min(page_group.prefill_queries, most);
+                page_group.prefill_queries == 0 ? most : (std::min)(page_group.prefill_queries, most);
             page_group.serves_prefill &= state_->form(i).serves_prefill;
         }
         std::vector<SumTable> sums;
@@ -185,7 +185,7 @@ private:
             // What a layer adds to others is taken from copies: attention reads the step's rows as they are.
             entry.direct = write.pieces == 1 && plan.pieces[write.first_piece].page == nullptr && entry.sum == nullptr;
             if (!entry.direct) ++page_group.gathered;
-            page_group.most_rows = std::max(page_group.most_rows, entry.count);
+            page_group.most_rows = (std::max)(page_group.most_rows, entry.count);
             writes.push_back(entry);
         }
         return {first_span, number(spans.size()) - first_span, number(part.rows * page_group.queries_per_kv), &part};
@@ -199,12 +199,12 @@ private:
         const std::size_t before = blocks.size();
         const std::uint32_t each = spans_each(cuts, most, kv_heads);
         for (const Cut& cut : cuts) {
-            const std::uint32_t splits = std::max(1U, (cut.spans + each - 1) / each);
+            const std::uint32_t splits = (std::max)(1U, (cut.spans + each - 1) / each);
             for (std::uint32_t query = 0; query < cut.queries; query += most) {
                 for (std::uint32_t s = 0; s < splits; ++s) {
                     backend::gpu::BlockTable block;
                     block.first_span = cut.first_span + s * each;
-                    block.spans = std::min(each, cut.spans - s * each);
+                    block.spans = (std::min)(each, cut.spans - s * each);
                     block.part_row = static_cast<std::uint32_t>(cut.part->first_row);
                     block.rows = static_cast<std::uint32_t>(cut.part->rows);
                     block.first_query = query;
@@ -222,10 +222,10 @@ private:
     [[nodiscard]] std::uint32_t spans_each(const std::vector<Cut>& cuts, std::uint32_t most,
                                            std::size_t kv_heads) const noexcept {
         std::uint32_t longest = 1;
-        for (const Cut& cut : cuts) longest = std::max(longest, cut.spans);
+        for (const Cut& cut : cuts) longest = (std::max)(longest, cut.spans);
         std::uint32_t best = longest;
         std::size_t least = static_cast<std::size_t>(-1);
-        for (std::uint32_t each = 1;; each = std::min(longest, each + 1 + each / 8)) {
+        for (std::uint32_t each = 1;; each = (std::min)(longest, each + 1 + each / 8)) {
             std::size_t count = 0;
             for (const Cut& cut : cuts) {
                 count += std::size_t{(cut.queries + most - 1) / most} * ((cut.spans + each - 1) / each) * kv_heads;
@@ -233,7 +233,7 @@ private:
             const std::size_t at_once = state_->device().blocks_at_once();
             const std::size_t cost = (count + at_once - 1) / at_once * (each + 2);
             if (cost <= least) best = each;
-            least = std::min(least, cost);
+            least = (std::min)(least, cost);
             if (each == longest) return best;
         }
     }
@@ -245,18 +245,19 @@ private:
             const PageGroupTables& page_group = page_groups_[layer.page_group];
             std::size_t widths = 0;
             for (const StreamEncoder& encoder : layer.encoders) widths += encoder.width;
-            rows = std::max(rows, total_ * widths);
-            gathered = std::max(
+            rows = (std::max)(rows, total_ * widths);
+            gathered = (std::max)(
                 gathered, page_group.gathered * layer.encoders.size() * coded_page_tokens * widest_rows(layer).given);
             if (layer.role == CrossRole::difference) {
-                differences = std::max(differences, page_group.gathered * coded_page_tokens * widest_rows(layer).coded);
+                differences =
+                    (std::max)(differences, page_group.gathered * coded_page_tokens * widest_rows(layer).coded);
             }
             const std::size_t kv_heads = layer.shape.kv_heads;
             const unsigned size = backend::gpu::size_of_head(layer.shape.head_dim);
-            partials = std::max(partials, page_group.partial_floats(false, kv_heads, size) +
-                                              page_group.partial_floats(true, kv_heads, size));
-            const std::size_t channels = std::max(layer.shape.head_dim, layer.keys.front().width);
-            queries = std::max(queries, total_ * layer.shape.heads * channels);
+            partials = (std::max)(partials, page_group.partial_floats(false, kv_heads, size) +
+                                                page_group.partial_floats(true, kv_heads, size));
+            const std::size_t channels = (std::max)(layer.shape.head_dim, layer.keys.front().width);
+            queries = (std::max)(queries, total_ * layer.shape.heads * channels);
         }
         const auto floats = [](DeviceBuffer<Device>& buffer, std::size_t count) {
             return reinterpret_cast<float*>(buffer.reserve(count * sizeof(float)));

@@ -207,7 +207,7 @@ private:
                       : q[c];
     }
 
-    static constexpr std::int64_t unknown = std::numeric_limits<std::int64_t>::min();
+    static constexpr std::int64_t unknown = (std::numeric_limits<std::int64_t>::min)();
 
     typename M::Block& block_;
     const DeviceTask& task_;

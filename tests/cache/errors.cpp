@@ -5,10 +5,13 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/complaint.hpp"
 #include "support/feed.hpp"
 #include "support/model.hpp"
 
 using namespace xquant;
+using test::complaint;
+using test::contains;
 using test::Feed;
 
 namespace {
@@ -18,19 +21,6 @@ constexpr std::size_t d = 24, heads = 2 * 8, layer_count = 4;
 test::Setup small_model() {
     return {{.width = d, .heads = 2, .kv_heads = 1, .head_dim = 8}, RopePairing::halves, layer_count};
 }
-
-/// What a call says when it throws Error, or "".
-template <class Error, class F>
-std::string complaint(F call) {
-    try {
-        call();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "";
-}
-
-bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
 struct Buffers {
     explicit Buffers(std::size_t n) : x(n * d, 0.5F), q(n * heads, 0.5F), out(n * heads) {}

@@ -8,25 +8,15 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/complaint.hpp"
 #include "support/feed.hpp"
 #include "support/model.hpp"
 
 using namespace xquant;
+using test::complaint;
+using test::contains;
 
 namespace {
-
-/// What a call says when it throws Error, or "".
-template <class Error, class F>
-std::string complaint(F call) {
-    try {
-        call();
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "";
-}
-
-bool contains(const std::string& text, const std::string& part) { return text.find(part) != std::string::npos; }
 
 test::Setup small() {
     return test::Setup({.width = 24, .heads = 4, .kv_heads = 1, .head_dim = 8}, RopePairing::interleaved, 4);

@@ -24,6 +24,5 @@ find_package(CUDAToolkit REQUIRED)
 add_library(xquant_cuda_flags INTERFACE)
 target_link_libraries(xquant_cuda_flags INTERFACE xquant::xquant CUDA::cudart_static)
 target_compile_options(xquant_cuda_flags INTERFACE
-  # 20012 and 20013: a lambda in a kernel counts as a function of both sides. 177: cold paths that a kernel's form leaves out.
   # -std: CMake 3.25 does not know the standards of nvcc 13.
-  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 --expt-relaxed-constexpr --diag-suppress=20012,20013,177>)
+  $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20 --expt-relaxed-constexpr>)

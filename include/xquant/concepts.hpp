@@ -47,6 +47,9 @@ concept outlier_policy = requires(std::span<const float> x, std::span<std::uint8
 ///     scale_of (optional) Range -> GroupScale: encode is encode_affine(x, scale_of(range_of(x)), 2^bits - 1),
 ///                         which backends have vector code for
 ///     levels (optional)   array of 2^bits floats: what a code stands for; without it a code stands for itself
+///     exact_constant (optional)  false where a group of equal values does not come back within f16's rounding, as with
+///                         scales that are powers of two; then constant_error (above 0, below 1) is the largest
+///                         |x - decoded| / |x| of such a group. testing/contract.hpp checks it.
 /// or is a learning_policy; it may be an outlier_policy.
 /// Decoding is always zero + scale * level(code), so a policy of your own runs on every backend's kernels.
 template <class Q>

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include <xquant/concepts.hpp>
+#include <xquant/core/check_policies.hpp>
 #include <xquant/core/make_codec.hpp>
 #include <xquant/core/recipe.hpp>
 #include <xquant/projection/x.hpp>
@@ -21,14 +22,12 @@ inline namespace XQUANT_ABI_NS {
 /// One way to store a layer by itself. A MixedCache has several.
 template <class Quantizer = Uniform<4, 128>, class Layout = Layout<PerToken>, class Projection = Projection<Rotated>>
 struct Scheme {
-    using Policy = typename Projection::policy;  ///< the projection
-    using LayerSizes = detail::LayerSizes;       ///< what a layer takes
-    using LayerParts = detail::LayerParts;       ///< what a layer is made of
-    static_assert(
-        projection_policy<Policy>,
-        "xquant: the projection needs streams, footprint(layer) and prepare(layer); SplitSvd and HeadSvd need "
-        "#include <xquant/projection/svd.hpp>");
-    static_assert(Layout::count == 1 || Layout::count == Policy::streams,
+    static_assert(detail::check_scheme<Quantizer, Layout, typename Projection::policy>());
+    using Policy = detail::sound_projection<typename Projection::policy>;  ///< the projection
+    using LayerSizes = detail::LayerSizes;                                 ///< what a layer takes
+    using LayerParts = detail::LayerParts;                                 ///< what a layer is made of
+    static_assert(Layout::count == 1 || Layout::count == Policy::streams ||
+                      !projection_policy<typename Projection::policy>,
                   "xquant: Layout<...> has one axis for all streams, or one for each stream of the projection");
 
     static constexpr std::size_t streams = Policy::streams;  ///< stored rows per token
@@ -63,9 +62,7 @@ struct Scheme {
         constexpr std::size_t n = 4096;  // tokens, and channels: whole groups
         double bits = 0;
         [&]<std::size_t... I>(std::index_sequence<I...>) {
-            ((bits +=
-              static_cast<double>(make_codec<quantizer<I>, typename Layout::template axis<I>>(n).format.ideal_bits(n))),
-             ...);
+            ((bits += static_cast<double>(make_codec<quantizer<I>, axis<I>>(n).format.ideal_bits(n))), ...);
         }
         (std::make_index_sequence<streams>{});
         return bits / static_cast<double>(streams * n * n);
@@ -95,9 +92,11 @@ struct Scheme {
 
 private:
     template <std::size_t I>
-    using quantizer = typename detail::quantizer_of<Quantizer, I>::type;
+    using quantizer = detail::sound_quantizer<typename detail::quantizer_of<Quantizer, I>::type>;
     template <std::size_t I>
-    using requantizer = typename detail::requantizer_of<Quantizer, I>::type;
+    using requantizer = detail::sound_quantizer<typename detail::requantizer_of<Quantizer, I>::type>;
+    template <std::size_t I>
+    using axis = detail::sound_axis<typename Layout::template axis<I>>;
     static constexpr bool requantizes = detail::is_requantizable<Quantizer>;
     static constexpr bool learns = []<std::size_t... I>(std::index_sequence<I...>) {
         return ((learning_policy<quantizer<I>> || learning_policy<requantizer<I>>) || ...);
@@ -117,9 +116,8 @@ private:
 
     template <std::size_t I, class Codecs>
     static void add_codecs(Codecs& out, std::size_t width) {
-        using Axis = typename Layout::template axis<I>;
-        out.codecs.push_back(make_codec<quantizer<I>, Axis>(width));
-        if constexpr (requantizes) out.requantized_codecs.push_back(make_codec<requantizer<I>, Axis>(width));
+        out.codecs.push_back(make_codec<quantizer<I>, axis<I>>(width));
+        if constexpr (requantizes) out.requantized_codecs.push_back(make_codec<requantizer<I>, axis<I>>(width));
     }
     static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths) {
         LayerSizes out;

@@ -43,9 +43,8 @@ inline namespace XQUANT_ABI_NS {
 template <class Quantizer = Uniform<4, 128>, class Layout = Layout<PerToken>, class CrossLayer = CrossLayer<Off>,
           class Projection = Projection<Rotated>, class Backend = backend::best>
 class XCache : public Cache<Backend> {
-    using Policy = typename Projection::policy;
-    using Rule = typename CrossLayer::rule;
-    static_assert(cross_layer_policy<Rule>, "xquant: the cross-layer rule needs stores_difference");
+    static_assert(detail::check_rule<typename CrossLayer::rule>());
+    using Rule = detail::sound_rule<typename CrossLayer::rule>;
 
 public:
     using scheme = Scheme<Quantizer, Layout, Projection>;    ///< how one layer is stored
@@ -74,17 +73,13 @@ public:
 
 private:
     friend struct detail::CacheAccess;
+    using Policy = typename scheme::Policy;
 
     static detail::Recipe recipe(const Model& model, const Options& options) {
         detail::Recipe out;
         if constexpr (!Rule::stores_difference) {
             out.layers.assign(model.layers.size(), scheme::recipe());
-        } else {
-            static_assert(
-                requires { typename Policy::base; },
-                "xquant: CrossLayer<Delta> adds up rows that mean the same in every layer: Projection<Plain>, "
-                "Projection<Rotated>, Projection<JointSvd<...>>, or one of your own with below, base and "
-                "prepare_difference");
+        } else if constexpr (detail::check_serves_differences<Policy>()) {
             using First = std::conditional_t<std::is_same_v<typename CrossLayer::first, FourBits>,
                                              xquant::Uniform<4, 128>, typename CrossLayer::first>;
             using Below = typename Policy::below;
@@ -111,7 +106,8 @@ private:
                 if constexpr (is_element<Kept>) {
                     return make_codec<Unquantized<Kept>, PerToken>(width);
                 } else {
-                    return make_codec<Kept, PerToken>(width);
+                    static_assert(detail::check_quantizer<Kept>());
+                    return make_codec<detail::sound_quantizer<Kept>, PerToken>(width);
                 }
             };
         }

@@ -51,6 +51,31 @@ struct LearnsTwo {
     }
 };
 
+/// MXFP4 of the Open Compute Project: levels of 4 bits (e2m1) times a power of two. What lies between 6 and 8 times the
+/// scale becomes 6 times.
+struct Mxfp4 {
+    static constexpr unsigned bits = 4, group = 32;
+    static constexpr bool stores_zero = false, exact_constant = false;
+    static constexpr float zero_code = 0, constant_error = 0.25F;
+    static constexpr std::array<float, 16> levels{0,     0.5F,  1,  1.5F,  2,  3,  4,  6,
+                                                  -0.0F, -0.5F, -1, -1.5F, -2, -3, -4, -6};
+
+    static xquant::GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
+        const float largest = std::abs(xquant::extreme_of(x));
+        const int exponent = largest > 0 ? std::max(std::ilogb(largest) - 2, -24) : -24;  // f16 has 2^-24 and more
+        const float scale = std::ldexp(1.0F, exponent);
+        for (std::size_t i = 0; i < x.size(); ++i) {
+            const float size = std::abs(x[i]) / scale;
+            unsigned code = 0;
+            for (unsigned k = 1; k < 8; ++k) {
+                if (std::abs(size - levels[k]) < std::abs(size - levels[code])) code = k;
+            }
+            codes[i] = static_cast<std::uint8_t>(x[i] < 0 ? code + 8 : code);
+        }
+        return {scale, -zero_code * scale};
+    }
+};
+
 /// The first and the last value of each group are kept as they are.
 struct EndsExact : xquant::Uniform<3, 24> {
     static constexpr unsigned outliers = 2;

@@ -129,6 +129,12 @@ struct BadConstants : Base {  // fits all but flat groups, which it stores as 0
         return range_of(x).low == range_of(x).high ? GroupScale{} : scale;
     }
 };
+struct SaysExact : Mxfp4 {
+    static constexpr bool exact_constant = true;
+};
+struct SaysTooLittle : Mxfp4 {
+    static constexpr float constant_error = 0.2F;
+};
 struct LearnsNothing : LearnsTwo {
     static void learn(std::span<const std::span<const float>>, std::span<float>) {}
 };
@@ -191,6 +197,7 @@ TEST_CASE("users' quantizers keep the contract: ternary, learnt, the least one c
     CHECK_NOTHROW(check_quantizer<LearnsTwo>());
     CHECK_NOTHROW(check_quantizer<EndsExact>());
     CHECK_NOTHROW(check_quantizer<Minimal>());
+    CHECK_NOTHROW(check_quantizer<Mxfp4>());
 }
 
 TEST_CASE("a quantizer that breaks a rule is told which") {
@@ -209,6 +216,8 @@ TEST_CASE("a quantizer that breaks a rule is told which") {
     CHECK(contains(complaint<RemembersCalls>(), "different codes or scales for the same values"));
     CHECK(contains(complaint<IgnoresX>(), "more than the range of its group"));
     CHECK(contains(complaint<BadConstants>(), "constant group does not come back"));
+    CHECK(contains(complaint<SaysExact>(), "constant group does not come back within f16 rounding"));
+    CHECK(contains(complaint<SaysTooLittle>(), "constant group does not come back within constant_error"));
     CHECK(contains(complaint<InfiniteLevel>(), "levels is not finite"));
     // Uniform<4, 64, MinMse> clips: half a step is more than it may promise.
     CHECK(contains(complaint<Uniform<4, 64, MinMse>>({.max_error = [](GroupScale s) { return s.scale / 2; }}),

@@ -156,6 +156,23 @@ constexpr float zero_code() noexcept {
     }
 }
 
+/// How far a value of a constant group may be from what comes back, relative to it and f16 rounding aside.
+template <quantizer_policy Q>
+constexpr float constant_error() noexcept {
+    if constexpr (requires { requires !Q::exact_constant; }) {
+        static_assert(
+            requires {
+                requires Q::constant_error >
+                0 && Q::constant_error < 1;
+            },
+            "xquant: a quantizer whose exact_constant is false needs static constexpr float constant_error, between 0 "
+            "and 1");
+        return Q::constant_error;
+    } else {
+        return 0;
+    }
+}
+
 inline bool same(float a, float b) noexcept { return a == b || (std::isnan(a) && std::isnan(b)); }
 
 /// Exactly a finite f16. -0 counts as 0.
@@ -203,7 +220,11 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
         const float decoded = scale.zero + scale.scale * level(levels, encoded.codes[i]);
         const float error = std::abs(x[i] - decoded);
         const std::string what = ": " + std::to_string(x[i]) + " came back as " + std::to_string(decoded) + on;
-        holds(!constant || error <= rounding, "a constant group does not come back within f16 rounding" + what);
+        const float allowed = constant_error<Q>() * std::abs(x[i]);
+        holds(!constant || error <= allowed + rounding,
+              (allowed > 0 ? "a constant group does not come back within constant_error"
+                           : "a constant group does not come back within f16 rounding") +
+                  what);
         holds(error <= span + rounding, "a value is off by more than the range of its group" + what);
         holds(promise.max_error == nullptr || error <= promise.max_error(scale) + rounding,
               "a value is off by more than the promised error" + what);
@@ -216,9 +237,10 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
 /// at the limits of f16, with an outlier of 1e4.
 ///
 /// Rules: codes below 2^bits; scale (and zero) finite and exact in f16; scale not negative unless promised; a zero that
-/// is not stored is -zero_code * scale; constant groups come back within f16 rounding, others within the group's range
-/// or the promised error; the same values give the same codes; nothing beyond the group is read or written. Levels that
-/// are learnt are finite, and the same for the same groups. Outliers are indices of the group, each named once.
+/// is not stored is -zero_code * scale; constant groups come back within f16 rounding, or within constant_error where
+/// exact_constant is false, others within the group's range or the promised error; the same values give the same
+/// codes; nothing beyond the group is read or written. Levels that are learnt are finite, and the same for the same
+/// groups. Outliers are indices of the group, each named once.
 template <class Q>
 void check_quantizer(const QuantizerPromise& promise = {}) {
     static_assert(

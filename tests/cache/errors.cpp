@@ -46,7 +46,7 @@ TEST_CASE("begin: unknown, dropped, foreign, busy and repeated sequences, and no
     CHECK(contains(complaint<sequence_error>(begin({{Sequence{}, 1}})), "no cache has made it"));
     CHECK(contains(complaint<sequence_error>(begin({{foreign, 1}})), "another cache has made it"));
     CHECK(foreign.id == a.id);  // that of the cache's own first sequence
-    CHECK(contains(complaint<sequence_error>(begin({{Sequence{12345, a.cache}, 1}})), "number 12345"));
+    CHECK(contains(complaint<sequence_error>(begin({{Sequence{12345, a.cache}, 1}})), "slot 12345"));
     CHECK(contains(complaint<sequence_error>(begin({{gone, 1}})), "was dropped"));
     CHECK(contains(complaint<sequence_error>(begin({{a, 1}, {gone, 1}})), "was dropped"));
     CHECK(contains(complaint<sequence_error>(begin({{a, 1}, {b, 2}, {a, 1}})),
@@ -54,7 +54,7 @@ TEST_CASE("begin: unknown, dropped, foreign, busy and repeated sequences, and no
     CHECK(contains(complaint<shape_error>(begin({})), "at least one sequence"));
     CHECK(contains(complaint<shape_error>(begin({{a, 1}, {b, 0}})), "sequence 1 of the list gets no token"));
     CHECK(contains(complaint<shape_error>(begin({{a, std::size_t{1} << 31}})),
-                   "fewer than 2^31 tokens, 2147483648 were"));
+                   "fewer than 2^31 tokens; entry 0 of the list asks for 2147483648"));
     CHECK(contains(complaint<shape_error>(begin({{a, 1}, {b, (std::size_t{1} << 31) - 1}})), "fewer than 2^31"));
     for (const Sequence bad : {foreign, gone, Sequence{}}) {
         CHECK_THROWS_AS(static_cast<void>(cache->fork(bad)), sequence_error);

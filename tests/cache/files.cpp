@@ -331,7 +331,7 @@ TEST_CASE("files of another version, model, scheme or cache are refused with wha
     Filled unturned(*before, setup.model);
     const std::string keys = saved(*before, {unturned.a.sequence});
     CHECK(has(refusal([&] { static_cast<void>(load_bytes(*after, keys)); }),
-              "of another projection: layer 0: keys are stored after RoPE"));
+              "of another projection: layer 0: only one of file and cache stores keys after RoPE"));
 
     std::string skewed = file;
     skewed[8] = 2;

@@ -4,6 +4,8 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 model_name=SmolLM2-135M-Instruct.Q4_1.gguf
 demo_text=examples/llm/text/essays.txt
+# Without this ccache leaves files alone that use a precompiled header.
+export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS:-pch_defines,time_macros}
 
 say() { printf '%s\n' "$*" >&2; }
 die() {

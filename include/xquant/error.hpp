@@ -62,6 +62,14 @@ struct budget_error : error {
 /// What an error does where there are no exceptions. It gets the sentence that what() would give, and must not return.
 using ErrorHandler = void (*)(const char* message);
 
+/// What files have in common that were compiled with different flags. (A `namespace detail` here would be the one inside
+/// the inline namespace of the instruction set, once there is one.)
+namespace process {
+
+inline std::atomic<ErrorHandler> error_handler{nullptr};
+
+}  // namespace process
+
 inline namespace XQUANT_ABI_NS {
 
 namespace detail {
@@ -71,18 +79,13 @@ struct Shape {
     std::size_t rows = 0, cols = 0;
 };
 
-inline std::atomic<ErrorHandler>& error_handler() noexcept {
-    static std::atomic<ErrorHandler> handler{nullptr};
-    return handler;
-}
-
 /// Throws, or without exceptions calls the handler.
 template <class Error>
 [[noreturn]] void raise_error(const Error& raised) {
 #if XQUANT_HAS_EXCEPTIONS
     throw raised;
 #else
-    if (const ErrorHandler handler = error_handler().load()) handler(raised.what());
+    if (const ErrorHandler handler = process::error_handler.load()) handler(raised.what());
     std::fprintf(stderr, "%s\n", raised.what());
     std::terminate();
 #endif
@@ -153,7 +156,7 @@ private:
 #if !XQUANT_HAS_EXCEPTIONS
 /// Sets what an error does in programs compiled without exceptions; null: the default. Returns the one before.
 inline ErrorHandler set_error_handler(ErrorHandler handler) noexcept {
-    return detail::error_handler().exchange(handler);
+    return process::error_handler.exchange(handler);
 }
 #endif
 

@@ -23,6 +23,7 @@ int main() {
     check(std::strcmp(base.abi_name, "abi_base") == 0, "base.cpp is compiled as abi_base");
     check(std::strcmp(avx2.abi_name, "abi_avx2") == 0, "avx2.cpp is compiled as abi_avx2");
     check(base.encode != avx2.encode, "each has an encoder of its own");
+    check(base.cache_count == avx2.cache_count, "caches of both are numbered by one counter");
     check(base.codes == avx2.codes, "both write the same codes");
     check(base.scale_and_zero == avx2.scale_and_zero, "both write the same scales and zeros");
     return failures == 0 ? 0 : 1;

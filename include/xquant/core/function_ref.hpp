@@ -5,7 +5,11 @@
 #include <type_traits>
 #include <utility>
 
-namespace xquant::detail {
+#include <xquant/config.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
 
 template <class Signature>
 class FunctionRef;
@@ -31,4 +35,6 @@ private:
     Result (*call_)(void*, Arguments...);
 };
 
-}  // namespace xquant::detail
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

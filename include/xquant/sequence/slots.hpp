@@ -11,13 +11,13 @@
 #include <xquant/sequence/step_plan.hpp>
 
 namespace xquant {
-namespace detail {
 
-/// Counts the caches of the process. Outside the namespace of the instruction set: no two caches share a number,
-/// whatever flags they were compiled with.
+namespace process {
+
+/// Counts the caches of the process: no two of them share a number.
 inline std::atomic<std::uint32_t> cache_count{0};
 
-}  // namespace detail
+}  // namespace process
 
 inline namespace XQUANT_ABI_NS {
 namespace detail {
@@ -31,7 +31,7 @@ struct Slot {
 
 inline std::uint32_t next_cache_number() noexcept {
     std::uint32_t number = 0;
-    while (number == 0) number = cache_count.fetch_add(1, std::memory_order_relaxed) + 1;
+    while (number == 0) number = process::cache_count.fetch_add(1, std::memory_order_relaxed) + 1;
     return number;
 }
 

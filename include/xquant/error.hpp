@@ -61,9 +61,9 @@ struct budget_error : error {
 
 /// What an error does where there are no exceptions. It gets the sentence that what() would give, and must not return.
 using ErrorHandler = void (*)(const char* message);
+
 /// What files have in common that were compiled with different flags. (A `namespace detail` here would join the one
 /// inside the inline namespace of the instruction set.)
-/// the inline namespace of the instruction set, once there is one.)
 namespace process {
 
 inline std::atomic<ErrorHandler> error_handler{nullptr};

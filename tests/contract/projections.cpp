@@ -6,9 +6,11 @@
 #include <string>
 
 #include "support/catch.hpp"
+#include "support/complaint.hpp"
 #include "support/model.hpp"
 
 using namespace xquant;
+using test::contains;
 using testing::check_difference;
 using testing::check_projection;
 
@@ -16,15 +18,8 @@ namespace {
 
 template <class P>
 std::string complaint(const Layer& layer) {
-    try {
-        check_projection<P>(layer);
-    } catch (const testing::contract_violation& e) {
-        return e.what();
-    }
-    return "";
+    return test::complaint<testing::contract_violation>([&] { check_projection<P>(layer); });
 }
-
-bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
 struct WrongWidth : Plain {
     static LayerFootprint<1> footprint(const Layer& layer) noexcept {
@@ -64,12 +59,7 @@ struct OneStreamTooFew {
 
 template <class P>
 std::string difference_complaint(const Layer& layer) {
-    try {
-        check_difference<P>(layer);
-    } catch (const testing::contract_violation& e) {
-        return e.what();
-    }
-    return "";
+    return test::complaint<testing::contract_violation>([&] { check_difference<P>(layer); });
 }
 
 using Joint = JointSvd<Hadamard, FullRank>;

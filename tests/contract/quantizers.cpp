@@ -7,8 +7,10 @@
 
 #include "archetypes.hpp"
 #include "support/catch.hpp"
+#include "support/complaint.hpp"
 
 using namespace xquant;
+using test::contains;
 using testing::check_quantizer;
 using testing::contract_violation;
 
@@ -26,15 +28,8 @@ void check_uniform() {
 /// What contract_violation says about Q, or "".
 template <class Q>
 std::string complaint(const testing::QuantizerPromise& promise = {}) {
-    try {
-        check_quantizer<Q>(promise);
-    } catch (const contract_violation& e) {
-        return e.what();
-    }
-    return "";
+    return test::complaint<contract_violation>([&] { check_quantizer<Q>(promise); });
 }
-
-bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
 /// Uniform<4> with one thing changed.
 struct Base {

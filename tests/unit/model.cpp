@@ -7,9 +7,11 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/complaint.hpp"
 #include "support/model.hpp"
 
 using namespace xquant;
+using test::contains;
 
 namespace {
 
@@ -23,15 +25,8 @@ std::string complaint(F change) {
     Layer& layer = setup.model.layers[0];
     CHECK_NOTHROW(detail::check_layer(layer, 7));
     change(layer);
-    try {
-        detail::check_layer(layer, 7);
-    } catch (const Error& e) {
-        return e.what();
-    }
-    return "";
+    return test::complaint<Error>([&] { detail::check_layer(layer, 7); });
 }
-
-bool contains(const std::string& text, const char* part) { return text.find(part) != std::string::npos; }
 
 }  // namespace
 

@@ -1,5 +1,4 @@
 // The SVD of the projections that need one. XQUANT_SVD_COMPILED is defined for all other files, which leave Eigen out.
-#undef XQUANT_SVD_COMPILED
 #include <xquant/instantiate.hpp>
 #include <xquant/projection/svd_basis.hpp>
 

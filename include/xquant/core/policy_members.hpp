@@ -84,13 +84,9 @@ inline constexpr bool has_prepare_difference = requires(const Layer& layer) {
 
 template <class A>
 inline constexpr bool has_group_shape = requires { { A::group_shape(128U) } -> std::same_as<GroupShape>; };
-
-    
 template <class A>
 inline constexpr bool group_shape_fits = !has_group_shape<A> || axis_policy<A>;
 
-    // clang-format on
-
-    }  // namespace detail
-    }  // namespace XQUANT_ABI_NS
-    }  // namespace xquant
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

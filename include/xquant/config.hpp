@@ -1,14 +1,16 @@
 // What this translation unit is compiled for.
 //
-// Yours to set:   XQUANT_FORCE_SCALAR   use the scalar backend whatever the flags allow
-//                 XQUANT_ALLOW_FAST_MATH  accept that -ffast-math changes stored bytes
-// Ours:           XQUANT_ABI_NS, XQUANT_HAS_*, XQUANT_RESTRICT, XQUANT_NOINLINE, XQUANT_COLD, XQUANT_INLINE,
+// Yours to set:   XQUANT_FORCE_SCALAR       use the scalar backend whatever the flags allow
+//                 XQUANT_ALLOW_FAST_MATH    accept that -ffast-math changes stored bytes
+//                 XQUANT_CUDA_LARGEST_HEAD  GPU kernels for heads of up to 64 or 128 channels only
+// Ours:           XQUANT_ABI_*, XQUANT_HAS_*, XQUANT_RESTRICT, XQUANT_NOINLINE, XQUANT_COLD, XQUANT_INLINE,
 //                 XQUANT_UNROLL, XQUANT_UNDEFINED_REGISTERS_*, XQUANT_DEVICE, XQUANT_DEVICE_INLINE, XQUANT_DEVICE_COLD
 //
-// All code (not data) lives in an inline namespace named after what changes it: the instruction set that the
-// translation unit may use, and whether it has exceptions. Two translation units with different flags then get two sets
-// of functions instead of one set picked by the linker. Functions of the standard library have no such namespace:
-// docs/embedding.md says what follows for programs that mix instruction sets.
+// All code (not data) lives in an inline namespace named after every macro that a header looks at and that changes what
+// code does: the instruction set, whether the best backend is scalar, which heads GPU kernels are compiled for, -ffast-math,
+// exceptions. Two translation units that differ in one of them then get two sets of functions instead of one set picked by
+// the linker. Functions of the standard library have no such namespace: docs/embedding.md says what follows for programs
+// that mix instruction sets.
 #pragma once
 
 #if defined(__FAST_MATH__) && !defined(XQUANT_ALLOW_FAST_MATH)
@@ -23,24 +25,59 @@
 #define XQUANT_HAS_AVX512 1
 #endif
 
+#if defined(XQUANT_HAS_AVX512) && defined(__AVX512VNNI__)
+#define XQUANT_ABI_ISA avx512_vnni
+#elif defined(XQUANT_HAS_AVX512)
+#define XQUANT_ABI_ISA avx512
+#elif defined(XQUANT_HAS_AVX2)
+#define XQUANT_ABI_ISA avx2
+#else
+#define XQUANT_ABI_ISA base
+#endif
+
+#if defined(XQUANT_FORCE_SCALAR)
+#define XQUANT_ABI_SCALAR _scalar
+#else
+#define XQUANT_ABI_SCALAR
+#endif
+
+#if defined(__FAST_MATH__)
+#define XQUANT_ABI_MATH _fast_math
+#else
+#define XQUANT_ABI_MATH
+#endif
+
+// Channels of the largest heads that GPU kernels are compiled for: 64, 128 or 256. An engine whose models have heads of
+// 128 channels defines 128 and spares nvcc a third of its minutes; larger heads are refused when a cache is made.
+#if !defined(XQUANT_CUDA_LARGEST_HEAD) || XQUANT_CUDA_LARGEST_HEAD == 256
+#define XQUANT_ABI_HEADS
+#elif XQUANT_CUDA_LARGEST_HEAD == 128
+#define XQUANT_ABI_HEADS _heads_128
+#elif XQUANT_CUDA_LARGEST_HEAD == 64
+#define XQUANT_ABI_HEADS _heads_64
+#else
+#error "xquant: XQUANT_CUDA_LARGEST_HEAD is 64, 128 or 256"
+#endif
+#if !defined(XQUANT_CUDA_LARGEST_HEAD)
+#define XQUANT_CUDA_LARGEST_HEAD 256
+#endif
+
 #if defined(__cpp_exceptions) || defined(__EXCEPTIONS) || defined(_CPPUNWIND)
 #define XQUANT_HAS_EXCEPTIONS 1
-#define XQUANT_ABI_OF(isa) abi_##isa
+#define XQUANT_ABI_EXCEPTIONS
 #else
 #define XQUANT_HAS_EXCEPTIONS 0
-#define XQUANT_ABI_OF(isa) abi_##isa##_no_exceptions
+#define XQUANT_ABI_EXCEPTIONS _no_exceptions
 #endif
+
+// Two macros: arguments of ## are not expanded.
+#define XQUANT_ABI_JOIN(isa, scalar, math, heads, exceptions) abi_##isa##scalar##math##heads##exceptions
+#define XQUANT_ABI_OF(isa, scalar, math, heads, exceptions) XQUANT_ABI_JOIN(isa, scalar, math, heads, exceptions)
+#define XQUANT_ABI_NS \
+    XQUANT_ABI_OF(XQUANT_ABI_ISA, XQUANT_ABI_SCALAR, XQUANT_ABI_MATH, XQUANT_ABI_HEADS, XQUANT_ABI_EXCEPTIONS)
 
 #define XQUANT_TEXT_OF(name) XQUANT_TEXT_AS_IT_IS(name)
 #define XQUANT_TEXT_AS_IT_IS(name) #name
-
-#if defined(XQUANT_HAS_AVX512)
-#define XQUANT_ABI_NS XQUANT_ABI_OF(avx512)
-#elif defined(XQUANT_HAS_AVX2)
-#define XQUANT_ABI_NS XQUANT_ABI_OF(avx2)
-#else
-#define XQUANT_ABI_NS XQUANT_ABI_OF(base)
-#endif
 
 // XQUANT_NOINLINE: one body in the whole program, whoever calls it. g++ would make copies for callers all the same
 // (noclone, and no propagation of what it knows about them), and the copies may round differently in the last bit.

@@ -232,7 +232,11 @@ TEST_CASE("the best backend is the one that the flags allow") {
     CHECK(std::string(backend::best::name) == "scalar");
 #elif defined(XQUANT_HAS_AVX512)
     CHECK(std::string(backend::best::name) == "avx512_int8");
+#if defined(__AVX512VNNI__)
+    CHECK(std::string(abi_name()) == "abi_avx512_vnni");
+#else
     CHECK(std::string(abi_name()) == "abi_avx512");
+#endif
 #elif defined(XQUANT_HAS_AVX2)
     CHECK(std::string(backend::best::name) == "avx2_int8");
     CHECK(std::string(abi_name()) == "abi_avx2");

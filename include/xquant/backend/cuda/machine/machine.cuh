@@ -37,12 +37,6 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// Channels of the largest heads that kernels are compiled for: 64, 128 or 256. An engine whose models have heads of
-/// 128 channels defines 128 and spares nvcc a third of its minutes; larger heads are refused when a cache is made.
-#if !defined(XQUANT_CUDA_LARGEST_HEAD)
-#define XQUANT_CUDA_LARGEST_HEAD 256
-#endif
-
 struct cuda_gpu {
     static constexpr const char* name = "cuda";
     static constexpr std::size_t largest_head = XQUANT_CUDA_LARGEST_HEAD;

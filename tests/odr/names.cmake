@@ -1,0 +1,22 @@
+# cmake -DNM=<nm> -DOBJECTS=<object;object;...> -P names.cmake
+#
+# Fails where two objects define one name of code in an ABI namespace: the linker would take either body for both.
+set(seen "")
+foreach(object IN LISTS OBJECTS)
+  execute_process(COMMAND "${NM}" --defined-only --format=posix "${object}" OUTPUT_VARIABLE names COMMAND_ERROR_IS_FATAL ANY)
+  string(REGEX MATCHALL "_Z[A-Za-z0-9_.]*6xquant[A-Za-z0-9_.]*abi_[A-Za-z0-9_.]* [TVWu] " names "${names}")
+  list(LENGTH names count)
+  message("${object}: ${count} names")
+  if(count LESS 500)
+    message(FATAL_ERROR "${object} defines ${count} names of xquant; a cache has thousands")
+  endif()
+  list(APPEND seen ${names})
+endforeach()
+list(LENGTH seen all)
+list(REMOVE_DUPLICATES seen)
+list(LENGTH seen distinct)
+if(NOT all EQUAL distinct)
+  math(EXPR twice "${all} - ${distinct}")
+  message(FATAL_ERROR "${twice} of ${all} names are defined by two objects with different flags")
+endif()
+message("${all} names, none of them twice")

@@ -46,11 +46,19 @@ template <class Backend = backend::best>
 class Cache {
     using Parts = detail::BackendParts<Backend>;
 
+    /// What steps share with the cache.
+    struct Body {
+        Body(const Options& options, const Model& model, const detail::Recipe& recipe);
+        detail::Core core;
+        typename Parts::State state;
+    };
+
 public:
     using backend = Backend;  ///< the template parameter
 
     /// New tokens of one or several sequences on their way through the layers. Move-only, made by begin(); destroying
-    /// it without commit() leaves the cache as it was. The cache must outlive it.
+    /// it without commit() leaves the cache as it was. It follows a cache that is moved. Once the cache is destroyed or
+    /// assigned to, every call throws state_error; what the step refers to is freed with the step.
     ///
     /// Rows of several sequences lie one after another, in the order of the list that begin() was given: with
     /// begin({{a, 2}, {b, 1}}), rows 0 and 1 are a's new tokens and row 2 is b's.
@@ -72,8 +80,9 @@ public:
         /// @param threads  runs the tasks (executor.hpp); the answer does not depend on it. Ignored on a device.
         ///
         /// Throws shape_error, state_error and, before anything is stored, value_error for rows that are not finite or
-        /// beyond f16's 65504 once projected (take_bad_rows() on a device): the step goes on as if append had not been
-        /// called. std::bad_alloc, or what the executor throws: the step can only be destroyed; the cache is as it was.
+        /// beyond f16's 65504 once projected (take_bad_rows() on a device): the layer can be appended again, with other
+        /// rows. The layer before it cannot be attended to any more, since the step holds the rows of one layer.
+        /// std::bad_alloc, or what the executor throws: the step can only be destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
         void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = serial);
 
@@ -100,15 +109,18 @@ public:
     private:
         friend class Cache;
         static constexpr Serial serial{};
-        explicit Step(typename Parts::Step&& step) noexcept : step_(std::move(step)) {}
+        Step(std::shared_ptr<Body> body, typename Parts::Step&& step) noexcept
+            : body_(std::move(body)), step_(std::move(step)) {}
 
+        std::shared_ptr<Body> body_;  // before step_, which refers to it
         typename Parts::Step step_;
     };
 
     virtual ~Cache();
-    /// Steps and sequences go on with the cache that was moved to. The other one can only be destroyed or assigned to.
+    /// Steps and sequences go on with the cache that was moved to. The other one holds nothing: it can be destroyed or
+    /// assigned to, and calls that need more throw state_error.
     Cache(Cache&&) noexcept;
-    /// Takes over the other cache. What this one held is freed; no step of it may be alive.
+    /// Takes over the other cache. What this one held is freed, as if it were destroyed.
     Cache& operator=(Cache&& other) noexcept;
 
     /// An empty sequence. Throws std::bad_alloc. Cost: constant.
@@ -127,7 +139,7 @@ public:
     [[nodiscard]] Sequence fork(Sequence sequence, std::size_t tokens);
 
     /// Keeps the first `tokens` tokens and forgets the rest, rows that were encoded among them: what is left stays as
-    /// it is stored. Pages that nothing else shares are freed or filled again. Throws sequence_error if it is part of a
+    /// it is stored, and the next token stands where the first one that went stood. Pages that nothing else shares are freed or filled again. Throws sequence_error if it is part of a
     /// step, shape_error if it has fewer tokens, or if layers with a sliding window have freed rows that the next token
     /// would see; std::bad_alloc. Cost: a reference for each page.
     void truncate(Sequence sequence, std::size_t tokens);
@@ -194,15 +206,15 @@ public:
     /// literature. f16 rows, accumulators, page rounding and weights are not in it; bytes() has everything.
     [[nodiscard]] double bits_per_token_layer(std::size_t tokens) const;
 
-    /// The settings that it was made with.
-    [[nodiscard]] const Options& options() const noexcept;
+    /// The settings that it was made with. Throws state_error if the cache was moved from.
+    [[nodiscard]] const Options& options() const;
 
     /// Calls f(PageView) for every page of a sequence: for tools that inspect or save it. Layers with the same window
     /// have pages of their own, so positions start again where the model has several windows. The bytes of a view are
     /// good until the sequence changes; on a device, they are device memory.
     template <class F>
     void for_each_page(Sequence sequence, F&& f) const {
-        for (const detail::SequenceState& state : core_->find(sequence).states) {
+        for (const detail::SequenceState& state : core().find(sequence).states) {
             for (const detail::Segment& segment : state.segments) {
                 f(PageView{segment.page->format().kind, segment.begin, segment.end, segment.first_position,
                            segment.rope_lag, std::as_const(*segment.page.get()).data()});
@@ -212,7 +224,7 @@ public:
 
 protected:
     /// For xcache.hpp and registry.hpp, which know policies. Throws shape_error for shapes that do not fit, value_error
-    /// for numbers that are not finite, std::bad_alloc. Cost: that of the projections.
+    /// for numbers that are not finite or outside the range that Layer gives them, std::bad_alloc. Cost: that of the projections.
     Cache(const Model& model, const Options& options, const detail::Recipe& recipe);
 
 private:
@@ -221,8 +233,11 @@ private:
     Requantized requantize_chosen(std::span<const Sequence> sequences,
                                   detail::FunctionRef<bool(const PageChoice&)> choose);
 
-    std::unique_ptr<detail::Core> core_;
-    std::unique_ptr<typename Parts::State> state_;
+    /// Throws state_error if the cache was moved from.
+    [[nodiscard]] Body& body() const;
+    [[nodiscard]] detail::Core& core() const { return body().core; }
+
+    std::shared_ptr<Body> body_;  ///< null: moved from
 };
 
 namespace detail {
@@ -230,8 +245,8 @@ namespace detail {
 /// The way in for what is not part of every cache: saving (persistence/), making one by name (registry.hpp).
 struct CacheAccess {
     template <class Backend>
-    static Core& core(const Cache<Backend>& cache) noexcept {
-        return *cache.core_;
+    static Core& core(const Cache<Backend>& cache) {
+        return cache.core();
     }
     template <class Backend>
     static std::unique_ptr<Cache<Backend>> make(const Model& model, const Options& options, const Recipe& recipe) {

@@ -12,8 +12,9 @@ namespace xquant {
 
 /// Settings of a cache. Sizes are in tokens unless they say layers.
 struct Options {
-    std::size_t sinks = 4;     ///< first tokens of a sequence, kept in f16: they decide quality out of proportion
-    std::size_t recent = 128;  ///< newest tokens kept in f16
+    /// First tokens of a sequence that are kept in f16, at most 4096: they decide quality out of proportion.
+    std::size_t sinks = 4;
+    std::size_t recent = 128;  ///< newest tokens kept in f16, at most 1048576
     DType rows = DType::f16;   ///< what sinks and newest tokens are kept in; f32 and bf16 are possible
     /// Queries read every row outside the sinks and the window from codes, rows of their own step included.
     bool strict = false;
@@ -30,7 +31,7 @@ struct Options {
 /// n new tokens of a sequence.
 struct StepPart {
     Sequence sequence;       ///< each sequence at most once in a step
-    std::size_t tokens = 0;  ///< 1 or more
+    std::size_t tokens = 0;  ///< 1 or more; all parts of a step together: fewer than 2^31
 };
 
 /// A coded page that may be requantized, as the caller is asked about it.

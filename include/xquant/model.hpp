@@ -31,8 +31,9 @@ enum class RopePairing : unsigned char { interleaved, halves };
 /// builders in position/scaling.hpp.
 struct Rope {
     RopePairing pairing = RopePairing::interleaved;  ///< the channels of a pair
-    std::vector<double> inverse_frequencies;         ///< [pairs] radians a position; at most head_dim / 2
-    double factor = 1;  ///< cosines and sines are multiplied by it: the attention factor of YaRN and LongRoPE
+    std::vector<double> inverse_frequencies;  ///< [pairs] radians a position, -10 to 10; at most head_dim / 2 of them
+    /// Cosines and sines are multiplied by it: the attention factor of YaRN and LongRoPE. 1e-4 to 1e4.
+    double factor = 1;
 
     /// base^(-2j / head_dim) for all pairs of a head. Source: RoFormer (arXiv 2104.09864), section 3.2.2.
     static Rope standard(std::size_t head_dim, double base = 10000.0, RopePairing pairing = RopePairing::interleaved) {
@@ -59,7 +60,7 @@ struct LatentAttention {
     MatrixView w_down;            ///< W^DKV [R, D]; empty: the layer's attention is of the usual kind
     MatrixView w_shared;          ///< W^KR [Dr, D]; Dr = 2 * the layer's RoPE pairs
     const float* norm = nullptr;  ///< [R] gain of the latent's RMS norm, or null
-    double norm_epsilon = 1e-6;   ///< added to the mean square
+    double norm_epsilon = 1e-6;   ///< added to the mean square; 1e-30 to 1
 
     /// Whether the layer has latent attention.
     [[nodiscard]] bool present() const noexcept { return !w_down.empty(); }
@@ -75,18 +76,19 @@ struct Layer {
     MatrixView w_k,                 ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them
         w_v;                        ///< [Hkv * Dh, D], one row per output channel
     Rope rope;                      ///< no RoPE unless set
-    double softmax_scale = 0;       ///< factor of q k^T; 0: 1 / sqrt(Dh)
+    double softmax_scale = 0;       ///< factor of q k^T, 1e-6 to 1e6; 0: 1 / sqrt(Dh)
     const float* mean = nullptr;    ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
     MatrixView calibration;         ///< [n, D] rows of X of other text, for quantizers that learn; or empty
     const float* b_k = nullptr;     ///< [Hkv * Dh] or null
     const float* b_v = nullptr;     ///< [Hkv * Dh] or null
     const float* k_norm = nullptr;  ///< [Dh] gain of an RMS norm of each key head, before RoPE; or null
-    double k_norm_epsilon = 1e-6;   ///< added to the mean square
-    double soft_cap = 0;            ///< 0: none
-    std::size_t window = 0;         ///< a query at p sees positions p - window + 1 .. p; 0: all up to p
-    const float* alibi_slopes = nullptr;  ///< [H] or null
-    const float* sink_logits = nullptr;   ///< [H] a logit of each head that takes part in the softmax, without a value
-    LatentAttention latent;               ///< if present, w_k and w_v read it in place of X; for Projection<Latent>
+    double k_norm_epsilon = 1e-6;   ///< added to the mean square; 1e-30 to 1
+    double soft_cap = 0;            ///< 1e-3 to 1e9; 0: none
+    std::size_t window = 0;         ///< a query at p sees positions p - window + 1 .. p; 0: all up to p; at most 2^48
+    const float* alibi_slopes = nullptr;  ///< [H], each -1e6 to 1e6; or null
+    /// [H] a logit of each head that takes part in the softmax, without a value; each -1e30 to 1e30; or null
+    const float* sink_logits = nullptr;
+    LatentAttention latent;  ///< if present, w_k and w_v read it in place of X; for Projection<Latent>
 };
 
 /// What a cache has to know of a model: its attention layers, in order.
@@ -131,7 +133,18 @@ inline void check_shape(std::size_t layer, const MatrixView& matrix, const char*
                         Shape shape) {
     expects(!matrix.empty() && matrix.rows == shape.rows && matrix.cols == shape.cols && matrix.stride >= matrix.cols,
             "layer ", layer, ": ", name, " is ", matrix, "; expected ", letters, " = ", shape);
+    expects(matrix.type <= DType::bf16, "layer ", layer, ": ", name, " has elements of an unknown type, ",
+            static_cast<int>(matrix.type));
 }
+
+/// Throws value_error unless a number is least .. most. NaN is not.
+inline void check_range(std::size_t layer, double number, const char* name, double least, double most,
+                        const char* exception = "") {
+    expects<value_error>(number >= least && number <= most, "layer ", layer, ": ", name, " is ", number, "; expected ",
+                         least, " to ", most, exception);
+}
+
+inline constexpr std::size_t largest_width = std::size_t{1} << 24U;
 
 /// Throws shape_error if a layer of latent attention cannot be served.
 inline void check_latent(const Layer& layer, std::size_t index) {
@@ -151,39 +164,43 @@ inline void check_latent(const Layer& layer, std::size_t index) {
     check_shape(index, layer.w_v, "w_v", "[kv_heads * Dv, R]", {values, r});
     expects(layer.b_k == nullptr && layer.b_v == nullptr && layer.k_norm == nullptr, "layer ", index,
             ": b_k, b_v or k_norm is given; latent attention has none of them");
-    expects(latent.norm_epsilon >= 0, "layer ", index, ": latent.norm_epsilon is ", latent.norm_epsilon,
-            "; expected 0 or more");
+    expects(r <= largest_width, "layer ", index, ": latent.w_down has ", r, " rows; at most 2^24 are served");
+    check_range(index, latent.norm_epsilon, "latent.norm_epsilon", 1e-30, 1);
+    check_finite(index, latent.norm, r, "latent.norm");
 }
 
-/// Throws shape_error if layer `index` of a model cannot be served, value_error if one of its numbers is not finite.
-inline void check_layer(const Layer& layer, std::size_t index) {
+/// Throws shape_error if a layer of this shape, RoPE and window cannot be served.
+inline void check_form(const Layer& layer, std::size_t index) {
     const LayerShape& s = layer.shape;
     expects(s.width > 0 && s.heads > 0 && s.kv_heads > 0 && s.head_dim > 0, "layer ", index, ": width ", s.width,
             ", heads ", s.heads, ", kv_heads ", s.kv_heads, ", head_dim ", s.head_dim,
             "; all of them must be positive");
     expects(s.heads % s.kv_heads == 0, "layer ", index, ": heads is ", s.heads,
             "; expected a multiple of kv_heads = ", s.kv_heads);
-    expects(s.head_dim <= 256, "layer ", index, ": head_dim is ", s.head_dim, "; at most 256 is served");
-    expects(s.width <= (std::size_t{1} << 24U), "layer ", index, ": width is ", s.width, "; at most 2^24 is served");
+    expects(s.head_dim <= 512, "layer ", index, ": head_dim is ", s.head_dim, "; at most 512 is served");
+    expects(s.width <= largest_width, "layer ", index, ": width is ", s.width, "; at most 2^24 is served");
     expects(s.heads <= 65536, "layer ", index, ": heads is ", s.heads, "; at most 65536 are served");
     const std::size_t pairs = layer.rope.inverse_frequencies.size();
     expects(2 * pairs <= s.head_dim, "layer ", index, ": RoPE has ", pairs, " pairs; head_dim = ", s.head_dim,
             " has room for ", s.head_dim / 2);
-    const auto finite = [&](double number, const char* name) {
-        expects<value_error>(std::isfinite(number), "layer ", index, ": ", name, " is ", number,
-                             ", which is not finite");
-    };
-    finite(layer.rope.factor, "rope.factor");
-    finite(layer.softmax_scale, "softmax_scale");
-    finite(layer.soft_cap, "soft_cap");
-    finite(layer.k_norm_epsilon, "k_norm_epsilon");
-    for (const double frequency : layer.rope.inverse_frequencies) finite(frequency, "a frequency of rope");
-    expects(layer.rope.factor > 0, "layer ", index, ": rope.factor is ", layer.rope.factor, "; expected more than 0");
-    expects(layer.softmax_scale >= 0, "layer ", index, ": softmax_scale is ", layer.softmax_scale,
-            "; expected 0 or more");
-    expects(layer.soft_cap >= 0, "layer ", index, ": soft_cap is ", layer.soft_cap, "; expected 0 or more");
-    expects(layer.k_norm == nullptr || layer.k_norm_epsilon >= 0, "layer ", index, ": k_norm_epsilon is ",
-            layer.k_norm_epsilon, "; expected 0 or more");
+    expects(layer.window <= largest_position, "layer ", index, ": window is ", layer.window,
+            "; expected 2^48 or less, or 0, which means that every token is seen");
+}
+
+/// Throws shape_error if layer `index` of a model cannot be served, value_error if one of its numbers is not finite or
+/// out of its range.
+inline void check_layer(const Layer& layer, std::size_t index) {
+    check_form(layer, index);
+    const LayerShape& s = layer.shape;
+    expects(layer.rope.pairing <= RopePairing::halves, "layer ", index, ": rope.pairing is ",
+            static_cast<int>(layer.rope.pairing), "; expected RopePairing::interleaved or RopePairing::halves");
+    check_range(index, layer.rope.factor, "rope.factor", 1e-4, 1e4);
+    for (const double frequency : layer.rope.inverse_frequencies) {
+        check_range(index, frequency, "a frequency of rope", -10, 10);
+    }
+    if (layer.softmax_scale != 0) check_range(index, layer.softmax_scale, "softmax_scale", 1e-6, 1e6, " or 0");
+    if (layer.soft_cap != 0) check_range(index, layer.soft_cap, "soft_cap", 1e-3, 1e9, " or 0");
+    if (layer.k_norm != nullptr) check_range(index, layer.k_norm_epsilon, "k_norm_epsilon", 1e-30, 1);
     if (!layer.calibration.empty()) {
         check_shape(index, layer.calibration, "calibration", "[one or more rows, width]",
                     {std::max<std::size_t>(1, layer.calibration.rows), s.width});
@@ -202,8 +219,12 @@ inline void check_layer(const Layer& layer, std::size_t index) {
     check_finite(index, layer.b_k, s.kv_width(), "b_k");
     check_finite(index, layer.b_v, s.kv_width(), "b_v");
     check_finite(index, layer.k_norm, s.head_dim, "k_norm");
-    check_finite(index, layer.alibi_slopes, s.heads, "alibi_slopes");
-    check_finite(index, layer.sink_logits, s.heads, "sink_logits");
+    for (std::size_t h = 0; h < s.heads && layer.alibi_slopes != nullptr; ++h) {
+        check_range(index, double{layer.alibi_slopes[h]}, "a slope of alibi_slopes", -1e6, 1e6);
+    }
+    for (std::size_t h = 0; h < s.heads && layer.sink_logits != nullptr; ++h) {
+        check_range(index, double{layer.sink_logits[h]}, "a logit of sink_logits", -1e30, 1e30);
+    }
 }
 
 }  // namespace detail

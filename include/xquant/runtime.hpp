@@ -167,8 +167,9 @@ public:
     [[nodiscard]] virtual std::size_t size() const noexcept = 0;
 
     /// Stores a layer's rows x [n, D]; layers come in order. Read before this returns.
-    /// Throws shape_error, state_error, value_error before anything is stored; after std::bad_alloc, or what the
-    /// executor throws, the step can only be destroyed. Cost: n R D products for a stream of R channels that has a
+    /// Throws shape_error, state_error, value_error before anything is stored: the layer can be appended again, and the
+    /// one before it cannot be attended to any more. After std::bad_alloc, or what the executor throws, the step can
+    /// only be destroyed. Cost: n R D products for a stream of R channels that has a
     /// matrix, and encoding.
     virtual void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = {}) = 0;
 

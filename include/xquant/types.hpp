@@ -31,6 +31,9 @@ static_assert(std::is_trivially_copyable_v<f16> && std::is_trivially_copyable_v<
 /// Tokens that a page of codes has room for.
 inline constexpr std::size_t coded_page_tokens = 128;
 
+/// Positions lie below this, and above its negative: their sums do not overflow, and f64 represents them exactly.
+inline constexpr std::int64_t largest_position = std::int64_t{1} << 48U;
+
 /// The largest finite f16.
 inline constexpr float f16_max = 65504.0F;
 

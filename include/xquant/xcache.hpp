@@ -54,8 +54,8 @@ public:
     template <class Other>
     using on = XCache<Quantizer, Layout, CrossLayer, Projection, Other>;
 
-    /// Prepares every layer's projection. Throws shape_error for shapes that do not fit, value_error for weights that
-    /// are not finite. Cost: an SVD for each layer or head where the projection needs one.
+    /// Prepares every layer's projection. Throws shape_error for shapes that do not fit, value_error for numbers that
+    /// are not finite or outside the range that Layer gives them. Cost: an SVD for each layer or head where the projection needs one.
     explicit XCache(const Model& model, const Options& options = {})
         : Cache<Backend>(model, options, recipe(model, options)) {}
 

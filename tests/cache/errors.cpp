@@ -1,6 +1,8 @@
 /// Wrong calls: the right error, a sentence that says what was wrong, and nothing changed.
 #include <cmath>
 #include <limits>
+#include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -229,6 +231,197 @@ TEST_CASE("the largest f16 can be stored, the next f32 cannot") {
         x[5] = sign * f16_max;
         CHECK_NOTHROW(step.append(0, MatrixView(x.data(), 1, d)));
     }
+}
+
+TEST_CASE("a layer whose rows gave way to those of a refused append is not attended to") {
+    const test::Setup setup = small_model();
+    for (const test::Scheme& scheme : test::schemes()) {
+        INFO(scheme.name);
+        const auto cache = scheme.make(setup.model, {.sinks = 1, .recent = 2}),
+                   alone = scheme.make(setup.model, {.sinks = 1, .recent = 2});
+        const Sequence sequence = cache->create();
+        test::Outputs out;
+        auto step = cache->begin({{sequence, 3}});
+        for (std::size_t layer = 0; layer < layer_count; ++layer) {
+            test::Rows rows = test::rows_of(setup.model.layers[layer], layer, 1, 0, 3);
+            const MatrixView x(rows.x.data(), 3, d), q(rows.q.data(), 3, heads);
+            const float good = rows.x[d + 7];
+            if (layer > 0) {
+                rows.x[d + 7] = std::numeric_limits<float>::quiet_NaN();
+                CHECK_THROWS_AS(step.append(layer, x), value_error);
+                std::vector<float> untouched(3 * heads, 42.0F);
+                const std::string said = complaint<state_error>([&] { step.attend(layer - 1, q, untouched.data()); });
+                CHECK(contains(said, ("append layer " + std::to_string(layer) + " first").c_str()));
+                CHECK(untouched == std::vector<float>(3 * heads, 42.0F));
+                rows.x[d + 7] = good;
+            }
+            step.append(layer, x);
+            out.emplace_back(3 * heads);
+            step.attend(layer, q, out.back().data());
+        }
+        step.commit();
+        const test::Outputs expected = test::outputs_of(*alone, setup.model, {3});
+        for (std::size_t layer = 0; layer < layer_count; ++layer) {
+            CHECK(test::difference(expected[layer], out[layer]) == "");
+        }
+    }
+}
+
+TEST_CASE("an executor that throws while rows are projected: the layer before is not attended to") {
+    const test::Setup setup = small_model();
+    const auto cache = test::scheme("x 4").make(setup.model, {});
+    const Sequence sequence = cache->create();
+    Buffers with(2);
+    const MatrixView x(with.x.data(), 2, d), q(with.q.data(), 2, heads);
+    struct Broken {
+        template <class F>
+        void parallel_for(std::size_t, F&&) const {
+            throw std::runtime_error("the pool is gone");
+        }
+    };
+    auto step = cache->begin({{sequence, 2}});
+    step.append(0, x);
+    CHECK_THROWS_AS(step.append(1, x, Broken{}), std::runtime_error);
+    CHECK_THROWS_AS(step.attend(0, q, with.out.data()), state_error);
+}
+
+TEST_CASE("a cache that was moved from, destroyed or assigned to") {
+    const test::Setup setup = small_model();
+    using Best = XCache<Quantizer<4, 128>>;
+    Best cache(setup.model, {});
+    const Sequence sequence = cache.create();
+    Buffers with(1);
+    const MatrixView x(with.x.data(), 1, d), q(with.q.data(), 1, heads);
+    auto step = cache.begin({{sequence, 1}});
+    step.append(0, x);
+    Best moved(std::move(cache));
+    step.append(1, x);  // the step follows it
+    // NOLINTBEGIN(bugprone-use-after-move): what is left of a moved cache says so
+    const auto refused = [](auto call) { CHECK(contains(complaint<state_error>(call), "the cache was moved from")); };
+    refused([&] { static_cast<void>(cache.create()); });
+    refused([&] { cache.drop(sequence); });
+    refused([&] { static_cast<void>(cache.fork(sequence)); });
+    refused([&] { cache.truncate(sequence, 0); });
+    refused([&] { cache.erase(sequence, 0, 0); });
+    refused([&] { cache.shift(sequence, 0, 1); });
+    refused([&] { cache.gather(std::vector<Sequence>{}, std::vector<std::size_t>{}); });
+    refused([&] { static_cast<void>(cache.size(sequence)); });
+    refused([&] { static_cast<void>(cache.next_position(sequence)); });
+    refused([&] { static_cast<void>(cache.begin({{sequence, 1}})); });
+    refused([&] { cache.seal(sequence); });
+    refused([&] { static_cast<void>(cache.requantize(std::vector<Sequence>{sequence})); });
+    refused([&] { static_cast<void>(cache.bits_per_token_layer(1)); });
+    refused([&] { static_cast<void>(cache.options()); });
+    refused([&] { cache.for_each_page(sequence, [](const PageView&) {}); });
+    CHECK(cache.bytes() == Bytes{});
+    CHECK(cache.peak_accumulator_bytes() == 0);
+    // NOLINTEND(bugprone-use-after-move)
+
+    const auto orphaned = [&](auto& of) {
+        const auto gone = [](auto call) {
+            CHECK(contains(complaint<state_error>(call), "cache was destroyed or assigned to"));
+        };
+        gone([&] { of.append(2, x); });
+        gone([&] { of.attend(1, q, with.out.data()); });
+        gone([&] { of.commit(); });
+    };
+    moved = Best(setup.model, {});
+    orphaned(step);
+    CHECK_THROWS_AS(moved.size(sequence), sequence_error);  // of another cache
+    auto short_lived = std::make_unique<Best>(setup.model, Options{});
+    auto survivor = short_lived->begin({{short_lived->create(), 1}});
+    survivor.append(0, x);
+    survivor.append(1, x);
+    short_lived.reset();
+    orphaned(survivor);
+}
+
+TEST_CASE("every number of a layer has a range") {
+    const test::Setup setup = small_model();
+    const auto said = [&](auto change) {
+        test::Setup changed = small_model();
+        change(changed.model.layers[2]);
+        try {
+            static_cast<void>(test::scheme("x 4").make(changed.model, {}));
+        } catch (const error& refused) {
+            return std::string(refused.what());
+        }
+        return std::string("served");
+    };
+    constexpr double infinity = std::numeric_limits<double>::infinity(), nan = std::numeric_limits<double>::quiet_NaN();
+    const auto range = [&](auto member, const std::string& name, double least, double most) {
+        for (const double good : {least, most}) CHECK(said([&](Layer& layer) { member(layer) = good; }) == "served");
+        for (const double bad : {least - std::abs(least) / 8, most + most / 8, infinity, -infinity, nan}) {
+            const std::string words = said([&](Layer& layer) { member(layer) = bad; });
+            INFO(words);
+            CHECK(contains(words, ("layer 2: " + name + " is ").c_str()));
+            CHECK(contains(words, "expected "));
+        }
+    };
+    range([](Layer& layer) -> double& { return layer.softmax_scale; }, "softmax_scale", 1e-6, 1e6);
+    range([](Layer& layer) -> double& { return layer.soft_cap; }, "soft_cap", 1e-3, 1e9);
+    range([](Layer& layer) -> double& { return layer.rope.factor; }, "rope.factor", 1e-4, 1e4);
+    range([](Layer& layer) -> double& { return layer.rope.inverse_frequencies[1]; }, "a frequency of rope", -10, 10);
+    const std::vector<float> gain(8, 1.0F);
+    range(
+        [&](Layer& layer) -> double& {
+            layer.k_norm = gain.data();
+            return layer.k_norm_epsilon;
+        },
+        "k_norm_epsilon", 1e-30, 1);
+    for (const auto& [good, bad] : {std::pair{1e6F, 1.1e6F}, {-1e6F, -1.1e6F}}) {
+        std::vector<float> slopes{0.5F, good};
+        CHECK(said([&](Layer& layer) { layer.alibi_slopes = slopes.data(); }) == "served");
+        slopes[1] = bad;
+        CHECK(contains(said([&](Layer& layer) { layer.alibi_slopes = slopes.data(); }), "a slope of alibi_slopes is"));
+        std::vector<float> logits{0.5F, good * 1e24F};
+        CHECK(said([&](Layer& layer) { layer.sink_logits = logits.data(); }) == "served");
+        logits[1] = bad * 1e24F;
+        CHECK(contains(said([&](Layer& layer) { layer.sink_logits = logits.data(); }), "a logit of sink_logits is"));
+    }
+    // "None" is 0. What other libraries mean by it would not fit a position.
+    constexpr std::size_t most = std::size_t{1} << 48U;
+    CHECK(said([&](Layer& layer) { layer.window = most; }) == "served");
+    for (const std::size_t window : {most + 1, static_cast<std::size_t>(std::numeric_limits<std::int64_t>::max()),
+                                     std::numeric_limits<std::size_t>::max()}) {
+        CHECK(contains(said([&](Layer& layer) { layer.window = window; }),
+                       ("window is " + std::to_string(window) + "; expected 2^48 or less, or 0").c_str()));
+    }
+    CHECK(contains(said([](Layer& layer) { layer.rope.pairing = static_cast<RopePairing>(2); }), "rope.pairing is 2"));
+    CHECK(contains(said([](Layer& layer) { layer.w_k.type = static_cast<DType>(3); }), "unknown type, 3"));
+    CHECK_THROWS_AS(test::scheme("x 4").make(setup.model, {.rows = static_cast<DType>(3)}), shape_error);
+
+    // A window that is wider than the sequence changes nothing.
+    test::Setup wide = small_model();
+    for (Layer& layer : wide.model.layers) layer.window = most;
+    const auto with = test::scheme("x 4").make(wide.model, {}), without = test::scheme("x 4").make(setup.model, {});
+    const test::Outputs a = test::outputs_of(*with, wide.model, {150, 1}),
+                        b = test::outputs_of(*without, setup.model, {150, 1});
+    for (std::size_t layer = 0; layer < layer_count; ++layer) CHECK(test::difference(a[layer], b[layer]) == "");
+}
+
+TEST_CASE("positions stay below 2^48") {
+    const test::Setup setup = small_model();
+    const auto cache = test::scheme("x 4").make(setup.model, {});
+    const Sequence sequence = cache->create();
+    cache->shift(sequence, 0, largest_position - 11);
+    const Bytes before = cache->bytes();
+    CHECK(contains(complaint<shape_error>([&] {
+                       static_cast<void>(cache->begin({{sequence, 11}}));
+                   }),
+                   "to position 281474976710656; positions stay below 2^48"));
+    CHECK(cache->bytes() == before);
+    CHECK_NOTHROW(static_cast<void>(cache->begin({{sequence, 10}})));
+}
+
+TEST_CASE("predictions of what cannot be served are refused") {
+    const test::Setup setup = small_model();
+    using Cached = XCache<Quantizer<4, 128>>;
+    CHECK_THROWS_AS(Cached::predict(setup.model, {.sinks = 4097}, 100), shape_error);
+    CHECK_THROWS_AS(Cached::predict(setup.model, {}, std::numeric_limits<std::size_t>::max()), shape_error);
+    Model model = setup.model;
+    model.layers[1].shape.kv_heads = 0;
+    CHECK_THROWS_AS(Cached::predict(model, {}, 100), shape_error);
 }
 
 TEST_CASE("models and options that cannot be served are refused when a cache is made") {

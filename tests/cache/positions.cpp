@@ -77,6 +77,43 @@ TEST_CASE("moving all tokens changes no answer, and a gap is seen by queries beh
     }
 }
 
+TEST_CASE("a gap that new tokens stand behind outlives them") {
+    const test::Setup setup = test::small_model();
+    for (const Scheme& scheme : test::schemes()) {
+        for (const std::size_t before : {10, 0, 150}) {
+            INFO(scheme.name << ", " << before << " tokens before the gap");
+            const auto cache = scheme.make(setup.model, {.sinks = 2, .recent = 1});
+            Feed a{cache->create(), 1};
+            if (before > 0) test::feed(*cache, setup.model, {{&a, before}});
+            cache->shift(a.sequence, before, 90);
+            const auto next = static_cast<std::int64_t>(before) + 90;
+            test::feed(*cache, setup.model, {{&a, 4}});
+            CHECK(cache->next_position(a.sequence) == next + 4);
+            const Sequence forked = cache->fork(a.sequence, before), partly = cache->fork(a.sequence, before + 3),
+                           erased = cache->fork(a.sequence), cut = cache->fork(a.sequence);
+            CHECK(cache->next_position(forked) == next);
+            CHECK(cache->next_position(partly) == next + 3);
+            cache->erase(erased, before, before + 4);
+            CHECK(cache->next_position(erased) == next);
+            cache->truncate(cut, before);
+            CHECK(cache->next_position(cut) == next);
+            const std::vector<Sequence> list{cut, partly};
+            cache->gather(list, std::vector<std::size_t>{0, 0});
+            CHECK(cache->next_position(partly) == next);
+            // Drafts that were rejected leave no trace.
+            cache->truncate(a.sequence, before);
+            a.tokens = before;
+            Feed b{cache->create(), 1};
+            if (before > 0) test::feed(*cache, setup.model, {{&b, before}});
+            cache->shift(b.sequence, before, 90);
+            for (Feed* feed : {&a, &b}) test::feed(*cache, setup.model, {{feed, 3}});
+            CHECK(cache->next_position(a.sequence) == next + 3);
+            const bool exact = before != 150 || coded_alone(scheme);  // else groups are cut elsewhere
+            CHECK(test::distance(a, b, 3) < (exact ? rounding : 2.5));
+        }
+    }
+}
+
 TEST_CASE("an endless conversation: the oldest tokens but the first four go, one for each that comes") {
     const test::Setup setup = test::small_model();
     for (const char* name : {"x rotated 3", "head svd 4", "q4_0, Hadamard", "cross-layer svd rotated 4"}) {

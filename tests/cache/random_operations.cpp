@@ -284,12 +284,17 @@ private:
         for (std::size_t t = end; t < s.tokens.size(); ++t) s.tokens[t].position += delta;
         s.tokens.erase(s.tokens.begin() + static_cast<std::ptrdiff_t>(begin),
                        s.tokens.begin() + static_cast<std::ptrdiff_t>(end));
-        s.next = s.tokens.empty() ? 0 : s.next + delta;
+        s.next += delta;
     }
-    static void truncate(Expected& s, std::size_t tokens) {
+    /// The next token stands where the first one that goes stood; where that one has been freed, so many positions before
+    /// the end.
+    void truncate(Expected& s, std::size_t tokens) {
         if (tokens == s.tokens.size()) return;
+        const Token first = s.tokens[tokens];
+        const std::int64_t counted = s.next - static_cast<std::int64_t>(s.tokens.size() - tokens);
+        const bool freed = first.may_be_freed && cache_->next_position(s.handle) == counted;
+        s.next = freed ? counted : first.position;
         s.tokens.resize(tokens);
-        s.next = tokens == 0 ? 0 : s.tokens.back().position + 1;
     }
 
     /// The sequence, once more, in a cache of its own that saw nothing else: both are asked the same.

@@ -51,6 +51,7 @@ const std::vector<Case>& cases() {
         {"GQA, head_dim 112", {226, 4, 1, 112}, 56, nothing},
         {"GQA, head_dim 128", {260, 2, 1, 128}, 64, nothing},
         {"MQA, head_dim 256", {520, 2, 1, 256}, 128, nothing},
+        {"MQA, head_dim 512", {520, 2, 1, 512}, 256, nothing},
         {"odd head_dim 7", {40, 4, 2, 7}, 3, nothing},
         {"biases, as in Qwen2",
          {96, 4, 1, 32},

@@ -11,8 +11,8 @@ inline constexpr std::size_t tile_tokens = 128;
 inline constexpr std::size_t width_step = 128;
 /// The most values a group may have.
 inline constexpr std::size_t max_group = 4096;
-/// The most pairs that RoPE may turn in a head (head_dim 256).
-inline constexpr std::size_t max_pairs = 128;
+/// The most pairs that RoPE may turn in a head (head_dim 512).
+inline constexpr std::size_t max_pairs = 256;
 
 /// Entries first .. first + count: tokens of a stream, rows of a step, codes of a group.
 struct Slots {

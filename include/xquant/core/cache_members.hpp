@@ -29,84 +29,94 @@ void Cache<Backend>::Step::commit() {
 }
 
 template <class Backend>
-Cache<Backend>::Cache(const Model& model, const Options& options, const detail::Recipe& recipe)
-    : core_(std::make_unique<detail::Core>(options, detail::page_groups_of(model, recipe.accumulator != nullptr),
-                                           recipe.streams(), recipe.requantizes())),
-      state_(std::make_unique<typename Parts::State>(*core_, options)) {
-    if (recipe.accumulator != nullptr) {
-        core_->set_accumulator(recipe.accumulator(model.layers.front().shape.width));
-    }
+Cache<Backend>::Body::Body(const Options& options, const Model& model, const detail::Recipe& recipe)
+    : core(options, detail::page_groups_of(model, recipe.accumulator != nullptr), recipe.streams(),
+           recipe.requantizes()),
+      state(core, options) {
+    if (recipe.accumulator != nullptr) core.set_accumulator(recipe.accumulator(model.layers.front().shape.width));
     const Rope* previous = nullptr;
     for (std::size_t i = 0; i < model.layers.size(); ++i) {
         const Layer& layer = model.layers[i];
         detail::check_layer(layer, i);
-        core_->add_layer(layer, recipe.layers[i].role, recipe.layers[i].prepare(layer), previous,
-                         &detail::learn_stream<Backend>);
+        core.add_layer(layer, recipe.layers[i].role, recipe.layers[i].prepare(layer), previous,
+                       &detail::learn_stream<Backend>);
         previous = &layer.rope;
     }
-    state_->prepare(*core_);
+    state.prepare(core);
 }
+
 template <class Backend>
-Cache<Backend>::~Cache() = default;
+Cache<Backend>::Cache(const Model& model, const Options& options, const detail::Recipe& recipe)
+    : body_(std::make_shared<Body>(options, model, recipe)) {}
+template <class Backend>
+Cache<Backend>::~Cache() {
+    if (body_ != nullptr) body_->core.abandon();
+}
 template <class Backend>
 Cache<Backend>::Cache(Cache&&) noexcept = default;
 template <class Backend>
 Cache<Backend>& Cache<Backend>::operator=(Cache&& other) noexcept {
     Cache taken(std::move(other));
-    std::swap(core_, taken.core_);
-    std::swap(state_, taken.state_);
+    std::swap(body_, taken.body_);
     return *this;
+}
+template <class Backend>
+typename Cache<Backend>::Body& Cache<Backend>::body() const {
+    detail::expects<state_error>(body_ != nullptr, "the cache was moved from: it can be destroyed or assigned to");
+    return *body_;
 }
 
 template <class Backend>
 Sequence Cache<Backend>::create() {
-    return core_->create();
+    return core().create();
 }
 template <class Backend>
 void Cache<Backend>::drop(Sequence sequence) {
-    core_->drop(sequence);
+    core().drop(sequence);
 }
 template <class Backend>
 Sequence Cache<Backend>::fork(Sequence sequence) {
-    return detail::fork_sequence(*core_, sequence, size(sequence));
+    return detail::fork_sequence(core(), sequence, size(sequence));
 }
 template <class Backend>
 Sequence Cache<Backend>::fork(Sequence sequence, std::size_t tokens) {
-    return detail::fork_sequence(*core_, sequence, tokens);
+    return detail::fork_sequence(core(), sequence, tokens);
 }
 template <class Backend>
 void Cache<Backend>::truncate(Sequence sequence, std::size_t tokens) {
-    detail::truncate_sequence(*core_, sequence, tokens);
+    detail::truncate_sequence(core(), sequence, tokens);
 }
 template <class Backend>
 void Cache<Backend>::erase(Sequence sequence, std::size_t begin, std::size_t end) {
-    detail::erase_tokens(*core_, sequence, begin, end);
+    detail::erase_tokens(core(), sequence, begin, end);
 }
 template <class Backend>
 void Cache<Backend>::shift(Sequence sequence, std::size_t begin, std::int64_t delta) {
-    detail::shift_tokens(*core_, sequence, begin, delta);
+    detail::shift_tokens(core(), sequence, begin, delta);
 }
 template <class Backend>
 void Cache<Backend>::gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents) {
-    detail::gather_sequences(*core_, sequences, parents);
+    detail::gather_sequences(core(), sequences, parents);
 }
 
 template <class Backend>
 std::size_t Cache<Backend>::size(Sequence sequence) const {
-    return core_->find(sequence).states.front().tokens;
+    return core().find(sequence).states.front().tokens;
 }
 template <class Backend>
 std::int64_t Cache<Backend>::next_position(Sequence sequence) const {
-    return core_->find(sequence).states.front().next_position;
+    return core().find(sequence).states.front().next_position;
 }
 
 template <class Backend>
 typename Cache<Backend>::Step Cache<Backend>::begin(std::span<const StepPart> parts) {
-    return Step(Parts::begin(*core_, *state_, parts));
+    Body& in = body();
+    return Step(body_, Parts::begin(in.core, in.state, parts));
 }
 template <class Backend>
 void Cache<Backend>::seal(Sequence sequence) {
-    Parts::seal(*core_, *state_, core_->find_idle(sequence));
+    Body& in = body();
+    Parts::seal(in.core, in.state, in.core.find_idle(sequence));
 }
 template <class Backend>
 Requantized Cache<Backend>::requantize_chosen(std::span<const Sequence> sequences,
@@ -114,36 +124,37 @@ Requantized Cache<Backend>::requantize_chosen(std::span<const Sequence> sequence
     if constexpr (Parts::on_device) {
         return {};  // requantize does not compile there
     } else {
-        return detail::requantize_pages(Backend{}, *core_, sequences, choose);
+        return detail::requantize_pages(Backend{}, core(), sequences, choose);
     }
 }
 template <class Backend>
 bool Cache<Backend>::take_bad_rows() {
-    if constexpr (Parts::on_device) return state_->take_bad_rows();
+    if constexpr (Parts::on_device) return body().state.take_bad_rows();
     return false;
 }
 
 template <class Backend>
 Bytes Cache<Backend>::bytes() const noexcept {
-    return core_->ledger().bytes();
+    return body_ == nullptr ? Bytes{} : body_->core.ledger().bytes();
 }
 template <class Backend>
 std::size_t Cache<Backend>::peak_accumulator_bytes() const noexcept {
-    return core_->peak_accumulator();
+    return body_ == nullptr ? 0 : body_->core.peak_accumulator();
 }
 template <class Backend>
 double Cache<Backend>::bits_per_token_layer(std::size_t tokens) const {
+    const detail::Core& in = core();
     double bits = 0;
-    for (std::size_t layer = 0; layer < core_->layers().size(); ++layer) {
-        for (std::size_t stream = 0; stream < core_->layers()[layer].encoders.size(); ++stream) {
-            bits += static_cast<double>(core_->codec(layer, stream).format.ideal_bits(tokens));
+    for (std::size_t layer = 0; layer < in.layers().size(); ++layer) {
+        for (std::size_t stream = 0; stream < in.layers()[layer].encoders.size(); ++stream) {
+            bits += static_cast<double>(in.codec(layer, stream).format.ideal_bits(tokens));
         }
     }
-    return tokens == 0 ? 0 : bits / static_cast<double>(tokens * core_->layers().size());
+    return tokens == 0 ? 0 : bits / static_cast<double>(tokens * in.layers().size());
 }
 template <class Backend>
-const Options& Cache<Backend>::options() const noexcept {
-    return core_->options();
+const Options& Cache<Backend>::options() const {
+    return core().options();
 }
 
 }  // namespace XQUANT_ABI_NS

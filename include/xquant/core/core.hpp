@@ -18,6 +18,15 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
+/// Throws shape_error for settings that cannot be served.
+inline void check_options(const Options& options) {
+    expects(options.sinks <= 4096, "Options::sinks is ", options.sinks, "; at most 4096 tokens are kept");
+    expects(options.recent <= (std::size_t{1} << 20U), "Options::recent is ", options.recent,
+            "; at most 1048576 tokens are kept");
+    expects(options.rows <= DType::bf16, "Options::rows is ", static_cast<int>(options.rows),
+            "; expected DType::f32, f16 or bf16");
+}
+
 /// How the tail and the sinks keep rows of a stream.
 constexpr StreamFormat exact_rows(std::uint32_t width, DType type) noexcept {
     return {width, 1, width, kind_of(type), static_cast<std::uint8_t>(8 * size_of(type)), false, 0, nullptr};
@@ -70,9 +79,7 @@ public:
           streams_(stream_count) {
         const std::size_t layer_count = page_group_of_.size();
         expects(layer_count > 0, "Model::layers is empty; a model has one layer or more");
-        expects(options.sinks <= 4096, "Options::sinks is ", options.sinks, "; at most 4096 tokens are kept");
-        expects(options.recent <= (std::size_t{1} << 20U), "Options::recent is ", options.recent,
-                "; at most 1048576 tokens are kept");
+        check_options(options);
         layers_.reserve(layer_count);
         ropes_.reserve(layer_count);
         codecs_.reserve(layer_count * stream_count);
@@ -164,6 +171,10 @@ public:
         page_group.window = page_group.window > 0 && layer.window > 0 ? (std::max)(page_group.window, layer.window) : 0;
     }
 
+    /// The cache is gone; steps that are alive say so from here on.
+    void abandon() noexcept { abandoned_.store(true, std::memory_order_relaxed); }
+    [[nodiscard]] bool abandoned() const noexcept { return abandoned_.load(std::memory_order_relaxed); }
+
     [[nodiscard]] Sequence create() { return slots_.create(page_groups_.size()); }
 
     void drop(Sequence sequence) {
@@ -254,6 +265,7 @@ private:
     std::vector<std::size_t> page_group_of_;  ///< read at construction
     std::size_t streams_;
     std::atomic<std::size_t> peak_accumulator_{0};
+    std::atomic<bool> abandoned_{false};
 };
 
 }  // namespace detail

@@ -64,22 +64,42 @@ inline void check_window(const SequenceState& state, std::size_t window) {
             state.next_position, " would see; keep more tokens");
 }
 
-/// The first `tokens` tokens of one page group's state.
-inline SequenceState truncated(const SequenceState& state, std::size_t tokens) {
+/// The position of a token, or of the next token. False if the token has been freed.
+inline bool position_of(const SequenceState& state, std::size_t token, std::int64_t& position) noexcept {
+    if (token == state.tokens) {
+        position = state.next_position;
+        return true;
+    }
+    std::size_t first = state.tokens - rows_in(state.segments);
+    if (token < first) return false;
+    for (const Segment& segment : state.segments) {
+        if (token < first + segment.size()) {
+            position = segment.first_position + static_cast<std::int64_t>(token - first);
+            return true;
+        }
+        first += segment.size();
+    }
+    return false;
+}
+
+/// Where the next token of a sequence stands if only the first `tokens` tokens stay: where the first one that goes
+/// stands, so a gap before it stays.
+inline std::int64_t position_after(const Slot& slot, std::size_t tokens) noexcept {
+    std::int64_t position = 0;
+    for (const SequenceState& state : slot.states) {
+        if (position_of(state, tokens, position)) return position;
+    }
+    // All layers have windows and have freed it.
+    const SequenceState& state = slot.states.front();
+    return state.next_position - static_cast<std::int64_t>(state.tokens - tokens);
+}
+
+/// The first `tokens` tokens of one page group's state; the next one will stand at `next`.
+inline SequenceState truncated(const SequenceState& state, std::size_t tokens, std::int64_t next) {
     std::size_t drop = state.tokens - tokens, count = state.segments.size();
     while (count > 0 && drop >= state.segments[count - 1].size()) drop -= state.segments[--count].size();
-    SequenceState out{first_segments(state.segments, count), tokens};
-    if (tokens == state.tokens) {
-        out.next_position = state.next_position;
-        out.rope_lag = state.rope_lag;
-        return out;
-    }
-    if (tokens == 0) return out;
-    out.rope_lag = state.rope_lag;
-    if (count == 0) return out;
-    Segment& last = out.segments.back();
-    last.end -= drop;
-    out.next_position = last.first_position + static_cast<std::int64_t>(last.size());
+    SequenceState out{first_segments(state.segments, count), tokens, next, tokens > 0 ? state.rope_lag : 0};
+    if (count > 0) out.segments.back().end -= drop;
     return out;
 }
 
@@ -109,7 +129,7 @@ inline SequenceState cut_and_moved(const SequenceState& state, std::size_t begin
     }
     const std::size_t fits = round_up(out.segments.size(), segment_step);
     if (fits < out.segments.capacity()) out.segments = first_segments(out.segments, out.segments.size());
-    if (begin < end && out.tokens == 0) out.next_position = out.rope_lag = 0;
+    if (out.tokens == 0) out.rope_lag = 0;
     return out;
 }
 
@@ -129,9 +149,10 @@ inline Sequence fork_sequence(Core& core, Sequence sequence, std::size_t tokens)
     const Slot& from = core.find_idle(sequence);
     expects(tokens <= from.states.front().tokens, "fork: ", tokens, " tokens, but the sequence has ",
             from.states.front().tokens);
+    const std::int64_t next = position_after(from, tokens);
     NewStates states = new_states(core, from.states.size());
     for (std::size_t i = 0; i < from.states.size(); ++i) {
-        states.push_back(truncated(from.states[i], tokens));
+        states.push_back(truncated(from.states[i], tokens, next));
         if (tokens < from.states[i].tokens) check_window(states.back(), core.window(i));
     }
     const Sequence made = core.create();
@@ -146,7 +167,8 @@ inline void truncate_sequence(Core& core, Sequence sequence, std::size_t tokens)
     const std::size_t now = slot.states.front().tokens;
     expects(tokens <= now, "truncate: ", tokens, " tokens, but the sequence has ", now);
     if (tokens == now) return;
-    change_states(core, slot, [&](const SequenceState& state) { return truncated(state, tokens); });
+    const std::int64_t next = position_after(slot, tokens);
+    change_states(core, slot, [&](const SequenceState& state) { return truncated(state, tokens, next); });
 }
 
 /// Tokens begin .. end are taken out; what follows moves up to where they began.
@@ -160,27 +182,6 @@ inline void erase_tokens(Core& core, Sequence sequence, std::size_t begin, std::
     change_states(core, slot,
                   [&](const SequenceState& state) { return cut_and_moved(state, begin, end, delta, turned); });
 }
-
-/// The position of a token, or of the next token. False if the token has been freed.
-inline bool position_of(const SequenceState& state, std::size_t token, std::int64_t& position) noexcept {
-    if (token == state.tokens) {
-        position = state.next_position;
-        return true;
-    }
-    std::size_t first = state.tokens - rows_in(state.segments);
-    if (token < first) return false;
-    for (const Segment& segment : state.segments) {
-        if (token < first + segment.size()) {
-            position = segment.first_position + static_cast<std::int64_t>(token - first);
-            return true;
-        }
-        first += segment.size();
-    }
-    return false;
-}
-
-/// Positions are kept below this: sums of them do not overflow, and f64 represents them exactly.
-inline constexpr std::int64_t largest_position = std::int64_t{1} << 48U;
 
 inline void shift_tokens(Core& core, Sequence sequence, std::size_t begin, std::int64_t delta) {
     Slot& slot = core.find_idle(sequence);
@@ -219,7 +220,7 @@ inline void gather_sequences(Core& core, std::span<const Sequence> sequences, st
     NewStates states = new_states(core, sequences.size() * core.page_groups());
     for (const std::size_t parent : parents) {
         for (const SequenceState& state : core.find(sequences[parent]).states) {
-            states.push_back(truncated(state, state.tokens));
+            states.push_back(truncated(state, state.tokens, state.next_position));
         }
     }
     for (std::size_t i = 0; i < sequences.size(); ++i) {

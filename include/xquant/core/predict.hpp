@@ -12,6 +12,9 @@ inline Bytes predict_bytes(const Model& model, const Options& options, std::size
         PageSizes coded, rows, sinks;
         std::size_t granularity = 1;
     };
+    check_options(options);
+    expects(tokens <= largest_position, "predict: ", tokens, " tokens; positions stay below 2^48");
+    for (std::size_t i = 0; i < model.layers.size(); ++i) check_form(model.layers[i], i);
     Bytes bytes;
     const Rope* previous = nullptr;
     const std::size_t layers = model.layers.size(), streams = recipe.streams();
@@ -68,7 +71,9 @@ inline Bytes predict_bytes(const Model& model, const Options& options, std::size
 
 /// Bytes of the accumulators of one sequence, while a step reads `tokens` coded tokens.
 inline std::size_t predict_accumulator(const Model& model, const Recipe& recipe, std::size_t tokens) {
-    if (recipe.accumulator == nullptr) return 0;
+    if (recipe.accumulator == nullptr || model.layers.empty()) return 0;
+    expects(tokens <= largest_position, "predict_accumulator: ", tokens, " tokens; positions stay below 2^48");
+    check_form(model.layers.front(), 0);
     PageSizes sizes;
     sizes.total = page_header_bytes;
     sizes.place(recipe.accumulator(model.layers.front().shape.width).format, coded_page_tokens);

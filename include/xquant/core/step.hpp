@@ -43,6 +43,7 @@ public:
         backend::Matrix input{static_cast<const float*>(x.data), x.rows, x.cols, x.stride};
         if (x.type != DType::f32) input = {load(x), x.rows, x.cols, x.cols};
         const std::size_t blocks = (total_ + project_step - 1) / project_step, streams = prepared.encoders.size();
+        rows_refused_ = true;
         threads.parallel_for(blocks * streams, [&](std::size_t task) { project_rows(prepared, input, task); });
         check_values(layer);
 
@@ -52,7 +53,7 @@ public:
         for (std::size_t i = 0; i < parts_.size(); ++i) writes += plan_of(i, prepared).writes.size();
         threads.parallel_for(writes * streams, [&](std::size_t task) { store(prepared, layer, task); });
         sums_.advance(Backend{}, *core_, layer, threads);
-        lost_ = false;
+        lost_ = rows_refused_ = false;
         ++next_;
     }
 

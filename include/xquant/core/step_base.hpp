@@ -46,6 +46,7 @@ public:
           total_(other.total_),
           next_(other.next_),
           begun_(other.begun_),
+          rows_refused_(other.rows_refused_),
           lost_(other.lost_) {}
     StepBase& operator=(StepBase&&) = delete;
 
@@ -103,6 +104,7 @@ protected:
 
     void expects_usable() const {
         expects<state_error>(is_active(), "the step has ended");
+        expects<state_error>(!core_->abandoned(), "the step's cache was destroyed or assigned to");
         expects<state_error>(!lost_, "append ran out of memory, or its executor threw: the step can only be destroyed");
     }
 
@@ -118,6 +120,8 @@ protected:
         expects(x.rows == total_ && x.cols == prepared.shape.width && !x.empty() && x.stride >= x.cols,
                 "append, layer ", layer, ": x is ", x,
                 "; expected [tokens of the step, width] = ", Shape{total_, prepared.shape.width});
+        expects(x.type <= DType::bf16, "append, layer ", layer, ": x has elements of an unknown type, ",
+                static_cast<int>(x.type));
         return prepared;
     }
 
@@ -129,11 +133,15 @@ protected:
         expects<state_error>(next_ > 0, "attend: layer ", layer, ", but no layer has been appended");
         expects<state_error>(layer + 1 == next_, "attend: layer ", layer, ", but the layer that was appended last is ",
                              next_ - 1);
+        expects<state_error>(!rows_refused_, "attend: layer ", layer, ", whose rows gave way to those of layer ", next_,
+                             " in an append that failed; append layer ", next_, " first");
         const PreparedLayer& prepared = core_->layers()[layer];
         const std::size_t width = prepared.shape.heads * prepared.shape.head_dim;
         if (out_stride == 0) out_stride = width;
         expects(q.rows == total_ && q.cols == width && !q.empty() && q.stride >= q.cols, "attend, layer ", layer,
                 ": q is ", q, "; expected [tokens of the step, heads * head_dim] = ", Shape{total_, width});
+        expects(q.type <= DType::bf16, "attend, layer ", layer, ": q has elements of an unknown type, ",
+                static_cast<int>(q.type));
         expects(out != nullptr, "attend, layer ", layer, ": out is null");
         expects(out_stride >= width, "attend, layer ", layer, ": out_stride is ", out_stride, "; a row of out has ",
                 width, " floats");
@@ -153,10 +161,11 @@ protected:
     Work<StepSequence> parts_;
     Plans plans_;  ///< [parts][page_groups]
     Accumulators sums_;
-    std::size_t total_ = 0;  ///< rows
-    std::size_t next_ = 0;   ///< layer to be appended
-    bool begun_ = false;     ///< the sequences are marked
-    bool lost_ = false;      ///< append was left by an exception when rows were partly stored
+    std::size_t total_ = 0;      ///< rows
+    std::size_t next_ = 0;       ///< layer to be appended
+    bool begun_ = false;         ///< the sequences are marked
+    bool rows_refused_ = false;  ///< the step's own rows are those of an append that failed, not of the layer before
+    bool lost_ = false;          ///< append was left by an exception when rows were partly stored
 
 private:
     explicit StepBase(Core& core)
@@ -177,6 +186,9 @@ private:
             expects(parts[i].tokens <= most && total <= most - parts[i].tokens,
                     "begin: a step adds fewer than 2^31 tokens; entry ", i, " of the list asks for ", parts[i].tokens,
                     " after ", total, " others");
+            const std::int64_t next = slot.states.front().next_position + static_cast<std::int64_t>(parts[i].tokens);
+            expects(next < largest_position, "begin: ", parts[i].tokens, " tokens would take sequence ", i,
+                    " of the list to position ", next, "; positions stay below 2^48");
             total += parts[i].tokens;
             for (std::size_t j = 0; j < i; ++j) {
                 expects<sequence_error>(parts[j].sequence != parts[i].sequence, "begin: entries ", j, " and ", i,

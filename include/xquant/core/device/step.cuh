@@ -49,13 +49,15 @@ public:
         const std::size_t widest = widest_rows(prepared).given;
         Device& device = state_->device();
         const DeviceRows input{x.data, x.stride, x.type};
+        lost_ = true;  // until all kernels are launched
         const auto columns = static_cast<unsigned>((widest + project_columns - 1) / project_columns);
         device.template launch<Project>(columns, (n + project_rows - 1) / project_rows, streams,
                                         sizeof(float) * project_depth * (project_rows + project_columns), table,
                                         page_group.step, input);
         device.template launch<FinishRow>(n, streams, 1U, sizeof(float) * (2 * widest + 1), table, page_group.step);
-        ++next_;
         write_rows(layer);
+        lost_ = false;
+        ++next_;
     }
 
     /// As Step::attend; q [n, H * Dh] and out [n, H * Dh] (f32) lie on the device.

@@ -139,9 +139,10 @@ public:
     [[nodiscard]] Sequence fork(Sequence sequence, std::size_t tokens);
 
     /// Keeps the first `tokens` tokens and forgets the rest, rows that were encoded among them: what is left stays as
-    /// it is stored, and the next token stands where the first one that went stood. Pages that nothing else shares are freed or filled again. Throws sequence_error if it is part of a
-    /// step, shape_error if it has fewer tokens, or if layers with a sliding window have freed rows that the next token
-    /// would see; std::bad_alloc. Cost: a reference for each page.
+    /// it is stored, and the next token stands where the first one that went stood. Pages that nothing else shares are
+    /// freed or filled again. Throws sequence_error if it is part of a step, shape_error if it has fewer tokens, or if
+    /// layers with a sliding window have freed rows that the next token would see; std::bad_alloc. Cost: a reference
+    /// for each page.
     void truncate(Sequence sequence, std::size_t tokens);
 
     /// Takes out tokens begin .. end. The tokens behind them move up by end - begin positions, exactly: X, latents and
@@ -224,7 +225,8 @@ public:
 
 protected:
     /// For xcache.hpp and registry.hpp, which know policies. Throws shape_error for shapes that do not fit, value_error
-    /// for numbers that are not finite or outside the range that Layer gives them, std::bad_alloc. Cost: that of the projections.
+    /// for numbers that are not finite or outside the range that Layer gives them, std::bad_alloc. Cost: that of the
+    /// projections.
     Cache(const Model& model, const Options& options, const detail::Recipe& recipe);
 
 private:

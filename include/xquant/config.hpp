@@ -7,10 +7,10 @@
 //                 XQUANT_UNROLL, XQUANT_UNDEFINED_REGISTERS_*, XQUANT_DEVICE, XQUANT_DEVICE_INLINE, XQUANT_DEVICE_COLD
 //
 // All code (not data) lives in an inline namespace named after every macro that a header looks at and that changes what
-// code does: the instruction set, whether the best backend is scalar, which heads GPU kernels are compiled for, -ffast-math,
-// exceptions. Two translation units that differ in one of them then get two sets of functions instead of one set picked by
-// the linker. Functions of the standard library have no such namespace: docs/embedding.md says what follows for programs
-// that mix instruction sets.
+// code does: the instruction set, whether the best backend is scalar, which heads GPU kernels are compiled for,
+// -ffast-math, exceptions. Two translation units that differ in one of them then get two sets of functions instead of
+// one set picked by the linker. Functions of the standard library have no such namespace: docs/embedding.md says what
+// follows for programs that mix instruction sets.
 #pragma once
 
 #if defined(__FAST_MATH__) && !defined(XQUANT_ALLOW_FAST_MATH)

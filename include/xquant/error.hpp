@@ -66,6 +66,7 @@ using ErrorHandler = void (*)(const char* message);
 /// inside the inline namespace of the instruction set.)
 namespace process {
 
+/// What set_error_handler was given; null: the default.
 inline std::atomic<ErrorHandler> error_handler{nullptr};
 
 }  // namespace process

@@ -286,8 +286,8 @@ private:
                        s.tokens.begin() + static_cast<std::ptrdiff_t>(end));
         s.next += delta;
     }
-    /// The next token stands where the first one that goes stood; where that one has been freed, so many positions before
-    /// the end.
+    /// The next token stands where the first one that goes stood; where that one has been freed, so many positions
+    /// before the end.
     void truncate(Expected& s, std::size_t tokens) {
         if (tokens == s.tokens.size()) return;
         const Token first = s.tokens[tokens];

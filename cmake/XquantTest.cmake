@@ -1,8 +1,9 @@
-# xquant_test(<name> SOURCES <a.cpp> ... [LIBS <target> ...] [LABELS <label> ...] [TAGS <tag> ...] [TIMEOUT <seconds>])
+# xquant_test(<name> SOURCES <a.cpp> ... [LIBS <target> ...] [LABELS <label> ...] [TAGS <tag> ...] [TIMEOUT <seconds>] [COST <n>])
 #
 # One program of Catch2 tests, bin/test_<name>, and a ctest test "<folder>.<name>" that runs it (just "<name>" where the
 # folder has that name). Its labels are the folder below tests/ and LABELS. Test cases with one of the Catch2 TAGS run on
-# their own instead, as "<folder>.<name>.<tag>" with label <tag>. Two labels mean something:
+# their own instead, as "<folder>.<name>.<tag>" with label <tag>. ctest starts tests of a high COST first: long tests that begin
+# late keep one core idle. Two labels mean something:
 #
 #   threads   tools/test runs these under ThreadSanitizer, too
 #   model     reads the model that the environment variable XQUANT_MODEL names. Skipped, loudly, where there is none; an
@@ -31,7 +32,7 @@ target_precompile_headers(xquant_test_pch PRIVATE
 add_custom_target(xquant_threads_tests COMMENT "the tests labelled threads")
 
 # Registers one run of test program `program`.
-function(xquant_add_run test program labels timeout)
+function(xquant_add_run test program labels timeout cost)
   if("model" IN_LIST labels)
     list(JOIN ARGN " " filter)
     add_test(NAME ${test} COMMAND ${CMAKE_COMMAND}
@@ -45,6 +46,7 @@ function(xquant_add_run test program labels timeout)
   set_tests_properties(${test} PROPERTIES
     LABELS "${labels}"
     TIMEOUT ${timeout}
+    COST ${cost}
     WORKING_DIRECTORY "${PROJECT_SOURCE_DIR}"
   )
   if("threads" IN_LIST labels)
@@ -53,12 +55,15 @@ function(xquant_add_run test program labels timeout)
 endfunction()
 
 function(xquant_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT" "SOURCES;LIBS;LABELS;TAGS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT;COST" "SOURCES;LIBS;LABELS;TAGS")
   if(NOT arg_SOURCES OR arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "xquant_test(${name}): needs SOURCES, does not know \"${arg_UNPARSED_ARGUMENTS}\"")
   endif()
   if(NOT arg_TIMEOUT)
     set(arg_TIMEOUT 600)
+  endif()
+  if(NOT arg_COST)
+    set(arg_COST 0)
   endif()
   cmake_path(GET CMAKE_CURRENT_SOURCE_DIR FILENAME folder)
 
@@ -73,7 +78,7 @@ function(xquant_test name)
   set(others "")
   foreach(tag IN LISTS arg_TAGS)
     string(APPEND others "~[${tag}]")
-    xquant_add_run(${test}.${tag} test_${name} "${folder};${tag};${arg_LABELS}" ${arg_TIMEOUT} "[${tag}]")
+    xquant_add_run(${test}.${tag} test_${name} "${folder};${tag};${arg_LABELS}" ${arg_TIMEOUT} ${arg_COST} "[${tag}]")
   endforeach()
-  xquant_add_run(${test} test_${name} "${folder};${arg_LABELS}" ${arg_TIMEOUT} ${others})
+  xquant_add_run(${test} test_${name} "${folder};${arg_LABELS}" ${arg_TIMEOUT} ${arg_COST} ${others})
 endfunction()

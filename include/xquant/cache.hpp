@@ -12,10 +12,10 @@
 // cache of any scheme. Options, StepPart and the other plain types are in cache_types.hpp.
 //
 // Threads  Different sequences may be used by different threads at the same time, whatever pages they share. One
-//          sequence has one writer (a step, truncate, erase, shift, gather, seal, requantize, drop), and nobody reads
-//          it meanwhile; any number of readers (fork, size, next_position, for_each_page, save) may share it. create
-//          and bytes may be called at any time. Constructor, destructor and moves are for one thread; so is a step, and
-//          so is a cache on a device. append and attend run on the executor that they are given.
+//          sequence has one writer (a step, truncate, erase, shift, gather, seal, compact, requantize, drop), and
+//          nobody reads it meanwhile; any number of readers (fork, size, next_position, for_each_page, save) may share
+//          it. create and bytes may be called at any time. Constructor, destructor and moves are for one thread; so is
+//          a step, and so is a cache on a device. append and attend run on the executor that they are given.
 // Errors   Every call that throws leaves the cache, and every byte it counts, as they were, unless its comment says
 //          otherwise.
 #pragma once
@@ -82,7 +82,8 @@ public:
         /// Throws shape_error, state_error and, before anything is stored, value_error for rows that are not finite or
         /// beyond f16's 65504 once projected (take_bad_rows() on a device): the layer can be appended again, with other
         /// rows. The layer before it cannot be attended to any more, since the step holds the rows of one layer.
-        /// std::bad_alloc, or what the executor throws: the step can only be destroyed; the cache is as it was.
+        /// std::bad_alloc, budget_error (of the workspace), or what the executor throws: the step can only be
+        /// destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
         void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = serial);
 
@@ -97,13 +98,14 @@ public:
         /// @param out_stride  floats from a row of out to the next; 0: H * Dh
         /// @param threads     as in append
         ///
-        /// Throws shape_error, state_error, std::bad_alloc; the step goes on. Cost: reads the codes of every token that
-        /// the rows see; 2 H Dh products a row and token, and what rebuilding K takes.
+        /// Throws shape_error, state_error, std::bad_alloc, budget_error (of the workspace); the step goes on. Cost:
+        /// reads the codes of every token that the rows see; 2 H Dh products a row and token, and what rebuilding K
+        /// takes. Workspace: docs/operations.md.
         void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
                     ExecutorRef threads = serial);
 
-        /// The sequences have the step's tokens from here on, and the step has ended. Throws state_error unless every
-        /// layer was appended. Cannot fail otherwise.
+        /// The sequences have the step's tokens from here on, and the step has ended: its workspace is given back.
+        /// Throws state_error unless every layer was appended. Cannot fail otherwise.
         void commit();
 
     private:
@@ -179,6 +181,13 @@ public:
     /// that rests. A group that was cut short stays short; later tokens start a new page. Throws sequence_error if it
     /// is part of a step, budget_error, std::bad_alloc. Cost: encoding at most 127 rows of each layer.
     void seal(Sequence sequence);
+
+    /// Moves the rows of a sequence together where tokens were erased, as they are stored: its pages take the bytes of
+    /// a sequence that never had the holes, and attention reads whole tiles again. Rows that are coded in groups of
+    /// several tokens stay where they are, and a page whose rows need not move stays shared. Throws sequence_error if
+    /// it is part of a step, budget_error, std::bad_alloc: the new pages are there before the old ones are freed. Cost:
+    /// copying the pages behind the first hole.
+    void compact(Sequence sequence);
 
     /// Rewrites coded pages with the second quantizer of Requantizable<Fresh, Old>: fewer bytes, more error, and no way
     /// back. Of the pages of these sequences, choose(PageChoice) picks some (by default all full ones). A page that

@@ -25,6 +25,9 @@ struct Options {
     /// Bytes that Bytes::stored() may reach, at no time more; 0: no limit. What would go beyond throws budget_error and
     /// changes nothing; steps do so when they begin. Weights, and the workspace of steps, are not counted.
     std::size_t budget = 0;
+    /// Bytes that Bytes::workspace may reach, at no time more; 0: no limit. What would go beyond throws budget_error:
+    /// a step when it begins, or in append or attend where buffers of kernels do not fit.
+    std::size_t workspace_budget = 0;
     void* stream = nullptr;  ///< caches on a device: the cudaStream_t they work in; null: the default stream
 };
 

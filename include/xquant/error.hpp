@@ -31,7 +31,15 @@ struct shape_error : error {
 
 /// A value that cannot be stored: not finite, or beyond the range of f16 (65504).
 struct value_error : error {
-    using error::error;
+    /// No layer, or no row.
+    static constexpr std::size_t none = static_cast<std::size_t>(-1);
+
+    /// The message names the layer and the row, too.
+    explicit value_error(const std::string& message, std::size_t of_layer = none, std::size_t of_row = none)
+        : error(message), layer(of_layer), row(of_row) {}
+
+    std::size_t layer;  ///< the layer that the value belongs to, or none
+    std::size_t row;    ///< of a step, of calibration or of a matrix (vectors: 0), from 0 on, or none
 };
 
 /// A sequence that does not exist (never created here, or dropped), or that another step is using.
@@ -44,19 +52,22 @@ struct state_error : error {
     using error::error;
 };
 
-/// Options::budget does not allow what was asked for. Whatever asked has changed nothing.
+/// Options::budget or Options::workspace_budget does not allow what was asked for. Whatever asked has changed nothing.
 struct budget_error : error {
     /// The message has all three numbers.
-    budget_error(std::size_t needed_bytes, std::size_t used_bytes, std::size_t budget_bytes)
-        : error("xquant: the budget of " + std::to_string(budget_bytes) + " bytes is spent: " +
-                std::to_string(used_bytes) + " are in use, and " + std::to_string(needed_bytes) + " more are needed"),
+    budget_error(std::size_t needed_bytes, std::size_t used_bytes, std::size_t budget_bytes, bool of_workspace = false)
+        : error((of_workspace ? "xquant: the workspace budget of " : "xquant: the budget of ") +
+                std::to_string(budget_bytes) + " bytes is spent: " + std::to_string(used_bytes) + " are in use, and " +
+                std::to_string(needed_bytes) + " more are needed"),
           needed(needed_bytes),
           used(used_bytes),
-          budget(budget_bytes) {}
+          budget(budget_bytes),
+          workspace(of_workspace) {}
 
     std::size_t needed;  ///< bytes of the allocation that did not fit; more may have followed
-    std::size_t used;    ///< bytes of Bytes::stored() before it, what the operation had allocated by then included
-    std::size_t budget;  ///< Options::budget
+    std::size_t used;    ///< bytes in use before it, what the operation had allocated by then included
+    std::size_t budget;  ///< the budget
+    bool workspace;      ///< whether it is Options::workspace_budget; else Options::budget
 };
 
 /// What an error does where there are no exceptions. It gets the sentence that what() would give, and must not return.
@@ -135,7 +146,8 @@ void expects(bool holds, const Parts&... parts) {
     if (!holds) raise<Error>(parts...);
 }
 
-/// Runs a function when it goes out of scope, unless it was released: what has to be undone where an exception passes.
+/// Runs a function when it goes out of scope, unless it was released: what has to be undone where an exception passes,
+/// or in any case.
 template <class F>
 class Undo {
 public:

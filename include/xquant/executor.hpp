@@ -6,7 +6,8 @@
 //     };
 //
 // The tasks of one call are independent of each other and their number follows from shapes alone, so the answers of a
-// cache are bit for bit the answers of one thread. An exception that leaves a task must leave parallel_for, too.
+// cache are bit for bit the answers of one thread. No exception leaves a task: the library keeps it until all tasks
+// have ended, and throws it then.
 #pragma once
 
 #include <cstddef>

@@ -58,7 +58,7 @@ namespace detail {
 /// What a program and the library have to agree on. Plain data, filled in by the compiler of either.
 struct Interface {
     std::uint32_t revision =
-        1;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
+        2;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
     std::uint32_t model = sizeof(Model);
     std::uint32_t layer = sizeof(Layer);
     std::uint32_t options = sizeof(Options);
@@ -73,6 +73,7 @@ struct Interface {
     std::uint32_t scheme_form = sizeof(SchemeInfo::Form);
     std::uint32_t level_info = sizeof(LevelInfo);
     std::uint32_t budget_error_size = sizeof(budget_error);
+    std::uint32_t value_error_size = sizeof(value_error);
     std::uint32_t string = sizeof(std::string);
 };
 
@@ -230,6 +231,9 @@ public:
     /// Encodes every row outside the window now: for a sequence that rests. Throws sequence_error, budget_error,
     /// std::bad_alloc. Cost: encoding at most 127 rows of each layer.
     virtual void seal(Sequence sequence) = 0;
+    /// Moves the rows of a sequence together where tokens were erased, as they are stored. Throws sequence_error,
+    /// budget_error, std::bad_alloc. Cost: copying the pages behind the first hole.
+    virtual void compact(Sequence sequence) = 0;
     /// Rewrites the pages that choose(PageChoice) picks with the scheme's second quantizer. Of the schemes that have a
     /// name none has one so far: state_error.
     virtual Requantized requantize(std::span<const Sequence> sequences, Callback<bool(const PageChoice&)> choose) = 0;

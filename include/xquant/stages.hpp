@@ -76,8 +76,9 @@ inline std::vector<float> checked_rows(const MatrixView& rows) {
         load_row(rows.row(i), rows.type, rows.cols, values.data() + i * rows.cols);
     for (std::size_t i = 0; i < values.size(); ++i) {
         if (!(std::abs(values[i]) <= f16_max)) {
-            raise<value_error>("quantize: row ", i / rows.cols, ", channel ", i % rows.cols, " is ", values[i],
-                               "; expected a finite value within f16's 65504");
+            raise_error(value_error(text_of("xquant: quantize: row ", i / rows.cols, ", channel ", i % rows.cols,
+                                            " is ", values[i], "; expected a finite value within f16's 65504"),
+                                    value_error::none, i / rows.cols));
         }
     }
     return values;

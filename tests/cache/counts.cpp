@@ -4,6 +4,8 @@
 #include <cmath>
 #include <vector>
 
+#include <xquant/xquant.hpp>
+
 #include "support/catch.hpp"
 #include "support/feed.hpp"
 #include "support/model.hpp"
@@ -11,7 +13,6 @@
 
 using namespace xquant;
 using test::Feed;
-using test::Scheme;
 
 namespace {
 
@@ -67,7 +68,7 @@ std::size_t coded_rows(std::size_t body, std::size_t recent, bool in_groups_of_1
 }
 
 /// A sequence of n tokens holds sinks, coded pages and row pages, in this order, each position once.
-void check_structure(const Scheme& scheme, const test::Cache& cache, Sequence sequence, const Options& options,
+void check_structure(const test::Scheme& scheme, const test::Cache& cache, Sequence sequence, const Options& options,
                      std::size_t n) {
     const std::size_t sinks = std::min(n, options.sinks), body = n - sinks;
     const std::size_t coded = coded_rows(body, options.recent, scheme.per_channel);
@@ -106,7 +107,7 @@ void check_structure(const Scheme& scheme, const test::Cache& cache, Sequence se
 TEST_CASE("unquantized, every scheme is plain attention at every count, with every sinks and window") {
     const test::Setup setup = small_model();
     const auto exact = exact_outputs(setup.model);
-    for (const Scheme& scheme : test::schemes()) {
+    for (const test::Scheme& scheme : test::schemes()) {
         if (!scheme.exact) continue;
         for (const Options& options : all_options()) {
             INFO(scheme.name << ", " << name_of(options));
@@ -133,7 +134,7 @@ TEST_CASE("all tokens in one step, unquantized") {
 
 TEST_CASE("every scheme stores each position once, in the place and the bytes that are promised") {
     const test::Setup setup = small_model();
-    for (const Scheme& scheme : test::schemes()) {
+    for (const test::Scheme& scheme : test::schemes()) {
         for (Options options : all_options()) {
             options.rows = DType::f16;
             INFO(scheme.name << ", " << name_of(options));
@@ -176,7 +177,7 @@ TEST_CASE("quantized, attention is off, by an error that falls with the bits") {
 TEST_CASE("the scheme of the docs is what is stored: codes of the first token decode by hand") {
     const test::Setup setup = small_model();
     const Layer& layer = setup.model.layers[0];
-    const Scheme& scheme = test::scheme("x 4");
+    const test::Scheme& scheme = test::scheme("x 4");
     const auto cache = scheme.make(setup.model, {.sinks = 0, .recent = 0});
     Feed feed{cache->create()};
     test::feed(*cache, setup.model, {{&feed, 3}});
@@ -196,4 +197,48 @@ TEST_CASE("the scheme of the docs is what is stored: codes of the first token de
             }
         }
     });
+}
+
+TEST_CASE("strict: rows that wait for their group are read from codes, as if the group had been closed") {
+    const test::Setup setup = small_model();
+    for (const char* name : {"kivi 2", "head svd 4", "x per channel 6"}) {
+        INFO(name);
+        const test::Scheme& scheme = test::scheme(name);
+        REQUIRE(scheme.per_channel);
+        // A token more makes 91 rows that lie outside the window; none of them is coded for good.
+        const auto strict = scheme.make(setup.model, {.sinks = 0, .recent = 10, .strict = true}),
+                   sealed = scheme.make(setup.model, {.sinks = 0, .recent = 9}),
+                   waiting = scheme.make(setup.model, {.sinks = 0, .recent = 10});
+        Feed a{strict->create(), 1}, b{sealed->create(), 1}, c{waiting->create(), 1};
+        for (const auto& [cache, feed] : {std::pair{strict.get(), &a}, {sealed.get(), &b}, {waiting.get(), &c}}) {
+            test::feed(*cache, setup.model, {{feed, 100}});
+        }
+        CHECK(strict->bytes().codes == 0);
+        sealed->seal(b.sequence);
+        for (const auto& [cache, feed] : {std::pair{strict.get(), &a}, {sealed.get(), &b}, {waiting.get(), &c}}) {
+            feed->out.clear();
+            feed->answered = 0;
+            test::feed(*cache, setup.model, {{feed, 1}});
+        }
+        CHECK(test::distance(a, b, 1) < 1e-5);
+        CHECK(test::distance(a, c, 1) > 1e-3);  // which f16 rows would not be
+    }
+}
+
+TEST_CASE("outliers count as codes: three bytes each, an f16 and a place") {
+    const test::Setup setup = small_model();
+    using Plain4 = XCache<Uniform<4, 24>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
+    using Outliers4 = XCache<WithOutliers<Uniform<4, 24>, 2>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
+    const Options options{.sinks = 0, .recent = 0};
+    Plain4 plain(setup.model, options);
+    Outliers4 outliers(setup.model, options);
+    Feed a{plain.create(), 1}, b{outliers.create(), 1};
+    test::feed(plain, setup.model, {{&a, 200}});
+    test::feed(outliers, setup.model, {{&b, 200}});
+    // Two pages of 128 tokens, four layers, one group a token.
+    CHECK(plain.bytes().codes == std::size_t{2 * 128 * 4 * 12});
+    CHECK(outliers.bytes().codes == std::size_t{2 * 128 * 4 * (12 + 2 * 3)});
+    CHECK(outliers.bytes().scales == plain.bytes().scales);
+    CHECK(outliers.bits_per_token_layer(200) == plain.bits_per_token_layer(200) + 2 * 24);
+    CHECK(Outliers4::predict(setup.model, options, 200).codes == outliers.bytes().codes);
 }

@@ -74,6 +74,7 @@ TEST_CASE("begin: unknown, dropped, foreign, busy and repeated sequences, and no
         CHECK_THROWS_AS(cache->erase(bad, 0, 0), sequence_error);
         CHECK_THROWS_AS(cache->shift(bad, 0, 1), sequence_error);
         CHECK_THROWS_AS(cache->seal(bad), sequence_error);
+        CHECK_THROWS_AS(cache->compact(bad), sequence_error);
         CHECK_THROWS_AS(cache->drop(bad), sequence_error);
         CHECK_THROWS_AS(static_cast<void>(cache->size(bad)), sequence_error);
         CHECK_THROWS_AS(static_cast<void>(cache->next_position(bad)), sequence_error);
@@ -89,6 +90,7 @@ TEST_CASE("begin: unknown, dropped, foreign, busy and repeated sequences, and no
         CHECK(contains(complaint<sequence_error>(begin({{b, 1}, {a, 1}})), "already part of a step"));
         CHECK(contains(complaint<sequence_error>([&] { cache->drop(a); }), "part of a step"));
         CHECK(contains(complaint<sequence_error>([&] { cache->seal(a); }), "part of a step"));
+        CHECK(contains(complaint<sequence_error>([&] { cache->compact(a); }), "part of a step"));
         CHECK(cache->size(a) == 0);
         const auto second = cache->begin({{b, 3}});  // b was not left busy
         CHECK(second.size() == 3);
@@ -209,6 +211,12 @@ TEST_CASE("rows that cannot be stored are a value_error that names layer and row
                 rows.x[3 * d + 7] = bad;
                 const std::string said = complaint<value_error>([&] { step.append(layer, view); });
                 CHECK(contains(said, ("layer " + std::to_string(layer) + ": row 3").c_str()));
+                try {
+                    step.append(layer, view);
+                } catch (const value_error& problem) {
+                    CHECK(problem.layer == layer);
+                    CHECK(problem.row == 3);
+                }
             }
             rows.x[3 * d + 7] = good;
             step.append(layer, view);
@@ -313,6 +321,7 @@ TEST_CASE("a cache that was moved from, destroyed or assigned to") {
     refused([&] { static_cast<void>(cache.next_position(sequence)); });
     refused([&] { static_cast<void>(cache.begin({{sequence, 1}})); });
     refused([&] { cache.seal(sequence); });
+    refused([&] { cache.compact(sequence); });
     refused([&] { static_cast<void>(cache.requantize(std::vector<Sequence>{sequence})); });
     refused([&] { static_cast<void>(cache.bits_per_token_layer(1)); });
     refused([&] { static_cast<void>(cache.options()); });
@@ -477,4 +486,66 @@ TEST_CASE("x and q may be of any type and stride") {
             for (std::size_t c = heads; c < heads + 7; ++c) CHECK(wide[i * (heads + 7) + c] == -1.0F);
         }
     }
+}
+
+TEST_CASE("a value_error of a model has the layer and the row of the value") {
+    test::Setup setup = small_model();
+    const auto refused = [&](std::size_t layer, std::size_t row) {
+        try {
+            static_cast<void>(test::scheme("x 4").make(setup.model, {}));
+            FAIL("it is not refused");
+        } catch (const value_error& problem) {
+            CHECK(problem.layer == layer);
+            CHECK(problem.row == row);
+        }
+    };
+    Model& model = setup.model;
+    std::vector<float> weights(8 * d, 0.5F);
+    weights[5 * d + 3] = std::numeric_limits<float>::quiet_NaN();
+    const MatrixView good = model.layers[2].w_v;
+    model.layers[2].w_v = MatrixView(weights.data(), 8, d);
+    refused(2, 5);
+    model.layers[2].w_v = good;
+    model.layers[3].softmax_scale = -1;
+    refused(3, value_error::none);
+    model.layers[3].softmax_scale = 0;
+    const std::vector<float> rows{1, 2, 3, 1e9F};
+    try {
+        static_cast<void>(quantize<Uniform<4>>(MatrixView(rows.data(), 2, 2)));
+        FAIL("it is not refused");
+    } catch (const value_error& problem) {
+        CHECK(problem.layer == value_error::none);
+        CHECK(problem.row == 1);
+    }
+}
+
+TEST_CASE("long lists of sequences: one that is named twice is found wherever it stands, and the list can be used") {
+    const test::Setup setup = small_model();
+    const auto cache = test::scheme("x 4").make(setup.model, {});
+    std::vector<Sequence> all;
+    for (std::size_t i = 0; i < 100; ++i) all.push_back(cache->create());
+    for (const auto& [i, j] : {std::pair<std::size_t, std::size_t>{0, 1}, {0, 99}, {40, 41}, {98, 99}, {17, 60}}) {
+        const std::string said = "entries " + std::to_string(i) + " and " + std::to_string(j);
+        std::vector<Sequence> list = all;
+        list[j] = list[i];
+        std::vector<StepPart> parts;
+        for (const Sequence s : list) parts.push_back({s, 1});
+        CHECK(contains(complaint<sequence_error>([&] { static_cast<void>(cache->begin(parts)); }), said.c_str()));
+        const std::vector<std::size_t> parents(100, 0);
+        CHECK(contains(complaint<sequence_error>([&] { cache->gather(list, parents); }), said.c_str()));
+        // No mark is left.
+        CHECK_NOTHROW(cache->gather(all, parents));
+        for (std::size_t k = 0; k < 100; ++k) parts[k].sequence = all[k];
+        CHECK_NOTHROW(cache->begin(parts));
+    }
+    // Slots that were dropped are used again, each once.
+    const std::size_t taken = cache->bytes().index;
+    for (std::size_t round = 0; round < 3; ++round) {
+        for (std::size_t i = round; i < 100; i += 2) cache->drop(all[i]);
+        for (std::size_t i = round; i < 100; i += 2) all[i] = cache->create();
+        std::vector<StepPart> parts;
+        for (const Sequence s : all) parts.push_back({s, 1});
+        CHECK_NOTHROW(cache->begin(parts));
+    }
+    CHECK(cache->bytes().index == taken);
 }

@@ -215,3 +215,40 @@ TEST_CASE("a fork or a truncation that runs out of memory changes nothing") {
     fails([&] { cache->truncate(feeds[0].sequence, 170); });
     CHECK(cache->size(feeds[0].sequence) == 170);
 }
+
+TEST_CASE("a token in place of the newest coded one takes its slot, again and again") {
+    const test::Setup setup = test::small_model();
+    for (const Scheme& scheme : test::schemes()) {
+        INFO(scheme.name);
+        constexpr std::size_t recent = 8;
+        const auto cache = scheme.make(setup.model, {.sinks = 4, .recent = recent});
+        Feed a{cache->create(), 1};
+        test::feed(*cache, setup.model, {{&a, 200}});
+        const Bytes before = cache->bytes();
+        for (std::size_t i = 0; i < 150; ++i) {
+            const std::size_t newest = cache->size(a.sequence) - recent - 1;
+            cache->erase(a.sequence, newest, newest + 1);
+            test::feed(*cache, setup.model, {{&a, 1}});
+        }
+        CHECK(cache->size(a.sequence) == 200);
+        const Bytes after = cache->bytes();
+        CHECK(after.codes == before.codes);
+        CHECK(after.scales == before.scales);
+        CHECK(after.tail <= before.tail + before.tail / 2);  // one page more, where slots of others are not used up
+    }
+}
+
+TEST_CASE("sinks that are erased one by one while a sequence is short do not open pages") {
+    const test::Setup setup = test::small_model();
+    const auto cache = test::scheme("x 4").make(setup.model, {.sinks = 40, .recent = 8});
+    Feed a{cache->create(), 1};
+    test::feed(*cache, setup.model, {{&a, 20}});
+    const std::size_t one_page = cache->bytes().sinks;
+    for (std::size_t i = 0; i < 200; ++i) {
+        cache->erase(a.sequence, 5 + i % 7, 6 + i % 7);
+        test::feed(*cache, setup.model, {{&a, 1}});
+    }
+    CHECK(cache->size(a.sequence) == 20);
+    // 20 tokens and the slots of those that were erased before them: a page is freed when none of its tokens is left.
+    CHECK(cache->bytes().sinks <= 7 * one_page);
+}

@@ -73,9 +73,9 @@ struct Operation {
     std::uint32_t a = 0, b = 0, c = 0;
 };
 
-const char* const kinds[] = {"step",          "step",          "step",       "create",  "drop",    "fork",
-                             "fork a prefix", "truncate",      "erase",      "erase",   "shift",   "gather",
-                             "seal",          "save and load", "requantize", "compare", "refusals"};
+const char* const kinds[] = {"step",          "step",     "step",          "create",     "drop",    "fork",
+                             "fork a prefix", "truncate", "erase",         "erase",      "shift",   "gather",
+                             "seal",          "compact",  "save and load", "requantize", "compare", "refusals"};
 constexpr unsigned kind_count = sizeof kinds / sizeof *kinds;
 
 std::string text_of(const Operation& o) {
@@ -425,6 +425,8 @@ private:
         } else if (kind == "seal") {
             cache_->seal(s->handle);
             note_window(*s);
+        } else if (kind == "compact") {
+            cache_->compact(s->handle);
         } else if (kind == "save and load") {
             save_and_load(o);
         } else if (kind == "requantize") {

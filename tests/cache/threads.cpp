@@ -1,10 +1,14 @@
 /// The answer and the stored bytes do not depend on who runs the tasks, nor in which order.
 #include <atomic>
+#include <new>
+#include <stdexcept>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "support/catch.hpp"
 #include "support/feed.hpp"
+#include "support/memory.hpp"
 #include "support/model.hpp"
 
 using namespace xquant;
@@ -177,6 +181,67 @@ TEST_CASE("an append that is repeated after its executor threw answers rightly, 
         CHECK(lost > 0);
         CHECK(repeated > 0);
     }
+}
+
+TEST_CASE("no exception of a task reaches the executor; the call throws it when all tasks have ended") {
+    const test::Setup setup = small_model();
+    for (const char* name : {"kivi 2", "cross-layer x 3", "head svd 4"}) {
+        INFO(name);
+        test::CountingMemory memory;
+        const auto cache = test::scheme(name).make(setup.model, {.sinks = 2, .recent = 3, .memory = &memory}),
+                   alone = test::scheme(name).make(setup.model, {.sinks = 2, .recent = 3});
+        Feed a{cache->create()};
+        test::feed(*cache, setup.model, {{&a, 130}});
+        const Bytes before = cache->bytes();
+        std::size_t failures = 0;
+        for (std::size_t k = 1;; ++k) {
+            memory.fail_at(k);
+            try {
+                // Its threads have no handler: an exception would end the program.
+                test::feed_on(Threads{3}, *cache, setup.model, {{&a, 60}});
+                memory.fail_at(0);
+                break;
+            } catch (const std::bad_alloc&) {
+                memory.fail_at(0);
+                ++failures;
+                CHECK(cache->bytes() == before);
+            }
+        }
+        CHECK(failures > 10);
+        CHECK(test::difference(test::outputs_of(*alone, setup.model, {130, 60}), a.out) == "");
+    }
+}
+
+namespace {
+
+/// An executor that must not see exceptions.
+struct Strict {
+    bool* whole;
+
+    template <class F>
+    void parallel_for(std::size_t n, F&& f) const {
+        for (std::size_t i = 0; i < n; ++i) [&]() noexcept { f(i); }();
+        *whole = true;
+    }
+};
+
+}  // namespace
+
+TEST_CASE("the exception of the first task that failed is thrown, and tasks behind it are left out") {
+    std::size_t ran = 0;
+    bool whole = false;
+    const Strict strict{&whole};
+    try {
+        xquant::detail::run_tasks(strict, 10, [&](std::size_t i) {
+            ++ran;
+            if (i >= 4) throw std::runtime_error("task " + std::to_string(i));
+        });
+        FAIL("nothing was thrown");
+    } catch (const std::runtime_error& problem) {
+        CHECK(std::string(problem.what()) == "task 4");
+    }
+    CHECK(ran == 5);
+    CHECK(whole);
 }
 
 TEST_CASE("threads that each have a sequence of their own need no lock, though they share pages") {

@@ -92,6 +92,8 @@ Outcome compare(const Case& c) {
             found.erase(b[2], 10, 30);
             a.push_back(expected.fork(a[2]));
             b.push_back(found.fork(b[2]));
+            expected.compact(a[2]);
+            found.compact(b[2]);
         }
     }
     expected.seal(a[0]);

@@ -191,11 +191,17 @@ void check_errors() {
     {
         const auto step = cache->begin({{s, 10}});
         check::throws<sequence_error>([&] { cache->seal(s); }, "sequence");
+        check::throws<sequence_error>([&] { cache->compact(s); }, "sequence");
         check::throws<shape_error>([&] { step->append(0, MatrixView(x.data(), 9, width)); }, "[9, 128]");
         check::throws<state_error>([&] { step->append(1, MatrixView(x.data(), 10, width)); }, "layer 1");
         std::vector<float> infinite = x;
         infinite[700] = std::numeric_limits<float>::infinity();
         check::throws<value_error>([&] { step->append(0, MatrixView(infinite.data(), 10, width)); }, "row");
+        try {
+            step->append(0, MatrixView(infinite.data(), 10, width));
+        } catch (const value_error& problem) {
+            check::that(problem.layer == 0 && problem.row == 700 / width, "an error's numbers cross as they are");
+        }
         step->append(0, MatrixView(x.data(), 10, width));
         check::throws<state_error>([&] { step->commit(); }, "layer");
     }

@@ -62,6 +62,9 @@ public:
         cache.erase(a, 10, 40);
         note({a});
         step({{a, 1}});
+        cache.compact(a);
+        note({a});
+        step({{a, 1}});
         cache.shift(a, 60, 7);
         step({{a, 3}, {c, 2}});
         note({a, b, c});

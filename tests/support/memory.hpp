@@ -1,6 +1,7 @@
 /// A memory resource that counts what it was asked for, checks what it is given back, and can be told to fail.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <map>
 #include <memory_resource>
@@ -55,6 +56,29 @@ private:
     std::map<void*, std::pair<std::size_t, std::size_t>> blocks_;
     std::size_t bytes_ = 0, calls_ = 0, left_ = 0;
     bool misused_ = false;
+};
+
+/// Most of what a memory resource was asked for at one time.
+class PeakMemory : public std::pmr::memory_resource {
+public:
+    [[nodiscard]] std::size_t peak() const noexcept { return peak_; }
+    /// From here on the peak counts anew.
+    void forget_peak() noexcept { peak_ = now_; }
+
+private:
+    void* do_allocate(std::size_t size, std::size_t alignment) override {
+        void* out = std::pmr::new_delete_resource()->allocate(size, alignment);
+        now_ += size;
+        peak_ = std::max(peak_, now_);
+        return out;
+    }
+    void do_deallocate(void* pointer, std::size_t size, std::size_t alignment) override {
+        std::pmr::new_delete_resource()->deallocate(pointer, size, alignment);
+        now_ -= size;
+    }
+    [[nodiscard]] bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
+
+    std::size_t now_ = 0, peak_ = 0;
 };
 
 }  // namespace test

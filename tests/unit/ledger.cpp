@@ -1,9 +1,12 @@
 /// The ledger: what vectors and pages take is entered under its purpose, and only what was taken.
 #include <xquant/storage/page.hpp>
 
+#include <atomic>
 #include <memory_resource>
 #include <new>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "support/catch.hpp"
 #include "support/memory.hpp"
@@ -98,4 +101,42 @@ TEST_CASE("what is stored keeps to the budget, and nothing else has to") {
     index.deallocate(a, 600);
     workspace.deallocate(w, 5000);
     CHECK(memory.bytes() == 0);
+}
+
+TEST_CASE("what does not fit takes no room from what does") {
+    // Two threads use 600 of 1000 bytes at most; a third asks for 900 all the time.
+    Ledger ledger(nullptr, 1000, 1000);
+    for (const Purpose purpose : {Purpose::index, Purpose::workspace}) {
+        std::atomic<bool> stop{false};
+        std::atomic<std::size_t> refused{0}, spurious{0};
+        void* const kept = ledger.allocate(purpose, 200, 64);
+        std::thread greedy([&] {
+            while (!stop) {
+                try {
+                    ledger.release(purpose, ledger.allocate(purpose, 900, 64), 900, 64);
+                } catch (const budget_error& problem) {
+                    refused += problem.workspace == (purpose == Purpose::workspace) ? 1U : 0U;
+                }
+            }
+        });
+        std::vector<std::thread> modest;
+        for (int i = 0; i < 2; ++i) {
+            modest.emplace_back([&] {
+                for (int k = 0; k < 100000; ++k) {
+                    try {
+                        ledger.release(purpose, ledger.allocate(purpose, 200, 64), 200, 64);
+                    } catch (const budget_error&) {
+                        ++spurious;
+                    }
+                }
+            });
+        }
+        for (std::thread& one : modest) one.join();
+        stop = true;
+        greedy.join();
+        CHECK(spurious == 0);
+        CHECK(refused > 0);
+        ledger.release(purpose, kept, 200, 64);
+        ledger.release(purpose, ledger.allocate(purpose, 1000, 64), 1000, 64);  // nothing is left behind
+    }
 }

@@ -23,6 +23,7 @@ struct TokenSpan {
         end = 0;                      ///< the slot behind the last
     std::int64_t first_position = 0;  ///< of slot `begin`
     StreamView shared;                ///< read where AttendTask::shared_channels > 0
+    std::int64_t rope_lag = 0;  ///< positions by which the RoPE of stored keys lags behind, since they moved afterwards
 };
 
 /// What attention does beside softmax(scale q k^T) v. Pointers belong to the layer that was prepared.
@@ -42,6 +43,7 @@ struct AttendTask {
     HeadDecoder key,                   ///< how the head's K comes back
         value;                         ///< and its V
     RopeView rope;                     ///< no pairs: keys are not turned when read
+    RopeView stored_rope;              ///< of keys stored after it, where a span's lags; no pairs: none does
     std::size_t head_dim = 0;          ///< Dh
     std::size_t rows = 0;              ///< query rows (tokens)
     std::size_t queries_per_kv = 1;    ///< query heads that share the kv head, H / Hkv

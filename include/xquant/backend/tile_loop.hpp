@@ -82,8 +82,9 @@ constexpr std::size_t partial_width(Backend tag, const HeadDecoder& value, std::
 constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t dh = task.head_dim, queries = row_step * task.queries_per_kv;
     const std::size_t absorbed = absorbs_keys(task) ? queries * (task.key.width + 1) : 0;
+    const std::size_t turned = task.stored_rope.pairs > 0 ? task.queries() * dh : 0;
     return rematerialize_scratch(dh) + tile_tokens * (std::max)(dh, width_step) +
-           tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed;
+           tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed + turned;
 }
 
 /// The parts of attend_scratch.
@@ -94,6 +95,7 @@ struct AttendScratch {
     float* scores;    ///< [32 rows, tokens]
     float* absorbed;  ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
     float* inner;     ///< scratch of rematerialize
+    float* turned;    ///< [queries, Dh] of the task, turned back by a span's lag, if one lags
 };
 
 /// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between.
@@ -122,6 +124,25 @@ inline AttendScratch split_scratch(const AttendTask& task, float* scratch) noexc
     out.scores = out.queries + queries * dh;
     out.inner = out.scores + queries * tile_tokens;
     out.absorbed = out.inner + rematerialize_scratch(dh);
+    out.turned = out.absorbed + (absorbs_keys(task) ? queries * (task.key.width + 1) : 0);
+    return out;
+}
+
+/// The task with the queries that meet keys whose stored RoPE lags by `lag` positions. A key that was stored with the
+/// RoPE of position p and moved by m should have that of p + m: q . R(m) k = (R(-m) q) . k, so queries are turned back.
+template <class Backend>
+AttendTask turn_queries(Backend tag, const AttendTask& task, std::int64_t lag, const AttendScratch& at) noexcept {
+    AttendTask out = task;
+    if (lag == 0) return out;
+    const std::size_t dh = task.head_dim;
+    std::array<float, max_pairs> cosines, sines;
+    rope_angles(task.stored_rope, lag, cosines.data(), sines.data());
+    for (std::size_t i = 0; i < task.queries(); ++i) {
+        std::copy_n(task.query(i), dh, at.turned + i * dh);
+        apply_rope(tag, task.stored_rope, cosines.data(), sines.data(), -1.0F, at.turned + i * dh);
+    }
+    out.q = at.turned;
+    out.q_stride = task.queries_per_kv * dh;
     return out;
 }
 
@@ -318,12 +339,19 @@ void attend_task(Backend tag, const AttendTask& task, Partial partial, float* sc
     const AttendScratch at = detail::split_scratch(task, scratch);
     if (absorbs_keys(task)) detail::absorb_queries(tag, task, at);
     TileAngles angles;
+    AttendTask turned = task;  // with the queries that the keys of a span meet
+    std::int64_t lag = 0;
     std::size_t tile = 0;
     for (const TokenSpan& span : task.spans) {
         for (std::size_t first = span.begin; first < span.end; first += tile_tokens, ++tile) {
             if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
             if (&span != &task.spans.back()) prefetch_span(tag, task, *(&span + 1));
-            detail::attend_tile(tag, task, span, {first, (std::min)(tile_tokens, span.end - first)}, partial, angles,
+            if (span.rope_lag != lag) {
+                lag = span.rope_lag;
+                turned = detail::turn_queries(tag, task, lag, at);
+                if (absorbs_keys(task)) detail::absorb_queries(tag, turned, at);
+            }
+            detail::attend_tile(tag, turned, span, {first, (std::min)(tile_tokens, span.end - first)}, partial, angles,
                                 at);
         }
     }

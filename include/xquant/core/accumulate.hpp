@@ -12,7 +12,7 @@
 
 #include <xquant/backend/simd/backends.hpp>
 #include <xquant/core/core.hpp>
-#include <xquant/executor.hpp>
+#include <xquant/core/run_tasks.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
@@ -72,6 +72,9 @@ public:
         core.note_accumulators();
     }
 
+    /// Gives back all memory.
+    void close() noexcept { LedgerVector<Entry, Purpose::workspace>(entries_.get_allocator()).swap(entries_); }
+
     /// The accumulator of a coded page.
     [[nodiscard]] MutableStreamView view(const Page* page) const noexcept { return find(page)->sum->stream(0, 0); }
 
@@ -91,7 +94,7 @@ public:
     void advance(Backend tag, Core& core, std::size_t layer, ExecutorRef threads) {
         if (core.layers()[layer].role == CrossRole::none) return;
         constexpr std::size_t blocks = coded_page_tokens / block;
-        threads.parallel_for(entries_.size() * blocks, [&](std::size_t task) {
+        run_tasks(threads, entries_.size() * blocks, [&](std::size_t task) {
             const Entry& entry = entries_[task / blocks];
             const std::size_t first = (std::max)(entry.begin, task % blocks * block);
             const std::size_t last = (std::min)(entry.end, (task % blocks + 1) * block);

@@ -1,7 +1,6 @@
 // The attention of a step, cut into tasks: sequence x kv head x 512 rows x (for few rows) 2048 tokens.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <span>
 
@@ -13,138 +12,123 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// The tasks of one layer after another. Their number and cut depend on shapes alone, never on threads.
+/// The tasks of one layer after another. Their number and cut depend on shapes alone, never on threads. What they keep
+/// does not grow with the rows of a long prompt: a task that has its rows to itself sums up in scratch memory.
 template <class Backend>
 class AttendTasks {
 public:
     explicit AttendTasks(Core& core)
         : core_(&core),
           spans_(allocator<TokenSpan>()),
-          runs_(allocator<Run>()),
-          moved_queries_(allocator<float>()),
+          parts_(allocator<Part>()),
           tasks_(allocator<Task>()),
           partials_(allocator<float>()) {}
 
-    /// Forgets the tasks of the last layer.
-    void clear() noexcept {
+    /// A layer, and the queries [n, H * Dh] of all rows of the step; forgets the layer before. Makes room for as many
+    /// parts, and spans of all of them together, as `add` will add.
+    void start(const PreparedLayer& prepared, const MatrixView& queries, std::size_t parts, std::size_t spans) {
+        prepared_ = &prepared;
+        queries_ = queries;
         spans_.clear();
-        moved_queries_.clear();
+        parts_.clear();
         tasks_.clear();
-        spans_needed_ = moved_needed_ = partials_needed_ = 0;
+        partial_floats_ = 0;
+        spans_.reserve(spans);
+        parts_.reserve(parts);
     }
 
-    /// Makes room for what `add` adds. All parts are reserved before the first one is added: addresses stay.
-    void reserve(const PreparedLayer& prepared, const QueryRows& rows, const StepPlan& plan) {
-        spans_needed_ += plan.reads.size();
-        const Segment* last = nullptr;
-        for (const Segment& segment : plan.reads) {
-            const std::int64_t lag = rope_lag(prepared, segment);
-            if (lag != 0 && (last == nullptr || rope_lag(prepared, *last) != lag)) {
-                moved_needed_ += rows.rows * prepared.shape.heads * prepared.shape.head_dim;
-            }
-            last = &segment;
-        }
-        spans_.reserve(spans_needed_);
-        moved_queries_.reserve(moved_needed_);
-    }
-
-    /// Queries [n, H * Dh] of the step, `q_stride` floats apart; span_of(segment) -> TokenSpan.
+    /// The rows of one sequence; span_of(segment) -> TokenSpan.
     template <class SpanOf>
-    void add(const PreparedLayer& prepared, const QueryRows& part, const StepPlan& plan, const float* queries,
-             std::size_t q_stride, SpanOf&& span_of) {
-        plan_runs(prepared, part, plan, queries + part.first_row * q_stride, q_stride, span_of);
-        const std::size_t dh = prepared.shape.head_dim, group = prepared.shape.heads / prepared.shape.kv_heads;
-        const bool few = part.rows <= split_rows;
-        std::size_t splits = 0;
-        for (const Run& run : runs_) splits += few ? (run.tiles + split_tiles - 1) / split_tiles : 1;
-        for (std::size_t head = 0; head < prepared.shape.kv_heads; ++head) {
-            for (std::size_t row = 0; row < part.rows; row += block_rows) {
-                Task task;
-                AttendTask& attend = task.attend;
-                attend.key = prepared.keys[head];
-                attend.value = prepared.values[head];
-                if (!prepared.keys_after_rope) attend.rope = core_->rope(prepared);
-                attend.shared_channels = prepared.shared.width;
-                attend.head_dim = dh;
-                attend.rows = (std::min)(block_rows, part.rows - row);
-                attend.queries_per_kv = group;
-                attend.first_position = part.first_position + static_cast<std::int64_t>(row);
-                attend.rules = prepared.rules;
-                if (attend.rules.slopes != nullptr) attend.rules.slopes += head * group;
-                if (attend.rules.sink_logits != nullptr) attend.rules.sink_logits += head * group;
-                task.first_row = part.first_row + row;
-                task.head = head;
-                task.width = backend::partial_width(Backend{}, attend.value, attend.queries(), dh);
-                task.splits = splits;
-                for (const Run& run : runs_) {
-                    attend.spans = {spans_.data() + run.first_span, run.spans};
-                    attend.q = run.queries + row * run.stride + head * group * dh;
-                    attend.q_stride = run.stride;
-                    const std::size_t tiles_each = few ? split_tiles : run.tiles;
-                    for (std::size_t tile = 0; tile < run.tiles; tile += tiles_each) {
-                        attend.first_tile = tile;
-                        attend.tiles = (std::min)(tiles_each, run.tiles - tile);
-                        tasks_.push_back(task);
-                        partials_needed_ += attend.queries() * (task.width + 2);
-                        task.splits = 0;
-                    }
+    void add(const QueryRows& rows, const StepPlan& plan, SpanOf&& span_of) {
+        const bool turned = prepared_->keys_after_rope && core_->rope(*prepared_).pairs > 0;
+        Part part{rows, spans_.size(), plan.reads.size(), 0, false};
+        for (const Segment& segment : plan.reads) {
+            TokenSpan& span = spans_.emplace_back(span_of(segment));  // there is room
+            span.rope_lag = turned ? segment.rope_lag : 0;
+            part.lags |= span.rope_lag != 0;
+            part.tiles += (segment.size() + backend::tile_tokens - 1) / backend::tile_tokens;
+        }
+        const bool few = rows.rows <= split_rows;
+        const std::size_t tiles_each = few ? split_tiles : part.tiles;
+        for (std::size_t head = 0; head < prepared_->shape.kv_heads; ++head) {
+            for (std::size_t row = 0; row < rows.rows; row += block_rows) {
+                Task task{parts_.size(), head, row, 0, 0, (part.tiles + tiles_each - 1) / tiles_each, 0};
+                const std::size_t floats = task.splits > 1 ? partial_floats(part, task) : 0;
+                for (std::size_t tile = 0; tile < part.tiles; tile += tiles_each) {
+                    task.first_tile = tile;
+                    task.tiles = (std::min)(tiles_each, part.tiles - tile);
+                    task.partial = partial_floats_;
+                    tasks_.push_back(task);
+                    partial_floats_ += floats;
+                    task.splits = 0;
                 }
             }
         }
+        parts_.push_back(part);
     }
 
-    /// Gives the tasks room for their results, once all parts were added.
+    /// Gives back all memory.
+    void free() noexcept {
+        Work<TokenSpan>(spans_.get_allocator()).swap(spans_);
+        Work<Part>(parts_.get_allocator()).swap(parts_);
+        Work<Task>(tasks_.get_allocator()).swap(tasks_);
+        Work<float>(partials_.get_allocator()).swap(partials_);
+    }
+
+    /// Gives split tasks room for their results, once all parts were added.
     void place() {
-        if (partials_.size() < partials_needed_) partials_.resize(partials_needed_);
-        float* at = partials_.data();
-        for (Task& task : tasks_) {
-            const std::size_t count = task.attend.queries();
-            task.partial = {at, at + count * task.width, at + count * (task.width + 1)};
-            at += count * (task.width + 2);
-        }
+        if (partials_.size() < partial_floats_) partials_.resize(partial_floats_);
     }
 
     [[nodiscard]] std::size_t size() const noexcept { return tasks_.size(); }
+    /// Whether there are tasks that `finish` has to merge.
+    [[nodiscard]] bool splits() const noexcept { return partial_floats_ > 0; }
 
-    XQUANT_NOINLINE void run(std::size_t index) {
+    /// Runs a task. One that has its rows to itself writes them to out, rows `out_stride` floats apart.
+    XQUANT_NOINLINE void run(std::size_t index, float* out, std::size_t out_stride) {
         const Task& task = tasks_[index];
-        ScratchPool::Loan scratch(core_->scratch(), backend::attend_scratch(task.attend));
-        attend_task(Backend{}, task.attend, task.partial, scratch.data());
+        AttendTask attend = attend_task_of(task);
+        const std::size_t count = attend.queries(), width = width_of(attend);
+        const std::size_t inner = backend::attend_scratch(attend);
+        const std::size_t copied = queries_.type == DType::f32 ? 0 : count * attend.head_dim;
+        ScratchPool::Loan scratch(core_->scratch(), inner + copied + (is_whole(task) ? count * (width + 2) : 0));
+        if (copied > 0) load_queries(task, attend, scratch.data() + inner);
+        float* const sums = is_whole(task) ? scratch.data() + inner + copied : partials_.data() + task.partial;
+        const Partial partial = partial_at(sums, count, width);
+        attend_task(Backend{}, attend, partial, scratch.data());
+        if (is_whole(task)) write(task, attend, partial, out, out_stride);
     }
 
     /// Merges the splits of a task in order and writes its rows.
     XQUANT_NOINLINE void finish(std::size_t index, float* out, std::size_t out_stride) {
         const Task& task = tasks_[index];
-        if (task.splits == 0) return;
-        const AttendTask& attend = task.attend;
-        const std::size_t count = attend.queries();
+        if (task.splits < 2) return;
+        const AttendTask attend = attend_task_of(task);
+        const std::size_t count = attend.queries(), width = width_of(attend);
+        const Partial partial = partial_at(partials_.data() + task.partial, count, width);
         for (std::size_t i = 1; i < task.splits; ++i) {
-            merge_partial(Backend{}, task.partial, tasks_[index + i].partial, count, task.width);
+            merge_partial(Backend{}, partial, partial_at(partials_.data() + tasks_[index + i].partial, count, width),
+                          count, width);
         }
-        finish_partial(Backend{}, attend, task.partial,
-                       out + task.first_row * out_stride + task.head * attend.queries_per_kv * attend.head_dim,
-                       out_stride);
+        write(task, attend, partial, out, out_stride);
     }
 
 private:
     template <class T>
     using Work = LedgerVector<T, Purpose::workspace>;
 
-    struct Task {
-        AttendTask attend;
-        std::size_t first_row = 0;  ///< in the step
-        std::size_t head = 0;       ///< kv head
-        std::size_t splits = 0;     ///< tasks that share the rows, this one the first; 0: not the first
-        std::size_t width = 0;
-        Partial partial;
+    /// The rows of a sequence, and what they read.
+    struct Part {
+        QueryRows rows;
+        std::size_t first_span, spans, tiles;
+        bool lags;  ///< stored RoPE of some span lags behind
     };
 
-    /// Neighbouring spans of a part whose stored RoPE lags by the same number of positions, and the queries for them.
-    struct Run {
-        std::size_t first_span = 0, spans = 0, tiles = 0;
-        std::int64_t rope_lag = 0;
-        const float* queries = nullptr;  ///< [rows][stride]
-        std::size_t stride = 0;
+    struct Task {
+        std::size_t part, head, row;    ///< kv head; first row in the part
+        std::size_t first_tile, tiles;  ///< of the part's
+        std::size_t splits;             ///< tasks that share the rows, this one the first, at least 1; 0: not the first
+        std::size_t partial;            ///< where its result begins in partials_, if it shares its rows
     };
 
     static constexpr std::size_t block_rows = 512;  ///< query rows of a task: more, and its sums leave L2
@@ -156,58 +140,75 @@ private:
         return LedgerAllocator<T, Purpose::workspace>(core_->ledger());
     }
 
-    /// How many positions the stored RoPE of a segment's keys lags behind.
-    [[nodiscard]] std::int64_t rope_lag(const PreparedLayer& prepared, const Segment& segment) const noexcept {
-        return prepared.keys_after_rope && core_->rope(prepared).pairs > 0 ? segment.rope_lag : 0;
+    /// Whether no other task shares the rows.
+    static bool is_whole(const Task& task) noexcept { return task.splits == 1; }
+
+    [[nodiscard]] AttendTask attend_task_of(const Task& task) const noexcept {
+        const PreparedLayer& prepared = *prepared_;
+        const Part& part = parts_[task.part];
+        const std::size_t dh = prepared.shape.head_dim, group = prepared.shape.heads / prepared.shape.kv_heads;
+        AttendTask attend;
+        attend.spans = {spans_.data() + part.first_span, part.spans};
+        attend.key = prepared.keys[task.head];
+        attend.value = prepared.values[task.head];
+        if (!prepared.keys_after_rope) attend.rope = core_->rope(prepared);
+        if (part.lags) attend.stored_rope = core_->rope(prepared);
+        attend.shared_channels = prepared.shared.width;
+        attend.head_dim = dh;
+        attend.rows = (std::min)(block_rows, part.rows.rows - task.row);
+        attend.queries_per_kv = group;
+        attend.first_position = part.rows.first_position + static_cast<std::int64_t>(task.row);
+        attend.q = static_cast<const float*>(queries_.row(part.rows.first_row + task.row)) + task.head * group * dh;
+        attend.q_stride = queries_.stride;
+        attend.rules = prepared.rules;
+        if (attend.rules.slopes != nullptr) attend.rules.slopes += task.head * group;
+        if (attend.rules.sink_logits != nullptr) attend.rules.sink_logits += task.head * group;
+        attend.first_tile = task.first_tile;
+        attend.tiles = task.tiles;
+        return attend;
     }
 
-    /// The spans of a part, in runs. A key that was stored with the RoPE of position p and moved by m should have the
-    /// RoPE of p + m; the query is turned back by m instead: q . R(m) k = (R(-m) q) . k.
-    template <class SpanOf>
-    void plan_runs(const PreparedLayer& prepared, const QueryRows& part, const StepPlan& plan, const float* queries,
-                   std::size_t q_stride, SpanOf&& span_of) {
-        runs_.clear();
-        for (const Segment& segment : plan.reads) {
-            const std::int64_t lag = rope_lag(prepared, segment);
-            if (runs_.empty() || runs_.back().rope_lag != lag) {
-                runs_.push_back({spans_.size(), 0, 0, lag, queries, q_stride});
-                if (lag != 0) {
-                    runs_.back().queries = undo_rope(prepared, part.rows, lag, queries, q_stride);
-                    runs_.back().stride = prepared.shape.heads * prepared.shape.head_dim;
-                }
-            }
-            spans_.push_back(span_of(segment));
-            ++runs_.back().spans;
-            runs_.back().tiles += (segment.size() + backend::tile_tokens - 1) / backend::tile_tokens;
+    /// The queries of a task as f32 [rows][heads of the kv head, Dh], where they are given in 16 bits.
+    void load_queries(const Task& task, AttendTask& attend, float* to) const noexcept {
+        const std::size_t width = attend.queries_per_kv * attend.head_dim;
+        for (std::size_t i = 0; i < attend.rows; ++i) {
+            const auto* row =
+                static_cast<const std::byte*>(queries_.row(parts_[task.part].rows.first_row + task.row + i));
+            load_row(row + task.head * width * size_of(queries_.type), queries_.type, width, to + i * width);
         }
+        attend.q = to;
+        attend.q_stride = width;
     }
 
-    /// A copy of the queries [rows, H * Dh], turned back by `lag` positions.
-    const float* undo_rope(const PreparedLayer& prepared, std::size_t rows, std::int64_t lag, const float* queries,
-                           std::size_t q_stride) {
-        const std::size_t dh = prepared.shape.head_dim, width = prepared.shape.heads * dh;
-        const std::size_t first = moved_queries_.size();
-        moved_queries_.resize(first + rows * width);  // there is room
-        const RopeView rope = core_->rope(prepared);
-        std::array<float, backend::max_pairs> cosines, sines;
-        rope_angles(rope, lag, cosines.data(), sines.data());
-        for (std::size_t i = 0; i < rows; ++i) {
-            float* row = moved_queries_.data() + first + i * width;
-            std::copy_n(queries + i * q_stride, width, row);
-            for (std::size_t c = 0; c < width; c += dh) {
-                apply_rope(backend::scalar{}, rope, cosines.data(), sines.data(), -1.0F, row + c);
-            }
-        }
-        return moved_queries_.data() + first;
+    [[nodiscard]] std::size_t width_of(const AttendTask& attend) const noexcept {
+        return backend::partial_width(Backend{}, attend.value, attend.queries(), attend.head_dim);
+    }
+    /// Floats of a task's result.
+    [[nodiscard]] std::size_t partial_floats(const Part& part, const Task& task) const noexcept {
+        const std::size_t rows = (std::min)(block_rows, part.rows.rows - task.row);
+        const std::size_t count = rows * (prepared_->shape.heads / prepared_->shape.kv_heads);
+        const std::size_t dh = prepared_->shape.head_dim;
+        return count * (backend::partial_width(Backend{}, prepared_->values[task.head], count, dh) + 2);
+    }
+    static Partial partial_at(float* at, std::size_t count, std::size_t width) noexcept {
+        return {at, at + count * width, at + count * (width + 1)};
+    }
+
+    void write(const Task& task, const AttendTask& attend, const Partial& partial, float* out,
+               std::size_t out_stride) const noexcept {
+        const std::size_t row = parts_[task.part].rows.first_row + task.row;
+        finish_partial(Backend{}, attend, partial,
+                       out + row * out_stride + task.head * attend.queries_per_kv * attend.head_dim, out_stride);
     }
 
     Core* core_;
+    const PreparedLayer* prepared_ = nullptr;
+    MatrixView queries_;
     Work<TokenSpan> spans_;
-    Work<Run> runs_;
-    Work<float> moved_queries_;  ///< queries of runs whose RoPE lags
+    Work<Part> parts_;
     Work<Task> tasks_;
-    Work<float> partials_;
-    std::size_t spans_needed_ = 0, moved_needed_ = 0, partials_needed_ = 0;
+    Work<float> partials_;  ///< results of tasks that share their rows
+    std::size_t partial_floats_ = 0;
 };
 
 }  // namespace detail

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <xquant/cache.hpp>
+#include <xquant/core/compact.hpp>
 #include <xquant/core/learn.hpp>
 #include <xquant/core/operations.hpp>
 #include <xquant/core/requantize.hpp>
@@ -117,6 +118,10 @@ template <class Backend>
 void Cache<Backend>::seal(Sequence sequence) {
     Body& in = body();
     Parts::seal(in.core, in.state, in.core.find_idle(sequence));
+}
+template <class Backend>
+void Cache<Backend>::compact(Sequence sequence) {
+    detail::compact_sequence(core(), sequence);
 }
 template <class Backend>
 Requantized Cache<Backend>::requantize_chosen(std::span<const Sequence> sequences,

@@ -66,7 +66,7 @@ public:
     /// page_groups_of.
     Core(const Options& options, std::vector<std::size_t> page_group_of, std::size_t stream_count, bool requantizes)
         : options_(options),
-          ledger_(options.memory, options.budget),
+          ledger_(options.memory, options.budget, options.workspace_budget),
           layers_(LedgerAllocator<PreparedLayer, Purpose::weights>(ledger_)),
           ropes_(LedgerAllocator<RopeTable, Purpose::weights>(ledger_)),
           codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
@@ -146,7 +146,8 @@ public:
                         ", stream ", stream, ": the codec is ", codec.format.width,
                         " channels wide, the stream's coded rows ", prepared.encoders[stream].coded_width);
                 if (codec.learn != nullptr) {
-                    codec.format.levels = prepared.keep_levels(learn(prepared, layer, stream, rope(prepared), codec));
+                    codec.format.levels =
+                        prepared.keep_levels(learn(prepared, layer, layers_.size() - 1, stream, rope(prepared), codec));
                 }
                 // Rows that are not quantized have no groups: what each head reads is one.
                 if (!codec.format.quantized()) {

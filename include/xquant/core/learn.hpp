@@ -46,11 +46,11 @@ inline std::vector<float> learn_levels(const StreamCodec& codec, const float* ro
     return levels;
 }
 
-/// The levels of a stream of a layer, from Layer::calibration, whose rows count as positions 0, 1, ...
+/// The levels of a stream of layer `index`, from Layer::calibration, whose rows count as positions 0, 1, ...
 /// Throws value_error.
 template <class Backend>
-std::vector<float> learn_stream(const PreparedLayer& prepared, const Layer& layer, std::size_t stream,
-                                const RopeView& rope, const StreamCodec& codec) {
+std::vector<float> learn_stream(const PreparedLayer& prepared, const Layer& layer, std::size_t index,
+                                std::size_t stream, const RopeView& rope, const StreamCodec& codec) {
     const MatrixView& x = layer.calibration;
     const StreamEncoder& encoder = prepared.encoders[stream];
     std::vector<float> input(x.cols), rows(x.rows * encoder.width);
@@ -63,8 +63,10 @@ std::vector<float> learn_stream(const PreparedLayer& prepared, const Layer& laye
                          row, scratch.data());
         for (std::size_t c = 0; c < encoder.width; ++c) {
             if (std::abs(row[c]) <= f16_max) continue;
-            raise<value_error>("calibration: row ", i, ", channel ", c, " of stream ", stream, " is ", row[c],
-                               " once projected; expected a finite value within f16's 65504");
+            raise_error(value_error(
+                text_of("xquant: layer ", index, ": calibration: row ", i, ", channel ", c, " of stream ", stream,
+                        " is ", row[c], " once projected; expected a finite value within f16's 65504"),
+                index, i));
         }
     }
     return learn_levels(codec, rows.data(), x.rows);

@@ -27,13 +27,6 @@ inline NewStates new_states(Core& core, std::size_t count) {
     return states;
 }
 
-/// Lets the next step fill slots of the last page again that no sequence uses any more.
-inline void free_slots(const SequenceState& state) noexcept {
-    if (state.segments.empty()) return;
-    const Segment& last = state.segments.back();
-    if (last.page->references() == references_in(state.segments, *last.page.get())) last.page->filled = last.end;
-}
-
 /// The sequence becomes what the states [page_groups] say.
 inline void become(Slot& slot, SequenceState* states) noexcept {
     for (std::size_t i = 0; i < slot.states.size(); ++i) {
@@ -43,7 +36,6 @@ inline void become(Slot& slot, SequenceState* states) noexcept {
         state.next_position = states[i].next_position;
         state.rope_lag = states[i].rope_lag;
         Segments(states[i].segments.get_allocator()).swap(states[i].segments);
-        free_slots(state);
     }
 }
 
@@ -208,13 +200,13 @@ inline void shift_tokens(Core& core, Sequence sequence, std::size_t begin, std::
 inline void gather_sequences(Core& core, std::span<const Sequence> sequences, std::span<const std::size_t> parents) {
     expects(sequences.size() == parents.size(), "gather: ", parents.size(), " parents for ", sequences.size(),
             " sequences; expected one for each");
-    for (std::size_t i = 0; i < sequences.size(); ++i) {
-        static_cast<void>(core.find_idle(sequences[i]));
-        expects(parents[i] < sequences.size(), "gather: parents[", i, "] is ", parents[i], "; expected a number below ",
-                sequences.size(), ", the length of the list");
-        for (std::size_t j = 0; j < i; ++j) {
-            expects<sequence_error>(sequences[j] != sequences[i], "gather: entries ", j, " and ", i,
-                                    " of the list are the same sequence");
+    {
+        ListedOnce listed;
+        for (std::size_t i = 0; i < sequences.size(); ++i) {
+            Slot& slot = core.find_idle(sequences[i]);
+            expects(parents[i] < sequences.size(), "gather: parents[", i, "] is ", parents[i],
+                    "; expected a number below ", sequences.size(), ", the length of the list");
+            listed.add(slot, "gather");
         }
     }
     NewStates states = new_states(core, sequences.size() * core.page_groups());

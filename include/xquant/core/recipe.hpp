@@ -19,8 +19,8 @@ struct LayerParts {
 };
 
 /// Finds the levels of a stream whose quantizer learns them.
-using LearnStream = std::vector<float> (*)(const PreparedLayer&, const Layer&, std::size_t stream, const RopeView&,
-                                           const StreamCodec&);
+using LearnStream = std::vector<float> (*)(const PreparedLayer&, const Layer&, std::size_t index, std::size_t stream,
+                                           const RopeView&, const StreamCodec&);
 
 /// The sizes of LayerParts, known without preparing weights.
 struct LayerSizes {

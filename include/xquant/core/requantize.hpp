@@ -1,6 +1,7 @@
 // Coded pages, rewritten in another format: with fewer bits when memory is short, or as another cache has them.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <new>
 #include <span>
@@ -53,18 +54,70 @@ void recode_page(Backend tag, Core& core, std::size_t page_group, Page* from, Pa
         }
         new_sums.advance(tag, core, i, Serial{});
     }
-    to->filled = tokens;
 }
 
-/// Replaces a page by another one wherever these sequences have it.
-inline void replace_page(Core& core, std::span<const Sequence> sequences, std::size_t page_group, const Page* from,
-                         const PageRef& to) {
-    for (const Sequence sequence : sequences) {
-        for (Segment& segment : core.find(sequence).states[page_group].segments) {
-            if (segment.page.get() == from) segment.page = to;
-        }
+/// A segment in a page that may be requantized.
+struct PageUse {
+    const Page* page = nullptr;
+    std::size_t sequence = 0, segment = 0;  ///< numbers in the list of sequences, and of segments
+    std::size_t behind = 0;                 ///< tokens of the sequence behind the segment
+
+    /// In the order in which pages are asked about.
+    [[nodiscard]] bool comes_before(const PageUse& other) const noexcept {
+        return sequence != other.sequence ? sequence < other.sequence : segment < other.segment;
     }
-}
+};
+
+/// The pages of some sequences that may be requantized, each once, with all segments in it. Made in one pass over the
+/// sequences, and by sorting.
+class PageUses {
+    template <class T>
+    using Work = LedgerVector<T, Purpose::workspace>;
+
+    /// Uses begin .. end are those of one page, the first one in front.
+    struct Group {
+        std::size_t begin = 0, end = 0;
+    };
+
+public:
+    explicit PageUses(Core& core)
+        : core_(&core),
+          uses_(LedgerAllocator<PageUse, Purpose::workspace>(core.ledger())),
+          pages_(LedgerAllocator<Group, Purpose::workspace>(core.ledger())) {}
+
+    /// Throws std::bad_alloc, budget_error.
+    void find(std::span<const Sequence> sequences, std::size_t page_group) {
+        const PageFormat& fresh = core_->page_group(page_group).coded;
+        for (std::size_t s = 0; s < sequences.size(); ++s) {
+            const Segments& segments = core_->find(sequences[s]).states[page_group].segments;
+            std::size_t behind = rows_in(segments);
+            for (std::size_t i = 0; i < segments.size(); ++i) {
+                behind -= segments[i].size();
+                if (&segments[i].page->format() == &fresh) uses_.push_back({segments[i].page.get(), s, i, behind});
+            }
+        }
+        std::sort(uses_.begin(), uses_.end(), [](const PageUse& a, const PageUse& b) {
+            return a.page != b.page ? std::less<>()(a.page, b.page) : a.comes_before(b);
+        });
+        for (std::size_t i = 0; i < uses_.size(); ++i) {
+            if (i == 0 || uses_[i].page != uses_[i - 1].page) pages_.push_back({i, i});
+            pages_.back().end = i + 1;
+        }
+        std::sort(pages_.begin(), pages_.end(),
+                  [this](const Group& a, const Group& b) { return uses_[a.begin].comes_before(uses_[b.begin]); });
+    }
+
+    [[nodiscard]] std::size_t size() const noexcept { return pages_.size(); }
+    /// The segments in page i, that of the earliest sequence first.
+    [[nodiscard]] std::span<const PageUse> operator[](std::size_t i) const noexcept {
+        return std::span<const PageUse>(uses_).subspan(pages_[i].begin, pages_[i].end - pages_[i].begin);
+    }
+
+private:
+    Core* core_;
+    Work<PageUse> uses_;
+    Work<Group> pages_;
+};
 
 /// Whether the work was done; false where memory ran out.
 template <class F>
@@ -90,44 +143,38 @@ Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> 
     expects<state_error>(core.requantizes(),
                          "requantize: the cache has one quantizer; it needs two: Requantizable<Fresh, Old>");
     for (const Sequence sequence : sequences) static_cast<void>(core.find_idle(sequence));
+    const Undo trim([&core] { core.scratch().trim(); });
     Requantized report;
     for (std::size_t page_group = 0; page_group < core.page_groups(); ++page_group) {
         const PageFormat &fresh = core.page_group(page_group).coded, &fewer = core.page_group(page_group).requantized;
-        for (std::size_t s = 0; s < sequences.size(); ++s) {
-            SequenceState& state = core.find(sequences[s]).states[page_group];
-            std::size_t behind = rows_in(state.segments);
-            const Page* asked = nullptr;
-            for (std::size_t i = 0; i < state.segments.size(); ++i) {
-                const Segment& segment = state.segments[i];
-                behind -= segment.size();
-                const PageRef page = segment.page;
-                if (&page->format() != &fresh || page.get() == asked) continue;
-                asked = page.get();
-                bool earlier = false;  // asked about for an earlier sequence
-                for (std::size_t before = 0; before < s; ++before) {
-                    earlier |= references_in(core.find(sequences[before]).states[page_group].segments, *asked) > 0;
-                }
-                const PageChoice about{
-                    s, segment.first_position, behind, page->filled, fresh.sizes.total, fewer.sizes.total};
-                if (earlier || !choose(about)) continue;
-                const bool fits = fits_into_memory([&] {
-                    const PageRef made(Page::create(core.ledger(), fewer, false));
-                    recode_page(tag, core, page_group, page.get(), made.get(), page->filled,
-                                [&](std::size_t layer, std::size_t stream) -> const StreamCodec& {
-                                    return core.requantized_codec(layer, stream);
-                                });
-                    replace_page(core, sequences, page_group, page.get(), made);
-                });
-                if (!fits) {
-                    report.out_of_memory = true;
-                    return report;
-                }
-                ++report.pages;
-                report.tokens += about.filled;
-                report.bytes_before += fresh.sizes.total;
-                report.bytes_after += fewer.sizes.total;
-            }
+        const auto segment_of = [&](const PageUse& use) -> Segment& {
+            return core.find(sequences[use.sequence]).states[page_group].segments[use.segment];
+        };
+        PageUses pages(core);
+        report.out_of_memory = !fits_into_memory([&] { pages.find(sequences, page_group); });
+        for (std::size_t i = 0; i < pages.size() && !report.out_of_memory; ++i) {
+            const PageUse& first = pages[i].front();
+            std::size_t filled = 0;
+            for (const PageUse& use : pages[i]) filled = (std::max)(filled, segment_of(use).end);
+            const PageChoice about{first.sequence,    segment_of(first).first_position,
+                                   first.behind,      filled,
+                                   fresh.sizes.total, fewer.sizes.total};
+            if (!choose(about)) continue;
+            report.out_of_memory = !fits_into_memory([&] {
+                const PageRef made(Page::create(core.ledger(), fewer, false));
+                recode_page(tag, core, page_group, segment_of(first).page.get(), made.get(), filled,
+                            [&](std::size_t layer, std::size_t stream) -> const StreamCodec& {
+                                return core.requantized_codec(layer, stream);
+                            });
+                for (const PageUse& use : pages[i]) segment_of(use).page = made;
+            });
+            if (report.out_of_memory) return report;
+            ++report.pages;
+            report.tokens += filled;
+            report.bytes_before += fresh.sizes.total;
+            report.bytes_after += fewer.sizes.total;
         }
+        if (report.out_of_memory) return report;
     }
     return report;
 }

@@ -4,8 +4,8 @@
 #include <span>
 
 #include <xquant/core/attend.hpp>
+#include <xquant/core/run_tasks.hpp>
 #include <xquant/core/write.hpp>
-#include <xquant/executor.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
@@ -19,7 +19,7 @@ public:
         : StepBase(core, parts),
           rows_(allocator<float>()),
           positions_(allocator<std::int64_t>()),
-          input_(allocator<float>()),
+          writes_(allocator<PartWrite>()),
           attention_(core) {
         std::size_t floats = 0;
         for (const PreparedLayer& layer : core.layers()) {
@@ -40,18 +40,15 @@ public:
 
     void append(std::size_t layer, const MatrixView& x, ExecutorRef threads) {
         const PreparedLayer& prepared = expects_next(layer, x);
-        backend::Matrix input{static_cast<const float*>(x.data), x.rows, x.cols, x.stride};
-        if (x.type != DType::f32) input = {load(x), x.rows, x.cols, x.cols};
         const std::size_t blocks = (total_ + project_step - 1) / project_step, streams = prepared.encoders.size();
         rows_refused_ = true;
-        threads.parallel_for(blocks * streams, [&](std::size_t task) { project_rows(prepared, input, task); });
+        run_tasks(threads, blocks * streams, [&](std::size_t task) { project_rows(prepared, x, task); });
         check_values(layer);
+        list_writes(prepared);
 
         // Rows and sums that are half done cannot be done again.
         lost_ = true;
-        std::size_t writes = 0;
-        for (std::size_t i = 0; i < parts_.size(); ++i) writes += plan_of(i, prepared).writes.size();
-        threads.parallel_for(writes * streams, [&](std::size_t task) { store(prepared, layer, task); });
+        run_tasks(threads, writes_.size() * streams, [&](std::size_t task) { store(prepared, layer, task); });
         sums_.advance(Backend{}, *core_, layer, threads);
         lost_ = rows_refused_ = false;
         ++next_;
@@ -59,25 +56,35 @@ public:
 
     void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride, ExecutorRef threads) {
         const PreparedLayer& prepared = expects_queries(layer, q, out, out_stride);
-        const float* queries = static_cast<const float*>(q.data);
-        std::size_t q_stride = q.stride;
-        if (q.type != DType::f32) {
-            queries = load(q);
-            q_stride = q.cols;
-        }
-        attention_.clear();
-        for (std::size_t i = 0; i < parts_.size(); ++i) attention_.reserve(prepared, parts_[i], plan_of(i, prepared));
+        std::size_t spans = 0;
+        for (std::size_t i = 0; i < parts_.size(); ++i) spans += plan_of(i, prepared).reads.size();
+        attention_.start(prepared, q, parts_.size(), spans);
         for (std::size_t i = 0; i < parts_.size(); ++i) {
-            attention_.add(prepared, parts_[i], plan_of(i, prepared), queries, q_stride,
+            attention_.add(parts_[i], plan_of(i, prepared),
                            [&](const Segment& segment) { return span_of(prepared, parts_[i], segment); });
         }
         attention_.place();
-        threads.parallel_for(attention_.size(), [&](std::size_t i) { attention_.run(i); });
-        threads.parallel_for(attention_.size(), [&](std::size_t i) { attention_.finish(i, out, out_stride); });
+        run_tasks(threads, attention_.size(), [&](std::size_t i) { attention_.run(i, out, out_stride); });
+        if (!attention_.splits()) return;
+        run_tasks(threads, attention_.size(), [&](std::size_t i) { attention_.finish(i, out, out_stride); });
+    }
+
+    void commit() {
+        StepBase::commit();
+        // All workspace goes back now, whenever the step is destroyed.
+        Work<float>(rows_.get_allocator()).swap(rows_);
+        Work<std::int64_t>(positions_.get_allocator()).swap(positions_);
+        Work<PartWrite>(writes_.get_allocator()).swap(writes_);
+        attention_.free();
     }
 
 private:
     static constexpr std::size_t project_step = 32;  ///< rows projected by one task
+
+    /// A write of a part's plan.
+    struct PartWrite {
+        std::size_t part, write;
+    };
 
     /// The step's rows of a stream: [n, width].
     [[nodiscard]] float* stream_rows(const PreparedLayer& layer, std::size_t stream) noexcept {
@@ -86,23 +93,33 @@ private:
         return rows;
     }
 
-    const float* load(const MatrixView& in) {
-        input_.resize(in.rows * in.cols);
-        for (std::size_t i = 0; i < in.rows; ++i) load_row(in.row(i), in.type, in.cols, input_.data() + i * in.cols);
-        return input_.data();
+    /// The writes of all parts, for the tasks of append.
+    void list_writes(const PreparedLayer& layer) {
+        writes_.clear();
+        for (std::size_t part = 0; part < parts_.size(); ++part) {
+            const std::size_t count = plan_of(part, layer).writes.size();
+            for (std::size_t write = 0; write < count; ++write) writes_.push_back({part, write});
+        }
     }
 
     // The bodies of tasks are kept out of line: inlined into different callers, compilers fuse multiplications and
     // additions differently, and results would depend on the translation unit in the last bit.
 
     /// Task (32 rows, stream) of append: rows of the step are projected.
-    XQUANT_NOINLINE void project_rows(const PreparedLayer& layer, backend::Matrix input, std::size_t task) {
+    XQUANT_NOINLINE void project_rows(const PreparedLayer& layer, const MatrixView& x, std::size_t task) {
         const std::size_t d = layer.shape.width, stream = task % layer.encoders.size();
         const std::size_t first = task / layer.encoders.size() * project_step;
-        input.data += first * input.stride;
-        input.rows = (std::min)(project_step, total_ - first);
+        const std::size_t rows = (std::min)(project_step, total_ - first);
         const StreamEncoder& encoder = layer.encoders[stream];
-        ScratchPool::Loan scratch(core_->scratch(), backend::project_scratch(d, encoder.width, input.rows));
+        const std::size_t inner = backend::project_scratch(d, encoder.width, rows);
+        const std::size_t copied = x.type == DType::f32 ? 0 : rows * d;
+        ScratchPool::Loan scratch(core_->scratch(), inner + copied);
+        backend::Matrix input{static_cast<const float*>(x.row(first)), rows, d, x.stride};
+        if (copied > 0) {
+            float* const copy = scratch.data() + inner;
+            for (std::size_t i = 0; i < rows; ++i) load_row(x.row(first + i), x.type, d, copy + i * d);
+            input = {copy, rows, d, d};
+        }
         project(Backend{}, encoder, input, {positions_.data() + first, core_->rope(layer), layer.shape.head_dim},
                 stream_rows(layer, stream) + first * encoder.width, scratch.data());
     }
@@ -110,12 +127,10 @@ private:
     /// Task (write, stream) of append: rows go into their page.
     XQUANT_NOINLINE void store(const PreparedLayer& layer, std::size_t layer_index, std::size_t task) {
         const std::size_t stream = task % layer.encoders.size();
-        std::size_t index = task / layer.encoders.size();
-        std::size_t part = 0;
-        while (index >= plan_of(part, layer).writes.size()) index -= plan_of(part++, layer).writes.size();
-        const StepPlan& plan = plan_of(part, layer);
-        run_write(Backend{}, *core_, sums_, {plan, plan.writes[index], layer_index, stream},
-                  stream_rows(layer, stream) + parts_[part].first_row * layer.encoders[stream].width);
+        const PartWrite& at = writes_[task / layer.encoders.size()];
+        const StepPlan& plan = plan_of(at.part, layer);
+        run_write(Backend{}, *core_, sums_, {plan, plan.writes[at.write], layer_index, stream},
+                  stream_rows(layer, stream) + parts_[at.part].first_row * layer.encoders[stream].width);
     }
 
     void check_values(std::size_t layer) {
@@ -127,8 +142,9 @@ private:
                 bool good = true;
                 for (std::size_t c = 0; c < width; ++c) good &= std::abs(rows[row * width + c]) <= f16_max;
                 if (good) continue;
-                raise<value_error>("append, layer ", layer, ": row ", row,
-                                   " of the step is not finite, or beyond f16's 65504 once projected");
+                raise_error(value_error(text_of("xquant: append, layer ", layer, ": row ", row,
+                                                " of the step is not finite, or beyond f16's 65504 once projected"),
+                                        layer, row));
             }
         }
     }
@@ -147,14 +163,15 @@ private:
                        segment.begin,
                        segment.end,
                        segment.first_position,
-                       {}};
+                       {},
+                       0};
         if (prepared.shared.width > 0) span.shared = view(prepared.shared.stream);
         return span;
     }
 
     Work<float> rows_;              ///< the layer's rows: stream after stream, [n, width]
     Work<std::int64_t> positions_;  ///< [n] of the RoPE of keys that are stored after it
-    Work<float> input_;             ///< x or q where they had to be copied
+    Work<PartWrite> writes_;        ///< of the layer that is appended, all parts
     AttendTasks<Backend> attention_;
 };
 

@@ -26,10 +26,6 @@ struct StepSequence : QueryRows {
 
 /// Makes the sequence what the plan says. It only moves lists, so it cannot fail.
 inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
-    for (const Segment& segment : plan.after) {
-        // Only of a page that nothing else shares: others may be read by other threads.
-        if (segment.page->filled < segment.end) segment.page->filled = segment.end;
-    }
     state.segments.swap(plan.after);
     state.tokens = plan.tokens;
     state.next_position = plan.next_position;
@@ -178,8 +174,9 @@ private:
         expects(!parts.empty(), "begin: a step needs at least one sequence");
         constexpr std::size_t most = (std::size_t{1} << 31U) - 1;
         std::size_t total = 0;
+        ListedOnce listed;
         for (std::size_t i = 0; i < parts.size(); ++i) {
-            const Slot& slot = core_->find(parts[i].sequence);
+            Slot& slot = core_->find(parts[i].sequence);
             expects<sequence_error>(!slot.busy, "begin: sequence ", i, " of the list is already part of a step");
             expects(parts[i].tokens > 0, "begin: sequence ", i,
                     " of the list gets no token; a step adds at least one to each");
@@ -190,10 +187,7 @@ private:
             expects(next < largest_position, "begin: ", parts[i].tokens, " tokens would take sequence ", i,
                     " of the list to position ", next, "; positions stay below 2^48");
             total += parts[i].tokens;
-            for (std::size_t j = 0; j < i; ++j) {
-                expects<sequence_error>(parts[j].sequence != parts[i].sequence, "begin: entries ", j, " and ", i,
-                                        " of the list are the same sequence");
-            }
+            listed.add(slot, "begin");
         }
     }
 
@@ -209,8 +203,11 @@ private:
         for (const StepSequence& part : parts_) {
             if (begun_) part.slot->busy = false;
         }
-        parts_.clear();
-        plans_.clear();
+        // All workspace goes back now, whenever the step is destroyed.
+        Work<StepSequence>(parts_.get_allocator()).swap(parts_);
+        Plans(plans_.get_allocator()).swap(plans_);
+        sums_.close();
+        core_->scratch().trim();
         core_ = nullptr;
     }
 };

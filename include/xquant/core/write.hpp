@@ -61,6 +61,7 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums
 /// Throws std::bad_alloc; nothing has changed then.
 template <class Backend>
 void seal_sequence(Backend tag, Core& core, Slot& slot) {
+    const Undo trim([&core] { core.scratch().trim(); });
     LedgerVector<StepPlan, Purpose::workspace> plans(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger()));
     plans.reserve(core.page_groups());
     for (std::size_t page_group = 0; page_group < core.page_groups(); ++page_group)

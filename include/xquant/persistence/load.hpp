@@ -101,7 +101,6 @@ public:
                 transcode(about, from, at);
             }
         }
-        pages_.back()->filled = static_cast<std::size_t>(about.filled);
     }
 
     /// The sequences become part of the cache. Throws std::bad_alloc, budget_error; the cache is as it was then.

@@ -1,6 +1,8 @@
 // Sequences of a cache, written front to back: to a stream, or to a file that replaces the old one when it is complete.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <ostream>
@@ -37,9 +39,10 @@ inline PageList list_pages(Core& core, std::span<const Sequence> sequences, Desc
                 const auto [at, added] = list.numbers.try_emplace(page, list.pages.size());
                 if (added) {
                     list.pages.push_back(segment.page);
-                    about.pages.push_back(
-                        {static_cast<std::uint32_t>(i), page->format().kind, page->filled, page->data().size()});
+                    about.pages.push_back({static_cast<std::uint32_t>(i), page->format().kind, 0, page->data().size()});
                 }
+                std::uint64_t& filled = about.pages[at->second].filled;
+                filled = (std::max)(filled, std::uint64_t{segment.end});
                 saved.segments.push_back(
                     {at->second, segment.begin, segment.end, segment.first_position, segment.rope_lag});
             }

@@ -102,6 +102,7 @@ public:
         return std::make_unique<LevelStep>(cache_->begin(parts));
     }
     void seal(Sequence sequence) override { cache_->seal(sequence); }
+    void compact(Sequence sequence) override { cache_->compact(sequence); }
     Requantized requantize(std::span<const Sequence> sequences, Callback<bool(const PageChoice&)> choose) override {
         return cache_->requantize(sequences, choose);
     }

@@ -126,6 +126,7 @@ void check_interface(const std::string& other, const detail::Interface& theirs) 
         {"SchemeInfo::Form", &detail::Interface::scheme_form},
         {"LevelInfo", &detail::Interface::level_info},
         {"budget_error", &detail::Interface::budget_error_size},
+        {"value_error", &detail::Interface::value_error_size},
         {"std::string", &detail::Interface::string},
     };
     if (theirs.revision != ours.revision) {

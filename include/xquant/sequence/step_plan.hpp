@@ -62,6 +62,21 @@ struct SequenceState {
     std::int64_t rope_lag = 0;  ///< of the rows to come: RoPE is applied to their keys for next_position - rope_lag
 };
 
+/// Adds slots of a page to a list: to its last segment if they follow it, else as a new segment.
+template <class List>
+void add_rows(List& to, const PageRef& page, std::size_t slot, std::size_t rows, std::int64_t position,
+              std::int64_t rope_lag) {
+    if (!to.empty()) {
+        Segment& last = to.back();
+        if (last.page.get() == page.get() && last.end == slot && last.rope_lag == rope_lag &&
+            last.first_position + static_cast<std::int64_t>(last.size()) == position) {
+            last.end += rows;
+            return;
+        }
+    }
+    to.push_back({page, slot, slot + rows, position, rope_lag});
+}
+
 class StepPlan {
 public:
     template <class T>
@@ -160,30 +175,21 @@ private:
         }
     }
 
-    /// Whether the page of `after`'s last segment has free slots from `slot` on that no other sequence may fill.
+    /// Whether the page of `after`'s last segment has free slots from `slot` on, and no other sequence uses the page.
+    /// Slots whose rows were erased or truncated are free, too.
     [[nodiscard]] bool can_extend(const PageFormat& format, std::size_t slot) const noexcept {
         if (after.empty()) return false;
         const Segment& last = after.back();
         const Page& page = *last.page.get();
         if (&page.format() != &format || last.end != slot || slot == format.tokens) return false;
-        const std::size_t owned = references_in(now_->segments, page);
-        // A page opened by this plan is ours. Others may be shared: with more than the sequence and `after`.
-        return owned == 0 || (page.references() == owned + references_in(after, page) && page.filled == slot);
-    }
-
-    /// Adds slots of a page to a list: to its last segment if they follow it, else as a new segment.
-    template <class List>
-    static void add_rows(List& to, const PageRef& page, std::size_t slot, std::size_t rows, std::int64_t position,
-                         std::int64_t rope_lag) {
-        if (!to.empty()) {
-            Segment& last = to.back();
-            if (last.page.get() == page.get() && last.end == slot && last.rope_lag == rope_lag &&
-                last.first_position + static_cast<std::int64_t>(last.size()) == position) {
-                last.end += rows;
-                return;
-            }
+        std::size_t owned = 0, used = 0;
+        for (const Segment& segment : now_->segments) {
+            if (segment.page.get() != &page) continue;
+            ++owned;
+            used = (std::max)(used, segment.end);
         }
-        to.push_back({page, slot, slot + rows, position, rope_lag});
+        // A page opened by this plan is ours. Others may be shared: with more than the sequence and `after`.
+        return owned == 0 || (page.references() == owned + references_in(after, page) && used <= slot);
     }
 
     /// Body rows body_row .. + rows are written into a page and become segments of `to`.
@@ -220,11 +226,17 @@ private:
         return can_extend(format, slot) ? after.back().page : PageRef(Page::create(*ledger_, format));
     }
 
+    /// Sinks fill their page from the first slot on, whatever was erased among them.
     void add_sinks() {
-        const PageRef page = page_for(*formats_.sinks, now_->tokens);
-        writes.push_back({page.get(), now_->tokens, new_sinks_, pieces.size(), 1});
-        pieces.push_back({nullptr, 0, new_sinks_});
-        add_rows(after, page, now_->tokens, new_sinks_, now_->next_position, now_->rope_lag);
+        for (std::size_t done = 0; done < new_sinks_;) {
+            const std::size_t room = formats_.sinks->tokens, end = after.empty() ? room : after.back().end;
+            const std::size_t slot = end == room ? 0 : end, take = (std::min)(new_sinks_ - done, room - slot);
+            const PageRef page = page_for(*formats_.sinks, slot);
+            writes.push_back({page.get(), slot, take, pieces.size(), 1});
+            pieces.push_back({nullptr, done, take});
+            add_rows(after, page, slot, take, position(done), now_->rope_lag);
+            done += take;
+        }
     }
 
     void encode(std::size_t rows, bool extends) {

@@ -61,33 +61,76 @@ constexpr bool is_stored(Purpose purpose) noexcept {
     return purpose != Purpose::weights && purpose != Purpose::workspace && purpose != Purpose::mapped;
 }
 
+/// Bytes that count against a budget.
+class Account {
+public:
+    /// Budget 0: none. `workspace`: it is Options::workspace_budget, for messages.
+    Account(std::size_t budget, bool workspace) noexcept : budget_(budget), workspace_(workspace) {}
+
+    /// Throws budget_error if they do not fit and are to be `limited`. What does not fit is never entered, so it takes
+    /// no room from other threads.
+    void enter(std::size_t bytes, bool limited) {
+        std::size_t used = used_.load(std::memory_order_relaxed);
+        do {
+            if (limited && budget_ != 0 && (used > budget_ || bytes > budget_ - used)) {
+                raise_error(budget_error(bytes, used, budget_, workspace_));
+            }
+        } while (!used_.compare_exchange_weak(used, used + bytes, std::memory_order_relaxed));
+    }
+    void leave(std::size_t bytes) noexcept { used_.fetch_sub(bytes, std::memory_order_relaxed); }
+
+private:
+    std::size_t budget_;
+    bool workspace_;
+    std::atomic<std::size_t> used_{0};
+};
+
 class Ledger {
 public:
-    /// Budget 0: none.
-    explicit Ledger(std::pmr::memory_resource* resource, std::size_t budget = 0) noexcept
-        : resource_(resource ? resource : std::pmr::get_default_resource()), budget_(budget) {}
+    /// Budgets of 0: none.
+    explicit Ledger(std::pmr::memory_resource* resource, std::size_t budget = 0,
+                    std::size_t workspace_budget = 0) noexcept
+        : resource_(resource ? resource : std::pmr::get_default_resource()),
+          stored_(budget, false),
+          workspace_(workspace_budget, true) {}
     Ledger(const Ledger&) = delete;
     Ledger& operator=(const Ledger&) = delete;
 
     /// Throws budget_error unless it is not to be `limited`, and what the resource throws; nothing is counted then.
     void* allocate(Purpose purpose, std::size_t bytes, std::size_t alignment, bool limited = true) {
-        if (!is_stored(purpose)) return resource_->allocate(bytes, alignment);
-        return within_budget(bytes, limited, [&] { return resource_->allocate(bytes, alignment); });
+        return within_budget(purpose, bytes, limited, [&] { return resource_->allocate(bytes, alignment); });
     }
     void release(Purpose purpose, void* pointer, std::size_t bytes, std::size_t alignment) noexcept {
         resource_->deallocate(pointer, bytes, alignment);
-        if (is_stored(purpose)) stored_.fetch_sub(bytes, std::memory_order_relaxed);
+        leave(purpose, bytes);
     }
 
     /// Where rows of pages are allocated, if not in the memory resource; else null.
     [[nodiscard]] PageMemory* page_memory() const noexcept { return page_memory_; }
     void set_page_memory(PageMemory* memory) noexcept { page_memory_ = memory; }
     void* allocate_rows(std::size_t bytes, bool limited) {
-        return within_budget(bytes, limited, [&] { return page_memory_->allocate(bytes); });
+        return within_budget(Purpose::codes, bytes, limited, [&] { return page_memory_->allocate(bytes); });
     }
     void release_rows(void* pointer, std::size_t bytes) noexcept {
         page_memory_->release(pointer, bytes);
-        stored_.fetch_sub(bytes, std::memory_order_relaxed);
+        leave(Purpose::codes, bytes);
+    }
+
+    /// What allocate() returns by a call of `allocate`, for memory that is not the resource's. Throws budget_error, and
+    /// what the call throws; nothing is counted then.
+    template <class Allocate>
+    void* within_budget(Purpose purpose, std::size_t bytes, bool limited, Allocate&& allocate) {
+        Account* const account = account_of(purpose);
+        if (account == nullptr) return allocate();
+        account->enter(bytes, limited);
+        Undo undo([&] { account->leave(bytes); });
+        void* const pointer = allocate();
+        undo.release();
+        return pointer;
+    }
+    /// What within_budget allocated has been freed.
+    void leave(Purpose purpose, std::size_t bytes) noexcept {
+        if (Account* const account = account_of(purpose)) account->leave(bytes);
     }
 
     void add(Purpose purpose, std::size_t bytes) noexcept { slot(purpose).fetch_add(bytes, std::memory_order_relaxed); }
@@ -105,24 +148,16 @@ public:
     }
 
 private:
-    template <class Allocate>
-    void* within_budget(std::size_t bytes, bool limited, Allocate&& allocate) {
-        const std::size_t used = stored_.fetch_add(bytes, std::memory_order_relaxed);
-        Undo undo([&] { stored_.fetch_sub(bytes, std::memory_order_relaxed); });
-        if (limited && budget_ != 0 && (used > budget_ || bytes > budget_ - used)) {
-            raise_error(budget_error(bytes, used, budget_));
-        }
-        void* const pointer = allocate();
-        undo.release();
-        return pointer;
+    /// What limits this purpose; null: nothing does.
+    [[nodiscard]] Account* account_of(Purpose purpose) noexcept {
+        return is_stored(purpose) ? &stored_ : purpose == Purpose::workspace ? &workspace_ : nullptr;
     }
 
     std::atomic<std::size_t>& slot(Purpose purpose) noexcept { return bytes_[static_cast<std::size_t>(purpose)]; }
 
     std::pmr::memory_resource* resource_;
     PageMemory* page_memory_ = nullptr;
-    std::size_t budget_;
-    std::atomic<std::size_t> stored_{0};
+    Account stored_, workspace_;
     std::array<std::atomic<std::size_t>, purpose_count> bytes_{};
 };
 

@@ -1,5 +1,5 @@
 // Pages: one allocation (two, where rows lie on a device) with some tokens of all layers. What a page holds is fixed by
-// its format; once its slots are filled and committed they never change, so pages are shared freely and counted.
+// its format; a slot that a committed sequence uses never changes, so pages are shared freely and counted.
 //
 //     Page header | layer 0, stream 0: codes, scales, zeros, outliers | layer 0, stream 1: ... | layer 1 ...
 //
@@ -169,8 +169,6 @@ public:
     /// Everything after the header.
     [[nodiscard]] std::span<const std::byte> data() const noexcept;
     [[nodiscard]] std::span<std::byte> data() noexcept;
-
-    std::size_t filled = 0;  ///< slots that belong to a committed sequence
 
 private:
     Page(Ledger& ledger, const PageFormat& format, std::shared_ptr<void> owner, std::byte* base) noexcept

@@ -35,11 +35,11 @@ public:
     static void to_host(void* to, const void* from, std::size_t bytes) noexcept { std::memcpy(to, from, bytes); }
 
     template <class Kernel, class... Arguments>
-    void launch(unsigned x, unsigned y, unsigned z, std::size_t shared_bytes, const Arguments&... arguments) {
+    void launch(unsigned x, unsigned y, unsigned z, std::size_t shared, const Arguments&... arguments) {
         for (unsigned k = 0; k < z; ++k) {
             for (unsigned j = 0; j < y; ++j) {
                 for (unsigned i = 0; i < x; ++i) {
-                    emulated_gpu::Block block(Kernel::warps, shared_bytes, (launched_++ & 1U) != 0);
+                    emulated_gpu::Block block(Kernel::warps, shared, (launched_++ & 1U) != 0);
                     Kernel::template run<emulated_gpu>(block, i, j, k, arguments...);
                 }
             }

@@ -29,7 +29,8 @@ public:
     std::byte* reserve(std::size_t bytes) {
         if (bytes <= bytes_) return data_;
         reset();
-        data_ = static_cast<std::byte*>(device_->allocate(bytes));
+        data_ = static_cast<std::byte*>(
+            ledger_->within_budget(purpose_, bytes, true, [&] { return device_->allocate(bytes); }));
         bytes_ = bytes;
         ledger_->add(purpose_, bytes);
         return data_;
@@ -40,6 +41,7 @@ private:
     void reset() noexcept {
         if (data_ == nullptr) return;
         device_->release(data_, bytes_);
+        ledger_->leave(purpose_, bytes_);
         ledger_->subtract(purpose_, bytes_);
         data_ = nullptr;
         bytes_ = 0;

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <exception>
+#include <filesystem>
 #include <fstream>
 #include <limits>
+#include <system_error>
 #include <type_traits>
 #include <utility>
 
@@ -222,12 +225,19 @@ void check_offsets(const std::map<std::string, TensorHead, std::less<>>& tensors
 }  // namespace
 
 Gguf Gguf::open(const std::string& path) {
+    // Opening a FIFO would wait for a writer.
+    std::error_code unknown;
+    if (std::filesystem::exists(path, unknown) && !std::filesystem::is_regular_file(path, unknown))
+        throw Error(fmt::format("{}: can't be opened: it is no regular file", path));
     std::ifstream stream(path, std::ios::binary | std::ios::ate);
     const std::streamoff size = stream ? static_cast<std::streamoff>(stream.tellg()) : -1;
-    // A folder opens as well, and then has no size that could be read.
-    if (size < 0 || size == std::numeric_limits<std::streamoff>::max())
-        throw Error(fmt::format("{}: can't be opened", path));
-    std::vector<std::byte> file(static_cast<std::size_t>(size));
+    if (size < 0) throw Error(fmt::format("{}: can't be opened", path));
+    std::vector<std::byte> file;
+    try {
+        file.resize(static_cast<std::size_t>(size));
+    } catch (const std::exception&) {
+        throw Error(fmt::format("{}: takes {} bytes, and there is no memory for as many", path, size));
+    }
     stream.seekg(0);
     if (!stream.read(reinterpret_cast<char*>(file.data()), size)) throw Error(fmt::format("{}: can't be read", path));
     return parse(std::move(file), path);

@@ -20,7 +20,9 @@ struct Options {
     bool strict = false;
     std::size_t base_layer = 2;   ///< CrossLayer<Delta>: the layer whose rows become the accumulator
     std::size_t last_layers = 0;  ///< CrossLayer<Delta>: this many layers at the end keep the first quantizer's bits
-    /// Where everything is allocated; null: the default resource. Outlives the cache; called by the executor's threads.
+    /// Where everything that a cache keeps is allocated; null: the default resource. Outlives the cache; called by the
+    /// executor's threads. What preparing a layer takes for a moment comes from operator new and, in Eigen, malloc:
+    /// 2 to 38 times W_k in f32, by projection (docs/api.md).
     std::pmr::memory_resource* memory = nullptr;
     /// Bytes that Bytes::stored() may reach, at no time more; 0: no limit. What would go beyond throws budget_error and
     /// changes nothing; steps do so when they begin. Weights, and the workspace of steps, are not counted.

@@ -1,12 +1,19 @@
 /// The GGUF reader: what it reads, what it refuses, and that no damage brings it down.
+#include <sys/resource.h>
+#include <sys/stat.h>
+
 #include <bit>
 #include <cmath>
+#include <cstdint>
+#include <filesystem>
 #include <limits>
 #include <random>
+#include <string>
 #include <utility>
 
 #include "catch.hpp"
 #include "error.hpp"
+#include "folder.hpp"
 #include "ggml_types.hpp"
 #include "gguf.hpp"
 #include "gguf_writer.hpp"
@@ -254,6 +261,26 @@ TEST_CASE("wrong files are refused with the reason", "[gguf]") {
                        "'general.alignment'"));
     CHECK(refusal(GgufWriter(3, 64).u32("general.alignment", 64).tensor("x", {32}, 0, row)).empty());
     CHECK(contains(message<Error>([] { Gguf::open("no such file.gguf"); }), "no such file.gguf"));
+}
+
+TEST_CASE("what is no regular file, or larger than the memory, is refused at once", "[gguf]") {
+    const ::test::Folder folder;
+    const std::string fifo = folder / "fifo", large = folder / "large";
+    REQUIRE(::mkfifo(fifo.c_str(), 0600) == 0);
+    CHECK(message<Error>([&] { Gguf::open(fifo); }) == fifo + ": can't be opened: it is no regular file");
+    CHECK(contains(message<Error>([] { Gguf::open("/"); }), "no regular file"));
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // these end the program where memory runs out
+    ::test::write_bytes(large, "GGUF");
+    std::filesystem::resize_file(large, std::uintmax_t{1} << 40U);  // a hole: it takes no room on the disk
+    struct rlimit limit {};
+    REQUIRE(::getrlimit(RLIMIT_AS, &limit) == 0);
+    struct rlimit less = limit;
+    less.rlim_cur = rlim_t{1} << 36U;
+    REQUIRE(::setrlimit(RLIMIT_AS, &less) == 0);
+    const std::string problem = message<Error>([&] { Gguf::open(large); });
+    REQUIRE(::setrlimit(RLIMIT_AS, &limit) == 0);
+    CHECK(problem == large + ": takes 1099511627776 bytes, and there is no memory for as many");
+#endif
 }
 
 TEST_CASE("a file that ends too early is refused at every length", "[gguf]") {

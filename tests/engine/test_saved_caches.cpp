@@ -247,7 +247,7 @@ TEST_CASE("a saved cache is inspected, and damage found", "[saved]") {
     const Inspection whole = inspect_file(file);
     INFO(whole.text);
     CHECK(whole.intact);
-    for (const char* line : {"version     1\n", "scheme      svd_head4\n",
+    for (const char* line : {"version     2\n", "scheme      svd_head4\n",
                              "layers      0 to 1: width 24, 6 heads, 2 kv heads, 4 channels a head\n",
                              "stream 0: 8 channels, 4 bits, groups of 128 tokens x 1 channel\n",
                              "sequence    0: 150 tokens, next position 150, ",

@@ -1,8 +1,8 @@
 /// The loader of saved caches, on files that lie under checksums that are right: whatever they say, a cache refuses
 /// them by an error of its own, or can go on with what came of them.
 ///
-/// The first byte chooses a cache; every four that follow change a byte of a file that it saved before: its place (3
-/// bytes) and its new value. Then checksums are computed anew.
+/// The first byte chooses the cache that saved a file, the one that loads it, and whether it transcodes; every four
+/// that follow change a byte of the file: its place (3 bytes) and its new value. Then checksums are computed anew.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +11,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include <xquant/persistence.hpp>
@@ -94,21 +95,24 @@ void seal(const Saved& as, std::string& file) {
     detail::FileHeader header = as.header;
     header.description_hash = detail::hash_of(bytes.subspan(64, as.pages - 64));
     put(file, 0, detail::to_bytes(header));
+    std::uint64_t before = header.description_hash;
     for (std::size_t i = 0; i < as.records.size(); ++i) {
         const std::size_t at = as.records[i], size = as.sizes[i];
         detail::PageRecord record = detail::record_of(bytes.subspan(at, 64));
-        record.hash = detail::page_hash(bytes.subspan(at, 64), bytes.subspan(at + 64, size),
-                                        bytes.subspan(at + 64 + size, detail::padding_after(64 + size).size()));
+        record.hash = before =
+            detail::page_hash(before, bytes.subspan(at, 64), bytes.subspan(at + 64, size),
+                              bytes.subspan(at + 64 + size, detail::padding_after(64 + size).size()));
         put(file, at, detail::to_bytes(record));
     }
 }
 
-template <class Cache>
-void load_changed(const std::uint8_t* data, std::size_t size) {
-    static const Saved good = saved_by<Cache>();
-    static Cache cache(model(), {.sinks = 2, .recent = 5});
+/// Changes a file that From saved, and loads it into To.
+template <class From, class To = From>
+void load_changed(const std::uint8_t* data, std::size_t size, bool transcode) {
+    static const Saved good = saved_by<From>();
+    static To cache(model(), {.sinks = 2, .recent = 5, .rows = std::is_same_v<From, To> ? DType::f16 : DType::bf16});
     std::string file = good.file;
-    bool changed = false;
+    bool changed = !std::is_same_v<From, To> && !transcode;  // such a file is refused as it is
     for (; size >= 4; data += 4, size -= 4) {
         const std::size_t place = 64 + (data[0] | data[1] << 8U | data[2] << 16U) % (file.size() - 64);
         changed |= file[place] != static_cast<char>(data[3]);
@@ -117,7 +121,7 @@ void load_changed(const std::uint8_t* data, std::size_t size) {
     seal(good, file);
     std::istringstream in(file);
     try {
-        for (const Sequence sequence : load(cache, in).sequences) {
+        for (const Sequence sequence : load(cache, in, LoadOptions{.transcode = transcode}).sequences) {
             step(cache, sequence, 1);
             cache.drop(sequence);
         }
@@ -136,19 +140,34 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     using Levels = XCache<Nf4<>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
     using Differences = XCache<Uniform<3, 32>, Layout<PerToken>, CrossLayer<Delta>, Projection<Plain>>;
     using PerChannels = XCache<Requantizable<Uniform<4>, Uniform<2>>, Layout<PerChannel>>;
+    using FourBits = XCache<Uniform<4, 64>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
+    using Sums = XCache<Uniform<4, 32>, Layout<PerToken>, CrossLayer<Delta>, Projection<Plain>>;
     if (size == 0) return 0;
-    switch (data[0] % 4) {
+    const bool transcode = (data[0] & 8U) != 0;
+    switch (data[0] % 8) {
         case 0:
-            load_changed<Outliers>(data + 1, size - 1);
+            load_changed<Outliers>(data + 1, size - 1, transcode);
             break;
         case 1:
-            load_changed<Levels>(data + 1, size - 1);
+            load_changed<Levels>(data + 1, size - 1, transcode);
             break;
         case 2:
-            load_changed<Differences>(data + 1, size - 1);
+            load_changed<Differences>(data + 1, size - 1, transcode);
+            break;
+        case 3:
+            load_changed<PerChannels>(data + 1, size - 1, transcode);
+            break;
+        case 4:
+            load_changed<Levels, FourBits>(data + 1, size - 1, transcode);
+            break;
+        case 5:
+            load_changed<FourBits, Levels>(data + 1, size - 1, transcode);
+            break;
+        case 6:
+            load_changed<Differences, Sums>(data + 1, size - 1, transcode);
             break;
         default:
-            load_changed<PerChannels>(data + 1, size - 1);
+            load_changed<PerChannels, PerChannels>(data + 1, size - 1, true);
     }
     return 0;
 }

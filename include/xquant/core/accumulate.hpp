@@ -28,6 +28,11 @@ void decode_rows(Backend tag, const StreamView& in, std::size_t token, std::size
     }
 }
 
+/// What decoding and adding make of values within f16 may lie beyond, where encoders would find infinity.
+inline void clamp_to_f16(float* values, std::size_t count) noexcept {
+    for (std::size_t i = 0; i < count; ++i) values[i] = std::clamp(values[i], -f16_max, f16_max);
+}
+
 class Accumulators {
 public:
     explicit Accumulators(Core& core) : entries_(LedgerAllocator<Entry, Purpose::workspace>(core.ledger())) {}
@@ -144,6 +149,7 @@ private:
                 for (std::size_t i = 0; i < n * d; ++i) rows[i] += added[i];
             }
         }
+        clamp_to_f16(rows, n * d);
         encode_rows(tag, core.accumulator(), backend::Matrix{rows, n, d, d}, first, sum);
     }
 
@@ -165,7 +171,7 @@ void take_difference(Backend tag, const StreamEncoder& encoder, const StreamView
     } else {
         std::copy_n(rows, n * d, out);
     }
-    for (std::size_t i = 0; i < n * r; ++i) out[i] = std::clamp(out[i], -f16_max, f16_max);
+    clamp_to_f16(out, n * r);
 }
 
 }  // namespace detail

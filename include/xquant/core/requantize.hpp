@@ -45,9 +45,7 @@ void recode_page(Backend tag, Core& core, std::size_t page_group, Page* from, Pa
                 rows = coded;
             } else {
                 // What a scale and a zero of f16 make of a code may lie beyond the largest f16.
-                for (std::size_t k = 0; k < tokens * encoder.coded_width; ++k) {
-                    rows[k] = std::clamp(rows[k], -f16_max, f16_max);
-                }
+                clamp_to_f16(rows, tokens * encoder.coded_width);
             }
             encode_rows(tag, codec_of(i, stream),
                         backend::Matrix{rows, tokens, encoder.coded_width, encoder.coded_width}, 0, target);

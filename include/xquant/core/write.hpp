@@ -43,6 +43,8 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums
             std::copy_n(step_rows + piece.begin * width, piece.count * width, rows);
         } else {
             decode_rows(tag, read_only(piece.page->stream(prepared.place, stream)), piece.begin, piece.count, rows);
+            // 65504 is 65536 in bf16.
+            if (core.options().rows == DType::bf16) clamp_to_f16(rows, piece.count * width);
         }
         rows += piece.count * width;
     }

@@ -1,14 +1,15 @@
-// What a saved cache says of itself: scheme, shapes, what its weights answer, sequences, pages. docs/format.md has the
-// layout.
+// What a saved cache says of itself: scheme, shapes, what its weights answer (rules.hpp), sequences, pages.
+// docs/format.md has the layout.
 #pragma once
 
-#include <array>
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include <xquant/backend/project.hpp>
+#include <xquant/backend/views.hpp>
 #include <xquant/core/core.hpp>
 #include <xquant/persistence/bytes.hpp>
 
@@ -23,12 +24,21 @@ struct SavedStream {
     std::vector<float> coded_levels, requantized_levels;
 };
 
+/// Numbers under a name: one rule of attention, say, or what a layer's weights make of a fixed row.
+struct SavedRule {
+    std::string name;
+    std::vector<double> values;
+    /// [values] how far a file's may be from these; empty: not at all. Of the cache that reads, and in no file.
+    std::vector<double> tolerances{};
+};
+
 struct SavedLayer {
     std::uint32_t page_group = 0;
     CrossRole role = CrossRole::none;
     LayerShape shape;
-    std::vector<float> rules;        ///< scale, soft cap, window, ALiBi slopes, sink logits, RoPE
-    std::vector<float> fingerprint;  ///< what encoders and decoders make of fixed rows
+    std::vector<SavedRule> storage,  ///< what the projection stores, and who reads it
+        rules,                       ///< window, scale, soft cap, RoPE, ALiBi slopes, sink logits, epsilons of norms
+        weights;                     ///< what encoders and decoders make of fixed rows; f32 in a file
     std::vector<SavedStream> streams;
 };
 
@@ -70,6 +80,9 @@ inline void put(ByteWriter& out, const StreamFormat& format) {
     out.put(format.outliers);
 }
 
+/// The largest level or zero_code that is taken: times any scale of f16 it is a finite f32.
+inline constexpr float largest_level = 1e30F;
+
 /// Throws damage_error for a format that no cache has.
 inline StreamFormat get_format(ByteReader& in) {
     StreamFormat format;
@@ -83,13 +96,39 @@ inline StreamFormat get_format(ByteReader& in) {
     format.outliers = in.get<std::uint8_t>();
     if (format.width == 0) return {};
     const std::uint64_t group = std::uint64_t{format.group_tokens} * format.group_channels;
-    const bool whole = format.kind == CodeKind::planes ? format.bits >= 1 && format.bits <= 8
-                                                       : format.bits == (format.kind == CodeKind::f32 ? 32 : 16);
-    expects<damage_error>(format.width <= (1U << 24U) && group >= 1 && group <= (1U << 24U) &&
-                              format.group_tokens <= coded_page_tokens && format.kind <= CodeKind::bf16 && whole &&
-                              (format.outliers == 0 || (format.quantized() && group <= 256)),
+    const bool planes = format.kind == CodeKind::planes;
+    const bool whole =
+        planes ? format.bits >= 1 && format.bits <= 8 : format.bits == (format.kind == CodeKind::f32 ? 32 : 16);
+    // What concepts.hpp asks of policies: decoders have room for such groups and no others, and find rows that are not
+    // quantized by their token.
+    const bool grouped = planes
+                             ? group >= 8 && group <= backend::max_group && coded_page_tokens % format.group_tokens == 0
+                             : format.group_tokens == 1 && group >= 1 && group <= format.width;
+    expects<damage_error>(format.width <= (1U << 24U) && format.kind <= CodeKind::bf16 && whole && grouped &&
+                              std::abs(format.zero_code) <= largest_level &&
+                              (format.outliers == 0 || (planes && group <= 256)),
                           "saved cache: unknown format of a stream");
     return format;
+}
+
+inline void put(ByteWriter& out, const std::vector<SavedRule>& rules, bool as_floats = false) {
+    out.size(rules.size());
+    for (const SavedRule& rule : rules) {
+        out.text(rule.name);
+        out.size(rule.values.size());
+        for (const double value : rule.values) as_floats ? out.put(static_cast<float>(value)) : out.put(value);
+    }
+}
+
+/// Throws damage_error.
+inline std::vector<SavedRule> get_rules(ByteReader& in, bool as_floats = false) {
+    std::vector<SavedRule> out(in.count(16));
+    for (SavedRule& rule : out) {
+        rule.name = in.text();
+        rule.values.resize(in.count(as_floats ? sizeof(float) : sizeof(double)));
+        for (double& value : rule.values) value = as_floats ? double{in.get<float>()} : in.get<double>();
+    }
+    return out;
 }
 
 /// Levels of a format, where it has some: [2^bits].
@@ -111,8 +150,9 @@ inline std::vector<std::byte> to_bytes(const Description& from) {
         for (const std::size_t n : {layer.shape.width, layer.shape.heads, layer.shape.kv_heads, layer.shape.head_dim}) {
             out.size(n);
         }
-        out.floats(layer.rules);
-        out.floats(layer.fingerprint);
+        put(out, layer.storage);
+        put(out, layer.rules);
+        put(out, layer.weights, true);
         out.size(layer.streams.size());
         for (const SavedStream& stream : layer.streams) {
             out.put(stream.row_width);
@@ -166,8 +206,9 @@ inline Description from_bytes(std::span<const std::byte> bytes) {
         for (std::size_t* n : {&layer.shape.width, &layer.shape.heads, &layer.shape.kv_heads, &layer.shape.head_dim}) {
             *n = in.size();
         }
-        layer.rules = in.floats();
-        layer.fingerprint = in.floats();
+        layer.storage = get_rules(in);
+        layer.rules = get_rules(in);
+        layer.weights = get_rules(in, true);
         layer.streams.resize(in.count(32));
         for (SavedStream& stream : layer.streams) {
             stream.row_width = in.get<std::uint64_t>();
@@ -177,7 +218,10 @@ inline Description from_bytes(std::span<const std::byte> bytes) {
             stream.requantized_levels = in.floats();
             for (const auto& [format, levels] : {std::pair{&stream.coded, &stream.coded_levels},
                                                  std::pair{&stream.requantized, &stream.requantized_levels}}) {
-                expects<damage_error>(levels->empty() || levels->size() == std::size_t{1} << format->bits,
+                const bool finite = std::all_of(levels->begin(), levels->end(),
+                                                [](float level) { return std::abs(level) <= largest_level; });
+                expects<damage_error>(finite && (levels->empty() || (format->quantized() &&
+                                                                     levels->size() == std::size_t{1} << format->bits)),
                                       "saved cache: the levels of a codebook are damaged");
             }
             expects<damage_error>(stream.row_width > 0 && stream.row_width <= (1U << 24U) && stream.coded.width > 0 &&
@@ -210,110 +254,6 @@ inline Description from_bytes(std::span<const std::byte> bytes) {
         page.bytes = in.get<std::uint64_t>();
     }
     expects<damage_error>(in.empty(), "saved cache: ", in.left(), " bytes are left over at the end of its description");
-    return out;
-}
-
-/// What the weights of a layer make of fixed rows. Another model, or another basis of the same latents, gives other
-/// numbers. Two machines prepare weights that are equal only up to rounding, so fingerprints are compared with a
-/// tolerance.
-inline std::vector<float> fingerprint_of(const Core& core, const PreparedLayer& layer) {
-    const auto fixed = [](std::size_t n, std::uint64_t seed) {
-        std::vector<float> out(n);
-        for (std::size_t i = 0; i < n; ++i) {
-            std::uint64_t z = (seed << 32U) + (i + 1) * 0x9E3779B97F4A7C15U;  // splitmix64
-            z = (z ^ (z >> 30U)) * 0xBF58476D1CE4E5B9U;
-            z = (z ^ (z >> 27U)) * 0x94D049BB133111EBU;
-            out[i] = static_cast<float>(static_cast<std::int32_t>(z >> 40U) - (1 << 23)) * 0x1p-23F;
-        }
-        return out;
-    };
-    std::vector<float> answers;
-    const std::vector<float> x = fixed(layer.shape.width, 1);
-    const std::int64_t position = 0;
-    for (const StreamEncoder& encoder : layer.encoders) {
-        std::vector<float> row(encoder.width), scratch(backend::project_scratch(layer.shape.width, encoder.width, 1));
-        backend::project(backend::scalar{}, encoder, {x.data(), 1, layer.shape.width, layer.shape.width},
-                         {&position, core.rope(layer), layer.shape.head_dim}, row.data(), scratch.data());
-        answers.insert(answers.end(), row.begin(), row.end());
-        for (std::size_t j = 0; j < encoder.coded_width && encoder.latent != nullptr; ++j) {
-            float sum = 0;
-            for (std::size_t c = 0; c < encoder.width; ++c) sum += row[c] * encoder.latent[c * encoder.coded_width + j];
-            answers.push_back(sum);
-        }
-    }
-    for (const auto* heads : {&layer.keys, &layer.values}) {
-        for (const HeadDecoder& head : *heads) {
-            const std::vector<float> z = fixed(head.width, 2);
-            for (std::size_t j = 0; j < layer.shape.head_dim; ++j) {
-                float sum = head.constant != nullptr ? head.constant[j] : 0.0F;
-                for (std::size_t c = 0; c < head.width && head.matrix != nullptr; ++c) {
-                    sum += z[c] * head.matrix[c * layer.shape.head_dim + j];
-                }
-                answers.push_back(sum);
-            }
-        }
-    }
-    for (std::size_t c = 0; c < layer.shape.head_dim && layer.rules.key_norm != nullptr; ++c) {
-        answers.push_back(layer.rules.key_norm[c]);
-    }
-    return answers;
-}
-
-/// Whether two fingerprints are of the same weights.
-inline bool same_answers(const std::vector<float>& a, const std::vector<float>& b) noexcept {
-    if (a.size() != b.size()) return false;
-    double squares = 0;
-    for (const float value : a) squares += double{value} * double{value};
-    const double size = a.empty() ? 0 : std::sqrt(squares / static_cast<double>(a.size()));
-    for (std::size_t i = 0; i < a.size(); ++i) {
-        if (!(std::abs(double{a[i]} - double{b[i]}) <= 1e-3 * size + 1e-9)) return false;
-    }
-    return true;
-}
-
-/// Places in rules_of of what the projection decides: whether keys are stored after RoPE, and how many channels heads
-/// share.
-inline constexpr std::size_t keys_after_rope_rule = 3, shared_rule = 4;
-
-/// Numbers that decide how rows are read.
-inline std::vector<float> rules_of(const Core& core, const PreparedLayer& layer) {
-    const RopeView rope = core.rope(layer);
-    std::vector<float> out{layer.rules.scale,
-                           layer.rules.soft_cap,
-                           static_cast<float>(layer.rules.window),
-                           layer.keys_after_rope ? 1.0F : 0.0F,
-                           static_cast<float>(layer.shared.width),
-                           static_cast<float>(rope.pairing),
-                           rope.factor};
-    for (std::size_t j = 0; j < rope.pairs; ++j) out.push_back(static_cast<float>(rope.inverse_frequencies[j]));
-    for (const float* of : {layer.rules.slopes, layer.rules.sink_logits}) {
-        for (std::size_t h = 0; h < layer.shape.heads && of != nullptr; ++h) out.push_back(of[h]);
-    }
-    return out;
-}
-
-/// The part of a description that does not depend on sequences.
-inline Description describe(const Core& core) {
-    Description out;
-    out.sinks = core.options().sinks;
-    out.rows = core.options().rows;
-    out.accumulator = core.accumulator().format;
-    for (std::size_t i = 0; i < core.layers().size(); ++i) {
-        const PreparedLayer& layer = core.layers()[i];
-        SavedLayer saved;
-        saved.page_group = static_cast<std::uint32_t>(layer.page_group);
-        saved.role = layer.role;
-        saved.shape = layer.shape;
-        saved.rules = rules_of(core, layer);
-        saved.fingerprint = fingerprint_of(core, layer);
-        for (std::size_t stream = 0; stream < layer.encoders.size(); ++stream) {
-            const StreamFormat coded = core.codec(i, stream).format;
-            const StreamFormat requantized = core.requantizes() ? core.requantized_codec(i, stream).format : coded;
-            saved.streams.push_back(
-                {layer.encoders[stream].width, coded, requantized, levels_of(coded), levels_of(requantized)});
-        }
-        out.layers.push_back(std::move(saved));
-    }
     return out;
 }
 

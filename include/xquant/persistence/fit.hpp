@@ -3,9 +3,11 @@
 
 #include <cstdint>
 #include <limits>
+#include <string>
+#include <vector>
 
 #include <xquant/core/operations.hpp>
-#include <xquant/persistence/description.hpp>
+#include <xquant/persistence/rules.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
@@ -16,6 +18,25 @@ inline bool same_format(StreamFormat a, StreamFormat b) noexcept {
     a.levels = b.levels = nullptr;
     a.tokens = b.tokens = 0;
     return a == b;
+}
+
+/// What a layer does, for messages.
+constexpr const char* words_of(CrossRole role) noexcept {
+    return role == CrossRole::none   ? "stands alone"
+           : role == CrossRole::base ? "is the base of differences"
+                                     : "stores differences";
+}
+
+/// A format, for messages.
+inline std::string words_of(const StreamFormat& format) {
+    if (format.width == 0) return "nothing";
+    if (!format.quantized()) {
+        const char* type = format.kind == CodeKind::f32 ? "f32" : format.kind == CodeKind::f16 ? "f16" : "bf16";
+        return text_of(type, " in parts of ", format.group_channels, " channels");
+    }
+    const std::string zero = format.stores_zero ? "a zero each" : text_of("code ", format.zero_code, " for zero");
+    return text_of(unsigned{format.bits}, " bits in groups of ", format.group_tokens, " tokens x ",
+                   format.group_channels, " channels (", zero, ", ", unsigned{format.outliers}, " outliers each)");
 }
 
 /// Throws mismatch_error, with the first reason found, where rows of the file do not mean what rows of the cache mean.
@@ -32,39 +53,53 @@ inline void check_rows(const Description& file, const Description& cache) {
               ", kv_heads ", a.shape.kv_heads, " and head_dim ", a.shape.head_dim, ", this one ", b.shape.width, ", ",
               b.shape.heads, ", ", b.shape.kv_heads, " and ", b.shape.head_dim);
         // The projection comes first: what it stores decides which rules there are.
-        needs(a.role == b.role && a.streams.size() == b.streams.size(), "projection: layer ", i, " has ",
-              a.streams.size(), " streams there and ", b.streams.size(),
-              " here, or only one of file and cache stores differences");
+        needs(a.streams.size() == b.streams.size(), "projection: layer ", i, " has ", a.streams.size(),
+              " streams there and ", b.streams.size(), " here");
+        needs(a.role == b.role, "projection: layer ", i, " ", words_of(a.role), " there and ", words_of(b.role),
+              " here");
         for (std::size_t s = 0; s < b.streams.size(); ++s) {
             const SavedStream &from = a.streams[s], &to = b.streams[s];
             needs(from.row_width == to.row_width && from.coded.width == to.coded.width, "projection: layer ", i,
                   ", stream ", s, ": rows have ", from.row_width, " channels there and ", to.row_width, " here (",
                   from.coded.width, " and ", to.coded.width, " once coded)");
         }
-        const bool places = a.rules.size() > shared_rule && b.rules.size() > shared_rule;
-        needs(places && a.rules[keys_after_rope_rule] == b.rules[keys_after_rope_rule] &&
-                  a.rules[shared_rule] == b.rules[shared_rule],
-              "projection: layer ", i,
-              ": only one of file and cache stores keys after RoPE, or has channels that heads share");
-        needs(a.page_group == b.page_group && same_answers(a.rules, b.rules), "model: layer ", i,
-              ": its window, RoPE, scale or another rule of attention differs");
-        needs(same_answers(a.fingerprint, b.fingerprint), "model or projection: layer ", i,
-              ": its weights, or the basis of its rows, differ");
+        const auto agree = [&](const char* of, const std::vector<SavedRule>& there,
+                               const std::vector<SavedRule>& here) {
+            const std::string what = difference(there, here);
+            needs(what.empty(), of, ": layer ", i, ": ", what);
+        };
+        agree("projection", a.storage, b.storage);
+        agree("model", a.rules, b.rules);
+        agree("model or projection", a.weights, b.weights);
+        needs(a.page_group == b.page_group, "cache: layer ", i, " is in page group ", a.page_group,
+              " there, in page group ", b.page_group, " here");
     }
-    needs(same_format(file.accumulator, cache.accumulator), "cache: its accumulator is kept in another format");
+    needs(same_format(file.accumulator, cache.accumulator), "cache: its accumulator is kept in ",
+          words_of(file.accumulator), " there, in ", words_of(cache.accumulator), " here");
 }
 
-/// Whether its rows are coded as the cache codes them, so that pages can be taken as they are.
-inline bool same_codes(const Description& file, const Description& cache) noexcept {
+/// Where a file's rows are not coded as the cache codes them, so that pages cannot be taken as they are: which rows,
+/// and both formats. "" where they are.
+inline std::string code_difference(const Description& file, const Description& cache) {
     for (std::size_t i = 0; i < cache.layers.size(); ++i) {
         for (std::size_t s = 0; s < cache.layers[i].streams.size(); ++s) {
             const SavedStream &a = file.layers[i].streams[s], &b = cache.layers[i].streams[s];
-            if (!same_format(a.coded, b.coded) || a.coded_levels != b.coded_levels) return false;
-            if (!same_format(a.requantized, b.requantized) || a.requantized_levels != b.requantized_levels)
-                return false;
+            const std::string where = text_of("layer ", i, ", stream ", s);
+            if (!same_format(a.coded, b.coded)) {
+                return text_of(where, ": ", words_of(a.coded), " there, ", words_of(b.coded), " here");
+            }
+            if (!same_format(a.requantized, b.requantized)) {
+                return text_of(where, ", once requantized: ", words_of(a.requantized), " there, ",
+                               words_of(b.requantized), " here");
+            }
+            if (a.coded_levels != b.coded_levels || a.requantized_levels != b.requantized_levels) {
+                return text_of(where, ": the levels of its codes are others");
+            }
         }
     }
-    return file.rows == cache.rows;
+    if (file.rows == cache.rows) return "";
+    const auto name = [](DType type) { return type == DType::f32 ? "f32" : type == DType::f16 ? "f16" : "bf16"; };
+    return text_of("sinks and tail: ", name(file.rows), " there, ", name(cache.rows), " here");
 }
 
 /// The format of pages of one kind in one page group, by a description. Levels point into the description, which must

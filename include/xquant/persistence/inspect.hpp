@@ -45,12 +45,14 @@ struct FileInfo {
 inline namespace XQUANT_ABI_NS {
 
 /// Reads the description of a saved cache and compares every checksum. A damaged page is reported, not thrown: the rest
-/// is worth seeing. Throws file_error, damage_error where header or description are damaged, mismatch_error for another
-/// version.
+/// is worth seeing. Throws file_error, damage_error where header or description are damaged or bytes follow behind the
+/// last page, mismatch_error for another version.
 inline FileInfo inspect(const std::string& path) {
     using namespace detail;
     const MappedFile file = map_file(path);
     const FileHeader header = header_of(file.bytes);
+    expects<damage_error>(file.bytes.size() <= header.file_bytes, "saved cache: the file has ", file.bytes.size(),
+                          " bytes, and its header says ", header.file_bytes);
     const std::size_t begin = pages_begin(static_cast<std::size_t>(header.description_bytes));
     expects<damage_error>(begin <= file.bytes.size(), "saved cache: the file ends within its description");
     const Description about = description_of(header, file.bytes.subspan(file_header_bytes, begin - file_header_bytes));
@@ -81,6 +83,7 @@ inline FileInfo inspect(const std::string& path) {
         info.pages = static_cast<std::size_t>(std::unique(pages.begin(), pages.end()) - pages.begin());
     }
     const std::vector<std::size_t> places = record_places(header, about);
+    std::uint64_t before = header.description_hash;
     for (std::size_t i = 0; i < places.size(); ++i) {
         const SavedPage& page = about.pages[i];
         ++(page.kind == PageKind::coded         ? out.coded_pages
@@ -89,8 +92,8 @@ inline FileInfo inspect(const std::string& path) {
                                                 : out.sink_pages);
         const auto bytes = static_cast<std::size_t>(page.bytes);
         const std::size_t size = padded(record_bytes + bytes);
-        const bool sound =
-            places[i] + size <= file.bytes.size() && is_sound(file.bytes.subspan(places[i], size), i, bytes, true);
+        const bool sound = places[i] + size <= file.bytes.size() &&
+                           is_sound(file.bytes.subspan(places[i], size), i, bytes, true, before);
         if (!sound) out.damaged_pages.push_back(i);
     }
     return out;

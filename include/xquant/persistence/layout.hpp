@@ -4,9 +4,9 @@
 //     64    the description (description.hpp), zeros up to a multiple of 4096, its checksum in the header
 //     ...   pages, each at a multiple of 4096: 64 bytes of record, then its bytes as a cache has them, zeros up to 4096
 //
-// Every byte, padding too, is covered by a checksum (XXH3, 64 bits). A page's record has the size of a page's header in
-// memory, so a mapped file serves as pages: the header is written over the record, in memory that only this process
-// sees.
+// Every byte, padding too, is covered by a checksum (XXH3, 64 bits), and a page's covers the checksum before it: pages
+// of two files do not make one. A page's record has the size of a page's header in memory, so a mapped file serves as
+// pages: the header is written over the record, in memory that only this process sees.
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <cstring>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <xquant/persistence/description.hpp>
@@ -28,7 +29,7 @@ inline namespace XQUANT_ABI_NS {
 namespace detail {
 
 inline constexpr char file_magic[8] = {'X', 'Q', 'C', 'A', 'C', 'H', 'E', '\n'};
-inline constexpr std::uint32_t file_version = 1;
+inline constexpr std::uint32_t file_version = 2;
 inline constexpr std::size_t file_header_bytes = 64, file_step = 4096, record_bytes = 64;
 static_assert(record_bytes == page_header_bytes, "a page's header is written over its record");
 static_assert(std::endian::native == std::endian::little, "pages are saved as they are, and those are little-endian");
@@ -42,7 +43,9 @@ struct FileHeader {
 
 /// The record before a page's bytes, as 64 bytes.
 struct PageRecord {
-    std::uint64_t hash = 0;  ///< of the record behind it, the page's bytes and the padding
+    /// Of the hash before it (of the page before, or of the description), the record behind it, the page's bytes and
+    /// the padding.
+    std::uint64_t hash = 0;
     std::uint64_t number = 0;
     std::uint64_t bytes = 0;  ///< of the page, without padding
 };
@@ -131,10 +134,11 @@ inline std::span<const std::byte> padding_after(std::size_t bytes) noexcept {
     return {zeros, padded(bytes) - bytes};
 }
 
-/// Hash of a page's record, bytes and padding.
-inline std::uint64_t page_hash(std::span<const std::byte> record, std::span<const std::byte> data,
+/// Hash of the hash before a page, and of the page's record, bytes and padding.
+inline std::uint64_t page_hash(std::uint64_t before, std::span<const std::byte> record, std::span<const std::byte> data,
                                std::span<const std::byte> padding) noexcept {
     Hasher hasher;
+    hasher.add(std::as_bytes(std::span(&before, 1)));
     hasher.add(record.subspan(sizeof(std::uint64_t)));
     hasher.add(data);
     hasher.add(padding);
@@ -142,13 +146,15 @@ inline std::uint64_t page_hash(std::span<const std::byte> record, std::span<cons
 }
 
 /// Whether a page in a file (record, bytes and padding) has a record with this number and size and, if `verify`, the
-/// hash that its record says.
-inline bool is_sound(std::span<const std::byte> page, std::size_t number, std::size_t bytes, bool verify) {
+/// hash that its record says. `before` is the hash before the page, and becomes the one that the record says.
+inline bool is_sound(std::span<const std::byte> page, std::size_t number, std::size_t bytes, bool verify,
+                     std::uint64_t& before) {
     const auto record = page.first(record_bytes);
     const PageRecord found = record_of(record);
+    const std::uint64_t last = std::exchange(before, found.hash);
     return found.number == number && found.bytes == bytes &&
-           (!verify ||
-            found.hash == page_hash(record, page.subspan(record_bytes, bytes), page.subspan(record_bytes + bytes)));
+           (!verify || found.hash == page_hash(last, record, page.subspan(record_bytes, bytes),
+                                               page.subspan(record_bytes + bytes)));
 }
 
 }  // namespace detail

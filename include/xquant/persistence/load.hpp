@@ -47,15 +47,14 @@ template <class Backend>
 class Loader {
 public:
     /// Throws damage_error, mismatch_error.
-    Loader(Core& core, Description file, const LoadOptions& options)
-        : core_(&core), file_(std::move(file)), options_(options) {
+    Loader(Core& core, const FileHeader& header, Description file, const LoadOptions& options)
+        : core_(&core), file_(std::move(file)), options_(options), hash_(header.description_hash) {
         const Description own = describe(core);
         check_rows(file_, own);
-        const bool same = same_codes(file_, own);
-        expects<mismatch_error>(
-            same || options.transcode,
-            "saved cache: the file is of another quantizer or layout; LoadOptions::transcode decodes "
-            "its rows and encodes them again");
+        const std::string other = code_difference(file_, own);
+        expects<mismatch_error>(other.empty() || options.transcode,
+                                "saved cache: the file is of another quantizer or layout: ", other,
+                                "; LoadOptions::transcode decodes its rows and encodes them again");
         check_sequences(file_, core);
         formats_.reserve(core.page_groups() * kinds);
         for (std::uint32_t page_group = 0; page_group < core.page_groups(); ++page_group) {
@@ -77,7 +76,7 @@ public:
     void add(std::size_t number, std::byte* at, const std::shared_ptr<void>& owner) {
         const SavedPage& about = file_.pages[number];
         const std::size_t bytes = static_cast<std::size_t>(about.bytes);
-        const bool sound = is_sound({at, padded(record_bytes + bytes)}, number, bytes, options_.verify);
+        const bool sound = is_sound({at, padded(record_bytes + bytes)}, number, bytes, options_.verify, hash_);
         if (!sound) raise<damage_error>("saved cache: page " + std::to_string(number) + " is damaged");
         const PageFormat& from = source(about);
         if (options_.verify) check_values(number, from, at);
@@ -135,32 +134,34 @@ private:
     }
 
     /// Encoders rely on finite values, and a page may be encoded again; so a file with other values counts as damaged.
+    /// No cache stores a row beyond 65504, which is 65536 in bf16.
     static void check_values(std::size_t number, const PageFormat& format, const std::byte* page) {
         bool finite = true;
-        const auto check_halves = [&](std::size_t at, std::size_t count, std::uint16_t exponent) {
+        const auto check_halves = [&](std::size_t at, std::size_t count, std::uint16_t most) {
             const std::byte* from = page + at;
             for (std::size_t i = 0; i < count; ++i) {
                 std::uint16_t bits = 0;
                 std::memcpy(&bits, from + 2 * i, sizeof bits);
-                finite &= (bits & exponent) != exponent;
+                finite &= (bits & 0x7FFFU) <= most;
             }
         };
         for (const PageSection& section : format.sections) {
             const StreamFormat& stream = section.format;
             if (stream.width == 0) continue;
             const std::size_t values = stream.code_bytes(format.tokens) * 8 / stream.bits;
-            if (stream.kind == CodeKind::f16) check_halves(section.codes, values, 0x7C00);
-            if (stream.kind == CodeKind::bf16) check_halves(section.codes, values, 0x7F80);
+            if (stream.kind == CodeKind::f16) check_halves(section.codes, values, 0x7BFF);
+            if (stream.kind == CodeKind::bf16) check_halves(section.codes, values, 0x4780);
             for (std::size_t i = 0; i < values && stream.kind == CodeKind::f32; ++i) {
                 float value = 0;
                 std::memcpy(&value, page + section.codes + 4 * i, sizeof value);
                 finite &= std::abs(value) <= f16_max;
             }
-            check_halves(section.scales, stream.scale_bytes(format.tokens) / 2, 0x7C00);
-            check_halves(section.outliers, stream.outlier_count(format.tokens), 0x7C00);
+            check_halves(section.scales, stream.scale_bytes(format.tokens) / 2, 0x7BFF);
+            check_halves(section.outliers, stream.outlier_count(format.tokens), 0x7BFF);
         }
         if (finite) return;
-        raise<damage_error>("saved cache: page " + std::to_string(number) + " has values that are not finite");
+        raise<damage_error>("saved cache: page " + std::to_string(number) +
+                            " has values that are not finite, or larger than any that a cache stores");
     }
 
     static bool same_sections(const PageFormat& a, const PageFormat& b) noexcept {
@@ -196,6 +197,7 @@ private:
                 const std::size_t width = layer.encoders[stream].width;
                 ScratchPool::Loan scratch(core_->scratch(), tokens * width);
                 decode_rows(Backend{}, read_only(old->stream(layer.place, stream)), 0, tokens, scratch.data());
+                clamp_to_f16(scratch.data(), tokens * width);
                 const MutableStreamView out = to->stream(layer.place, stream);
                 encode_rows(Backend{}, StreamCodec{out.format, nullptr},
                             backend::Matrix{scratch.data(), tokens, width, width}, 0, out);
@@ -216,6 +218,7 @@ private:
     Core* core_;
     Description file_;
     LoadOptions options_;
+    std::uint64_t hash_;               ///< of the page that was added last
     std::vector<PageFormat> formats_;  ///< of the file: [page_groups][kinds]
     std::vector<PageRef> pages_;
     std::size_t transcoded_ = 0;
@@ -269,7 +272,7 @@ Loaded load(Cache& cache, std::istream& in, const LoadOptions& options = {}) {
         detail::read_exactly(in, std::span(bytes).subspan(done));
         done += some;
     }
-    detail::Loader<typename Cache::backend> loader(core, detail::description_of(header, bytes), options);
+    detail::Loader<typename Cache::backend> loader(core, header, detail::description_of(header, bytes), options);
     static_cast<void>(detail::record_places(header, loader.file()));
     for (std::size_t i = 0; i < loader.file().pages.size(); ++i) {
         bytes.resize(detail::padded(detail::record_bytes + static_cast<std::size_t>(loader.file().pages[i].bytes)));
@@ -279,8 +282,9 @@ Loaded load(Cache& cache, std::istream& in, const LoadOptions& options = {}) {
     return loader.finish();
 }
 
-/// Like load from a stream, but from a file. Pages of a mapped file count as Bytes::mapped, and not toward
-/// Options::budget; the mapping lasts as long as one of them is used.
+/// Like load from a stream, but from a file, which may be larger than the memory. Pages of a mapped file count as
+/// Bytes::mapped, and not toward Options::budget; the mapping lasts as long as one of them is used. Where `path` is no
+/// regular file it throws file_error at once.
 template <class Cache>
 Loaded load(Cache& cache, const std::string& path, const LoadOptions& options = {}) {
     detail::Core& core = detail::CacheAccess::core(cache);
@@ -291,7 +295,7 @@ Loaded load(Cache& cache, const std::string& path, const LoadOptions& options = 
     const std::size_t begin = detail::pages_begin(static_cast<std::size_t>(header.description_bytes));
     detail::expects<damage_error>(begin <= file.bytes.size(), "saved cache: its header is damaged");
     const auto description = file.bytes.subspan(detail::file_header_bytes, begin - detail::file_header_bytes);
-    detail::Loader<typename Cache::backend> loader(core, detail::description_of(header, description), options);
+    detail::Loader<typename Cache::backend> loader(core, header, detail::description_of(header, description), options);
     const std::vector<std::size_t> places = detail::record_places(header, loader.file());
     for (std::size_t i = 0; i < places.size(); ++i) {
         loader.add(i, file.bytes.data() + places[i], options.map ? file.owner : nullptr);

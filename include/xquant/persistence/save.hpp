@@ -12,6 +12,7 @@
 #include <xquant/cache.hpp>
 #include <xquant/persistence/file.hpp>
 #include <xquant/persistence/layout.hpp>
+#include <xquant/persistence/rules.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
@@ -66,6 +67,7 @@ void write_cache(Core& core, std::span<const Sequence> sequences, const std::str
     write(std::span<const std::byte>(to_bytes(header)));
     write(std::span<const std::byte>(description));
     std::vector<std::byte> copied;  // of a page on a device
+    std::uint64_t before = header.description_hash;
     for (std::size_t i = 0; i < list.pages.size(); ++i) {
         std::span<const std::byte> data = std::as_const(*list.pages[i].get()).data();
         if (PageMemory* const device = core.ledger().page_memory(); device != nullptr) {
@@ -75,7 +77,7 @@ void write_cache(Core& core, std::span<const Sequence> sequences, const std::str
         }
         const auto padding = padding_after(record_bytes + data.size());
         PageRecord record{0, i, data.size()};
-        record.hash = page_hash(to_bytes(record), data, padding);
+        record.hash = before = page_hash(before, to_bytes(record), data, padding);
         write(std::span<const std::byte>(to_bytes(record)));
         write(data);
         write(padding);
@@ -98,7 +100,9 @@ void save(const Cache& cache, std::span<const Sequence> sequences, std::ostream&
 }
 
 /// Like save into a stream, but into a file. It is written under another name and replaces `path` once it is complete
-/// and on the disk: whatever happens before, a file that was there is as it was. Throws sequence_error, file_error.
+/// and on the disk: whatever happens before, a file that was there is as it was. A file that is replaced keeps its
+/// permissions, a new one has what the umask leaves; where `path` is a symbolic link, what it leads to is replaced.
+/// Throws sequence_error, file_error (also where `path` is a folder, a FIFO or a device).
 template <class Cache>
 void save(const Cache& cache, std::span<const Sequence> sequences, const std::string& path,
           const std::string& note = {}) {

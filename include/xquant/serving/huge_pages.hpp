@@ -57,7 +57,8 @@ private:
 
     void* do_allocate(std::size_t bytes, std::size_t alignment) override {
         if (alignment > page || bytes > static_cast<std::size_t>(-1) / 2) detail::raise_error(std::bad_alloc());
-        // mmap aligns to small pages: one huge page more, and what lies before and behind is given back.
+        // mmap aligns to small pages: one huge page more, and what lies before and behind is given back. No
+        // MAP_NORESERVE: what the machine cannot hold is std::bad_alloc here, not a process that is killed later.
         const std::size_t size = rounded(bytes);
         void* taken = ::mmap(nullptr, size + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (taken == MAP_FAILED) detail::raise_error(std::bad_alloc());

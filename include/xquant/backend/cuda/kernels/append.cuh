@@ -48,6 +48,12 @@ XQUANT_DEVICE inline bool is_difference(const LayerTable& layer, const WriteTabl
     return layer.role == CrossRole::difference && write.kind == PageKind::coded;
 }
 
+/// What decoding and adding make of values within f16 may lie beyond (65504 is 65536 in bf16), where encoders would
+/// find infinity.
+XQUANT_DEVICE inline float within_f16(float value) noexcept {
+    return value > f16_max ? f16_max : value < -f16_max ? -f16_max : value;
+}
+
 /// Rows of a write that come from several places, side by side. x: writes, y: streams, z: groups of 4 rows.
 struct Gather {
     static constexpr unsigned warps = 4, at_once = 2;
@@ -71,7 +77,7 @@ struct Gather {
                                       ? view_rows(rows_of(step, stream), static_cast<std::uint32_t>(width))
                                       : view_of(stream, piece->kind, piece->page);
             warp.each([&](unsigned lane) {
-                for (std::size_t c = lane; c < width; c += lanes) to[c] = stored_value<M>(in, row, c);
+                for (std::size_t c = lane; c < width; c += lanes) to[c] = within_f16(stored_value<M>(in, row, c));
             });
         });
     }
@@ -94,13 +100,10 @@ struct Difference {
             float* from = step.gathered + static_cast<std::size_t>(write.gathered) * page_slots * widest + row * d;
             float* to =
                 step.differences + static_cast<std::size_t>(write.gathered) * page_slots * widest_coded + row * r;
-            const auto within = [](float value) {
-                return value > f16_max ? f16_max : value < -f16_max ? -f16_max : value;
-            };
             warp.each([&](unsigned lane) {
                 for (std::size_t c = lane; c < d; c += lanes) {
                     from[c] -= stored_value<M>(sum, write.slot + row, c);
-                    if (encoder.latent == nullptr) to[c] = within(from[c]);
+                    if (encoder.latent == nullptr) to[c] = within_f16(from[c]);
                 }
             });
             warp.sync();
@@ -108,7 +111,7 @@ struct Difference {
                 for (std::size_t j = lane; j < r && encoder.latent != nullptr; j += lanes) {
                     float value = 0;
                     for (std::size_t c = 0; c < d; ++c) value = std::fma(from[c], encoder.latent[c * r + j], value);
-                    to[j] = within(value);
+                    to[j] = within_f16(value);
                 }
             });
         });
@@ -191,7 +194,7 @@ struct Accumulate {
                             value = std::fma(stored_value<M>(coded, slot, k), encoder.spread[k * d + c], value);
                         }
                     }
-                    row[c] = value;
+                    row[c] = within_f16(value);
                 }
             });
             warp.sync();

@@ -1,6 +1,6 @@
 // What do many sequences cost? Part of bin/xquant_bench_operations. One narrow layer, so that rows cost little beside
 // the handling of sequences. Names: verb/sequences/N. `create` makes 100 beside N others; `begin`, `append`, `attend`
-// and `gather` take all N, one token each; `requantize` rewrites the 8 pages that N sequences share.
+// and `gather` take all N, one token each; `requantize` looks at a page of each and rewrites the 8 that they share.
 #include <benchmark/benchmark.h>
 
 #include <chrono>
@@ -20,7 +20,7 @@ using Narrow = XCache<Requantizable<Uniform<4>, Uniform<2>>, Layout<PerToken>, C
 
 constexpr LayerShape shape{.width = 16, .heads = 1, .kv_heads = 1, .head_dim = 8};
 
-/// A cache with N sequences that begin with the same 1,028 tokens.
+/// A cache with N sequences that begin with the same 1,028 tokens and have one more, in a page of its own.
 struct Many {
     explicit Many(std::size_t n) {
         std::vector<float> weights(shape.kv_width() * shape.width);
@@ -43,6 +43,9 @@ struct Many {
         cache->drop(first);
         row.assign(n * shape.width, 0.5F);
         out.resize(n * shape.heads * shape.head_dim);
+        auto own = cache->begin(parts);
+        own.append(0, MatrixView(row.data(), n, shape.width));
+        own.commit();
     }
 
     std::unique_ptr<Narrow> cache;
@@ -98,7 +101,7 @@ void add(const char* verb, F f) {
     });
     add("gather", [](Many& many, const auto& clock) { clock([&] { many.cache->gather(many.all, many.parents); }); });
     add("requantize", [](Many& many, const auto& clock) {
-        // On a fork of the first sequence, made many: pages go one way.
+        // On forks: pages go one way.
         std::vector<Sequence> forks;
         for (const Sequence s : many.all) forks.push_back(many.cache->fork(s));
         clock([&] { benchmark::DoNotOptimize(many.cache->requantize(forks).pages); });

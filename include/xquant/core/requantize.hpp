@@ -57,12 +57,13 @@ void recode_page(Backend tag, Core& core, std::size_t page_group, Page* from, Pa
 /// A segment in a page that may be requantized.
 struct PageUse {
     const Page* page = nullptr;
-    std::size_t sequence = 0, segment = 0;  ///< numbers in the list of sequences, and of segments
-    std::size_t behind = 0;                 ///< tokens of the sequence behind the segment
+    Segment* segment = nullptr;
+    std::size_t sequence = 0;  ///< its number in the list
+    std::size_t behind = 0;    ///< tokens of the sequence behind the segment
 
     /// In the order in which pages are asked about.
     [[nodiscard]] bool comes_before(const PageUse& other) const noexcept {
-        return sequence != other.sequence ? sequence < other.sequence : segment < other.segment;
+        return sequence != other.sequence ? sequence < other.sequence : std::less<>()(segment, other.segment);
     }
 };
 
@@ -87,11 +88,11 @@ public:
     void find(std::span<const Sequence> sequences, std::size_t page_group) {
         const PageFormat& fresh = core_->page_group(page_group).coded;
         for (std::size_t s = 0; s < sequences.size(); ++s) {
-            const Segments& segments = core_->find(sequences[s]).states[page_group].segments;
+            Segments& segments = core_->find(sequences[s]).states[page_group].segments;
             std::size_t behind = rows_in(segments);
-            for (std::size_t i = 0; i < segments.size(); ++i) {
-                behind -= segments[i].size();
-                if (&segments[i].page->format() == &fresh) uses_.push_back({segments[i].page.get(), s, i, behind});
+            for (Segment& segment : segments) {
+                behind -= segment.size();
+                if (&segment.page->format() == &fresh) uses_.push_back({segment.page.get(), &segment, s, behind});
             }
         }
         std::sort(uses_.begin(), uses_.end(), [](const PageUse& a, const PageUse& b) {
@@ -145,26 +146,23 @@ Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> 
     Requantized report;
     for (std::size_t page_group = 0; page_group < core.page_groups(); ++page_group) {
         const PageFormat &fresh = core.page_group(page_group).coded, &fewer = core.page_group(page_group).requantized;
-        const auto segment_of = [&](const PageUse& use) -> Segment& {
-            return core.find(sequences[use.sequence]).states[page_group].segments[use.segment];
-        };
         PageUses pages(core);
         report.out_of_memory = !fits_into_memory([&] { pages.find(sequences, page_group); });
         for (std::size_t i = 0; i < pages.size() && !report.out_of_memory; ++i) {
             const PageUse& first = pages[i].front();
             std::size_t filled = 0;
-            for (const PageUse& use : pages[i]) filled = (std::max)(filled, segment_of(use).end);
-            const PageChoice about{first.sequence,    segment_of(first).first_position,
+            for (const PageUse& use : pages[i]) filled = (std::max)(filled, use.segment->end);
+            const PageChoice about{first.sequence,    first.segment->first_position,
                                    first.behind,      filled,
                                    fresh.sizes.total, fewer.sizes.total};
             if (!choose(about)) continue;
             report.out_of_memory = !fits_into_memory([&] {
                 const PageRef made(Page::create(core.ledger(), fewer, false));
-                recode_page(tag, core, page_group, segment_of(first).page.get(), made.get(), filled,
+                recode_page(tag, core, page_group, first.segment->page.get(), made.get(), filled,
                             [&](std::size_t layer, std::size_t stream) -> const StreamCodec& {
                                 return core.requantized_codec(layer, stream);
                             });
-                for (const PageUse& use : pages[i]) segment_of(use).page = made;
+                for (const PageUse& use : pages[i]) use.segment->page = made;
             });
             if (report.out_of_memory) return report;
             ++report.pages;

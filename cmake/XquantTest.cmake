@@ -1,13 +1,15 @@
-# xquant_test(<name> SOURCES <a.cpp> ... [LIBS <target> ...] [LABELS <label> ...] [TAGS <tag> ...] [TIMEOUT <seconds>] [COST <n>])
+# xquant_test(<name> SOURCES <a.cpp> ... [LIBS <target> ...] [LABELS <label> ...] [TAGS <tag> ...] [MODELS <tag>=<variable> ...]
+#             [TIMEOUT <seconds>] [COST <n>])
 #
 # One program of Catch2 tests, bin/test_<name>, and a ctest test "<folder>.<name>" that runs it (just "<name>" where the
 # folder has that name). Its labels are the folder below tests/ and LABELS. Test cases with one of the Catch2 TAGS run on
-# their own instead, as "<folder>.<name>.<tag>" with label <tag>. ctest starts tests of a high COST first: long tests that begin
-# late keep one core idle. Two labels mean something:
+# their own instead, as "<folder>.<name>.<tag>" with label <tag>; those with a tag of MODELS do so with label model. ctest starts
+# tests of a high COST first: long tests that begin late keep one core idle. Two labels mean something:
 #
 #   threads   tools/test runs these under ThreadSanitizer, too
-#   model     reads the model that the environment variable XQUANT_MODEL names. Skipped, loudly, where there is none; an
-#             error there if the environment says CI=true. Left out of all presets but release: too slow.
+#   model     reads the model that the environment variable names. Skipped, loudly, where there is none; an error there if the
+#             environment says CI=true. Left out of all presets but release: too slow. A test that says "*** SKIPPED" of a part
+#             counts as skipped, too, unless it fails (cmake/RunWithModel.cmake).
 
 find_package(Catch2 REQUIRED)
 
@@ -31,15 +33,16 @@ target_precompile_headers(xquant_test_pch PRIVATE
 
 add_custom_target(xquant_threads_tests COMMENT "the tests labelled threads")
 
-# Registers one run of test program `program`.
-function(xquant_add_run test program labels timeout cost)
-  if("model" IN_LIST labels)
+# Registers one run of test program `program`; model: the environment variable that names its model, or "".
+function(xquant_add_run test program labels timeout cost model)
+  if(model)
     list(JOIN ARGN " " filter)
     add_test(NAME ${test} COMMAND ${CMAKE_COMMAND}
       -DPROGRAM=$<TARGET_FILE:${program}>
       -DFILTER=${filter}
+      -DMODEL=${model}
       -P "${PROJECT_SOURCE_DIR}/cmake/RunWithModel.cmake")
-    set_tests_properties(${test} PROPERTIES SKIP_REGULAR_EXPRESSION "xquant: SKIPPED, no model")
+    set_tests_properties(${test} PROPERTIES SKIP_REGULAR_EXPRESSION "xquant: SKIPPED")
   else()
     add_test(NAME ${test} COMMAND ${program} ${ARGN})
   endif()
@@ -55,7 +58,7 @@ function(xquant_add_run test program labels timeout cost)
 endfunction()
 
 function(xquant_test name)
-  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT;COST" "SOURCES;LIBS;LABELS;TAGS")
+  cmake_parse_arguments(PARSE_ARGV 1 arg "" "TIMEOUT;COST" "SOURCES;LIBS;LABELS;TAGS;MODELS")
   if(NOT arg_SOURCES OR arg_UNPARSED_ARGUMENTS)
     message(FATAL_ERROR "xquant_test(${name}): needs SOURCES, does not know \"${arg_UNPARSED_ARGUMENTS}\"")
   endif()
@@ -78,7 +81,13 @@ function(xquant_test name)
   set(others "")
   foreach(tag IN LISTS arg_TAGS)
     string(APPEND others "~[${tag}]")
-    xquant_add_run(${test}.${tag} test_${name} "${folder};${tag};${arg_LABELS}" ${arg_TIMEOUT} ${arg_COST} "[${tag}]")
+    xquant_add_run(${test}.${tag} test_${name} "${folder};${tag};${arg_LABELS}" ${arg_TIMEOUT} ${arg_COST} "" "[${tag}]")
   endforeach()
-  xquant_add_run(${test} test_${name} "${folder};${arg_LABELS}" ${arg_TIMEOUT} ${arg_COST} ${others})
+  foreach(pair IN LISTS arg_MODELS)
+    string(REGEX MATCH "^(.*)=(.*)$" pair "${pair}")
+    set(tag ${CMAKE_MATCH_1})
+    string(APPEND others "~[${tag}]")
+    xquant_add_run(${test}.${tag} test_${name} "${folder};model;${arg_LABELS}" ${arg_TIMEOUT} ${arg_COST} "${CMAKE_MATCH_2}" "[${tag}]")
+  endforeach()
+  xquant_add_run(${test} test_${name} "${folder};${arg_LABELS}" ${arg_TIMEOUT} ${arg_COST} "" ${others})
 endfunction()

@@ -6,6 +6,7 @@
 #include "support/catch.hpp"
 #include "support/feed.hpp"
 #include "support/model.hpp"
+#include "support/tolerance.hpp"
 
 using namespace xquant;
 using test::Feed;
@@ -195,13 +196,8 @@ TEST_CASE("a sealed sequence holds no rows outside its window, and goes on") {
         // What it says now is what it would say of the same rows in one piece, to quantization.
         const auto whole = scheme.make(setup.model, options);
         const test::Outputs expected = test::outputs_of(*whole, setup.model, {50, 1, 130});
-        double worst = 0;
-        for (std::size_t layer = 0; layer < expected.size(); ++layer) {
-            for (std::size_t i = 0; i < expected[layer].size(); ++i) {
-                worst = std::max(worst, std::abs(static_cast<double>(expected[layer][i] - a.out[layer][i])));
-            }
-        }
-        CHECK(worst < (scheme.exact ? 1e-3 : 1.0));  // sinks and window are in f16
-        if (!scheme.per_channel) CHECK(worst == 0);
+        const double off = test::relative_distance(a.out, expected);
+        CHECK(off < (scheme.exact ? 1e-3 : test::tolerance(scheme, setup.model)));  // sinks and window are in f16
+        if (!scheme.per_channel) CHECK(off == 0);
     }
 }

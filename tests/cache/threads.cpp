@@ -1,10 +1,13 @@
 /// The answer and the stored bytes do not depend on who runs the tasks, nor in which order.
 #include <atomic>
 #include <new>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
+
+#include <xquant/persistence.hpp>
 
 #include "support/catch.hpp"
 #include "support/feed.hpp"
@@ -281,5 +284,108 @@ TEST_CASE("threads that each have a sequence of their own need no lock, though t
         cache->drop(base.sequence);
         CHECK(cache->bytes().codes == empty.codes);
         CHECK(cache->bytes().tail == empty.tail);
+    }
+}
+
+namespace {
+
+/// What readers of a sequence find, whoever else reads: sizes, a fork, stored bytes, a file.
+struct Findings {
+    std::size_t size = 0, forked = 0;
+    std::int64_t next = 0;
+    std::uint64_t sum = 0;  ///< of the stored bytes
+    std::string file;
+    friend bool operator==(const Findings&, const Findings&) = default;
+};
+
+Findings read_all(test::Cache& cache, Sequence sequence) {
+    Findings out;
+    out.size = cache.size(sequence);
+    out.next = cache.next_position(sequence);
+    cache.for_each_page(sequence, [&](const PageView& page) {
+        for (const std::byte byte : page.bytes) out.sum = out.sum * 31 + std::to_integer<std::uint64_t>(byte);
+    });
+    const Sequence copy = cache.fork(sequence, out.size - 3);
+    out.forked = cache.size(copy);
+    cache.drop(copy);
+    std::ostringstream file;
+    save(cache, std::vector<Sequence>{sequence}, file, "read by many");
+    out.file = file.str();
+    return out;
+}
+
+}  // namespace
+
+TEST_CASE("every operation on sequences of its own runs beside those of other threads, which read what all share") {
+    const test::Setup setup = small_model();
+    for (const char* name :
+         {"x rotated 4, requantizable to 2", "head svd 4", "cross-layer x rotated 2", "q4_0, Hadamard", "mixed"}) {
+        INFO(name);
+        const bool requantizes = std::string(name).find("requantizable") != std::string::npos;
+        const auto cache = test::scheme(name).make(setup.model, {.sinks = 4, .recent = 8});
+        const Bytes empty = cache->bytes();
+        Feed base{cache->create(), 1};
+        test::feed(*cache, setup.model, {{&base, 270}});
+
+        /// All verbs, on forks of what all read, and on sequences of the thread's own; what all steps answered.
+        const auto write = [&](std::uint32_t seed) {
+            std::vector<test::Outputs> said;
+            const auto step = [&](const std::vector<test::NewTokens>& parts) {
+                test::feed(*cache, setup.model, parts);
+                for (const test::NewTokens& part : parts) {
+                    said.push_back(std::move(part.feed->out));
+                    part.feed->out.clear();
+                    part.feed->answered = 0;
+                }
+            };
+            Feed own{cache->fork(base.sequence), seed}, twin{cache->fork(base.sequence, 200), seed + 100};
+            for (int round = 0; round < 3; ++round) {
+                step({{&own, 20}, {&twin, 7}});
+                said.push_back(test::feed_and_abandon(*cache, setup.model, {{&twin, 3}}));
+                cache->erase(own.sequence, 10, 14);
+                cache->shift(own.sequence, 50, 3);
+                cache->truncate(own.sequence, cache->size(own.sequence) - 2);
+                cache->seal(twin.sequence);
+                if (requantizes) cache->requantize(std::vector<Sequence>{own.sequence, twin.sequence});
+                Feed made{cache->create(), seed + 200};
+                step({{&made, 5}});
+                const std::vector<Sequence> beam{made.sequence, twin.sequence};
+                cache->gather(beam, std::vector<std::size_t>{1, 1});
+                step({{&made, 2}, {&own, 1}});
+                cache->drop(made.sequence);
+                static_cast<void>(cache->bytes());
+            }
+            cache->drop(own.sequence);
+            cache->drop(twin.sequence);
+            return said;
+        };
+        const Findings found = read_all(*cache, base.sequence);
+        std::vector<std::vector<test::Outputs>> alone, together(2);
+        for (std::uint32_t i = 0; i < 2; ++i) alone.push_back(write(i + 2));
+        std::vector<std::thread> threads;
+        std::atomic<bool> done{false};
+        std::atomic<std::size_t> wrong{0}, reads{0};
+        for (int i = 0; i < 2; ++i) {
+            threads.emplace_back([&] {
+                do {
+                    wrong += read_all(*cache, base.sequence) == found ? 0U : 1U;
+                    ++reads;
+                } while (!done);
+            });
+        }
+        std::vector<std::thread> writers;
+        for (std::uint32_t i = 0; i < 2; ++i) writers.emplace_back([&, i] { together[i] = write(i + 2); });
+        for (std::thread& one : writers) one.join();
+        done = true;
+        for (std::thread& one : threads) one.join();
+        CHECK(wrong == 0);
+        CHECK(reads >= 2);
+        for (std::size_t i = 0; i < 2; ++i) CHECK((together[i] == alone[i]));
+        CHECK(!together[0].empty());
+        CHECK((together[0] != together[1]));
+        cache->drop(base.sequence);
+        CHECK(cache->bytes().codes == empty.codes);
+        CHECK(cache->bytes().tail == empty.tail);
+        CHECK(cache->bytes().mapped == 0);
     }
 }

@@ -3,7 +3,10 @@
 #include <xquant/testing/contract.hpp>
 #include <xquant/xquant.hpp>
 
+#include <algorithm>
+#include <cmath>
 #include <string>
+#include <vector>
 
 #include "support/catch.hpp"
 #include "support/complaint.hpp"
@@ -154,6 +157,28 @@ TEST_CASE("the latent of a model of its own gives K and V back") {
     CHECK_NOTHROW(check_projection<Latent>(layer));
     layer.latent.norm = gain.data();
     CHECK_NOTHROW(check_projection<Latent>(layer));
+}
+
+TEST_CASE("the directions of an SVD are orthonormal, fall, and have the sign that makes their largest entry positive") {
+    test::Random random(17);
+    constexpr std::size_t d = 60, n = 24;
+    const std::vector<float> weight = random.rows(n * d);
+    const Basis basis = svd_basis(MatrixView(weight.data(), n, d), 0, n);
+    const std::vector<double> values = singular_values(MatrixView(weight.data(), n, d), 0, n);
+    CHECK(std::is_sorted(values.rbegin(), values.rend()));
+    CHECK(values.back() > 0.1);
+    for (std::size_t j = 0; j < n; ++j) {
+        float extreme = 0;
+        for (std::size_t i = 0; i < d; ++i) {
+            if (std::abs(basis.u[i * n + j]) > std::abs(extreme)) extreme = basis.u[i * n + j];
+        }
+        CHECK(extreme > 0);
+        for (std::size_t other = 0; other <= j; ++other) {
+            double product = 0;
+            for (std::size_t i = 0; i < d; ++i) product += double{basis.u[i * n + j]} * double{basis.u[i * n + other]};
+            CHECK(std::abs(product - (other == j ? 1 : 0)) < 1e-5);
+        }
+    }
 }
 
 TEST_CASE("a rank cuts K off, and is not taken for exact") {

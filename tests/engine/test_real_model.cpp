@@ -1,5 +1,4 @@
-/// The engine on SmolLM2-135M-Instruct. XQUANT_MODEL names the GGUF file; XQUANT_TEXT may name a text. Without a model
-/// the test says that it was skipped, and fails where CI=true.
+/// The engine on SmolLM2-135M-Instruct (real_model.hpp says by what it is found).
 #include <cmath>
 #include <optional>
 #include <string>
@@ -21,9 +20,12 @@ const std::string paragraph =
     "broke over the wall and froze on the steps, so that he had to hold on to an iron chain. His daughter counted the "
     "ships that passed.";
 
+const KnownText texts[] = {{"the shipped essays", 4374, 0, 2048, 1024, 0, 35.649},
+                           {"WikiText-2's test text", 301948, 20000, 2048, 1024, 0, 26.753}};
+
 }  // namespace
 
-TEST_CASE("SmolLM2 gives the known tokens and perplexity", "[model]") {
+TEST_CASE("SmolLM2 gives the known tokens and perplexity", "[smollm2]") {
     const auto path = model_file("XQUANT_MODEL");
     if (!path) return;
     std::optional<Gguf> gguf = Gguf::open(*path);
@@ -50,20 +52,18 @@ TEST_CASE("SmolLM2 gives the known tokens and perplexity", "[model]") {
     CHECK(of_paragraph > 5);
     CHECK(of_paragraph < 40);
 
-    const auto text_path = environment("XQUANT_TEXT");
-    if (!text_path) return skipped("the real model on a text, since XQUANT_TEXT is not set");
-    const std::string text = read_text(*text_path);
+    const std::string text = read_text(text_file());
     const std::vector<Token> tokens = tokenizer.encode(text);
     CHECK(tokenizer.decode(tokens) == text);
-    if (tokens.size() == 301948) {  // WikiText-2's test text
+    const KnownText* known = known_text(texts, tokens.size());
+    if (known == nullptr) return;
+    if (known == &texts[1]) {
         CHECK(std::vector<Token>(tokens.begin(), tokens.begin() + 7) ==
               std::vector<Token>{446, 6356, 389, 9226, 352, 446, 3717});
-#ifdef NDEBUG
-        const double perplexity = exact_perplexity(model, std::span(tokens).subspan(20000, 2048), 1024, 0, pool);
-        INFO("perplexity " << perplexity);
-        CHECK(std::abs(perplexity / 26.753 - 1) < 0.001);
-#else
-        skipped("the perplexity of WikiText-2, which takes too long in a debug build");
-#endif
     }
+#ifdef NDEBUG
+    check_perplexity(model, *known, tokens, pool);
+#else
+    skipped("the perplexity of a text, which takes too long in a debug build");
+#endif
 }

@@ -1,9 +1,7 @@
 /// Why a cache of X is robust: what a model does to its keys after the projection, a bias or the gain of a norm, is
 /// applied after rematerialization and never quantized. Caches of keys lose much, unless each channel has a scale of
-/// its own. On rows, queries and weights of the real model; XQUANT_MODEL names the GGUF file, XQUANT_TEXT a text of at
-/// least 512 tokens.
+/// its own. On rows, queries and weights of the real model (real_model.hpp says by what model and text are found).
 #include <cmath>
-#include <cstdlib>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -17,6 +15,7 @@
 #include "exact_cache.hpp"
 #include "gguf.hpp"
 #include "model.hpp"
+#include "real_model.hpp"
 #include "tokenizer.hpp"
 
 namespace {
@@ -99,19 +98,13 @@ struct Growth {
 
 }  // namespace
 
-TEST_CASE("biases and norms of keys hurt caches of keys, not caches of X or latents", "[model]") {
-    const char* path = std::getenv("XQUANT_MODEL");
-    const char* text = std::getenv("XQUANT_TEXT");
-    if (path == nullptr || text == nullptr) {
-        if (const char* ci = std::getenv("CI"); ci != nullptr && std::string(ci) == "true")
-            FAIL("XQUANT_MODEL and XQUANT_TEXT are not both set, and CI=true");
-        std::cerr << "\n*** SKIPPED: robustness on the real model, since XQUANT_MODEL or XQUANT_TEXT is not set\n\n";
-        return;
-    }
+TEST_CASE("biases and norms of keys hurt caches of keys, not caches of X or latents", "[robust]") {
+    const auto path = llm::test::model_file("XQUANT_MODEL");
+    if (!path) return;
 #ifdef NDEBUG
-    const llm::Gguf gguf = llm::Gguf::open(path);
+    const llm::Gguf gguf = llm::Gguf::open(*path);
     const llm::Model model(gguf);
-    const std::vector<llm::Token> all = llm::Tokenizer(gguf).encode(llm::read_text(text));
+    const std::vector<llm::Token> all = llm::Tokenizer(gguf).encode(llm::read_text(llm::test::text_file()));
     REQUIRE(all.size() >= tokens);
     llm::ThreadPool pool;
     Recorder recorder(model, pool);
@@ -190,6 +183,6 @@ TEST_CASE("biases and norms of keys hurt caches of keys, not caches of X or late
     // Keys before RoPE in groups along a channel: each channel's own zero and scale take both.
     CHECK(unharmed(kivi));
 #else
-    std::cerr << "\n*** SKIPPED: robustness on the real model takes too long in a debug build\n\n";
+    llm::test::skipped("robustness on the real model, which takes too long in a debug build");
 #endif
 }

@@ -1,6 +1,5 @@
 /// The library's caches on SmolLM2-135M-Instruct: divergence from the exact cache, in the order that was measured, with
-/// bounds on both sides. XQUANT_MODEL names the GGUF file, XQUANT_TEXT a text of at least 512 tokens.
-#include <cstdlib>
+/// bounds on both sides (real_model.hpp says by what model and text are found).
 #include <iostream>
 #include <map>
 #include <string>
@@ -11,10 +10,12 @@
 #include "exact_cache.hpp"
 #include "gguf.hpp"
 #include "model.hpp"
+#include "real_model.hpp"
 #include "schemes.hpp"
 #include "tokenizer.hpp"
 
 using namespace llm;
+using namespace llm::test;
 
 namespace {
 
@@ -41,20 +42,14 @@ constexpr std::size_t context = 512, sinks = 4;
 
 }  // namespace
 
-TEST_CASE("on the real model the schemes cost and lose what they should", "[model]") {
-    const char* path = std::getenv("XQUANT_MODEL");
-    const char* text = std::getenv("XQUANT_TEXT");
-    if (path == nullptr || text == nullptr) {
-        if (const char* ci = std::getenv("CI"); ci != nullptr && std::string(ci) == "true")
-            FAIL("XQUANT_MODEL and XQUANT_TEXT are not both set, and CI=true");
-        std::cerr << "\n*** SKIPPED: the schemes on the real model, since XQUANT_MODEL or XQUANT_TEXT is not set\n\n";
-        return;
-    }
+TEST_CASE("on the real model the schemes cost and lose what they should", "[losses]") {
+    const auto path = model_file("XQUANT_MODEL");
+    if (!path) return;
 #ifdef NDEBUG
-    const Gguf gguf = Gguf::open(path);
+    const Gguf gguf = Gguf::open(*path);
     const Tokenizer tokenizer(gguf);
     const Model model(gguf);
-    const std::vector<Token> all = tokenizer.encode(read_text(text));
+    const std::vector<Token> all = tokenizer.encode(read_text(text_file()));
     REQUIRE(all.size() >= context);
     const std::span<const Token> ids(all.data(), context);
 
@@ -96,6 +91,6 @@ TEST_CASE("on the real model the schemes cost and lose what they should", "[mode
     CHECK(std::abs(results.at("cl_svd_rot3").bits - (2 * joint + base + 27 * difference) / 30) < 1e-9);
     CHECK(results.at("svd_head4").bytes < results.at("q4_0_hadamard").bytes);
 #else
-    std::cerr << "\n*** SKIPPED: the schemes on the real model take too long in a debug build\n\n";
+    skipped("the schemes on the real model, which take too long in a debug build");
 #endif
 }

@@ -54,15 +54,16 @@ inline std::vector<double> oracle_rows(const xquant::Layer& layer, const std::ve
     return out;
 }
 
-/// out [tokens, H * Dh] of queries q [tokens, H * Dh] (after RoPE) over x [tokens, D], from position 0 on.
+/// out [tokens, H * Dh] of queries q [tokens, H * Dh] (after RoPE) over x [tokens, D], from position 0 on. Rows
+/// before `from` are left 0.
 inline std::vector<double> oracle_attention(const xquant::Layer& layer, const std::vector<float>& x,
-                                            const std::vector<float>& q) {
+                                            const std::vector<float>& q, std::size_t from = 0) {
     const std::size_t d = layer.shape.width, dh = layer.shape.head_dim, r = layer.shape.kv_width();
     const std::size_t heads = layer.shape.heads, group = heads / layer.shape.kv_heads, tokens = x.size() / d;
     const std::vector<double> k = oracle_rows(layer, x, true), v = oracle_rows(layer, x, false);
     const double scale = layer.softmax_scale > 0 ? layer.softmax_scale : 1 / std::sqrt(static_cast<double>(dh));
     std::vector<double> out(tokens * heads * dh, 0.0), scores(tokens);
-    for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::size_t t = from; t < tokens; ++t) {
         for (std::size_t head = 0; head < heads; ++head) {
             const float* query = q.data() + (t * heads + head) * dh;
             const std::size_t at = head / group * dh;

@@ -1,5 +1,7 @@
 /// Quantizers: errors bounded from both sides, order kept inside a group, and what cannot be stored is refused.
+#include <xquant/quantizer/codebook.hpp>
 #include <xquant/quantizer/ggml.hpp>
+#include <xquant/quantizer/outliers.hpp>
 #include <xquant/quantizer/uniform.hpp>
 #include <xquant/stages.hpp>
 
@@ -140,6 +142,23 @@ TEST_CASE("a symmetric quantizer stores 0 exactly, whatever stands beside it") {
     const std::vector<float> x{0, 1, -0.3F, 0, 7, -2.5F, 0, 0.01F};
     const std::vector<float> out = decoded<Uniform<4, 8, Symmetric>>(x);
     CHECK((out[0] == 0 && out[3] == 0 && out[6] == 0));
+}
+
+TEST_CASE("halfway between two levels the lower one is taken, and a flat group takes the level nearest to 0") {
+    const std::vector<float> levels{-1, 0, 0.5F, 2}, x{-0.5F, 0.25F, 1.25F, -0.4375F, 0.3125F, 1.3125F};
+    std::vector<std::uint8_t> codes(x.size());
+    encode_levels(x, {1, 0}, levels.data(), 4, codes);
+    CHECK(codes == std::vector<std::uint8_t>{0, 1, 2, 1, 2, 3});
+    encode_levels(x, {0, 3}, levels.data(), 4, codes);
+    CHECK(codes == std::vector<std::uint8_t>(x.size(), 1));
+}
+
+TEST_CASE("outliers are the values farthest from the mean; of those that are as far, the first") {
+    // Mean 1: the distances are 4, 2, 4, 0, 4, 2, 0, 4.
+    const std::vector<float> x{5, 3, -3, 1, 5, -1, 1, -3};
+    std::vector<std::uint8_t> indices(3);
+    WithOutliers<Uniform<4, 8>, 3>::choose(x, indices);
+    CHECK(indices == std::vector<std::uint8_t>{0, 2, 4});
 }
 
 TEST_CASE("one value, the whole group, and one value more") {

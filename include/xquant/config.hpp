@@ -16,6 +16,9 @@
 #if defined(__FAST_MATH__) && !defined(XQUANT_ALLOW_FAST_MATH)
 #error "xquant: -ffast-math lets the compiler change stored codes; define XQUANT_ALLOW_FAST_MATH to accept that"
 #endif
+#if defined(__ASSOCIATIVE_MATH__) && !defined(__clang__) && (defined(__CUDACC__) || __GNUC__ < 12)
+#error "xquant: -fassociative-math needs clang++, or g++ 12 or newer, which can be told what not to regroup"
+#endif
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 #define XQUANT_HAS_AVX2 1
@@ -119,6 +122,27 @@
 #define XQUANT_UNROLL _Pragma("GCC unroll 16")
 #else
 #define XQUANT_UNROLL
+#endif
+
+// XQUANT_IN_ORDER(x): x, which no flag (-fassociative-math) lets the compiler regroup with the sum that it is a part of.
+// clang++ needs XQUANT_KEEPS_ORDER as well, at the beginning of the function's body. Loops over it vectorize.
+#if defined(__clang__)
+#define XQUANT_KEEPS_ORDER _Pragma("clang fp reassociate(off)")
+#define XQUANT_IN_ORDER(x) (x)
+#elif defined(__GNUC__) && __GNUC__ >= 12 && !defined(__CUDACC__)
+#define XQUANT_KEEPS_ORDER
+#define XQUANT_IN_ORDER(x) __builtin_assoc_barrier(x)
+#else
+#define XQUANT_KEEPS_ORDER
+#define XQUANT_IN_ORDER(x) (x)
+#endif
+
+// XQUANT_OPAQUE: in front of a local variable whose value the compiler shall not know (quantizer/group.hpp). On a GPU
+// it would lie in memory, and nvcc does what the specification says without it.
+#if defined(__CUDA_ARCH__)
+#define XQUANT_OPAQUE
+#else
+#define XQUANT_OPAQUE volatile
 #endif
 
 // Around what is built on AVX-512 intrinsics. Those of g++ 12 leave registers undefined on purpose, as `__m512 y = y`,

@@ -113,7 +113,7 @@ namespace detail {
 template <element T>
 void check_finite(std::size_t layer, const T* values, std::size_t count, const char* name, std::size_t row = 0) {
     for (std::size_t i = 0; i < count && values != nullptr; ++i) {
-        if (std::isfinite(to_float(values[i]))) continue;
+        if (is_finite(values[i])) continue;
         raise<value_error>("layer ", layer, ": ", name, ": value ", row * count + i, " is not finite");
     }
 }
@@ -140,8 +140,8 @@ inline void check_shape(std::size_t layer, const MatrixView& matrix, const char*
 /// Throws value_error unless a number is least .. most. NaN is not.
 inline void check_range(std::size_t layer, double number, const char* name, double least, double most,
                         const char* exception = "") {
-    expects<value_error>(number >= least && number <= most, "layer ", layer, ": ", name, " is ", number, "; expected ",
-                         least, " to ", most, exception);
+    expects<value_error>(is_finite(number) && number >= least && number <= most, "layer ", layer, ": ", name, " is ",
+                         number, "; expected ", least, " to ", most, exception);
 }
 
 inline constexpr std::size_t largest_width = std::size_t{1} << 24U;

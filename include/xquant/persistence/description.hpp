@@ -266,7 +266,8 @@ inline bool same_answers(const std::vector<float>& a, const std::vector<float>& 
     for (const float value : a) squares += double{value} * double{value};
     const double size = a.empty() ? 0 : std::sqrt(squares / static_cast<double>(a.size()));
     for (std::size_t i = 0; i < a.size(); ++i) {
-        if (!(std::abs(double{a[i]} - double{b[i]}) <= 1e-3 * size + 1e-9)) return false;
+        const double difference = std::abs(double{a[i]} - double{b[i]});
+        if (!is_finite(difference) || difference > 1e-3 * size + 1e-9) return false;
     }
     return true;
 }

@@ -25,7 +25,7 @@ inline void encode_levels(std::span<const float> x, GroupScale group, const floa
                           std::span<std::uint8_t> codes) noexcept {
     std::array<float, 255> middles;
     for (std::size_t k = 0; k + 1 < count; ++k) middles[k] = (levels[k] + levels[k + 1]) * 0.5F;
-    const float inverse = group.scale > 0 ? 1.0F / group.scale : 0.0F;
+    const float inverse = inverse_scale(group);
     for (std::size_t i = 0; i < x.size(); ++i) {
         const float value = (x[i] - group.zero) * inverse;
         unsigned code = 0;

@@ -108,13 +108,13 @@ std::vector<float> levels_of(const std::vector<Sample>& samples) {
         Q::learn(groups, levels);
         Q::learn(groups, again);
         for (std::size_t i = 0; i < levels.size(); ++i) {
-            holds(std::isfinite(levels[i]), "a level that was learnt is not finite");
+            holds(xquant::detail::is_finite(levels[i]), "a level that was learnt is not finite");
             holds(levels[i] == again[i], "the same groups give different levels");
         }
     } else if constexpr (requires { Q::levels; }) {
         static_assert(std::size(Q::levels) == (1U << Q::bits), "xquant: levels needs 2^bits entries");
         levels.assign(std::begin(Q::levels), std::end(Q::levels));
-        for (const float value : levels) holds(std::isfinite(value), "an entry of levels is not finite");
+        for (const float value : levels) holds(xquant::detail::is_finite(value), "an entry of levels is not finite");
     }
     return levels;
 }
@@ -173,10 +173,12 @@ constexpr float constant_error() noexcept {
     }
 }
 
-inline bool same(float a, float b) noexcept { return a == b || (std::isnan(a) && std::isnan(b)); }
+inline bool same(float a, float b) noexcept {
+    return a == b || std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b);
+}
 
 /// Exactly a finite f16. -0 counts as 0.
-inline bool is_f16(float value) noexcept { return std::abs(value) <= f16_max && round_to_f16(value) == value; }
+inline bool is_f16(float value) noexcept { return xquant::detail::fits_f16(value) && round_to_f16(value) == value; }
 
 template <quantizer_policy Q>
 void check_sample(const Sample& sample, const float* levels, const QuantizerPromise& promise) {

@@ -88,7 +88,8 @@ inline std::vector<float> checked_rows(const MatrixView& rows) {
 
 /// Encodes rows [n, width]. Groups start at the first row; the last may be shorter. A quantizer that learns its levels
 /// does so from `calibration` [m, width]; others ignore it.
-/// Error   what the quantizer states. Throws shape_error, value_error for values not finite or beyond f16.
+/// Error   what the quantizer states. Throws shape_error, value_error for values not finite or beyond f16, state_error
+///         where floats are not rounded to the nearest (core/arithmetic.hpp).
 /// Cost    reads 4 n width bytes, writes bytes().
 template <element_policy Quantizer, axis_policy Axis = PerToken, class Backend = backend::best>
 QuantizedRows quantize(const MatrixView& rows, const MatrixView& calibration = {}) {

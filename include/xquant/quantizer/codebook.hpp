@@ -5,7 +5,8 @@
 //     Nf4<Group>    the table of QLoRA: quantiles of a normal distribution, -1 .. 1
 //
 // A table of your own is a struct with `levels`, a rising array of 2, 4 .. 256 floats.
-// Error   half the gap between the neighbouring entries, times scale, plus the f16 rounding of scale
+// Error   the larger of half the gap between the neighbouring entries, times scale, and the f16 rounding of scale
+//         (2^-11 of it, and 2^-25 at least)
 // Source  QLoRA (arXiv 2305.14314), section 3 and appendix E.
 #pragma once
 

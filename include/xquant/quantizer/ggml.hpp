@@ -3,6 +3,8 @@
 //     q8_0   d = max |x| / 127     code = round half away from zero(x / d)      x ~ f16(d) * code
 //     q4_0   d = extreme / -8      code = min(15, trunc(x / d + 8.5))           x ~ f16(d) * (code - 8)
 //
+// Error   q8_0: d / 2 + 127 f16 rounding of d; q4_0: d + 8 f16 rounding of d (2^-11 of it, and 2^-25 at least)
+//
 // Codes are found with the unrounded d, as in ggml. q8_0's signed codes are stored as code + 128. Groups whose |d| is
 // below 2^-100 are stored as zeros, which is what f16(d) = 0 makes of them in any case: the codes of such groups would
 // depend on what the processor makes of subnormal floats.

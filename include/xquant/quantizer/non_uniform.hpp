@@ -5,7 +5,9 @@
 //
 // Levels are shared by all groups of a stream of a layer, and live in the prepared weights: 4 * 2^Bits bytes. They are
 // learnt when the cache is constructed, from Layer::calibration, rows of X of some other text.
-// Error   half the gap between the neighbouring levels, times scale; beyond the outer levels the distance to them
+// Error   half the gap between the neighbouring levels, times scale; beyond the outer levels the distance to them; and
+//         the f16 rounding of zero and scale (2^-11 of either, and 2^-25 at least). A group that spans more than f16's
+//         65504 saturates: values above zero + 65504 come back as those at 65504
 // Source  KVQuant (arXiv 2401.18079), section 3.3. There each value is weighted by its Fisher information, which needs
 //         gradients; here all weigh the same.
 #pragma once

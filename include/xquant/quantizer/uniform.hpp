@@ -5,7 +5,12 @@
 // Source  XQuant (arXiv 2508.10395), section 4.1: asymmetric uniform, groups of 128. The paper does not say what a
 //         scale is stored in; its published sizes (0.25 bits per value above Bits) leave only two 16-bit numbers per
 //         group.
-// Error   |x - decoded| <= scale / 2 plus the f16 rounding of zero and scale (relative 2^-11 each)
+// Error   |x - decoded| is at most the largest of scale / 2, the f16 rounding of zero, and what the rounding of a small
+//         scale takes off the top code, (2^bits - 1) 2^-25: 4.5e-7 at 4 bits, 7.6e-6 at 8. The last is the largest for
+//         groups that span less than (2^bits - 1)^2 2^-24: 1.3e-5 at 4 bits, 0.0039 at 8. f16 rounding is 2^-11 of a
+//         number, and 2^-25 below 2^-14, where f16 is subnormal. A scale below 2^-25 becomes 0, and all values of the
+//         group its smallest. Symmetric: 2^(bits - 1) - 1 in place of 2^bits - 1, and no zero. MinMse: a quarter of the
+//         range more, for values that it clips.
 #pragma once
 
 #include <type_traits>

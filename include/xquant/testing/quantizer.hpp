@@ -48,7 +48,8 @@ inline std::vector<Sample> samples(std::size_t group) {
             x[numbers.below(n)] = outlier;
             add("an outlier of 1e4", std::move(x));
         }
-        add("f16 denormals", numbers.row(n, 1e-6F));
+        // Below 6e-5 f16 is subnormal: groups whose scales, or zeros, are so as well.
+        for (const float size : {1e-2F, 1e-3F, 1e-4F, 1e-5F, 1e-6F, 1e-7F, 1e-8F}) add("small", numbers.row(n, size));
         add("f32 denormals", numbers.row(n, 1e-41F));
         add("near the limits of f16", numbers.row(n, 65000));
         std::vector<float> limits = numbers.row(n, 65504);
@@ -207,7 +208,8 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
               "no zero is stored, and zero is not -zero_code * scale" + on);
     }
 
-    // What f16 may add: half an ulp of the scale, times the largest level, and of the zero.
+    // What f16 may add: its rounding of the scale, times the largest level, and of the zero. Twice that, since a scale
+    // may be rounded to either side.
     float reach = std::abs(zero_code<Q>());
     for (unsigned code = 0; code < (1U << Q::bits); ++code) {
         reach = (std::max)(reach, std::abs(level(levels, code)));
@@ -216,7 +218,8 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
     float largest = std::abs(scale.zero) + reach * std::abs(scale.scale), span = range.high - range.low;
     largest = (std::max)(largest, (std::max)(std::abs(range.low), std::abs(range.high)));
     if constexpr (!Q::stores_zero) span = (std::max)(range.high, 0.0F) - (std::min)(range.low, 0.0F);
-    const float rounding = largest * 0x1p-10F + (reach + 1) * 0x1p-24F;
+    const auto f16_rounding = [](float value) { return (std::max)(std::abs(value) * 0x1p-11F, 0x1p-25F); };
+    const float rounding = 2 * (reach * f16_rounding(scale.scale) + f16_rounding(largest));
     const bool constant = range.low == range.high;
     for (std::size_t i = 0; i < x.size(); ++i) {
         const float decoded = scale.zero + scale.scale * level(levels, encoded.codes[i]);
@@ -235,8 +238,8 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
 
 }  // namespace detail
 
-/// Checks a quantizer policy on about a hundred groups: sizes 1, 7, 8, group - 1 and group; constant, zero, denormal,
-/// at the limits of f16, with an outlier of 1e4.
+/// Checks a quantizer policy on about a hundred groups: sizes 1, 7, 8, group - 1 and group; constant, zero, small (1e-2
+/// to 1e-8: f16 scales are subnormal), at the limits of f16, with an outlier of 1e4.
 ///
 /// Rules: codes below 2^bits; scale (and zero) finite and exact in f16; scale not negative unless promised; a zero that
 /// is not stored is -zero_code * scale; constant groups come back within f16 rounding, or within constant_error where

@@ -124,7 +124,7 @@
 #define XQUANT_UNROLL
 #endif
 
-// XQUANT_IN_ORDER(x): x, which no flag (-fassociative-math) lets the compiler regroup with the sum that it is a part of.
+// XQUANT_IN_ORDER(x): x, which no flag (-fassociative-math) lets the compiler regroup with the sum that it is part of.
 // clang++ needs XQUANT_KEEPS_ORDER as well, at the beginning of the function's body. Loops over it vectorize.
 #if defined(__clang__)
 #define XQUANT_KEEPS_ORDER _Pragma("clang fp reassociate(off)")

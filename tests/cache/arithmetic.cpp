@@ -1,5 +1,5 @@
-/// What the processor is told to do with numbers, and numbers that are none: a rounding mode that is not the usual one is
-/// refused, subnormal floats that are taken for 0 change nothing, and a query that is not finite gives NaN.
+/// What the processor is told to do with numbers, and numbers that are none: a rounding mode that is not the usual one
+/// is refused, subnormal floats that are taken for 0 change nothing, and a query that is not finite gives NaN.
 #include <cfenv>
 #include <cmath>
 #include <iostream>

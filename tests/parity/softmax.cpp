@@ -1,5 +1,5 @@
-/// The softmax of every backend where scores are as large as a float can be, or none: NaN where the answer is not known,
-/// never something that looks like one.
+/// The softmax of every backend where scores are as large as a float can be, or none: NaN where the answer is not
+/// known, never something that looks like one.
 #include <cmath>
 #include <limits>
 #include <string>

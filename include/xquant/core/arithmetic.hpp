@@ -1,5 +1,5 @@
-// Whether this program computes what the stored bytes rely on: a few numbers through the functions that bytes depend on,
-// when a cache is made.
+// Whether this program computes what the stored bytes rely on: a few numbers go through the functions that bytes
+// depend on when a cache is made.
 //
 // Those functions are written so that no flag of the compiler changes what they give. What is left are the processor's
 // settings, such as a rounding mode that another library has set, and compilers that do not do as they are told.

@@ -42,9 +42,9 @@ constexpr float opaque(float value) noexcept {
 /// a / b, rounded once, whatever the flags: -freciprocal-math would multiply by 1 / b.
 constexpr float divide(float a, float b) noexcept { return opaque(a / opaque(b)); }
 
-/// What is added to round a number to the nearest whole one, ties to even: 1.5 * 2^23, so that the sum has no bits below
-/// one. The whole number is what the sum's bits lie above those of the offset: arithmetic on whole numbers, since
-/// (x + offset) - offset is x under -fassociative-math.
+/// What is added to round a number to the nearest whole one, ties to even: 1.5 * 2^23, so that the sum has no bits
+/// below one. The bits of the sum less those of the offset, as whole numbers, are the result: (x + offset) - offset
+/// would be x under -fassociative-math.
 inline constexpr float rounding_offset = 12582912.0F;
 
 /// The nearest whole number to a value in [-2^22, 2^22), ties to even, in a form that vectorizes on any machine.

@@ -169,8 +169,8 @@ private:
     }
 
     /// Loads the queries, scaled and turned back by `position`: q . R(m) k = (R(-m) q) . k. What f16 does not hold
-    /// becomes NaN, and so does all that the query's attention gives: with infinity, some scores would be those of slots
-    /// that nobody sees.
+    /// becomes NaN, and so does all that the query's attention gives: with infinity, some scores would be those of
+    /// slots that nobody sees.
     XQUANT_DEVICE_INLINE void load_queries(const RopeView& rope, std::int64_t back) noexcept {
         if (back_ == back) return;
         const bool begins = back_ == unknown;

@@ -104,7 +104,8 @@ constexpr bool is_finite(bf16 value) noexcept { return (value.bits & 0x7F80U) !=
 
 /// Whether a number is finite and at most f16_max in magnitude.
 constexpr bool fits_f16(float value) noexcept {
-    return (std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFU) <= std::bit_cast<std::uint32_t>(f16_max);
+    constexpr auto largest = std::bit_cast<std::uint32_t>(f16_max);
+    return (std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFU) <= largest;
 }
 
 /// Whether n numbers are finite.

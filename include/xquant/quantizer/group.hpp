@@ -49,7 +49,8 @@ inline constexpr float rounding_offset = 12582912.0F;
 
 /// The nearest whole number to a value in [-2^22, 2^22), ties to even, in a form that vectorizes on any machine.
 constexpr std::int32_t nearest_whole(float value) noexcept {
-    return std::bit_cast<std::int32_t>(value + rounding_offset) - std::bit_cast<std::int32_t>(rounding_offset);
+    constexpr auto zero = std::bit_cast<std::int32_t>(rounding_offset);
+    return std::bit_cast<std::int32_t>(value + rounding_offset) - zero;
 }
 
 /// A zero as it is stored: never -0. Which of 0 and -0 is found as the smallest value depends on the machine, and under

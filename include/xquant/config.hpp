@@ -8,16 +8,13 @@
 //
 // All code (not data) lives in an inline namespace named after every macro that a header looks at and that changes what
 // code does: the instruction set, whether the best backend is scalar, which heads GPU kernels are compiled for,
-// -ffast-math, exceptions. Two translation units that differ in one of them then get two sets of functions instead of
-// one set picked by the linker. Functions of the standard library have no such namespace: docs/embedding.md says what
-// follows for programs that mix instruction sets.
+// -ffast-math (of its parts, -fassociative-math), exceptions. Two translation units that differ in one of them then get
+// two sets of functions instead of one set picked by the linker. Functions of the standard library have no such
+// namespace: docs/embedding.md says what follows for programs that mix instruction sets.
 #pragma once
 
 #if defined(__FAST_MATH__) && !defined(XQUANT_ALLOW_FAST_MATH)
 #error "xquant: -ffast-math lets the compiler change stored codes; define XQUANT_ALLOW_FAST_MATH to accept that"
-#endif
-#if defined(__ASSOCIATIVE_MATH__) && !defined(__clang__) && (defined(__CUDACC__) || __GNUC__ < 12)
-#error "xquant: -fassociative-math needs clang++, or g++ 12 or newer, which can be told what not to regroup"
 #endif
 
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -46,6 +43,8 @@
 
 #if defined(__FAST_MATH__)
 #define XQUANT_ABI_MATH _fast_math
+#elif defined(__ASSOCIATIVE_MATH__)
+#define XQUANT_ABI_MATH _associative
 #else
 #define XQUANT_ABI_MATH
 #endif
@@ -124,21 +123,16 @@
 #define XQUANT_UNROLL
 #endif
 
-// XQUANT_IN_ORDER(x): x, which no flag (-fassociative-math) lets the compiler regroup with the sum that it is part of.
-// clang++ needs XQUANT_KEEPS_ORDER as well, at the beginning of the function's body. Loops over it vectorize.
+// XQUANT_KEEPS_ORDER: at the beginning of a function's body, where its sums are formed in the order of the source,
+// whatever the flags (-fassociative-math). For g++, which has no such thing: in_order of quantizer/group.hpp.
 #if defined(__clang__)
 #define XQUANT_KEEPS_ORDER _Pragma("clang fp reassociate(off)")
-#define XQUANT_IN_ORDER(x) (x)
-#elif defined(__GNUC__) && __GNUC__ >= 12 && !defined(__CUDACC__)
-#define XQUANT_KEEPS_ORDER
-#define XQUANT_IN_ORDER(x) __builtin_assoc_barrier(x)
 #else
 #define XQUANT_KEEPS_ORDER
-#define XQUANT_IN_ORDER(x) (x)
 #endif
 
 // XQUANT_OPAQUE: in front of a local variable whose value the compiler shall not know (quantizer/group.hpp). On a GPU
-// it would lie in memory, and nvcc does what the specification says without it.
+// it would lie in memory, and nvcc keeps to the source without it.
 #if defined(__CUDA_ARCH__)
 #define XQUANT_OPAQUE
 #else

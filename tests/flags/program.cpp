@@ -26,7 +26,7 @@ void check(bool holds, const char* what) {
 }
 
 /// Rows of every size that f16 has, with ties, zeros of both signs, flat groups and subnormal floats among them. Whole
-/// numbers times powers of two, so that no flag changes them.
+/// numbers times powers of two, and bits, so that no flag changes them.
 std::vector<float> difficult_rows() {
     std::vector<float> x(rows * width);
     std::uint32_t state = 12345;
@@ -37,7 +37,7 @@ std::vector<float> difficult_rows() {
             const auto whole = static_cast<std::int32_t>(state >> 9U) - (1 << 22);
             x[t * width + c] = static_cast<float>(whole) * unit * 0x1p-8F;
             if (t % 4 == 1) x[t * width + c] = static_cast<float>(whole % 33) * 0.5F;  // ties
-            if (t % 16 == 2) x[t * width + c] = whole % 2 == 0 ? -0.0F : 0.0F;
+            if (t % 16 == 2) x[t * width + c] = std::bit_cast<float>(state & 0x80000000U);
             if (t % 16 == 6) x[t * width + c] = std::bit_cast<float>(state & 0x807FFFFFU);
             if (t % 16 == 10) x[t * width + c] = 0.1F;
             if (std::abs(x[t * width + c]) > 60000) x[t * width + c] = static_cast<float>(whole % 60000);

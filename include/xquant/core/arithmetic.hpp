@@ -25,7 +25,7 @@ XQUANT_NOINLINE inline const char* wrong_arithmetic() noexcept {
     };
     for (const Rounded& is :
          {Rounded{0.5F, 0}, {1.5F, 2}, {2.5F, 2}, {2.5000002F, 3}, {14.7F, 15}, {-3, 0}, {99, 15}}) {
-        if (round_clamped(opaque(is.value), opaque(15)) != is.whole) return "numbers are not rounded to the nearest";
+        if (round_clamped(opaque(is.value), opaque(15.0F)) != is.whole) return "numbers are not rounded to the nearest";
     }
     constexpr auto quotients = [] {
         std::array<float, 64> out{};

@@ -33,10 +33,22 @@ namespace detail {
 
 /// The value, which the compiler knows nothing of: what stands before it is not fused with what stands behind it (FMA),
 /// and no flag turns a division by it into a product. Cost: a store and a load, so not for every value of a group.
-constexpr float opaque(float value) noexcept {
+template <std::floating_point T>
+constexpr T opaque(T value) noexcept {
     if (std::is_constant_evaluated()) return value;
-    XQUANT_OPAQUE float kept = value;
+    XQUANT_OPAQUE T kept = value;
     return kept;
+}
+
+/// A part of a sum, which stays a part: -fassociative-math would regroup it. The function begins with
+/// XQUANT_KEEPS_ORDER, which does it for clang++. (g++ 12 drops __builtin_assoc_barrier where it vectorizes a loop.)
+template <std::floating_point T>
+constexpr T in_order(T part) noexcept {
+#if defined(__ASSOCIATIVE_MATH__)
+    return opaque(part);
+#else
+    return part;
+#endif
 }
 
 /// a / b, rounded once, whatever the flags: -freciprocal-math would multiply by 1 / b.

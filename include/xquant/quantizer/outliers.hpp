@@ -33,7 +33,8 @@ struct WithOutliers : Quantizer {
     static void choose(std::span<const float> x, std::span<std::uint8_t> indices) noexcept {
         XQUANT_KEEPS_ORDER
         double sum = 0;
-        for (const float value : x) sum = XQUANT_IN_ORDER(sum + static_cast<double>(detail::without_subnormals(value)));
+        for (const float value : x)
+            sum = detail::in_order(sum + static_cast<double>(detail::without_subnormals(value)));
         const double mean = sum / static_cast<double>(x.size());
         for (std::size_t k = 0; k < indices.size(); ++k) {
             const auto chosen = indices.first(k);

@@ -67,8 +67,8 @@ constexpr GroupScale min_mse_scale(Range full, float top, std::size_t n, X&& x) 
         double error = 0;
         for (std::size_t i = 0; i < n; ++i) {
             const auto code = static_cast<float>(code_of(x(i), trial, inverse, top));
-            const double difference = XQUANT_IN_ORDER(trial.zero + trial.scale * code) - x(i);
-            error = XQUANT_IN_ORDER(error + difference * difference);
+            const double difference = detail::in_order(trial.zero + trial.scale * code) - x(i);
+            error = detail::in_order(error + difference * difference);
         }
         if (least < 0 || error < least) {
             least = error;

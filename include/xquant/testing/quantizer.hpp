@@ -49,7 +49,7 @@ inline std::vector<Sample> samples(std::size_t group) {
             add("an outlier of 1e4", std::move(x));
         }
         // Below 6e-5 f16 is subnormal: groups whose scales, or zeros, are so as well.
-        for (const float size : {1e-2F, 1e-3F, 1e-4F, 1e-5F, 1e-6F, 1e-7F, 1e-8F}) add("small", numbers.row(n, size));
+        for (const float reach : {1e-2F, 1e-3F, 1e-4F, 1e-5F, 1e-6F, 1e-7F, 1e-8F}) add("small", numbers.row(n, reach));
         add("f32 denormals", numbers.row(n, 1e-41F));
         add("near the limits of f16", numbers.row(n, 65000));
         std::vector<float> limits = numbers.row(n, 65504);
@@ -208,8 +208,9 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
               "no zero is stored, and zero is not -zero_code * scale" + on);
     }
 
-    // What f16 may add: its rounding of the scale, times the largest level, and of the zero. Twice that, since a scale
-    // may be rounded to either side.
+    // What f16 may add: its rounding of the scale, times the largest level, and of the zero. That is half a unit in the
+    // last place: 2^-11 of a number, and 2^-25 where it is subnormal. Twice as much is allowed, since a policy may round
+    // to either side.
     float reach = std::abs(zero_code<Q>());
     for (unsigned code = 0; code < (1U << Q::bits); ++code) {
         reach = (std::max)(reach, std::abs(level(levels, code)));
@@ -218,8 +219,7 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
     float largest = std::abs(scale.zero) + reach * std::abs(scale.scale), span = range.high - range.low;
     largest = (std::max)(largest, (std::max)(std::abs(range.low), std::abs(range.high)));
     if constexpr (!Q::stores_zero) span = (std::max)(range.high, 0.0F) - (std::min)(range.low, 0.0F);
-    const auto f16_rounding = [](float value) { return (std::max)(std::abs(value) * 0x1p-11F, 0x1p-25F); };
-    const float rounding = 2 * (reach * f16_rounding(scale.scale) + f16_rounding(largest));
+    const float rounding = largest * 0x1p-10F + (reach + 1) * 0x1p-24F;
     const bool constant = range.low == range.high;
     for (std::size_t i = 0; i < x.size(); ++i) {
         const float decoded = scale.zero + scale.scale * level(levels, encoded.codes[i]);

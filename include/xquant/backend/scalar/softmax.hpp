@@ -24,7 +24,7 @@ inline float exp_negative(float x) noexcept {
     const float clamped = (std::max)(x, -87.0F);
     const std::int32_t whole = xquant::detail::nearest_whole(clamped * log2_e);
     const auto n = static_cast<float>(whole);
-    const float r = XQUANT_IN_ORDER(clamped - n * ln2_high) - n * ln2_low;  // the first difference is exact
+    const float r = xquant::detail::in_order(clamped - n * ln2_high) - n * ln2_low;  // the first difference is exact
     float p = 1.9875691500e-4F;
     p = p * r + 1.3981999507e-3F;
     p = p * r + 8.3334519073e-3F;

@@ -92,7 +92,8 @@ public:
         ///
         /// @param layer       the layer that was appended last
         /// @param q           [n, H * Dh] f32, f16 or bf16, after RoPE (and a norm of Q); heads side by side. Not
-        ///                    scaled.
+        ///                    scaled. A head that is not finite gives NaN for its Dh channels of out. (On a device, too
+        ///                    where it is beyond f16's 65504 once scaled.)
         /// @param out         [n, H * Dh] f32, rows `out_stride` floats apart; all of it is written. On a device:
         ///                    device memory.
         /// @param out_stride  floats from a row of out to the next; 0: H * Dh
@@ -234,8 +235,8 @@ public:
 
 protected:
     /// For xcache.hpp and registry.hpp, which know policies. Throws shape_error for shapes that do not fit, value_error
-    /// for numbers that are not finite or outside the range that Layer gives them, std::bad_alloc. Cost: that of the
-    /// projections.
+    /// for numbers that are not finite or outside the range that Layer gives them, state_error where floats are not
+    /// rounded to the nearest (core/arithmetic.hpp), std::bad_alloc. Cost: that of the projections.
     Cache(const Model& model, const Options& options, const detail::Recipe& recipe);
 
 private:

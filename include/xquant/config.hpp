@@ -8,9 +8,9 @@
 //
 // All code (not data) lives in an inline namespace named after every macro that a header looks at and that changes what
 // code does: the instruction set, whether the best backend is scalar, which heads GPU kernels are compiled for,
-// -ffast-math, exceptions. Two translation units that differ in one of them then get two sets of functions instead of
-// one set picked by the linker. Functions of the standard library have no such namespace: docs/embedding.md says what
-// follows for programs that mix instruction sets.
+// -ffast-math (of its parts, -fassociative-math), exceptions. Two translation units that differ in one of them then get
+// two sets of functions instead of one set picked by the linker. Functions of the standard library have no such
+// namespace: docs/embedding.md says what follows for programs that mix instruction sets.
 #pragma once
 
 #if defined(__FAST_MATH__) && !defined(XQUANT_ALLOW_FAST_MATH)
@@ -43,6 +43,8 @@
 
 #if defined(__FAST_MATH__)
 #define XQUANT_ABI_MATH _fast_math
+#elif defined(__ASSOCIATIVE_MATH__)
+#define XQUANT_ABI_MATH _associative
 #else
 #define XQUANT_ABI_MATH
 #endif
@@ -119,6 +121,22 @@
 #define XQUANT_UNROLL _Pragma("GCC unroll 16")
 #else
 #define XQUANT_UNROLL
+#endif
+
+// XQUANT_KEEPS_ORDER: at the beginning of a function's body, where its sums are formed in the order of the source,
+// whatever the flags (-fassociative-math). For g++, which has no such thing: in_order of quantizer/group.hpp.
+#if defined(__clang__)
+#define XQUANT_KEEPS_ORDER _Pragma("clang fp reassociate(off)")
+#else
+#define XQUANT_KEEPS_ORDER
+#endif
+
+// XQUANT_OPAQUE: in front of a local variable whose value the compiler shall not know (quantizer/group.hpp). On a GPU
+// it would lie in memory, and nvcc keeps to the source without it.
+#if defined(__CUDA_ARCH__)
+#define XQUANT_OPAQUE
+#else
+#define XQUANT_OPAQUE volatile
 #endif
 
 // Around what is built on AVX-512 intrinsics. Those of g++ 12 leave registers undefined on purpose, as `__m512 y = y`,

@@ -8,6 +8,8 @@
 //     CrossLayer<Delta, Uniform<8>>                                         8 bits up to the base; the default is 4
 //     CrossLayer<Delta, Uniform<4>, f16>, <..., Uniform<8>>               what the accumulator is kept in; default f32
 //
+// Error   of a layer: that of its quantizer for what it stores. Differences beyond f16's 65504 are cut off: that layer
+//         is off by the rest as well, and the next one makes up for it.
 // Source  XQuant (arXiv 2508.10395), sections 3.3 and 4.3: XQuant-CL. The accumulator's type, left open there, is a
 //         policy here; the encoder always sees what the reader will see.
 #pragma once

@@ -113,7 +113,7 @@ namespace detail {
 template <element T>
 void check_finite(std::size_t layer, const T* values, std::size_t count, const char* name, std::size_t row = 0) {
     for (std::size_t i = 0; i < count && values != nullptr; ++i) {
-        if (std::isfinite(to_float(values[i]))) continue;
+        if (is_finite(values[i])) continue;
         raise_error(value_error(
             text_of("xquant: layer ", layer, ": ", name, ": value ", row * count + i, " is not finite"), layer, row));
     }
@@ -141,7 +141,7 @@ inline void check_shape(std::size_t layer, const MatrixView& matrix, const char*
 /// Throws value_error unless a number is least .. most. NaN is not.
 inline void check_range(std::size_t layer, double number, const char* name, double least, double most,
                         const char* exception = "") {
-    if (number >= least && number <= most) return;
+    if (is_finite(number) && number >= least && number <= most) return;
     raise_error(value_error(
         text_of("xquant: layer ", layer, ": ", name, " is ", number, "; expected ", least, " to ", most, exception),
         layer));

@@ -175,7 +175,7 @@ public:
     virtual void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = {}) = 0;
 
     /// Attention of the layer that was appended last: q [n, H * Dh] after RoPE, out [n, H * Dh] with rows `out_stride`
-    /// floats apart (0: H * Dh).
+    /// floats apart (0: H * Dh). A head of q that is not finite gives NaN.
     /// Throws shape_error, state_error, std::bad_alloc; the step goes on. Cost: reads the codes of every token that the
     /// rows see; 2 H Dh products a row and token, and what rebuilding K takes.
     virtual void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,

@@ -7,11 +7,11 @@
 // SVD bases: svd_basis in <xquant/projection/svd.hpp>. Rotations: projection/rotation.hpp.
 #pragma once
 
-#include <cmath>
 #include <vector>
 
 #include <xquant/backend/simd/backends.hpp>
 #include <xquant/concepts.hpp>
+#include <xquant/core/arithmetic.hpp>
 #include <xquant/core/learn.hpp>
 #include <xquant/core/make_codec.hpp>
 
@@ -69,13 +69,14 @@ namespace detail {
 
 /// Rows as f32, checked for what f16 cannot hold.
 inline std::vector<float> checked_rows(const MatrixView& rows) {
+    check_arithmetic();
     expects(!rows.empty() && rows.cols > 0 && rows.stride >= rows.cols, "quantize: rows is ", rows,
             "; expected [n, 1 or more]");
     std::vector<float> values(rows.rows * rows.cols);
     for (std::size_t i = 0; i < rows.rows; ++i)
         load_row(rows.row(i), rows.type, rows.cols, values.data() + i * rows.cols);
     for (std::size_t i = 0; i < values.size(); ++i) {
-        if (!(std::abs(values[i]) <= f16_max)) {
+        if (!fits_f16(values[i])) {
             raise_error(value_error(text_of("xquant: quantize: row ", i / rows.cols, ", channel ", i % rows.cols,
                                             " is ", values[i], "; expected a finite value within f16's 65504"),
                                     value_error::none, i / rows.cols));
@@ -88,7 +89,8 @@ inline std::vector<float> checked_rows(const MatrixView& rows) {
 
 /// Encodes rows [n, width]. Groups start at the first row; the last may be shorter. A quantizer that learns its levels
 /// does so from `calibration` [m, width]; others ignore it.
-/// Error   what the quantizer states. Throws shape_error, value_error for values not finite or beyond f16.
+/// Error   what the quantizer states. Throws shape_error, value_error for values not finite or beyond f16, state_error
+///         where floats are not rounded to the nearest (core/arithmetic.hpp).
 /// Cost    reads 4 n width bytes, writes bytes().
 template <element_policy Quantizer, axis_policy Axis = PerToken, class Backend = backend::best>
 QuantizedRows quantize(const MatrixView& rows, const MatrixView& calibration = {}) {

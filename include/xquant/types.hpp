@@ -89,12 +89,50 @@ struct MatrixView {
 
 inline namespace XQUANT_ABI_NS {
 
-/// Exact. Written without branches so that loops over it vectorize.
+namespace detail {
+
+/// Whether a number is neither infinite nor NaN. All of these look at bits: a comparison such as x == x is always true
+/// under -ffinite-math-only.
+constexpr bool is_finite(float value) noexcept {
+    return (std::bit_cast<std::uint32_t>(value) & 0x7F800000U) != 0x7F800000U;
+}
+constexpr bool is_finite(double value) noexcept {
+    return (std::bit_cast<std::uint64_t>(value) >> 52U & 0x7FFU) != 0x7FFU;
+}
+constexpr bool is_finite(f16 value) noexcept { return (value.bits & 0x7C00U) != 0x7C00U; }
+constexpr bool is_finite(bf16 value) noexcept { return (value.bits & 0x7F80U) != 0x7F80U; }
+
+/// Whether a number is finite and at most f16_max in magnitude.
+constexpr bool fits_f16(float value) noexcept {
+    constexpr auto largest = std::bit_cast<std::uint32_t>(f16_max);
+    return (std::bit_cast<std::uint32_t>(value) & 0x7FFFFFFFU) <= largest;
+}
+
+/// Whether n numbers are finite.
+inline bool all_finite(const float* values, std::size_t n) noexcept {
+    std::uint32_t largest = 0;
+    for (std::size_t i = 0; i < n; ++i) {
+        const std::uint32_t magnitude = std::bit_cast<std::uint32_t>(values[i]) & 0x7FFFFFFFU;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    return largest < 0x7F800000U;
+}
+
+/// A quiet NaN, of which no flag makes something else on the way into memory.
+inline constexpr float not_a_number = std::bit_cast<float>(0x7FC00000U);
+
+}  // namespace detail
+
+/// Exact. Written without branches so that loops over it vectorize. No number on the way is a subnormal f32, which a
+/// processor may take for 0 (MXCSR: DAZ, FTZ).
 constexpr float to_float(f16 half) noexcept {
     const std::uint32_t sign = (half.bits & 0x8000U) << 16U;
     const std::uint32_t rest = (half.bits & 0x7FFFU) << 13U;
-    // The exponent's bias differs by 112. Scaling by 2^112 moves it and makes subnormals normal.
-    const auto finite = std::bit_cast<std::uint32_t>(std::bit_cast<float>(rest) * 0x1p112F);
+    // The exponent's bias differs by 112. A subnormal f16 is 2^-14 (1 + fraction) less 2^-14.
+    const std::uint32_t normal = rest + (112U << 23U);
+    const auto subnormal =
+        std::bit_cast<std::uint32_t>(std::bit_cast<float>(rest + (113U << 23U)) - 0x1p-14F) & 0x7FFFFFFFU;
+    const std::uint32_t finite = rest < (1U << 23U) ? subnormal : normal;
     const std::uint32_t magnitude = rest >= (0x7C00U << 13U) ? (rest | 0x7F800000U) : finite;
     return std::bit_cast<float>(magnitude | sign);
 }

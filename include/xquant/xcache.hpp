@@ -55,8 +55,8 @@ public:
     using on = XCache<Quantizer, Layout, CrossLayer, Projection, Other>;
 
     /// Prepares every layer's projection. Throws shape_error for shapes that do not fit, value_error for numbers that
-    /// are not finite or outside the range that Layer gives them. Cost: an SVD for each layer or head where the
-    /// projection needs one.
+    /// are not finite or outside the range that Layer gives them, state_error where floats are not rounded to the
+    /// nearest (core/arithmetic.hpp). Cost: an SVD for each layer or head where the projection needs one.
     explicit XCache(const Model& model, const Options& options = {})
         : Cache<Backend>(model, options, recipe(model, options)) {}
 

@@ -133,6 +133,19 @@ TEST_CASE("rotated, and in every type of accumulator, errors do not pile up") {
     check("8 bit", remembered<Differences<3, Rotated, Uniform<8>>>(mirror.model, x));
 }
 
+TEST_CASE("a difference beyond 65504 is cut off, and the next layer makes up for it") {
+    const Mirror mirror(7);
+    std::vector<std::vector<float>> x(7, std::vector<float>(width, 60000.0F));
+    for (std::size_t i = 4; i < x.size(); ++i) x[i].assign(width, -60000.0F);
+    const auto kept = remembered<
+        XCache<Unquantized<float>, Layout<PerToken>, CrossLayer<Delta, Unquantized<float>>, Projection<Plain>>>(
+        mirror.model, x);
+    CHECK(largest_error(kept[3], x[3]) < 0.01F);
+    CHECK(largest_error(kept[4], std::vector<float>(width, 60000.0F - f16_max)) < 0.01F);
+    CHECK(largest_error(kept[5], x[5]) < 0.01F);
+    CHECK(largest_error(kept[6], x[6]) < 0.01F);
+}
+
 TEST_CASE("layers up to the base and the last ones keep the first quantizer's bits") {
     const Mirror mirror;
     Options options;

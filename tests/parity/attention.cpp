@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <iostream>
+#include <limits>
 
 #include "parity/machines.hpp"
 #include "support/catch.hpp"
@@ -93,6 +94,56 @@ TEST_CASE("attention by the kernels for GPUs, on an emulated one, equals scalar 
             // Queries, z, A, K and P are rounded to f16. No rounding at all would mean that something else ran.
             CHECK(off < 1e-3);
             CHECK(off > 1e-6);
+        }
+    }
+}
+
+TEST_CASE("a query that is not finite makes NaN of its head, and of nothing else, on every backend") {
+    std::cerr << missing_machines() << "\n";
+    struct Machine {
+        const char* name;
+        Run run;
+    };
+    const std::vector<Machine> machines {
+        {"scalar", run_scalar}, {"scalar_int8", run_scalar_int8}, {"emulated", run_emulated},
+            {"emulated_int8", run_emulated_int8},
+#if defined(XQUANT_HAS_AVX2)
+            {"avx2", run_avx2}, {"avx2_int8", run_avx2_int8},
+#endif
+#if defined(XQUANT_HAS_AVX512)
+            {"avx512", run_avx512}, {"avx512_int8", run_avx512_int8},
+#endif
+            {"emulated_cuda", run_emulated_cuda}, {"emulated_cuda_int8", run_emulated_cuda_int8},
+    };
+    const std::vector<Case> some{
+        {"one query", {192, 6, 2, 64}, 150, 1},
+        {"many queries, halves", {192, 6, 2, 64}, 150, 20, false},
+        {"everything at once", {192, 6, 2, 64}, 150, 2, true, true, 100, true},
+        {"nothing in the cache", {192, 6, 2, 64}, 0, 2},
+    };
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    for (const Machine& machine : machines) {
+        for (Case c : some) {
+            for (int form = 0; form < static_cast<int>(Form::count); ++form) {
+                const Form which = static_cast<Form>(form);
+                c.bad_query = 0;
+                const std::vector<float> clean = machine.run(which, c);
+                for (const float bad : {std::numeric_limits<float>::quiet_NaN(), infinity, -infinity}) {
+                    INFO(machine.name << ", " << c.name << ", form " << form << ", " << bad);
+                    c.bad_query = bad;
+                    const std::vector<float> found = machine.run(which, c);
+                    REQUIRE(found.size() == clean.size());
+                    const std::size_t end = c.shape.heads * c.shape.head_dim, begin = end - c.shape.head_dim;
+                    std::size_t missed = 0, touched = 0;
+                    for (std::size_t i = 0; i < found.size(); ++i) {
+                        const bool faulty = i >= begin && i < end;
+                        missed += faulty && !std::isnan(found[i]) ? 1U : 0U;
+                        touched += !faulty && found[i] != clean[i] ? 1U : 0U;
+                    }
+                    CHECK(missed == 0);
+                    CHECK(touched == 0);
+                }
+            }
         }
     }
 }

@@ -42,6 +42,7 @@ struct Case {
     bool normed = false;       ///< a norm of K, as in Gemma 3
     std::size_t window = 0;    ///< sliding
     bool many_things = false;  ///< soft cap, ALiBi, sink logits, biases
+    float bad_query = 0;       ///< not 0: channel 1 of the last head of the first query
 };
 
 /// Attention of the last step, [queries, H * Dh].

@@ -34,7 +34,8 @@ std::vector<float> run(Form form, const Case& c) {
     test::Setup setup(c.shape, c.interleaved ? RopePairing::interleaved : RopePairing::halves);
     test::Random random(17);
     const std::vector<float> x = random.rows((c.tokens + c.queries) * c.shape.width);
-    const std::vector<float> q = random.rows(c.queries * c.shape.heads * c.shape.head_dim, 2);
+    std::vector<float> q = random.rows(c.queries * c.shape.heads * c.shape.head_dim, 2);
+    if (c.bad_query != 0) q[(c.shape.heads - 1) * c.shape.head_dim + 1] = c.bad_query;
     std::vector<float> gain = random.rows(c.shape.head_dim, 0.5F), slopes = random.rows(c.shape.heads, 0.02F);
     for (float& value : gain) value += 1;
     for (float& value : slopes) value = std::abs(value);

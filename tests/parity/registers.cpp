@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <iostream>
+#include <limits>
 #include <random>
 #include <vector>
 
@@ -69,6 +70,14 @@ void check_floats() {
         CHECK(floats_of<R>(R::splat(a[0]))[i] == a[0]);
         CHECK(floats_of<R>(R::zero())[i] == 0.0F);
         CHECK(floats_of<R>(R::as_f32(R::as_i32(x)))[i] == a[i]);
+    }
+    // Where either is NaN, both give the second.
+    const auto nan = R::splat(std::numeric_limits<float>::quiet_NaN());
+    for (std::size_t i = 0; i < R::lanes; ++i) {
+        CHECK(std::isnan(floats_of<R>(R::maximum(x, nan))[i]));
+        CHECK(std::isnan(floats_of<R>(R::minimum(x, nan))[i]));
+        CHECK(floats_of<R>(R::maximum(nan, x))[i] == a[i]);
+        CHECK(floats_of<R>(R::minimum(nan, x))[i] == a[i]);
     }
     CHECK(R::reduce_min(x) == *std::min_element(a.begin(), a.end()));
     CHECK(R::reduce_max(x) == *std::max_element(a.begin(), a.end()));

@@ -1,11 +1,14 @@
 /// Quantizers: errors bounded from both sides, order kept inside a group, and what cannot be stored is refused.
 #include <xquant/quantizer/codebook.hpp>
 #include <xquant/quantizer/ggml.hpp>
+#include <xquant/quantizer/non_uniform.hpp>
 #include <xquant/quantizer/outliers.hpp>
 #include <xquant/quantizer/uniform.hpp>
 #include <xquant/stages.hpp>
 
+#include <cfenv>
 #include <cmath>
+#include <iostream>
 #include <limits>
 #include <string>
 #include <vector>
@@ -190,18 +193,70 @@ TEST_CASE("zero and scale are never -0, whatever the order of zeros of both sign
     }
 }
 
-TEST_CASE("ggml's formats: groups so small that 1 / d is beyond f32 are 0") {
-    for (const float tiny : {1e-41F, -1e-39F, 3e-38F}) {
-        std::vector<float> x(32, 0.0F);
+TEST_CASE("ggml's formats: groups whose |d| is below 2^-100 are zeros, as if they were") {
+    const auto encoded = []<class Q>(Q, const std::vector<float>& x) {
+        std::vector<std::uint8_t> codes(x.size());
+        const GroupScale scale = Q::encode(x, codes);
+        return std::pair(codes, to_f16(scale.scale).bits);
+    };
+    const std::vector<float> zeros(32, 0.0F);
+    for (const float tiny : {1e-41F, -1e-39F, 3e-38F, -2e-36F, 6e-30F, -6e-30F}) {
+        INFO(tiny);
+        std::vector<float> x = zeros;
         x[3] = tiny;
         x[9] = -tiny / 2;
-        std::vector<std::uint8_t> codes(32);
-        GgmlQ8_0::encode(x, codes);
-        for (const std::uint8_t code : codes) CHECK(code == 128);
-        if (std::abs(tiny) > 1e-38F) continue;
-        GgmlQ4_0::encode(x, codes);
-        for (const std::uint8_t code : codes) CHECK(code == 8);
+        CHECK(encoded(GgmlQ8_0{}, x) == encoded(GgmlQ8_0{}, zeros));
+        CHECK(encoded(GgmlQ4_0{}, x) == encoded(GgmlQ4_0{}, zeros));
     }
+    for (const auto& [codes, scale] : {encoded(GgmlQ8_0{}, zeros), encoded(GgmlQ4_0{}, zeros)}) {
+        for (const std::uint8_t code : codes) CHECK((code == 128 || code == 8));
+        CHECK((scale & 0x7FFFU) == 0);
+    }
+    // As in ggml from there on: codes are found with d itself, though f16 makes 0 of it.
+    std::vector<float> x = zeros;
+    x[3] = 0x1p-90F;
+    CHECK(encoded(GgmlQ8_0{}, x).first[3] == 255);
+    CHECK(encoded(GgmlQ4_0{}, x).first[3] == 0);
+}
+
+TEST_CASE("no quantizer divides by 0, or goes beyond f32 on its way") {
+#if defined(__GLIBC__)
+    constexpr int faults = FE_DIVBYZERO | FE_INVALID | FE_OVERFLOW;
+    const auto encode = []<class Q>(Q) {
+        // Zeros, flat groups, subnormal floats, the smallest and the largest f16: a group is a row.
+        std::vector<float> x(8 * Q::group, 0.0F);
+        for (std::size_t i = 0; i < Q::group; ++i) {
+            x[Q::group + i] = 0.1F;
+            x[2 * Q::group + i] = 1e-44F;
+            x[3 * Q::group + i] = i % 2 == 0 ? 1e-38F : -1e-40F;
+            x[4 * Q::group + i] = i % 2 == 0 ? 1e-30F : -1e-37F;
+            x[5 * Q::group + i] = i % 2 == 0 ? 0x1p-24F : 0x1p-25F;
+            x[6 * Q::group + i] = i % 2 == 0 ? 65504.0F : -65504.0F;
+            x[7 * Q::group + i] = -0.0F;
+        }
+        const MatrixView view(x.data(), 8, Q::group);
+        std::feclearexcept(FE_ALL_EXCEPT);
+        static_cast<void>(quantize<Q>(view, view));
+        static_cast<void>(quantize<Q, PerToken, backend::scalar>(view, view));
+        INFO(Q::bits << " bits, groups of " << Q::group);
+        CHECK(std::fetestexcept(faults) == 0);
+        feenableexcept(faults);  // a signal ends the program
+        static_cast<void>(quantize<Q>(view, view));
+        fedisableexcept(faults);
+    };
+    encode(Uniform<2>{});
+    encode(Uniform<4, 64>{});
+    encode(Uniform<8, 128>{});
+    encode(Uniform<4, 128, Symmetric>{});
+    encode(Uniform<3, 128, MinMse>{});
+    encode(GgmlQ8_0{});
+    encode(GgmlQ4_0{});
+    encode(Nf4<>{});
+    encode(NonUniform<3>{});
+    encode(WithOutliers<Uniform<4>>{});
+#else
+    std::cerr << "SKIPPED: this C library cannot stop a program at a division by 0\n";
+#endif
 }
 
 TEST_CASE("what cannot be stored is refused with its place") {

@@ -358,13 +358,18 @@ void attend_task(Backend tag, const AttendTask& task, Partial partial, float* sc
 }
 
 /// out = (sum / total) A_v + c_v. Shape out: [rows][out_stride], the query heads of the kv head side by side. sum is
-/// overwritten.
+/// overwritten. A head whose query is not finite becomes NaN: 8-bit products would have rounded it to something else.
 template <class Backend>
 void finish_partial(Backend tag, const AttendTask& task, Partial partial, float* out, std::size_t out_stride) noexcept {
     const std::size_t dh = task.head_dim, queries = task.queries(), group = task.queries_per_kv;
     const bool absorbed = sums_latents(tag, task.value, queries, dh);
     const std::size_t width = absorbed ? task.value.width : dh;
     for (std::size_t i = 0; i < queries; ++i) {
+        float* XQUANT_RESTRICT target = out + i / group * out_stride + i % group * dh;
+        if (!xquant::detail::all_finite(task.query(i), dh)) {
+            std::fill_n(target, dh, xquant::detail::not_a_number);
+            continue;
+        }
         float* XQUANT_RESTRICT sum = partial.sum + i * width;
         // A sink logit takes its share of the softmax and leaves that much less of V, its constant included.
         float factor = 1.0F, sink = 0.0F;
@@ -375,7 +380,6 @@ void finish_partial(Backend tag, const AttendTask& task, Partial partial, float*
         }
         const float inverse = factor / (partial.total[i] * factor + sink), share = partial.total[i] * inverse;
         for (std::size_t c = 0; c < width; ++c) sum[c] *= inverse;
-        float* XQUANT_RESTRICT target = out + i / group * out_stride + i % group * dh;
         if (absorbed && task.value.matrix != nullptr) {
             multiply(tag, {sum, width, 1}, {task.value.matrix, width, dh, dh}, {target, 1, dh, dh}, false);
         } else {

@@ -8,6 +8,7 @@
 
 #include <xquant/backend/backend.hpp>
 #include <xquant/cache_types.hpp>
+#include <xquant/core/arithmetic.hpp>
 #include <xquant/core/recipe.hpp>
 #include <xquant/core/scratch.hpp>
 #include <xquant/error.hpp>
@@ -78,6 +79,7 @@ public:
           page_group_of_(std::move(page_group_of)),
           streams_(stream_count) {
         const std::size_t layer_count = page_group_of_.size();
+        check_arithmetic();
         expects(layer_count > 0, "Model::layers is empty; a model has one layer or more");
         check_options(options);
         layers_.reserve(layer_count);

@@ -2,7 +2,6 @@
 // themselves.
 #pragma once
 
-#include <cmath>
 #include <vector>
 
 #include <xquant/backend/project.hpp>
@@ -41,7 +40,7 @@ inline std::vector<float> learn_levels(const StreamCodec& codec, const float* ro
     std::vector<float> levels(codec.learnt_levels());
     codec.learn(groups, levels);
     for (const float level : levels) {
-        if (!std::isfinite(level)) raise<value_error>("the quantizer learnt a level that is not finite: ", level);
+        if (!is_finite(level)) raise<value_error>("the quantizer learnt a level that is not finite: ", level);
     }
     return levels;
 }
@@ -62,7 +61,7 @@ std::vector<float> learn_stream(const PreparedLayer& prepared, const Layer& laye
         backend::project(Backend{}, encoder, {input.data(), 1, x.cols, x.cols}, {&position, rope, layer.shape.head_dim},
                          row, scratch.data());
         for (std::size_t c = 0; c < encoder.width; ++c) {
-            if (std::abs(row[c]) <= f16_max) continue;
+            if (fits_f16(row[c])) continue;
             raise_error(value_error(
                 text_of("xquant: layer ", index, ": calibration: row ", i, ", channel ", c, " of stream ", stream,
                         " is ", row[c], " once projected; expected a finite value within f16's 65504"),

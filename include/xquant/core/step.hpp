@@ -140,7 +140,7 @@ private:
             const float* rows = stream_rows(prepared, stream);
             for (std::size_t row = 0; row < total_; ++row) {
                 bool good = true;
-                for (std::size_t c = 0; c < width; ++c) good &= std::abs(rows[row * width + c]) <= f16_max;
+                for (std::size_t c = 0; c < width; ++c) good &= fits_f16(rows[row * width + c]);
                 if (good) continue;
                 raise_error(value_error(text_of("xquant: append, layer ", layer, ": row ", row,
                                                 " of the step is not finite, or beyond f16's 65504 once projected"),

@@ -154,7 +154,7 @@ private:
             for (std::size_t i = 0; i < values && stream.kind == CodeKind::f32; ++i) {
                 float value = 0;
                 std::memcpy(&value, page + section.codes + 4 * i, sizeof value);
-                finite &= std::abs(value) <= f16_max;
+                finite &= fits_f16(value);
             }
             check_halves(section.scales, stream.scale_bytes(format.tokens) / 2, 0x7BFF);
             check_halves(section.outliers, stream.outlier_count(format.tokens), 0x7BFF);

@@ -173,7 +173,8 @@ inline std::string difference(const std::vector<SavedRule>& file, const std::vec
         }
         for (std::size_t j = 0; j < b.values.size(); ++j) {
             const double tolerance = b.tolerances.empty() ? 0 : b.tolerances[j];
-            if (std::abs(a.values[j] - b.values[j]) <= tolerance) continue;  // NaN is equal to nothing
+            const double distance = std::abs(a.values[j] - b.values[j]);
+            if (is_finite(distance) && distance <= tolerance) continue;  // NaN is equal to nothing
             const std::string which = b.values.size() > 1 ? " " + std::to_string(j) : "";
             return text_of(b.name, which, ": ", digits(a.values[j]), " there, ", digits(b.values[j]), " here");
         }

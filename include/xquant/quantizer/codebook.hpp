@@ -5,7 +5,8 @@
 //     Nf4<Group>    the table of QLoRA: quantiles of a normal distribution, -1 .. 1
 //
 // A table of your own is a struct with `levels`, a rising array of 2, 4 .. 256 floats.
-// Error   half the gap between the neighbouring entries, times scale, plus the f16 rounding of scale
+// Error   the larger of half the gap between the neighbouring entries, times scale, and the f16 rounding of scale
+//         (2^-11 of it, and 2^-25 at least)
 // Source  QLoRA (arXiv 2305.14314), section 3 and appendix E.
 #pragma once
 
@@ -25,7 +26,7 @@ inline void encode_levels(std::span<const float> x, GroupScale group, const floa
                           std::span<std::uint8_t> codes) noexcept {
     std::array<float, 255> middles;
     for (std::size_t k = 0; k + 1 < count; ++k) middles[k] = (levels[k] + levels[k + 1]) * 0.5F;
-    const float inverse = group.scale > 0 ? 1.0F / group.scale : 0.0F;
+    const float inverse = inverse_scale(group);
     for (std::size_t i = 0; i < x.size(); ++i) {
         const float value = (x[i] - group.zero) * inverse;
         unsigned code = 0;

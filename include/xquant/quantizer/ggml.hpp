@@ -3,7 +3,11 @@
 //     q8_0   d = max |x| / 127     code = round half away from zero(x / d)      x ~ f16(d) * code
 //     q4_0   d = extreme / -8      code = min(15, trunc(x / d + 8.5))           x ~ f16(d) * (code - 8)
 //
-// Codes are found with the unrounded d, as in ggml. q8_0's signed codes are stored as code + 128.
+// Error   q8_0: d / 2 + 127 f16 rounding of d; q4_0: d + 8 f16 rounding of d (2^-11 of it, and 2^-25 at least)
+//
+// Codes are found with the unrounded d, as in ggml. q8_0's signed codes are stored as code + 128. Groups whose |d| is
+// below 2^-100 are stored as zeros, which is what f16(d) = 0 makes of them in any case: the codes of such groups would
+// depend on what the processor makes of subnormal floats.
 #pragma once
 
 #include <cmath>
@@ -14,10 +18,15 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// 1 / d; 0 where d is 0 or so small that 1 / d is beyond f32, so that all codes stand for 0.
-inline float inverse_of(float d) noexcept {
-    const float inverse = 1.0F / d;
-    return std::isfinite(inverse) ? inverse : 0.0F;
+/// d, or 0 where it is so small that the group is stored as zeros.
+inline float known_step(float d) noexcept { return std::abs(d) < 0x1p-100F ? 0.0F : d; }
+
+/// 1 / d; 0 where d is 0, so that all codes stand for 0.
+inline float inverse_of(float d) noexcept { return d != 0 ? divide(1, d) : 0.0F; }
+
+/// x / d, within -most .. most, which it leaves by rounding alone. No compiler may fuse the product with what follows.
+inline float scaled_by(float inverse, float x, float most) noexcept {
+    return (std::min)((std::max)(x * inverse, -most), most);
 }
 
 }  // namespace detail
@@ -31,11 +40,14 @@ struct GgmlQ8_0 {
 
     /// x [n] -> codes [n], and the scale; n is 32 or less.
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
-        const float d = std::abs(extreme_of(x)) / 127.0F;
+        const float d = detail::known_step(detail::divide(std::abs(extreme_of(x)), 127));
         const float inverse = detail::inverse_of(d);
         for (std::size_t i = 0; i < x.size(); ++i) {
-            const float scaled = x[i] * inverse;
-            codes[i] = static_cast<std::uint8_t>(static_cast<int>(std::round(scaled)) + 128);
+            const float scaled = detail::scaled_by(inverse, x[i], 127);
+            // Half away from zero. What truncation leaves is exact; std::round is a call, or wrong in the last bit.
+            const int whole = static_cast<int>(scaled);
+            const float rest = scaled - static_cast<float>(whole);
+            codes[i] = static_cast<std::uint8_t>(whole + (rest >= 0.5F ? 1 : 0) - (rest <= -0.5F ? 1 : 0) + 128);
         }
         const float scale = round_to_f16(d);
         return {scale, -zero_code * scale};
@@ -51,14 +63,13 @@ struct GgmlQ4_0 {
 
     /// x [n] -> codes [n], and the scale; n is 32 or less.
     static GroupScale encode(std::span<const float> x, std::span<std::uint8_t> codes) noexcept {
-        const float d = extreme_of(x) / -8.0F;
+        const float d = detail::known_step(detail::divide(extreme_of(x), 8));
         const float inverse = detail::inverse_of(d);
         for (std::size_t i = 0; i < x.size(); ++i) {
-            // Rounded to f32 before the 8.5 is added, as a product in f64 that is exact: the same with and without FMA.
-            const auto scaled = static_cast<float>(static_cast<double>(x[i]) * static_cast<double>(inverse));
-            codes[i] = static_cast<std::uint8_t>((std::min)(15, static_cast<int>(scaled + 8.5F)));
+            const float scaled = detail::scaled_by(inverse, x[i], 8);
+            codes[i] = static_cast<std::uint8_t>((std::min)(15, static_cast<int>(8.5F - scaled)));
         }
-        const float scale = round_to_f16(d);
+        const float scale = -round_to_f16(d);  // -0 where the group is stored as zeros, as in ggml
         return {scale, -zero_code * scale};
     }
 };

@@ -5,7 +5,9 @@
 //
 // Levels are shared by all groups of a stream of a layer, and live in the prepared weights: 4 * 2^Bits bytes. They are
 // learnt when the cache is constructed, from Layer::calibration, rows of X of some other text.
-// Error   half the gap between the neighbouring levels, times scale; beyond the outer levels the distance to them
+// Error   half the gap between the neighbouring levels, times scale; beyond the outer levels the distance to them; and
+//         the f16 rounding of zero and scale (2^-11 of either, and 2^-25 at least). A group that spans more than f16's
+//         65504 saturates: values above zero + 65504 come back as those at 65504
 // Source  KVQuant (arXiv 2401.18079), section 3.3. There each value is weighted by its Fisher information, which needs
 //         gradients; here all weigh the same.
 #pragma once
@@ -44,14 +46,15 @@ struct NonUniform {
         for (const std::span<const float> x : groups) {
             const GroupScale scale = scale_for(x);
             if (scale.scale == 0) continue;
-            const float inverse = 1.0F / scale.scale;
+            const float inverse = inverse_scale(scale);
             for (const float value : x) values.push_back((value - scale.zero) * inverse);
         }
         std::sort(values.begin(), values.end());
         std::vector<double> sums{0.0};
         for (const float value : values) sums.push_back(sums.back() + static_cast<double>(value));
         const std::size_t count = levels.size();
-        for (std::size_t k = 0; k < count; ++k) levels[k] = static_cast<float>(k) / static_cast<float>(count - 1);
+        for (std::size_t k = 0; k < count; ++k)
+            levels[k] = detail::divide(static_cast<float>(k), static_cast<float>(count - 1));
         for (unsigned round = 0; round < 100 && !values.empty(); ++round) {
             const std::vector<float> before(levels.begin(), levels.end());
             std::size_t first = 0, idle = count;
@@ -77,9 +80,9 @@ struct NonUniform {
 private:
     static GroupScale scale_for(std::span<const float> x) noexcept {
         const Range range = range_of(x);
-        const float zero = round_to_f16(range.low);
+        const float zero = detail::zero_to_f16(range.low);
         // The whole range may be twice what f16 holds.
-        return {(std::min)((std::max)(round_to_f16(range.high - zero), 0.0F), f16_max), zero};
+        return {detail::scale_to_f16((std::min)(range.high - zero, f16_max)), zero};
     }
 
     /// How many of the rising values are at most `limit`.

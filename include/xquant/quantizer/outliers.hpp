@@ -28,17 +28,20 @@ struct WithOutliers : Quantizer {
 
     static constexpr unsigned outliers = Count;  ///< of each group
 
-    /// x [n] -> the indices [outliers or n] of the values farthest from the mean; of equal ones, the first. Cost: a
-    /// pass for each.
+    /// x [n] -> the indices [outliers or n] of the values farthest from the mean; of equal ones, the first. Subnormal
+    /// values count as 0. Cost: a pass for each.
     static void choose(std::span<const float> x, std::span<std::uint8_t> indices) noexcept {
+        XQUANT_KEEPS_ORDER
         double sum = 0;
-        for (const float value : x) sum += static_cast<double>(value);
+        for (const float value : x)
+            sum = detail::in_order(sum + static_cast<double>(detail::without_subnormals(value)));
         const double mean = sum / static_cast<double>(x.size());
         for (std::size_t k = 0; k < indices.size(); ++k) {
             const auto chosen = indices.first(k);
             double farthest = -1;
             for (std::size_t i = 0; i < x.size(); ++i) {
-                const double off = static_cast<double>(x[i]) - mean, distance = off < 0 ? -off : off;
+                const double off = static_cast<double>(detail::without_subnormals(x[i])) - mean;
+                const double distance = off < 0 ? -off : off;
                 if (distance <= farthest || std::find(chosen.begin(), chosen.end(), i) != chosen.end()) continue;
                 farthest = distance;
                 indices[k] = static_cast<std::uint8_t>(i);

@@ -5,7 +5,12 @@
 // Source  XQuant (arXiv 2508.10395), section 4.1: asymmetric uniform, groups of 128. The paper does not say what a
 //         scale is stored in; its published sizes (0.25 bits per value above Bits) leave only two 16-bit numbers per
 //         group.
-// Error   |x - decoded| <= scale / 2 plus the f16 rounding of zero and scale (relative 2^-11 each)
+// Error   |x - decoded| is at most the largest of scale / 2, the f16 rounding of zero, and what the rounding of a small
+//         scale takes off the top code, (2^bits - 1) 2^-25: 4.5e-7 at 4 bits, 7.6e-6 at 8. The last is the largest for
+//         groups that span less than (2^bits - 1)^2 2^-24: 1.3e-5 at 4 bits, 0.0039 at 8. f16 rounding is 2^-11 of a
+//         number, and 2^-25 below 2^-14, where f16 is subnormal. A scale below 2^-25 becomes 0, and all values of the
+//         group its smallest. Symmetric: 2^(bits - 1) - 1 in place of 2^bits - 1, and no zero. MinMse: a quarter of the
+//         range more, for values that it clips.
 #pragma once
 
 #include <type_traits>
@@ -30,31 +35,29 @@ inline namespace XQUANT_ABI_NS {
 
 /// MinMax's scale and zero; `top` is the highest code.
 constexpr GroupScale min_max_scale(Range range, float top) noexcept {
-    // Neither is ever -0: which of 0 and -0 is found as the smallest value depends on the machine. -0 + 0 = 0.
-    const float zero = round_to_f16(range.low) + 0.0F;
-    const float scale = round_to_f16((range.high - zero) / top);
-    return {scale > 0 ? scale : 0.0F, zero};
+    const float zero = detail::zero_to_f16(range.low);
+    return {detail::scale_to_f16(detail::divide(range.high - zero, top)), zero};
 }
 
 /// Symmetric's; `zero_code` stands for zero.
 constexpr GroupScale symmetric_scale(Range range, float zero_code) noexcept {
     const float most = range.high > -range.low ? range.high : -range.low;
-    const float scale = round_to_f16(most / (zero_code - 1)) + 0.0F;
+    const float scale = detail::scale_to_f16(detail::divide(most, zero_code - 1));
     return {scale, -zero_code * scale};
 }
 
 /// MinMse's, for n values x(i) between those of the range.
 template <class X>
 constexpr GroupScale min_mse_scale(Range full, float top, std::size_t n, X&& x) noexcept {
+    XQUANT_KEEPS_ORDER
     GroupScale best;
     double least = -1;
     for (int percent = 100; percent >= 50; percent -= 5) {
         Range range = full;
         if (percent < 100) {
-            // The product is exact in f64, so rounding it to f32 gives the same with and without FMA.
-            const float factor = static_cast<float>(percent) / 100.0F;
+            const float factor = detail::divide(static_cast<float>(percent), 100);
             const float middle = (full.low + full.high) / 2, half = (full.high - full.low) / 2;
-            const auto reach = static_cast<float>(static_cast<double>(half) * static_cast<double>(factor));
+            const float reach = detail::opaque(half * factor);  // not fused with the sums below
             range = {middle - reach, middle + reach};
         }
         const GroupScale trial = min_max_scale(range, top);
@@ -63,8 +66,9 @@ constexpr GroupScale min_mse_scale(Range full, float top, std::size_t n, X&& x) 
         // without fusing.
         double error = 0;
         for (std::size_t i = 0; i < n; ++i) {
-            const double difference = (trial.zero + trial.scale * code_of(x(i), trial, inverse, top)) - x(i);
-            error += difference * difference;
+            const auto code = static_cast<float>(code_of(x(i), trial, inverse, top));
+            const double difference = detail::in_order(trial.zero + trial.scale * code) - x(i);
+            error = detail::in_order(error + difference * difference);
         }
         if (least < 0 || error < least) {
             least = error;

@@ -48,7 +48,8 @@ inline std::vector<Sample> samples(std::size_t group) {
             x[numbers.below(n)] = outlier;
             add("an outlier of 1e4", std::move(x));
         }
-        add("f16 denormals", numbers.row(n, 1e-6F));
+        // Below 6e-5 f16 is subnormal: groups whose scales, or zeros, are so as well.
+        for (const float reach : {1e-2F, 1e-3F, 1e-4F, 1e-5F, 1e-6F, 1e-7F, 1e-8F}) add("small", numbers.row(n, reach));
         add("f32 denormals", numbers.row(n, 1e-41F));
         add("near the limits of f16", numbers.row(n, 65000));
         std::vector<float> limits = numbers.row(n, 65504);
@@ -108,13 +109,13 @@ std::vector<float> levels_of(const std::vector<Sample>& samples) {
         Q::learn(groups, levels);
         Q::learn(groups, again);
         for (std::size_t i = 0; i < levels.size(); ++i) {
-            holds(std::isfinite(levels[i]), "a level that was learnt is not finite");
+            holds(xquant::detail::is_finite(levels[i]), "a level that was learnt is not finite");
             holds(levels[i] == again[i], "the same groups give different levels");
         }
     } else if constexpr (requires { Q::levels; }) {
         static_assert(std::size(Q::levels) == (1U << Q::bits), "xquant: levels needs 2^bits entries");
         levels.assign(std::begin(Q::levels), std::end(Q::levels));
-        for (const float value : levels) holds(std::isfinite(value), "an entry of levels is not finite");
+        for (const float value : levels) holds(xquant::detail::is_finite(value), "an entry of levels is not finite");
     }
     return levels;
 }
@@ -173,10 +174,12 @@ constexpr float constant_error() noexcept {
     }
 }
 
-inline bool same(float a, float b) noexcept { return a == b || (std::isnan(a) && std::isnan(b)); }
+inline bool same(float a, float b) noexcept {
+    return a == b || std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b);
+}
 
 /// Exactly a finite f16. -0 counts as 0.
-inline bool is_f16(float value) noexcept { return std::abs(value) <= f16_max && round_to_f16(value) == value; }
+inline bool is_f16(float value) noexcept { return xquant::detail::fits_f16(value) && round_to_f16(value) == value; }
 
 template <quantizer_policy Q>
 void check_sample(const Sample& sample, const float* levels, const QuantizerPromise& promise) {
@@ -205,7 +208,9 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
               "no zero is stored, and zero is not -zero_code * scale" + on);
     }
 
-    // What f16 may add: half an ulp of the scale, times the largest level, and of the zero.
+    // What f16 may add: its rounding of the scale, times the largest level, and of the zero. That is half a unit in the
+    // last place: 2^-11 of a number, and 2^-25 where it is subnormal. Twice as much is allowed, since a policy may round
+    // to either side.
     float reach = std::abs(zero_code<Q>());
     for (unsigned code = 0; code < (1U << Q::bits); ++code) {
         reach = (std::max)(reach, std::abs(level(levels, code)));
@@ -233,8 +238,8 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
 
 }  // namespace detail
 
-/// Checks a quantizer policy on about a hundred groups: sizes 1, 7, 8, group - 1 and group; constant, zero, denormal,
-/// at the limits of f16, with an outlier of 1e4.
+/// Checks a quantizer policy on about a hundred groups: sizes 1, 7, 8, group - 1 and group; constant, zero, small (1e-2
+/// to 1e-8: f16 scales are subnormal), at the limits of f16, with an outlier of 1e4.
 ///
 /// Rules: codes below 2^bits; scale (and zero) finite and exact in f16; scale not negative unless promised; a zero that
 /// is not stored is -zero_code * scale; constant groups come back within f16 rounding, or within constant_error where

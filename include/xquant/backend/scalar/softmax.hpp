@@ -17,12 +17,14 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// e^x for x <= 0, relative error below 2e-7; 0 below -87. A polynomial, so that loops over it vectorize.
+/// e^x for x <= 0, relative error below 2e-7; 0 below -87; NaN of NaN. A polynomial, so that loops over it vectorize.
 inline float exp_negative(float x) noexcept {
-    constexpr float log2_e = 1.44269504F, ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F, magic = 12582912.0F;
+    XQUANT_KEEPS_ORDER
+    constexpr float log2_e = 1.44269504F, ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F;
     const float clamped = (std::max)(x, -87.0F);
-    const float n = (clamped * log2_e + magic) - magic;
-    const float r = (clamped - n * ln2_high) - n * ln2_low;
+    const std::int32_t whole = xquant::detail::nearest_whole(clamped * log2_e);
+    const auto n = static_cast<float>(whole);
+    const float r = xquant::detail::in_order(clamped - n * ln2_high) - n * ln2_low;  // the first difference is exact
     float p = 1.9875691500e-4F;
     p = p * r + 1.3981999507e-3F;
     p = p * r + 8.3334519073e-3F;
@@ -30,7 +32,7 @@ inline float exp_negative(float x) noexcept {
     p = p * r + 1.6666665459e-1F;
     p = p * r + 5.0000001201e-1F;
     const float e = p * (r * r) + r + 1.0F;
-    const float power = std::bit_cast<float>((static_cast<std::int32_t>(n) + 127) << 23);
+    const float power = std::bit_cast<float>((whole + 127) << 23);
     return x < -87.0F ? 0.0F : e * power;
 }
 

@@ -12,10 +12,10 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// e^x for x <= 0, lane by lane. Like exp_negative, but e^-87 for all x below -87.
+/// e^x for x <= 0, lane by lane; NaN of NaN. Like exp_negative, but e^-87 for all x below -87.
 template <class R>
 typename R::f32 exp_lanes(typename R::f32 x) noexcept {
-    x = R::maximum(x, R::splat(-87.0F));
+    x = R::maximum(R::splat(-87.0F), x);  // in this order NaN stays NaN
     const auto n = R::round(R::mul(x, R::splat(1.44269504F)));
     const auto whole = R::to_f32(n);
     const auto r = R::fma(whole, R::splat(2.12194440e-4F), R::fma(whole, R::splat(-0.693359375F), x));
@@ -40,7 +40,8 @@ void online_softmax(simd<R>, float* scores, VisibleTokens seen, SoftmaxRow row) 
         std::fill_n(scores, whole, 0.0F);
         return;
     }
-    constexpr float nothing = -(std::numeric_limits<float>::max)();
+    // Where all scores are -infinity, so is the maximum, and their differences are NaN.
+    constexpr float nothing = -std::numeric_limits<float>::infinity();
     std::fill_n(scores, begin, nothing);
     std::fill_n(scores + end, whole - end, nothing);
     auto highest = R::load(scores);

@@ -299,7 +299,7 @@ void encode_range(const StreamCodec& codec, const float* x, std::size_t n, Group
         high = R::maximum(high, value);
     }
     const GroupScale scale = codec.scale_of({R::reduce_min(low), R::reduce_max(high)});
-    const auto zero = R::splat(scale.zero), inverse = R::splat(scale.scale > 0 ? 1.0F / scale.scale : 0.0F);
+    const auto zero = R::splat(scale.zero), inverse = R::splat(inverse_scale(scale));
     const auto bottom = R::zero(), top = R::splat(static_cast<float>((1U << format.bits) - 1U));
     alignas(64) std::array<std::uint8_t, max_group> codes;
     for (std::size_t i = 0; i < n; i += R::lanes) {

@@ -4,7 +4,8 @@
 //     f32   `lanes` floats        i32   the same bits as 32-bit words, or as 4 * lanes bytes
 //
 //     zero splat load load_first load_f16 load_bf16 store store_first store_f16    load_first: lanes from n on are 0
-//     add sub mul fma minimum maximum                                             fma(a, b, c) = a b + c, rounded once
+//     add sub mul fma minimum maximum    fma(a, b, c) = a b + c, rounded once; where a or b is NaN, the minimum and the
+//                                        maximum are b
 //     reduce_min reduce_max reduce_add                                            over the lanes
 //     sum_rows(rows)            lane i of the result is the sum of rows[i]; `lanes` rows
 //     zero_i32 splat_i32 load_i32 store_i32 add_i32 bits_and bits_or shift_left shift_right

@@ -25,7 +25,7 @@ constexpr bool encodes(const StreamCodec& codec) noexcept {
 
 namespace detail {
 
-/// The bytes 4 j .. + 4 (or as many as there are) of a plane of a group of n values; code(i) gives one, in a float.
+/// The bytes 4 j .. + 4 (or as many as there are) of a plane of a group of n values; code(i) gives one.
 template <class Code>
 XQUANT_DEVICE void pack_word(std::byte* plane_bytes, std::size_t bytes, std::size_t n, unsigned plane, unsigned shift,
                              std::size_t j, Code&& code) noexcept {

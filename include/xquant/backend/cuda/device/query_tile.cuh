@@ -168,7 +168,9 @@ private:
         block_.barrier();
     }
 
-    /// Loads the queries, scaled and turned back by `position`: q . R(m) k = (R(-m) q) . k.
+    /// Loads the queries, scaled and turned back by `position`: q . R(m) k = (R(-m) q) . k. What f16 does not hold
+    /// becomes NaN, and so does all that the query's attention gives: with infinity, some scores would be those of
+    /// slots that nobody sees.
     XQUANT_DEVICE_INLINE void load_queries(const RopeView& rope, std::int64_t back) noexcept {
         if (back_ == back) return;
         const bool begins = back_ == unknown;
@@ -185,7 +187,8 @@ private:
                     for (unsigned h = 0; h < 2; ++h) {
                         const unsigned c = order.channel(place + h);
                         if (c >= task_.key_channels) continue;
-                        value[h] = query_at(rope, asked.first + query, c, back != 0) * task_.rules.scale;
+                        const float given = query_at(rope, asked.first + query, c, back != 0) * task_.rules.scale;
+                        value[h] = xquant::detail::fits_f16(given) ? given : xquant::detail::not_a_number;
                     }
                 }
                 detail::put(queries_, query_stride, query, place, M::pack(value[0], value[1]));

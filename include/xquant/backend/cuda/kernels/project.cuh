@@ -187,7 +187,7 @@ XQUANT_DEVICE void finish_row(typename M::Block& block, const StreamEncoder& enc
     block.each_thread([&](unsigned thread) {
         for (std::size_t c = thread; c < r; c += block.warps() * lanes) {
             row[c] = x[c];
-            if (!(x[c] <= f16_max && x[c] >= -f16_max)) *bad = 1;
+            if (!xquant::detail::fits_f16(x[c])) *bad = 1;
         }
     });
 }

@@ -1,0 +1,13 @@
+# PROGRAM finds nothing wrong, and prints what PLAIN prints.
+execute_process(COMMAND "${PLAIN}" RESULT_VARIABLE result OUTPUT_VARIABLE expected ERROR_VARIABLE expected_error)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "without flags: ${result}\n${expected}${expected_error}")
+endif()
+execute_process(COMMAND "${PROGRAM}" RESULT_VARIABLE result OUTPUT_VARIABLE found ERROR_VARIABLE found_error)
+if(result STREQUAL "Illegal instruction")
+  message("xquant: SKIPPED, this processor has no x86-64-v3")
+  return()
+endif()
+if(NOT result EQUAL 0 OR NOT found STREQUAL expected)
+  message(FATAL_ERROR "${result}\n${found}${found_error}\nwithout flags:\n${expected}")
+endif()

@@ -209,7 +209,7 @@ void check_sample(const Sample& sample, const float* levels, const QuantizerProm
     }
 
     // What f16 may add: its rounding of the scale, times the largest level, and of the zero. That is half a unit in the
-    // last place: 2^-11 of a number, and 2^-25 where it is subnormal. Twice as much is allowed, since a policy may round
+    // last place: 2^-11 of a number, and 2^-25 where it is subnormal. Twice as much is allowed: a policy may round
     // to either side.
     float reach = std::abs(zero_code<Q>());
     for (unsigned code = 0; code < (1U << Q::bits); ++code) {

@@ -171,6 +171,27 @@ TEST_CASE("rows of 65504 stay 65504 from bf16 to other types, in codes and when 
     }
 }
 
+TEST_CASE("sums of damaged differences stay finite, though their scales are the largest that there are") {
+    const test::Setup setup = test::small_model();
+    for (const char* name : {"cross-layer x rotated 8, f16 sums", "cross-layer x 3"}) {
+        INFO(name);
+        const auto cache = test::scheme(name).make(setup.model, {.sinks = 3, .recent = 7});
+        const SavedFile good = saved_by(*cache, setup.model);
+        const std::size_t coded = first_page(good, PageKind::coded);
+        const std::string bytes = good.rewritten([&](std::size_t i, std::span<std::byte> page) {
+            std::memcpy(page.data(), good.bytes.data() + good.places[i] + 64, page.size());
+            const std::uint16_t most = 0x7BFF;
+            for (std::size_t at = 0; i == coded && at < page.size(); at += 2) std::memcpy(&page[at], &most, 2);
+        });
+        const Loaded loaded = test::load_bytes(*cache, bytes);
+        Feed feed{loaded.sequences.at(0), 1, 150};
+        test::feed(*cache, setup.model, {{&feed, 1}});
+        for (const std::vector<float>& layer : feed.out) {
+            for (const float value : layer) CHECK(std::isfinite(value));
+        }
+    }
+}
+
 TEST_CASE("a format that no cache has is damage, and no page of it is decoded") {
     const test::Setup setup = test::small_model();
     const auto cache = test::scheme("x 4").make(setup.model, {.sinks = 3, .recent = 7});

@@ -2,8 +2,9 @@
 /// both values, whatever stands beside it (a window of 32768 tokens, a head with large weights). Rounding is no
 /// difference.
 #include <cmath>
+#include <cstring>
 #include <functional>
-#include <numeric>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "support/catch.hpp"
 #include "support/feed.hpp"
 #include "support/model.hpp"
+#include "support/saved_file.hpp"
 
 using namespace xquant;
 using test::Feed;
@@ -319,4 +321,46 @@ TEST_CASE("weights and rules that differ by rounding are those of the same model
             CHECK(refusal(*scheme.make(same, usual), saved(*scheme.make(model, usual), model)) == "");
         }
     }
+}
+
+TEST_CASE("every number of every rule of a file is compared, and so is how many there are") {
+    const std::vector<Numbers> own = numbers(1024);
+    const Model model = model_of(own);
+    std::size_t tried = 0;
+    for (const char* name : {"f32 k and v after RoPE, Hadamard", "head svd 4", "cross-layer svd rotated 4"}) {
+        const auto cache = test::scheme(name).make(model, usual);
+        const test::SavedFile good(saved(*cache, model));
+        const auto refused = [&](const test::SavedFile& file, const std::string& rule) {
+            const std::string bytes = file.rewritten([&](std::size_t i, std::span<std::byte> page) {
+                std::memcpy(page.data(), file.bytes.data() + file.places[i] + 64, page.size());
+            });
+            const std::string problem = refusal(*cache, bytes);
+            if (problem.find("layer 3: " + rule) == std::string::npos) FAIL(name << ", " << rule << ": " << problem);
+            ++tried;
+        };
+        for (auto list : {&detail::SavedLayer::storage, &detail::SavedLayer::rules, &detail::SavedLayer::weights}) {
+            const std::size_t rules = (good.about.layers[3].*list).size();
+            for (std::size_t i = 0; i < rules; ++i) {
+                const std::string rule = (good.about.layers[3].*list)[i].name;
+                for (std::size_t j = 0; j < (good.about.layers[3].*list)[i].values.size(); ++j) {
+                    test::SavedFile file = good;
+                    double& value = (file.about.layers[3].*list)[i].values[j];
+                    value = list == &detail::SavedLayer::storage ? value + 1 : value * 1.1 + 1e-6;
+                    refused(file, rule);
+                    value = NAN;
+                    refused(file, rule);
+                }
+                test::SavedFile file = good;
+                (file.about.layers[3].*list)[i].values.push_back(0);
+                refused(file, rule);
+                (file.about.layers[3].*list)[i] = (good.about.layers[3].*list)[i];
+                (file.about.layers[3].*list)[i].name += "?";
+                refused(file, rule);
+            }
+            test::SavedFile file = good;
+            (file.about.layers[3].*list).pop_back();
+            refused(file, "number of rules");
+        }
+    }
+    CHECK(tried > 500);
 }

@@ -180,6 +180,8 @@ TEST_CASE("what is no regular file is neither read nor replaced, and nothing wai
         INFO(path);
         CHECK(has(refusal([&] { static_cast<void>(load(*filled.cache, path)); }), "it is no regular file"));
         CHECK(has(refusal([&] { static_cast<void>(inspect(path)); }), "it is no regular file"));
+        // A library that got this wrong would replace the machine's device.
+        if (path == "/dev/null") continue;
         CHECK(has(refusal([&] { filled.save_to(path); }), "it is no regular file"));
     }
     CHECK(folder.files() == 2);

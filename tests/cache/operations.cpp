@@ -218,25 +218,27 @@ TEST_CASE("a fork or a truncation that runs out of memory changes nothing") {
     CHECK(cache->size(feeds[0].sequence) == 170);
 }
 
-TEST_CASE("a token in place of the newest coded one takes its slot, again and again") {
+TEST_CASE("the slot of the newest coded token is used again once it is erased, whenever that happens") {
     const test::Setup setup = test::small_model();
     for (const Scheme& scheme : test::schemes()) {
+        if (scheme.per_channel) continue;  // groups of 128 tokens stay as they are
         INFO(scheme.name);
         constexpr std::size_t recent = 8;
-        const auto cache = scheme.make(setup.model, {.sinks = 4, .recent = recent});
-        Feed a{cache->create(), 1};
+        const auto cache = scheme.make(setup.model, {.sinks = 4, .recent = recent}),
+                   fresh = scheme.make(setup.model, {.sinks = 4, .recent = recent});
+        Feed a{cache->create(), 1}, x{fresh->create(), 1};
         test::feed(*cache, setup.model, {{&a, 200}});
-        const Bytes before = cache->bytes();
-        for (std::size_t i = 0; i < 150; ++i) {
+        for (std::size_t i = 0; i < 100; ++i) {
             const std::size_t newest = cache->size(a.sequence) - recent - 1;
             cache->erase(a.sequence, newest, newest + 1);
-            test::feed(*cache, setup.model, {{&a, 1}});
+            test::feed(*cache, setup.model, {{&a, 2}});
         }
-        CHECK(cache->size(a.sequence) == 200);
-        const Bytes after = cache->bytes();
-        CHECK(after.codes == before.codes);
-        CHECK(after.scales == before.scales);
-        CHECK(after.tail <= before.tail + before.tail / 2);  // one page more, where slots of others are not used up
+        test::feed(*fresh, setup.model, {{&x, 300}});
+        CHECK(cache->size(a.sequence) == 300);
+        const Bytes found = cache->bytes(), expected = fresh->bytes();
+        CHECK(found.codes == expected.codes);
+        CHECK(found.scales == expected.scales);
+        CHECK(found.tail <= 2 * expected.tail);
     }
 }
 

@@ -30,6 +30,7 @@
 
 #include <xquant/attention/task.hpp>
 #include <xquant/backend/rematerialize.hpp>
+#include <xquant/backend/scalar/lag.hpp>
 #include <xquant/backend/scalar/norm.hpp>
 #include <xquant/backend/scalar/rope.hpp>
 #include <xquant/backend/scalar/softmax.hpp>
@@ -78,11 +79,17 @@ constexpr std::size_t partial_width(Backend tag, const HeadDecoder& value, std::
     return sums_latents(tag, value, queries, head_dim) ? value.width : head_dim;
 }
 
+/// Whether keys whose stored RoPE lags stay as they are, and the queries are turned back: where they are few, and may
+/// meet codes, or are absorbed.
+constexpr bool turns_queries(const AttendTask& task) noexcept {
+    return task.queries() <= direct_queries || absorbs_keys(task);
+}
+
 /// Floats of scratch that attend_task needs.
 constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t dh = task.head_dim, queries = row_step * task.queries_per_kv;
     const std::size_t absorbed = absorbs_keys(task) ? queries * (task.key.width + 1) : 0;
-    const std::size_t turned = task.stored_rope.pairs > 0 ? task.queries() * dh : 0;
+    const std::size_t turned = task.stored_rope.pairs > 0 && turns_queries(task) ? task.queries() * dh : 0;
     return rematerialize_scratch(dh) + tile_tokens * (std::max)(dh, width_step) +
            tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed + turned;
 }
@@ -95,7 +102,7 @@ struct AttendScratch {
     float* scores;    ///< [32 rows, tokens]
     float* absorbed;  ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
     float* inner;     ///< scratch of rematerialize
-    float* turned;    ///< [queries, Dh] of the task, turned back by a span's lag, if one lags
+    float* turned;    ///< [queries, Dh] of the task, if they are turned back by a span's lag
 };
 
 /// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between.
@@ -125,24 +132,6 @@ inline AttendScratch split_scratch(const AttendTask& task, float* scratch) noexc
     out.inner = out.scores + queries * tile_tokens;
     out.absorbed = out.inner + rematerialize_scratch(dh);
     out.turned = out.absorbed + (absorbs_keys(task) ? queries * (task.key.width + 1) : 0);
-    return out;
-}
-
-/// The task with the queries that meet keys whose stored RoPE lags by `lag` positions. A key that was stored with the
-/// RoPE of position p and moved by m should have that of p + m: q . R(m) k = (R(-m) q) . k, so queries are turned back.
-template <class Backend>
-AttendTask turn_queries(Backend tag, const AttendTask& task, std::int64_t lag, const AttendScratch& at) noexcept {
-    AttendTask out = task;
-    if (lag == 0) return out;
-    const std::size_t dh = task.head_dim;
-    std::array<float, max_pairs> cosines, sines;
-    rope_angles(task.stored_rope, lag, cosines.data(), sines.data());
-    for (std::size_t i = 0; i < task.queries(); ++i) {
-        std::copy_n(task.query(i), dh, at.turned + i * dh);
-        apply_rope(tag, task.stored_rope, cosines.data(), sines.data(), -1.0F, at.turned + i * dh);
-    }
-    out.q = at.turned;
-    out.q_stride = task.queries_per_kv * dh;
     return out;
 }
 
@@ -199,6 +188,7 @@ struct RebuiltKeys {
     Slots tokens;
     std::size_t channels;          ///< how many: the channels that RoPE turns, or all
     const TileAngles* on_queries;  ///< angles that the queries are to be turned back by, or null
+    const LagAngles* lag;          ///< angles that the tile is to be turned by, or null
 };
 
 /// scores [queries of `rows`, tokens] against the tile.
@@ -252,6 +242,7 @@ void rebuild_keys(Backend tag, const AttendTask& task, const TokenSpan& span, co
     if (task.rope.pairs > 0) {
         apply_rope_to_tile(tag, task.rope, keys.on_queries != nullptr ? nullptr : &angles, tile);
     }
+    if (keys.lag != nullptr) turn_keys(tag, task.stored_rope, *keys.lag, tile);
 }
 
 /// V of a tile, or its latent where A_v comes at the end: [tokens, width].
@@ -276,7 +267,7 @@ void rebuild_values(Backend tag, const AttendTask& task, const TokenSpan& span, 
 /// Adds some tokens (at most 128) of one span to the partial result.
 template <class Backend>
 void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slots tokens, Partial partial,
-                 TileAngles& angles, const AttendScratch& at) noexcept {
+                 TileAngles& angles, const LagAngles& lag, const AttendScratch& at) noexcept {
     const std::size_t dh = task.head_dim, group = task.queries_per_kv;
     const auto count_of = [](std::size_t n) { return static_cast<std::int64_t>(n); };
     const std::int64_t start = span.first_position + count_of(tokens.first - span.begin), n = count_of(tokens.count);
@@ -292,7 +283,9 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slo
     // Few query rows are turned back by the tile's start; for many, the tile is turned by its start as well.
     const bool on_queries = task.rows <= rope_on_queries_rows && task.rope.pairs > 0;
     angles.move_to(task.rope, start);
-    const RebuiltKeys keys{tokens, absorbs_keys(task) ? rotary_channels(task) : dh, on_queries ? &angles : nullptr};
+    const bool turns = span.rope_lag != 0 && !turns_queries(task);
+    const RebuiltKeys keys{tokens, absorbs_keys(task) ? rotary_channels(task) : dh, on_queries ? &angles : nullptr,
+                           turns ? &lag : nullptr};
     const bool direct_scores = scores_from_codes(tag, task, span.keys),
                direct_values = adds_from_codes(tag, task, span.values);
     if (!direct_scores) rebuild_keys(tag, task, span, keys, angles, at);
@@ -340,19 +333,19 @@ void attend_task(Backend tag, const AttendTask& task, Partial partial, float* sc
     if (absorbs_keys(task)) detail::absorb_queries(tag, task, at);
     TileAngles angles;
     AttendTask turned = task;  // with the queries that the keys of a span meet
-    std::int64_t lag = 0;
+    LagAngles lag;
     std::size_t tile = 0;
     for (const TokenSpan& span : task.spans) {
         for (std::size_t first = span.begin; first < span.end; first += tile_tokens, ++tile) {
             if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
             if (&span != &task.spans.back()) prefetch_span(tag, task, *(&span + 1));
-            if (span.rope_lag != lag) {
-                lag = span.rope_lag;
-                turned = detail::turn_queries(tag, task, lag, at);
+            if (span.rope_lag != lag.lag()) {
+                lag.move_to(task.stored_rope, span.rope_lag);
+                if (turns_queries(task)) turned = turn_queries(tag, task, lag, at.turned);
                 if (absorbs_keys(task)) detail::absorb_queries(tag, turned, at);
             }
             detail::attend_tile(tag, turned, span, {first, (std::min)(tile_tokens, span.end - first)}, partial, angles,
-                                at);
+                                lag, at);
         }
     }
 }

@@ -17,11 +17,14 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// e^x for x <= 0, relative error below 2e-7; 0 below -87; NaN of NaN. A polynomial, so that loops over it vectorize.
+/// e^x for x <= 0, relative error below 2e-7; 0 below -87; NaN of NaN. A polynomial without branches, so that loops
+/// over it vectorize: with (std::max)(x, -87) g++ makes a branch of its own for all that is then constant.
 inline float exp_negative(float x) noexcept {
     XQUANT_KEEPS_ORDER
     constexpr float log2_e = 1.44269504F, ln2_high = 0.693359375F, ln2_low = -2.12194440e-4F;
-    const float clamped = (std::max)(x, -87.0F);
+    constexpr auto lowest = std::bit_cast<std::int32_t>(-87.0F);
+    const std::int32_t below = -static_cast<std::int32_t>(x < -87.0F);  // all bits, or none
+    const auto clamped = std::bit_cast<float>((std::bit_cast<std::int32_t>(x) & ~below) | (lowest & below));
     const std::int32_t whole = xquant::detail::nearest_whole(clamped * log2_e);
     const auto n = static_cast<float>(whole);
     const float r = xquant::detail::in_order(clamped - n * ln2_high) - n * ln2_low;  // the first difference is exact
@@ -33,7 +36,7 @@ inline float exp_negative(float x) noexcept {
     p = p * r + 5.0000001201e-1F;
     const float e = p * (r * r) + r + 1.0F;
     const float power = std::bit_cast<float>((whole + 127) << 23);
-    return x < -87.0F ? 0.0F : e * power;
+    return std::bit_cast<float>(std::bit_cast<std::int32_t>(e * power) & ~below);
 }
 
 /// Applies soft cap and ALiBi to the scores of one query row. `ahead` = position of token 0 - position of the query.

@@ -101,6 +101,13 @@ TEST_CASE("a gap that new tokens stand behind outlives them") {
             CHECK(cache->next_position(erased) == next);
             cache->truncate(cut, before);
             CHECK(cache->next_position(cut) == next);
+            if (before > 0) {
+                // The gap goes with the tokens on both sides of it.
+                const Sequence across = cache->fork(a.sequence);
+                cache->truncate(across, before - 3);
+                CHECK(cache->next_position(across) == static_cast<std::int64_t>(before) - 3);
+                cache->drop(across);
+            }
             const std::vector<Sequence> list{cut, partly};
             cache->gather(list, std::vector<std::size_t>{0, 0});
             CHECK(cache->next_position(partly) == next);

@@ -5,6 +5,7 @@
 #include <numeric>
 #include <vector>
 
+#include "contract/archetypes.hpp"
 #include "support/catch.hpp"
 #include "support/model.hpp"
 
@@ -69,6 +70,29 @@ TEST_CASE("outliers come back as f16, and the rest as if they were not there") {
     const std::vector<float> by_channel = round_trip<Three, PerChannel>(x);
     for (std::size_t i = 0; i < x.size(); ++i) {
         if (std::abs(x[i]) > 2) CHECK(by_channel[i] == round_to_f16(x[i]));
+    }
+}
+
+TEST_CASE("outliers widen no range, though 0 lies outside of it") {
+    std::vector<float> x(2 * 128);
+    test::Random random(6);
+    for (float& value : x) value = 10.5F + 0.5F * random();
+    x[5] = 100;
+    x[200] = -70;
+    std::vector<float> out(x.size());
+    dequantize(quantize<WithOutliers<Uniform<4, 128>, 1>>(MatrixView(x.data(), 2, 128)), out.data());
+    CHECK(out[5] == 100);
+    CHECK(out[200] == -70);
+    // 4 bits over 10 .. 11: half a step is 1/30. Over 0 .. 11, it would be 11/30.
+    for (std::size_t i = 0; i < x.size(); ++i) CHECK(std::abs(out[i] - x[i]) < 1.2F / 30);
+}
+
+TEST_CASE("outliers of groups of several tokens come back to their places, in a last group that is narrower as well") {
+    const std::vector<float> x = rows_with_outliers();
+    std::vector<float> out(x.size());
+    dequantize(quantize<WithOutliers<Uniform<4, 64>, 4>, FourTokens>(MatrixView(x.data(), rows, width)), out.data());
+    for (std::size_t i = 0; i < x.size(); ++i) {
+        if (std::abs(x[i]) > 2) CHECK(out[i] == round_to_f16(x[i]));
     }
 }
 
@@ -205,6 +229,7 @@ TEST_CASE("kvquant: sizes by hand, as predicted, as allocated; attention near th
     options.recent = 0;
     constexpr std::size_t n = 4 + 2 * 128 + 5;
     const std::vector<float> x = random.rows(n * 96), q = random.rows(n * 128, 2);
+    std::size_t codes = 0;
     const auto run = [&]<class Cache>(std::type_identity<Cache>, double& bits) {
         Cache cache(setup.model, options);
         const Sequence sequence = cache.create();
@@ -224,6 +249,7 @@ TEST_CASE("kvquant: sizes by hand, as predicted, as allocated; attention near th
         CHECK(predicted.scales == bytes.scales);
         CHECK(predicted.weights == bytes.weights);
         CHECK(predicted.stored() == bytes.stored());
+        codes = bytes.codes;
         bits = cache.bits_per_token_layer(256);
         out.erase(out.begin(), out.end() - 128);
         return out;
@@ -231,6 +257,8 @@ TEST_CASE("kvquant: sizes by hand, as predicted, as allocated; attention near th
     double exact_bits = 0, bits = 0, kivi_bits = 0;
     const auto exact = run(std::type_identity<preset::f16_kv>{}, exact_bits);
     const auto found = run(std::type_identity<preset::kvquant<4>>{}, bits);
+    // Two pages of two layers. K: 64 channels of 64 bytes and an outlier of 3; V: 128 tokens of 32 bytes and one of 3.
+    CHECK(codes == 2 * 2 * (64 * (64 + 3) + 128 * (32 + 3)));
     const auto coarse = run(std::type_identity<preset::kvquant<2>>{}, kivi_bits);
     run(std::type_identity<preset::kivi<4>>{}, kivi_bits);
     // K: 64 channels of 128 tokens; V: a group of 64 for each token. 24 bits for an outlier.

@@ -1,10 +1,13 @@
 /// Sliding windows: pages that no query can see any more are freed, layer by layer.
 #include <xquant/xquant.hpp>
 
+#include <algorithm>
+#include <cmath>
 #include <vector>
 
 #include "support/catch.hpp"
 #include "support/model.hpp"
+#include "support/oracle.hpp"
 
 using namespace xquant;
 
@@ -65,5 +68,31 @@ TEST_CASE("windows may be as long as a whole sequence, or shorter than a step") 
         std::size_t pages = 0;
         coded_bytes(setup.model, 500, pages);
         CHECK(pages == (window == 5000 ? 4 : 1));
+    }
+}
+
+TEST_CASE("pages of a window are kept to the last token that sees their last row, token by token") {
+    // Pages of 128 coded rows and of 32 that are not; each of their last rows is at some step the first that is seen.
+    for (const std::size_t recent : {std::size_t{0}, std::size_t{100}}) {
+        test::Setup setup({.width = 24, .heads = 2, .kv_heads = 1, .head_dim = 8}, RopePairing::halves);
+        setup.model.layers[0].window = 37;
+        const Layer& layer = setup.model.layers[0];
+        constexpr std::size_t tokens = 300;
+        test::Random random(5);
+        const std::vector<float> x = random.rows(tokens * 24), q = random.rows(tokens * 16, 2);
+        const std::vector<double> exact = test::oracle_attention(layer, x, q);
+        XCache<Unquantized<float>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>> cache(
+            setup.model, {.sinks = 0, .recent = recent, .rows = DType::f32});
+        const Sequence sequence = cache.create();
+        double worst = 0;
+        for (std::size_t t = 0; t < tokens; ++t) {
+            std::vector<float> out(16);
+            auto step = cache.begin({{sequence, 1}});
+            step.append(0, MatrixView(x.data() + t * 24, 1, 24));
+            step.attend(0, MatrixView(q.data() + t * 16, 1, 16), out.data());
+            step.commit();
+            for (std::size_t c = 0; c < 16; ++c) worst = std::max(worst, std::abs(exact[t * 16 + c] - double{out[c]}));
+        }
+        CHECK(worst < 1e-5);
     }
 }

@@ -130,6 +130,50 @@ TEST_CASE("an arena cuts chunks into parts, and parts grow together again") {
     CHECK(arena == arena);
 }
 
+namespace {
+
+/// Gives out one piece of memory from its beginning to its end: chunks that are neighbours.
+class Neighbours : public std::pmr::memory_resource {
+public:
+    explicit Neighbours(void* memory) : at_(static_cast<std::byte*>(memory)) {}
+    [[nodiscard]] std::size_t given() const { return given_; }
+
+private:
+    void* do_allocate(std::size_t bytes, std::size_t) override {
+        given_ += bytes;
+        return std::exchange(at_, at_ + bytes);
+    }
+    void do_deallocate(void*, std::size_t bytes, std::size_t) override { given_ -= bytes; }
+    [[nodiscard]] bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
+
+    std::byte* at_;
+    std::size_t given_ = 0;
+};
+
+}  // namespace
+
+TEST_CASE("an arena's chunks do not grow together, though they are neighbours") {
+    HugePages pages;
+    void* const memory = pages.allocate(8 * mib, 2 * mib);
+    Neighbours upstream(memory);
+    {
+        Arena arena(2 * mib, &upstream);
+        for (const bool left_first : {false, true}) {
+            void* a = arena.allocate(2 * mib, 64);
+            void* b = arena.allocate(2 * mib, 64);
+            REQUIRE(address(b) == address(a) + 2 * mib);
+            CHECK(arena.mapped() == 4 * mib);
+            arena.deallocate(left_first ? a : b, 2 * mib, 64);
+            arena.deallocate(left_first ? b : a, 2 * mib, 64);
+            // Each is given back as it was taken.
+            arena.release();
+            CHECK(arena.mapped() == 0);
+            CHECK(upstream.given() == 0);
+        }
+    }
+    pages.deallocate(memory, 8 * mib, 2 * mib);
+}
+
 TEST_CASE("an arena aligns to what it is asked for") {
     Arena arena(2 * mib);
     std::vector<Part> parts;

@@ -30,7 +30,7 @@ struct TwoHashes {
     }
 };
 
-constexpr Sequence a{11}, b{22}, c{33};
+constexpr Sequence a{11}, b{22}, c{33}, d{44}, e{55};
 
 bool matches(const PrefixMatch& found, Sequence sequence, std::size_t tokens) {
     return found.sequence == sequence && found.tokens == tokens;
@@ -182,6 +182,14 @@ TEST_CASE("a match ends at any token, within a sequence or at its end") {
     CHECK(index.find(Ids{5, 6, 7}).tokens == 3);
     CHECK(index.find(Ids{5, 6, 9}).tokens == 2);
     CHECK(ids_of(index, b) == Ids{5, 6, 7, 1});
+    // Parts on the way to 5 6, though what follows is on the way behind 5 6 7.
+    CHECK(index.find(Ids{5, 8, 7, 8, 9}).tokens == 1);
+    CHECK(index.find(Ids{5, 6, 8, 8, 9}).tokens == 2);
+    index.insert(d, Ids{3, 4, 4, 2, 9});
+    index.insert(e, Ids{3, 4, 4, 7});
+    CHECK(index.find(Ids{3, 2, 4, 2, 9}).tokens == 1);
+    CHECK(index.erase(d));
+    CHECK(index.erase(e));
 
     CHECK(index.erase(a));
     CHECK_FALSE(index.erase(a));

@@ -204,32 +204,6 @@ TEST_CASE("the scheme of the docs is what is stored: codes of the first token de
     });
 }
 
-TEST_CASE("strict: rows that wait for their group are read from codes, as if the group had been closed") {
-    const test::Setup setup = small_model();
-    for (const char* name : {"kivi 2", "head svd 4", "x per channel 6"}) {
-        INFO(name);
-        const test::Scheme& scheme = test::scheme(name);
-        REQUIRE(scheme.per_channel);
-        // A token more makes 91 rows that lie outside the window; none of them is coded for good.
-        const auto strict = scheme.make(setup.model, {.sinks = 0, .recent = 10, .strict = true}),
-                   sealed = scheme.make(setup.model, {.sinks = 0, .recent = 9}),
-                   waiting = scheme.make(setup.model, {.sinks = 0, .recent = 10});
-        Feed a{strict->create(), 1}, b{sealed->create(), 1}, c{waiting->create(), 1};
-        for (const auto& [cache, feed] : {std::pair{strict.get(), &a}, {sealed.get(), &b}, {waiting.get(), &c}}) {
-            test::feed(*cache, setup.model, {{feed, 100}});
-        }
-        CHECK(strict->bytes().codes == 0);
-        sealed->seal(b.sequence);
-        for (const auto& [cache, feed] : {std::pair{strict.get(), &a}, {sealed.get(), &b}, {waiting.get(), &c}}) {
-            feed->out.clear();
-            feed->answered = 0;
-            test::feed(*cache, setup.model, {{feed, 1}});
-        }
-        CHECK(test::distance(a, b, 1) < 1e-5);
-        CHECK(test::distance(a, c, 1) > 1e-3);  // which f16 rows would not be
-    }
-}
-
 TEST_CASE("outliers count as codes: three bytes each, an f16 and a place") {
     const test::Setup setup = small_model();
     using Plain4 = XCache<Uniform<4, 24>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;

@@ -60,8 +60,8 @@ void check(const char* name, Run run, Run run_int8) {
         for (int form = 0; form < static_cast<int>(Form::count); ++form) {
             INFO(name << ", " << c.name << ", form " << form);
             const Form which = static_cast<Form>(form);
-            // Emulated registers always fuse products and sums. Where scalar code does not, rows are projected with other
-            // roundings, and some are stored as the neighbouring code.
+            // Emulated registers always fuse products and sums. Where scalar code does not, rows are projected with
+            // other roundings, and some are stored as the neighbouring code.
             const double rounded = fuses() ? 2e-4 : 2e-3;
             const double bound = which == Form::exact ? 5e-6 : rounded;
             // The vector forms round the weights of V, too: to 15 bits of the largest in 128 tokens.

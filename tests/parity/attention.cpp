@@ -22,6 +22,7 @@ const std::vector<Case>& cases() {
         {"head_dim 80", {240, 3, 1, 80}, 270, 1},
         {"head_dim 96", {192, 2, 1, 96}, 270, 1},
         {"odd head_dim 7", {40, 4, 2, 7}, 200, 1},
+        {"33 pairs, head_dim 66", {264, 4, 2, 66}, 300, 1},
         {"many queries", {192, 6, 2, 64}, 200, 70},
         {"many queries, head_dim 128, halves", {512, 4, 1, 128}, 260, 40, false},
         {"many queries, head_dim 80", {240, 3, 1, 80}, 200, 30, false},

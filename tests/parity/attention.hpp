@@ -24,6 +24,7 @@ enum class Form {
     head4_group32,
     head5,
     head8,
+    head4_rank64,
     split4,
     x4,
     x4_group64,

@@ -87,6 +87,8 @@ std::vector<float> run(Form form, const Case& c) {
             return with(Uniform<5>{}, Split{}, head);
         case Form::head8:
             return with(Uniform<8>{}, Split{}, head);
+        case Form::head4_rank64:
+            return with(Uniform<4>{}, Split{}, Projection<HeadSvdOf<Rank<64>>>{});
         case Form::split4:
             return with(Uniform<4>{}, Split{}, Projection<SplitSvd>{});
         case Form::x4:

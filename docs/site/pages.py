@@ -66,7 +66,8 @@ class Site:
         self.files = repository_files()
         self.folders = {parent.as_posix() for name in self.files for parent in PurePosixPath(name).parents} - {"."}
         self.pages = {name: "index.md" if name == "README.md" else name for name in self.files if name.endswith(".md")}
-        self.pages = {name: page for name, page in self.pages.items() if not name.startswith("docs/site/")}
+        # Not for readers: the site's own table of contents, and the forms that a forge fills in.
+        self.pages = {name: page for name, page in self.pages.items() if not name.startswith(("docs/site/", ".github/"))}
         self.shown_files = {name for name in self.files if name.startswith("include/")}
         self.shown_folders = {"include/xquant", "examples"}
         self.complaints = []

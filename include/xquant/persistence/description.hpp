@@ -83,6 +83,8 @@ inline void put(ByteWriter& out, const StreamFormat& format) {
 /// The largest level or zero_code that is taken: times any scale of f16 it is a finite f32.
 inline constexpr float largest_level = 1e30F;
 
+inline bool is_level(float number) noexcept { return is_finite(number) && std::abs(number) <= largest_level; }
+
 /// Throws damage_error for a format that no cache has.
 inline StreamFormat get_format(ByteReader& in) {
     StreamFormat format;
@@ -105,8 +107,7 @@ inline StreamFormat get_format(ByteReader& in) {
                              ? group >= 8 && group <= backend::max_group && coded_page_tokens % format.group_tokens == 0
                              : format.group_tokens == 1 && group >= 1 && group <= format.width;
     expects<damage_error>(format.width <= (1U << 24U) && format.kind <= CodeKind::bf16 && whole && grouped &&
-                              std::abs(format.zero_code) <= largest_level &&
-                              (format.outliers == 0 || (planes && group <= 256)),
+                              is_level(format.zero_code) && (format.outliers == 0 || (planes && group <= 256)),
                           "saved cache: unknown format of a stream");
     return format;
 }
@@ -218,8 +219,7 @@ inline Description from_bytes(std::span<const std::byte> bytes) {
             stream.requantized_levels = in.floats();
             for (const auto& [format, levels] : {std::pair{&stream.coded, &stream.coded_levels},
                                                  std::pair{&stream.requantized, &stream.requantized_levels}}) {
-                const bool finite = std::all_of(levels->begin(), levels->end(),
-                                                [](float level) { return std::abs(level) <= largest_level; });
+                const bool finite = std::all_of(levels->begin(), levels->end(), is_level);
                 expects<damage_error>(finite && (levels->empty() || (format->quantized() &&
                                                                      levels->size() == std::size_t{1} << format->bits)),
                                       "saved cache: the levels of a codebook are damaged");

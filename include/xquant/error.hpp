@@ -141,6 +141,12 @@ template <class Error, class... Parts>
     raise_error(Error("xquant: " + text_of(parts...)));
 }
 
+/// A value_error likewise, with its layer and row (or none).
+template <class... Parts>
+[[noreturn]] XQUANT_COLD void raise_value(std::size_t layer, std::size_t row, const Parts&... parts) {
+    raise_error(value_error("xquant: " + text_of(parts...), layer, row));
+}
+
 template <class Error = shape_error, class... Parts>
 void expects(bool holds, const Parts&... parts) {
     if (!holds) raise<Error>(parts...);

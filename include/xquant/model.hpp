@@ -114,8 +114,7 @@ template <element T>
 void check_finite(std::size_t layer, const T* values, std::size_t count, const char* name, std::size_t row = 0) {
     for (std::size_t i = 0; i < count && values != nullptr; ++i) {
         if (is_finite(values[i])) continue;
-        raise_error(value_error(
-            text_of("xquant: layer ", layer, ": ", name, ": value ", row * count + i, " is not finite"), layer, row));
+        raise_value(layer, row, "layer ", layer, ": ", name, ": value ", row * count + i, " is not finite");
     }
 }
 
@@ -142,9 +141,8 @@ inline void check_shape(std::size_t layer, const MatrixView& matrix, const char*
 inline void check_range(std::size_t layer, double number, const char* name, double least, double most,
                         const char* exception = "") {
     if (is_finite(number) && number >= least && number <= most) return;
-    raise_error(value_error(
-        text_of("xquant: layer ", layer, ": ", name, " is ", number, "; expected ", least, " to ", most, exception),
-        layer));
+    raise_value(layer, value_error::none, "layer ", layer, ": ", name, " is ", number, "; expected ", least, " to ",
+                most, exception);
 }
 
 inline constexpr std::size_t largest_width = std::size_t{1} << 24U;

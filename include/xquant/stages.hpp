@@ -77,9 +77,8 @@ inline std::vector<float> checked_rows(const MatrixView& rows) {
         load_row(rows.row(i), rows.type, rows.cols, values.data() + i * rows.cols);
     for (std::size_t i = 0; i < values.size(); ++i) {
         if (!fits_f16(values[i])) {
-            raise_error(value_error(text_of("xquant: quantize: row ", i / rows.cols, ", channel ", i % rows.cols,
-                                            " is ", values[i], "; expected a finite value within f16's 65504"),
-                                    value_error::none, i / rows.cols));
+            raise_value(value_error::none, i / rows.cols, "quantize: row ", i / rows.cols, ", channel ", i % rows.cols,
+                        " is ", values[i], "; expected a finite value within f16's 65504");
         }
     }
     return values;

@@ -78,7 +78,7 @@ public:
     }
 
     /// Gives back all memory.
-    void close() noexcept { LedgerVector<Entry, Purpose::workspace>(entries_.get_allocator()).swap(entries_); }
+    void close() noexcept { free_list(entries_); }
 
     /// The accumulator of a coded page.
     [[nodiscard]] MutableStreamView view(const Page* page) const noexcept { return find(page)->sum->stream(0, 0); }

@@ -48,12 +48,13 @@ public:
             part.lags |= span.rope_lag != 0;
             part.tiles += (segment.size() + backend::tile_tokens - 1) / backend::tile_tokens;
         }
+        parts_.push_back(part);  // there is room
         const bool few = rows.rows <= split_rows;
         const std::size_t tiles_each = few ? split_tiles : part.tiles;
         for (std::size_t head = 0; head < prepared_->shape.kv_heads; ++head) {
             for (std::size_t row = 0; row < rows.rows; row += block_rows) {
-                Task task{parts_.size(), head, row, 0, 0, (part.tiles + tiles_each - 1) / tiles_each, 0};
-                const std::size_t floats = task.splits > 1 ? partial_floats(part, task) : 0;
+                Task task{parts_.size() - 1, head, row, 0, 0, (part.tiles + tiles_each - 1) / tiles_each, 0};
+                const std::size_t floats = task.splits > 1 ? partial_floats(attend_task_of(task)) : 0;
                 for (std::size_t tile = 0; tile < part.tiles; tile += tiles_each) {
                     task.first_tile = tile;
                     task.tiles = (std::min)(tiles_each, part.tiles - tile);
@@ -64,15 +65,14 @@ public:
                 }
             }
         }
-        parts_.push_back(part);
     }
 
     /// Gives back all memory.
     void free() noexcept {
-        Work<TokenSpan>(spans_.get_allocator()).swap(spans_);
-        Work<Part>(parts_.get_allocator()).swap(parts_);
-        Work<Task>(tasks_.get_allocator()).swap(tasks_);
-        Work<float>(partials_.get_allocator()).swap(partials_);
+        free_list(spans_);
+        free_list(parts_);
+        free_list(tasks_);
+        free_list(partials_);
     }
 
     /// Gives split tasks room for their results, once all parts were added.
@@ -91,7 +91,7 @@ public:
         const std::size_t count = attend.queries(), width = width_of(attend);
         const std::size_t inner = backend::attend_scratch(attend);
         const std::size_t copied = queries_.type == DType::f32 ? 0 : count * attend.head_dim;
-        ScratchPool::Loan scratch(core_->scratch(), inner + copied + (is_whole(task) ? count * (width + 2) : 0));
+        ScratchPool::Loan scratch(core_->scratch(), inner + copied + (is_whole(task) ? partial_floats(attend) : 0));
         if (copied > 0) load_queries(task, attend, scratch.data() + inner);
         float* const sums = is_whole(task) ? scratch.data() + inner + copied : partials_.data() + task.partial;
         const Partial partial = partial_at(sums, count, width);
@@ -184,11 +184,8 @@ private:
         return backend::partial_width(Backend{}, attend.value, attend.queries(), attend.head_dim);
     }
     /// Floats of a task's result.
-    [[nodiscard]] std::size_t partial_floats(const Part& part, const Task& task) const noexcept {
-        const std::size_t rows = (std::min)(block_rows, part.rows.rows - task.row);
-        const std::size_t count = rows * (prepared_->shape.heads / prepared_->shape.kv_heads);
-        const std::size_t dh = prepared_->shape.head_dim;
-        return count * (backend::partial_width(Backend{}, prepared_->values[task.head], count, dh) + 2);
+    [[nodiscard]] std::size_t partial_floats(const AttendTask& attend) const noexcept {
+        return attend.queries() * (width_of(attend) + 2);
     }
     static Partial partial_at(float* at, std::size_t count, std::size_t width) noexcept {
         return {at, at + count * width, at + count * (width + 1)};

@@ -183,7 +183,7 @@ public:
     void drop(Sequence sequence) {
         Slot& slot = find_idle(sequence);
         for (SequenceState& state : slot.states) {
-            Segments(state.segments.get_allocator()).swap(state.segments);
+            free_list(state.segments);
             state.tokens = 0;
             state.next_position = state.rope_lag = 0;
         }
@@ -193,7 +193,7 @@ public:
     /// Lets go of every page. No step may be under way, and no sequence is used after this.
     void forget_pages() noexcept {
         slots_.for_each([](Slot& slot) {
-            for (SequenceState& state : slot.states) Segments(state.segments.get_allocator()).swap(state.segments);
+            for (SequenceState& state : slot.states) free_list(state.segments);
         });
     }
 

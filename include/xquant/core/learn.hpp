@@ -62,10 +62,8 @@ std::vector<float> learn_stream(const PreparedLayer& prepared, const Layer& laye
                          row, scratch.data());
         for (std::size_t c = 0; c < encoder.width; ++c) {
             if (fits_f16(row[c])) continue;
-            raise_error(value_error(
-                text_of("xquant: layer ", index, ": calibration: row ", i, ", channel ", c, " of stream ", stream,
-                        " is ", row[c], " once projected; expected a finite value within f16's 65504"),
-                index, i));
+            raise_value(index, i, "layer ", index, ": calibration: row ", i, ", channel ", c, " of stream ", stream,
+                        " is ", row[c], " once projected; expected a finite value within f16's 65504");
         }
     }
     return learn_levels(codec, rows.data(), x.rows);

@@ -35,7 +35,7 @@ inline void become(Slot& slot, SequenceState* states) noexcept {
         state.tokens = states[i].tokens;
         state.next_position = states[i].next_position;
         state.rope_lag = states[i].rope_lag;
-        Segments(states[i].segments.get_allocator()).swap(states[i].segments);
+        free_list(states[i].segments);
     }
 }
 

@@ -148,7 +148,8 @@ Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> 
         const PageFormat &fresh = core.page_group(page_group).coded, &fewer = core.page_group(page_group).requantized;
         PageUses pages(core);
         report.out_of_memory = !fits_into_memory([&] { pages.find(sequences, page_group); });
-        for (std::size_t i = 0; i < pages.size() && !report.out_of_memory; ++i) {
+        if (report.out_of_memory) return report;
+        for (std::size_t i = 0; i < pages.size(); ++i) {
             const PageUse& first = pages[i].front();
             std::size_t filled = 0;
             for (const PageUse& use : pages[i]) filled = (std::max)(filled, use.segment->end);
@@ -170,7 +171,6 @@ Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> 
             report.bytes_before += fresh.sizes.total;
             report.bytes_after += fewer.sizes.total;
         }
-        if (report.out_of_memory) return report;
     }
     return report;
 }

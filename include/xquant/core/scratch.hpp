@@ -55,7 +55,7 @@ public:
         const std::lock_guard lock(mutex_);
         if (lent_ != 0) return;
         for (Buffer& buffer : free_) free(buffer);
-        LedgerVector<Buffer, Purpose::workspace>(free_.get_allocator()).swap(free_);
+        free_list(free_);
     }
 
 private:

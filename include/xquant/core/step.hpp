@@ -72,9 +72,9 @@ public:
     void commit() {
         StepBase::commit();
         // All workspace goes back now, whenever the step is destroyed.
-        Work<float>(rows_.get_allocator()).swap(rows_);
-        Work<std::int64_t>(positions_.get_allocator()).swap(positions_);
-        Work<PartWrite>(writes_.get_allocator()).swap(writes_);
+        free_list(rows_);
+        free_list(positions_);
+        free_list(writes_);
         attention_.free();
     }
 
@@ -142,9 +142,8 @@ private:
                 bool good = true;
                 for (std::size_t c = 0; c < width; ++c) good &= fits_f16(rows[row * width + c]);
                 if (good) continue;
-                raise_error(value_error(text_of("xquant: append, layer ", layer, ": row ", row,
-                                                " of the step is not finite, or beyond f16's 65504 once projected"),
-                                        layer, row));
+                raise_value(layer, row, "append, layer ", layer, ": row ", row,
+                            " of the step is not finite, or beyond f16's 65504 once projected");
             }
         }
     }

@@ -204,8 +204,8 @@ private:
             if (begun_) part.slot->busy = false;
         }
         // All workspace goes back now, whenever the step is destroyed.
-        Work<StepSequence>(parts_.get_allocator()).swap(parts_);
-        Plans(plans_.get_allocator()).swap(plans_);
+        free_list(parts_);
+        free_list(plans_);
         sums_.close();
         core_->scratch().trim();
         core_ = nullptr;

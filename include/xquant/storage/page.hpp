@@ -60,6 +60,12 @@ namespace detail {
 template <class T, Purpose For>
 using LedgerVector = std::vector<T, LedgerAllocator<T, For>>;
 
+/// Empties a list and gives back its memory.
+template <class List>
+void free_list(List& list) noexcept {
+    List(list.get_allocator()).swap(list);
+}
+
 constexpr std::size_t round_up(std::size_t n, std::size_t step) noexcept { return (n + step - 1) / step * step; }
 
 /// Where a stream of a layer lies in a page, counted from the page's first byte.

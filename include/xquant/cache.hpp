@@ -4,6 +4,7 @@
 //     auto step = cache.begin({{s, n}});           // n new tokens; everything that the step stores is allocated here
 //     for each layer l:
 //         step.append(l, x);                       // x [n, D], the attention input after its norm: encoded and stored
+//                                                  // or append_kv(l, k, v), where Layer::input says so
 //         step.attend(l, q, out);                  // q [n, H * Dh] after RoPE -> out [n, H * Dh]
 //     step.commit();                               // until here nothing has changed
 //
@@ -79,13 +80,25 @@ public:
         ///                 returns. On a device: device memory, read when the device gets there.
         /// @param threads  runs the tasks (executor.hpp); the answer does not depend on it. Ignored on a device.
         ///
-        /// Throws shape_error, state_error and, before anything is stored, value_error for rows that are not finite or
+        /// Throws shape_error, state_error (also for a layer that takes K and V) and, before anything is stored, value_error for rows that are not finite or
         /// beyond f16's 65504 once projected (take_bad_rows() on a device): the layer can be appended again, with other
         /// rows. The layer before it cannot be attended to any more, since the step holds the rows of one layer.
         /// std::bad_alloc, budget_error (of the workspace), or what the executor throws: the step can only be
         /// destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
         void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = serial);
+
+        /// append for a layer whose engine hands over K and V (Layer::input): rows are made from them, and W_k and W_v are
+        /// not needed.
+        ///
+        /// @param layer    0, 1, .. in order
+        /// @param k        [n, Hkv * Dh] f32, f16 or bf16: K as queries meet it, with bias and after k_norm, before or
+        ///                 after RoPE as Layer::input says. Heads side by side. Read before this returns.
+        /// @param v        [n, Hkv * Dh] f32, f16 or bf16, with bias
+        /// @param threads  as in append
+        ///
+        /// Throws as append. Cost: n R Dh products for latents of a head, none for K and V themselves, and encoding.
+        void append_kv(std::size_t layer, const MatrixView& k, const MatrixView& v, ExecutorRef threads = serial);
 
         /// Attention of the layer that was appended last. Each row sees its own sequence up to and including itself,
         /// within the layer's window. May be called more than once, or not at all.

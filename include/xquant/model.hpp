@@ -13,7 +13,7 @@ namespace xquant {
 
 /// Shape of one attention layer. GQA: kv_heads < heads; MHA: equal; MQA: kv_heads = 1.
 struct LayerShape {
-    std::size_t width = 0;     ///< D, channels of X
+    std::size_t width = 0;     ///< D, channels of X; may be 0 where the engine hands over K and V
     std::size_t heads = 0;     ///< H, query heads
     std::size_t kv_heads = 0;  ///< Hkv, key and value heads
     std::size_t head_dim = 0;  ///< Dh
@@ -66,6 +66,13 @@ struct LatentAttention {
     [[nodiscard]] bool present() const noexcept { return !w_down.empty(); }
 };
 
+/// What an engine hands over for the new tokens of a layer. K is what its queries meet: with bias, and after k_norm.
+enum class LayerInput : unsigned char {
+    x,                 ///< X, the attention input: Step::append
+    keys_before_rope,  ///< K before RoPE, and V: Step::append_kv
+    keys_after_rope    ///< K after RoPE, and V: Step::append_kv; for schemes that store keys after RoPE
+};
+
 /// One layer: what the engine hands over. Views and pointers must stay valid while the cache is constructed, not
 /// longer.
 ///
@@ -89,6 +96,9 @@ struct Layer {
     /// [H] a logit of each head that takes part in the softmax, without a value; each -1e30 to 1e30; or null
     const float* sink_logits = nullptr;
     LatentAttention latent;  ///< if present, w_k and w_v read it in place of X; for Projection<Latent>
+    /// What the engine hands over. With K and V, a layer needs no weights, no width and no `mean`, but for latents of a
+    /// head (HeadSvd), which read w_k, b_k, b_v and k_norm; `calibration` is then [n, 2 Hkv Dh], K beside V.
+    LayerInput input = LayerInput::x;
 };
 
 /// What a cache has to know of a model: its attention layers, in order.
@@ -173,9 +183,12 @@ inline void check_latent(const Layer& layer, std::size_t index) {
 /// Throws shape_error if a layer of this shape, RoPE and window cannot be served.
 inline void check_form(const Layer& layer, std::size_t index) {
     const LayerShape& s = layer.shape;
-    expects(s.width > 0 && s.heads > 0 && s.kv_heads > 0 && s.head_dim > 0, "layer ", index, ": width ", s.width,
-            ", heads ", s.heads, ", kv_heads ", s.kv_heads, ", head_dim ", s.head_dim,
-            "; all of them must be positive");
+    expects(layer.input <= LayerInput::keys_after_rope, "layer ", index, ": input is ", static_cast<int>(layer.input),
+            "; expected LayerInput::x, keys_before_rope or keys_after_rope");
+    const bool given = layer.input != LayerInput::x;
+    expects((s.width > 0 || given) && s.heads > 0 && s.kv_heads > 0 && s.head_dim > 0, "layer ", index, ": width ",
+            s.width, ", heads ", s.heads, ", kv_heads ", s.kv_heads, ", head_dim ", s.head_dim,
+            "; all of them must be positive", given ? " but the width" : "");
     expects(s.heads % s.kv_heads == 0, "layer ", index, ": heads is ", s.heads,
             "; expected a multiple of kv_heads = ", s.kv_heads);
     expects(s.head_dim <= 512, "layer ", index, ": head_dim is ", s.head_dim, "; at most 512 is served");
@@ -203,20 +216,26 @@ inline void check_layer(const Layer& layer, std::size_t index) {
     if (layer.soft_cap != 0) check_range(index, layer.soft_cap, "soft_cap", 1e-3, 1e9, " or 0");
     if (layer.k_norm != nullptr) check_range(index, layer.k_norm_epsilon, "k_norm_epsilon", 1e-30, 1);
     if (!layer.calibration.empty()) {
-        check_shape(index, layer.calibration, "calibration", "[one or more rows, width]",
-                    {std::max<std::size_t>(1, layer.calibration.rows), s.width});
+        const bool given = layer.input != LayerInput::x;
+        check_shape(index, layer.calibration, "calibration",
+                    given ? "[one or more rows, 2 * kv_heads * head_dim]" : "[one or more rows, width]",
+                    {std::max<std::size_t>(1, layer.calibration.rows), given ? 2 * s.kv_width() : s.width});
     }
     if (layer.latent.present()) {
         check_latent(layer, index);
         check_finite(index, layer.latent.w_down, "latent.w_down");
         check_finite(index, layer.latent.w_shared, "latent.w_shared");
     } else {
-        check_shape(index, layer.w_k, "w_k", "[kv_heads * head_dim, width]", {s.kv_width(), s.width});
-        check_shape(index, layer.w_v, "w_v", "[kv_heads * head_dim, width]", {s.kv_width(), s.width});
+        const auto check = [&](const MatrixView& weight, const char* name) {
+            if (layer.input != LayerInput::x && weight.empty()) return;
+            check_shape(index, weight, name, "[kv_heads * head_dim, width]", {s.kv_width(), s.width});
+        };
+        check(layer.w_k, "w_k");
+        check(layer.w_v, "w_v");
     }
     check_finite(index, layer.w_k, "w_k");
     check_finite(index, layer.w_v, "w_v");
-    check_finite(index, layer.mean, s.width, "mean");
+    check_finite(index, layer.mean, layer.input == LayerInput::x ? s.width : 0, "mean");
     check_finite(index, layer.b_k, s.kv_width(), "b_k");
     check_finite(index, layer.b_v, s.kv_width(), "b_v");
     check_finite(index, layer.k_norm, s.head_dim, "k_norm");

@@ -103,8 +103,14 @@ private:
     }
     (std::make_index_sequence<streams>{});
 
-    /// A projection reads W_k and W_v either from X or from the model's latent.
+    /// A projection reads W_k and W_v either from X or from the model's latent, or takes K and V.
     static void check_kind(const Layer& layer) {
+        if constexpr (!requires { requires Policy::takes_keys_and_values; }) {
+            detail::expects(layer.input == LayerInput::x,
+                            "Layer::input says that the engine hands over K and V, and this scheme stores X or what is "
+                            "made from it: hand over X (LayerInput::x), or choose a scheme of K and V or of latents of "
+                            "a head (kv4, kivi4, svd_head4)");
+        }
         if constexpr (requires { Policy::reads_latent; }) {
             detail::expects(layer.latent.present(), "Projection<Latent> serves layers whose Layer::latent is given");
         } else {

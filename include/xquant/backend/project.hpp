@@ -1,4 +1,5 @@
-// Projection: rows of one stream from x, as they will be stored. Drives every backend that has `multiply`.
+// Projection: rows of one stream from x (or from K or V), as they will be stored. Drives every backend that has
+// `multiply`.
 //
 //     z [n, R] = rotate(rope(norms((x - mean) T + b)))
 //
@@ -25,12 +26,13 @@ constexpr std::size_t project_scratch(std::size_t d, std::size_t width, std::siz
 
 /// Positions and RoPE of the rows. Read only where keys are stored after RoPE.
 struct RowPositions {
-    const std::int64_t* positions = nullptr;  ///< [n]
+    const std::int64_t* positions = nullptr;  ///< [n] by which stored keys are turned
+    const std::int64_t* lags = nullptr;  ///< [n] by which these are less than the rows' own positions; null: by nothing
     const RopeView& rope;
     std::size_t head_dim = 0;
 };
 
-/// Rows of one stream from x [n, D]. Shape out: [n, R]. Scratch: project_scratch(D, R, n) floats.
+/// Rows of one stream from x [n, D], D as the encoder reads it. Shape out: [n, R]. Scratch: project_scratch(D, R, n) floats.
 template <class Backend>
 void project(Backend tag, const StreamEncoder& encoder, Matrix x, const RowPositions& at, float* out,
              float* scratch) noexcept {
@@ -43,7 +45,11 @@ void project(Backend tag, const StreamEncoder& encoder, Matrix x, const RowPosit
         rows = {scratch, n, d, d};
     }
     if (encoder.matrix != nullptr) {
-        multiply(tag, {rows.data, rows.stride, 1}, {encoder.matrix, d, r, r}, {out, n, r, r}, false);
+        const std::size_t from = d / encoder.blocks, to = r / encoder.blocks;
+        for (std::size_t b = 0; b < encoder.blocks; ++b) {
+            multiply(tag, {rows.data + b * from, rows.stride, 1}, {encoder.matrix + b * from * to, from, to, to},
+                     {out + b * to, n, to, r}, false);
+        }
     } else {
         for (std::size_t i = 0; i < n; ++i) std::copy_n(rows.data + i * rows.stride, d, out + i * d);
     }
@@ -55,6 +61,9 @@ void project(Backend tag, const StreamEncoder& encoder, Matrix x, const RowPosit
     }
     for (std::size_t i = 0; i < n && encoder.rope; ++i) {
         apply_rope_to_row(tag, at.rope, at.positions[i], at.head_dim, out + i * r, r);
+    }
+    for (std::size_t i = 0; i < n && encoder.comes_with_rope && at.lags != nullptr; ++i) {
+        if (at.lags[i] != 0) turn_row(tag, at.rope, -at.lags[i], at.head_dim, out + i * r, r);
     }
     for (std::size_t i = 0; i < n && encoder.rotate != 0; ++i) {
         rotate_blocks(out + i * r, r, encoder.rotate, encoder.dct, scratch + n * d);

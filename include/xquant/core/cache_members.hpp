@@ -20,6 +20,10 @@ void Cache<Backend>::Step::append(std::size_t layer, const MatrixView& x, Execut
     step_.append(layer, x, threads);
 }
 template <class Backend>
+void Cache<Backend>::Step::append_kv(std::size_t layer, const MatrixView& k, const MatrixView& v, ExecutorRef threads) {
+    step_.append_kv(layer, k, v, threads);
+}
+template <class Backend>
 void Cache<Backend>::Step::attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride,
                                   ExecutorRef threads) {
     step_.attend(layer, q, out, out_stride, threads);

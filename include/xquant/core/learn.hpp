@@ -50,16 +50,17 @@ inline std::vector<float> learn_levels(const StreamCodec& codec, const float* ro
 template <class Backend>
 std::vector<float> learn_stream(const PreparedLayer& prepared, const Layer& layer, std::size_t index,
                                 std::size_t stream, const RopeView& rope, const StreamCodec& codec) {
-    const MatrixView& x = layer.calibration;
+    const MatrixView& x = layer.calibration;  // or K beside V
     const StreamEncoder& encoder = prepared.encoders[stream];
+    const std::size_t first = encoder.source == RowSource::values ? encoder.input : 0;
     std::vector<float> input(x.cols), rows(x.rows * encoder.width);
-    std::vector<float> scratch(backend::project_scratch(x.cols, encoder.width, 1));
+    std::vector<float> scratch(backend::project_scratch(encoder.input, encoder.width, 1));
     for (std::size_t i = 0; i < x.rows; ++i) {
         const auto position = static_cast<std::int64_t>(i);
         load_row(x.row(i), x.type, x.cols, input.data());
         float* row = rows.data() + i * encoder.width;
-        backend::project(Backend{}, encoder, {input.data(), 1, x.cols, x.cols}, {&position, rope, layer.shape.head_dim},
-                         row, scratch.data());
+        backend::project(Backend{}, encoder, {input.data() + first, 1, encoder.input, encoder.input},
+                         {&position, nullptr, rope, layer.shape.head_dim}, row, scratch.data());
         for (std::size_t c = 0; c < encoder.width; ++c) {
             if (fits_f16(row[c])) continue;
             raise_value(index, i, "layer ", index, ": calibration: row ", i, ", channel ", c, " of stream ", stream,

@@ -42,7 +42,10 @@ public:
         const float* gain = keep(layer_floats(layer.k_norm, shape.head_dim));
         for (const StreamPlan& stream : plan.streams) {
             StreamEncoder out;
+            out.source = stream.source;
+            out.input = input_width(stream);
             out.width = stream.width;
+            if (stream.by_head) out.blocks = shape.kv_heads;
             out.mean = keep(stream.mean);
             out.matrix = keep(stream.matrix);
             out.bias = keep(stream.bias);
@@ -54,6 +57,7 @@ public:
             out.norm_width = own_norm ? stream.width : shape.head_dim;
             out.norm_epsilon = static_cast<float>(own_norm ? stream.row_norm_epsilon : layer.k_norm_epsilon);
             out.rope = stream.rope;
+            out.comes_with_rope = plan.keys_after_rope && stream.source == RowSource::keys && !stream.rope;
             out.rotate = stream.rotate;
             if (stream.rotate != 0) out.dct = keep(dct_matrix(dct_size(stream.rotate)));
             out.coded_width = stream.coded_width();
@@ -79,6 +83,9 @@ public:
         rules.slopes = keep(layer_floats(layer.alibi_slopes, shape.heads));
         rules.sink_logits = keep(layer_floats(layer.sink_logits, shape.heads));
     }
+
+    /// Whether the engine hands over K and V, not X.
+    [[nodiscard]] bool takes_keys_and_values() const noexcept { return encoders.front().source != RowSource::x; }
 
     /// The matrices and vectors of the plan, one after another: what all pointers of encoders, heads and rules point
     /// into.
@@ -106,7 +113,7 @@ public:
 private:
     /// Throws shape_error for a plan that does not fit the layer, which is a mistake of the projection policy.
     void check(const LayerPlan& plan, const Layer& layer) const {
-        const std::size_t d = shape.width, dh = shape.head_dim;
+        const std::size_t dh = shape.head_dim;
         expects(plan.keys.size() == shape.kv_heads && plan.values.size() == shape.kv_heads, "plan: ", plan.keys.size(),
                 " keys and ", plan.values.size(), " values; expected one of each for ", shape.kv_heads, " kv heads");
         for (std::size_t i = 0; i < plan.streams.size(); ++i) {
@@ -114,9 +121,16 @@ private:
             const auto must = [i](bool holds, const auto&... parts) {
                 expects(holds, "plan, stream ", i, ": ", parts...);
             };
+            const std::size_t d = input_width(s), blocks = s.by_head ? shape.kv_heads : 1;
             must(s.width > 0, "width is 0");
-            must(s.matrix.empty() ? s.width == d : s.matrix.size() == d * s.width, "matrix has ", s.matrix.size(),
-                 " floats; expected [D, width] = ", Shape{d, s.width}, ", or none with width = D");
+            must((s.source == RowSource::x) == (layer.input == LayerInput::x), "it is made from ",
+                 s.source == RowSource::x ? "X" : "K or V", ", and the engine hands over ",
+                 layer.input == LayerInput::x ? "X" : "K and V");
+            must(!s.by_head || (s.source != RowSource::x && s.width % blocks == 0),
+                 "by_head needs K or V, and as many channels for each of ", blocks, " heads; width is ", s.width);
+            must(s.matrix.empty() ? s.width == d : s.matrix.size() == d * s.width / blocks, "matrix has ",
+                 s.matrix.size(), " floats; expected [D, width] = ", Shape{d, s.width}, ", one ", blocks,
+                 "th of it by_head, or none with width = D");
             must(s.mean.empty() || s.mean.size() == d, "mean has ", s.mean.size(),
                  " floats; expected none, or D = ", d);
             must(s.rotate == 0 || s.width % s.rotate == 0, "rotate is ", s.rotate,
@@ -163,6 +177,11 @@ private:
                      " floats; expected none, or head_dim = ", dh);
             }
         }
+    }
+
+    /// Channels of what a stream is made from.
+    [[nodiscard]] std::size_t input_width(const StreamPlan& stream) const noexcept {
+        return stream.source == RowSource::x ? shape.width : shape.kv_width();
     }
 
     [[nodiscard]] std::size_t count(const LayerPlan& plan) const noexcept {

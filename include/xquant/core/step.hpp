@@ -1,6 +1,7 @@
 // One step of a cache: rows in, attention out, nothing changed until commit().
 #pragma once
 
+#include <array>
 #include <span>
 
 #include <xquant/core/attend.hpp>
@@ -32,26 +33,18 @@ public:
         rows_.resize(total_ * floats);
         positions_.reserve(total_);
         for (const StepSequence& part : parts_) {
-            const std::int64_t first = part.first_position - part.slot->states.front().rope_lag;
+            const std::int64_t first = part.first_position - lag_of(part);
             for (std::size_t i = 0; i < part.rows; ++i) positions_.push_back(first + static_cast<std::int64_t>(i));
         }
         begin();
     }
 
     void append(std::size_t layer, const MatrixView& x, ExecutorRef threads) {
-        const PreparedLayer& prepared = expects_next(layer, x);
-        const std::size_t blocks = (total_ + project_step - 1) / project_step, streams = prepared.encoders.size();
-        rows_refused_ = true;
-        run_tasks(threads, blocks * streams, [&](std::size_t task) { project_rows(prepared, x, task); });
-        check_values(layer);
-        list_writes(prepared);
+        append_rows(layer, {x, {}, {}}, false, threads);
+    }
 
-        // Rows and sums that are half done cannot be done again.
-        lost_ = true;
-        run_tasks(threads, writes_.size() * streams, [&](std::size_t task) { store(prepared, layer, task); });
-        sums_.advance(Backend{}, *core_, layer, threads);
-        lost_ = rows_refused_ = false;
-        ++next_;
+    void append_kv(std::size_t layer, const MatrixView& k, const MatrixView& v, ExecutorRef threads) {
+        append_rows(layer, {{}, k, v}, true, threads);
     }
 
     void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride, ExecutorRef threads) {
@@ -86,6 +79,23 @@ private:
         std::size_t part, write;
     };
 
+    /// append or append_kv.
+    void append_rows(std::size_t layer, const LayerRows& rows, bool given, ExecutorRef threads) {
+        const PreparedLayer& prepared = expects_next(layer, rows, given);
+        const std::size_t blocks = (total_ + project_step - 1) / project_step, streams = prepared.encoders.size();
+        rows_refused_ = true;
+        run_tasks(threads, blocks * streams, [&](std::size_t task) { project_rows(prepared, rows, task); });
+        check_values(layer, given);
+        list_writes(prepared);
+
+        // Rows and sums that are half done cannot be done again.
+        lost_ = true;
+        run_tasks(threads, writes_.size() * streams, [&](std::size_t task) { store(prepared, layer, task); });
+        sums_.advance(Backend{}, *core_, layer, threads);
+        lost_ = rows_refused_ = false;
+        ++next_;
+    }
+
     /// The step's rows of a stream: [n, width].
     [[nodiscard]] float* stream_rows(const PreparedLayer& layer, std::size_t stream) noexcept {
         float* rows = rows_.data();
@@ -102,15 +112,29 @@ private:
         }
     }
 
+    /// By how many positions the stored RoPE of a sequence's keys lags.
+    static std::int64_t lag_of(const StepSequence& part) noexcept { return part.slot->states.front().rope_lag; }
+
+    /// The lags of rows from `first` on.
+    void find_lags(std::size_t first, std::span<std::int64_t> out) const noexcept {
+        for (const StepSequence& part : parts_) {
+            const std::size_t begin = (std::max)(first, part.first_row);
+            const std::size_t end = (std::min)(first + out.size(), part.first_row + part.rows);
+            for (std::size_t row = begin; row < end; ++row) out[row - first] = lag_of(part);
+        }
+    }
+
     // The bodies of tasks are kept out of line: inlined into different callers, compilers fuse multiplications and
     // additions differently, and results would depend on the translation unit in the last bit.
 
     /// Task (32 rows, stream) of append: rows of the step are projected.
-    XQUANT_NOINLINE void project_rows(const PreparedLayer& layer, const MatrixView& x, std::size_t task) {
-        const std::size_t d = layer.shape.width, stream = task % layer.encoders.size();
+    XQUANT_NOINLINE void project_rows(const PreparedLayer& layer, const LayerRows& given, std::size_t task) {
+        const std::size_t stream = task % layer.encoders.size();
         const std::size_t first = task / layer.encoders.size() * project_step;
         const std::size_t rows = (std::min)(project_step, total_ - first);
         const StreamEncoder& encoder = layer.encoders[stream];
+        const MatrixView& x = given.of(encoder.source);
+        const std::size_t d = encoder.input;
         const std::size_t inner = backend::project_scratch(d, encoder.width, rows);
         const std::size_t copied = x.type == DType::f32 ? 0 : rows * d;
         ScratchPool::Loan scratch(core_->scratch(), inner + copied);
@@ -120,7 +144,10 @@ private:
             for (std::size_t i = 0; i < rows; ++i) load_row(x.row(first + i), x.type, d, copy + i * d);
             input = {copy, rows, d, d};
         }
-        project(Backend{}, encoder, input, {positions_.data() + first, core_->rope(layer), layer.shape.head_dim},
+        std::array<std::int64_t, project_step> lags{};
+        if (encoder.comes_with_rope) find_lags(first, {lags.data(), rows});
+        project(Backend{}, encoder, input,
+                {positions_.data() + first, lags.data(), core_->rope(layer), layer.shape.head_dim},
                 stream_rows(layer, stream) + first * encoder.width, scratch.data());
     }
 
@@ -133,7 +160,7 @@ private:
                   stream_rows(layer, stream) + parts_[at.part].first_row * layer.encoders[stream].width);
     }
 
-    void check_values(std::size_t layer) {
+    void check_values(std::size_t layer, bool given) {
         const PreparedLayer& prepared = core_->layers()[layer];
         for (std::size_t stream = 0; stream < prepared.encoders.size(); ++stream) {
             const std::size_t width = prepared.encoders[stream].width;
@@ -142,7 +169,7 @@ private:
                 bool good = true;
                 for (std::size_t c = 0; c < width; ++c) good &= fits_f16(rows[row * width + c]);
                 if (good) continue;
-                raise_value(layer, row, "append, layer ", layer, ": row ", row,
+                raise_value(layer, row, given ? "append_kv" : "append", ", layer ", layer, ": row ", row,
                             " of the step is not finite, or beyond f16's 65504 once projected");
             }
         }

@@ -104,20 +104,41 @@ protected:
         expects<state_error>(!lost_, "append ran out of memory, or its executor threw: the step can only be destroyed");
     }
 
-    /// Throws state_error unless a layer's turn has come, shape_error unless x is [tokens, D].
-    const PreparedLayer& expects_next(std::size_t layer, const MatrixView& x) const {
+    /// What an engine hands over for a layer: [tokens, D] each. Views of what it does not hand over are empty.
+    struct LayerRows {
+        MatrixView x, keys, values;
+
+        [[nodiscard]] const MatrixView& of(RowSource source) const noexcept {
+            return source == RowSource::x ? x : source == RowSource::keys ? keys : values;
+        }
+    };
+
+    /// Throws state_error unless a layer's turn has come, and it takes these rows; shape_error unless x is [tokens, D],
+    /// or keys and values are [tokens, Hkv * Dh].
+    const PreparedLayer& expects_next(std::size_t layer, const LayerRows& rows, bool given) const {
+        const char* const verb = given ? "append_kv" : "append";
         expects_usable();
         const std::size_t layers = core_->layers().size();
-        expects<state_error>(next_ < layers, "append: layer ", layer, ", but all ", layers,
+        expects<state_error>(next_ < layers, verb, ": layer ", layer, ", but all ", layers,
                              " layers have been appended");
-        expects<state_error>(layer == next_, "append: layer ", layer, ", but layers come in order and the next one is ",
+        expects<state_error>(layer == next_, verb, ": layer ", layer, ", but layers come in order and the next one is ",
                              next_);
         const PreparedLayer& prepared = core_->layers()[layer];
-        expects(x.rows == total_ && x.cols == prepared.shape.width && !x.empty() && x.stride >= x.cols,
-                "append, layer ", layer, ": x is ", x,
-                "; expected [tokens of the step, width] = ", Shape{total_, prepared.shape.width});
-        expects(x.type <= DType::bf16, "append, layer ", layer, ": x has elements of an unknown type, ",
-                static_cast<int>(x.type));
+        expects<state_error>(
+            prepared.takes_keys_and_values() == given, verb, ": layer ", layer, " takes ",
+            given ? "X, as Layer::input says: call append" : "K and V, as Layer::input says: call append_kv");
+        const auto check = [&](const MatrixView& m, const char* name, std::size_t width, const char* letters) {
+            expects(m.rows == total_ && m.cols == width && !m.empty() && m.stride >= m.cols, verb, ", layer ", layer,
+                    ": ", name, " is ", m, "; expected [tokens of the step, ", letters, "] = ", Shape{total_, width});
+            expects(m.type <= DType::bf16, verb, ", layer ", layer, ": ", name, " has elements of an unknown type, ",
+                    static_cast<int>(m.type));
+        };
+        if (given) {
+            check(rows.keys, "k", prepared.shape.kv_width(), "kv_heads * head_dim");
+            check(rows.values, "v", prepared.shape.kv_width(), "kv_heads * head_dim");
+        } else {
+            check(rows.x, "x", prepared.shape.width, "width");
+        }
         return prepared;
     }
 

@@ -96,6 +96,7 @@ inline std::vector<SavedRule> storage_rules(const PreparedLayer& layer) {
         out.push_back(whole("channels rotated together" + of, encoder.rotate));
         out.push_back(whole("channels normed together" + of, encoder.norm != nullptr ? encoder.norm_width : 0));
         out.push_back(whole("RoPE" + of, encoder.rope));
+        if (encoder.source != RowSource::x) out.push_back(whole("made from K or V" + of, encoder.source));
     }
     for (const auto* heads : {&layer.keys, &layer.values}) {
         for (std::size_t i = 0; i < heads->size(); ++i) {
@@ -137,8 +138,8 @@ inline std::vector<SavedRule> weight_rules(const PreparedLayer& layer) {
     for (std::size_t i = 0; i < layer.encoders.size(); ++i) {
         const StreamEncoder& encoder = layer.encoders[i];
         const std::string of = " of stream " + std::to_string(i);
-        out.push_back(vector_rule("mean" + of, encoder.mean, layer.shape.width));
-        out.push_back(matrix_rule("weights" + of, encoder.matrix, layer.shape.width, encoder.width));
+        out.push_back(vector_rule("mean" + of, encoder.mean, encoder.input));
+        out.push_back(matrix_rule("weights" + of, encoder.matrix, encoder.input, encoder.width / encoder.blocks));
         out.push_back(vector_rule("bias" + of, encoder.bias, encoder.width));
         out.push_back(vector_rule("norm gain" + of, encoder.norm, encoder.norm_width));
         out.push_back(matrix_rule("latent" + of, encoder.latent, encoder.width, encoder.coded_width));

@@ -6,7 +6,8 @@
 //     KeyValue<AfterRope, Hadamard>    each head of K and V rotated before it is stored and turned back when read, as
 //                                      llama.cpp does for q4_0
 //
-// Biases and k_norm are part of what is stored, as in every cache of K and V.
+// Biases and k_norm are part of what is stored, as in every cache of K and V. An engine may hand over K and V in place
+// of X (Layer::input): no weights are needed then. Keys that are stored before RoPE are taken before RoPE.
 // Cost    keys stored after RoPE need nothing when read; queries that meet keys which moved to other positions are
 //         turned back.
 #pragma once
@@ -41,29 +42,40 @@ struct KeyValue {
     static constexpr std::size_t streams = 2;                            ///< stored rows per token and layer
     static constexpr bool after_rope = std::is_same_v<When, AfterRope>;  ///< whether stored keys have RoPE
     static constexpr bool mixed = std::is_same_v<Mix, Hadamard>;         ///< whether heads are rotated
+    static constexpr bool takes_keys_and_values = true;                  ///< in place of X
 
     /// Widths and floats of prepare(layer).
     static LayerFootprint<2> footprint(const Layer& layer) noexcept {
         const LayerShape& shape = layer.shape;
         const std::size_t r = shape.kv_width(), m = dct_size(shape.head_dim);
         const std::size_t mixing = mixed ? 2 * shape.kv_heads * shape.head_dim * shape.head_dim + 2 * m * m : 0;
+        if (layer.input != LayerInput::x) return {{r, r}, mixing};
         const std::size_t biases = (layer.b_k != nullptr ? r : 0) + (layer.b_v != nullptr ? r : 0);
         return {{r, r}, 2 * shape.width * r + mixing + biases};
     }
 
-    /// The plan of a layer: stream 0 is K, stream 1 is V.
+    /// The plan of a layer: stream 0 is K, stream 1 is V. Throws shape_error where keys are stored before RoPE and
+    /// handed over after it.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
+        detail::expects(
+            after_rope || layer.input != LayerInput::keys_after_rope,
+            "KeyValue<BeforeRope> stores keys before RoPE, and Layer::input is keys_after_rope: hand over K "
+            "before RoPE");
         LayerPlan plan;
         plan.keys_normed = true;
         plan.keys_after_rope = after_rope;
         const auto stream = [&](const MatrixView& weight, const float* bias, bool key) {
             StreamPlan out;
             out.width = r;
-            out.matrix = detail::transpose(detail::load_rows(weight, 0, r), r, layer.shape.width);
-            out.bias = detail::optional_floats(bias, r);
-            out.norm = key && layer.k_norm != nullptr;
-            out.rope = key && after_rope;
+            if (layer.input == LayerInput::x) {
+                out.matrix = detail::transpose(detail::load_rows(weight, 0, r), r, layer.shape.width);
+                out.bias = detail::optional_floats(bias, r);
+                out.norm = key && layer.k_norm != nullptr;
+            } else {
+                out.source = key ? RowSource::keys : RowSource::values;
+            }
+            out.rope = key && after_rope && layer.input != LayerInput::keys_after_rope;
             out.rotate = mixed ? dh : 0;
             return out;
         };

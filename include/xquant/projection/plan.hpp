@@ -13,11 +13,17 @@
 
 namespace xquant {
 
-/// How the rows of one stream are made from x [D].
+/// What the rows of a stream are made from: x [D], or K or V [Hkv * Dh] that the engine made.
+enum class RowSource : unsigned char { x, keys, values };
+
+/// How the rows of one stream are made from x [D], or from K or V [D = Hkv * Dh].
 struct StreamPlan {
-    std::size_t width = 0;        ///< R, channels of a row
-    std::vector<float> mean;      ///< [D], subtracted first; empty: nothing is
-    std::vector<float> matrix;    ///< T [D, R]; empty: the identity, R = D
+    RowSource source = RowSource::x;  ///< what the engine hands over for it
+    std::size_t width = 0;            ///< R, channels of a row
+    std::vector<float> mean;          ///< [D], subtracted first; empty: nothing is
+    std::vector<float> matrix;        ///< T [D, R]; empty: the identity, R = D
+    /// Each head makes its own channels: T is [Hkv][Dh, R / Hkv], and head h makes channels h R / Hkv on. Needs K or V.
+    bool by_head = false;
     std::vector<float> bias;      ///< b [R]; empty: zero
     std::vector<float> row_norm;  ///< gain [R] of an RMS norm of the row, the model's own; empty: none
     double row_norm_epsilon = 0;  ///< added to the mean square
@@ -69,16 +75,22 @@ struct HeadDecoder {
 
 /// A StreamPlan as kernels read it. It owns nothing; pointers are null only where that is stated.
 struct StreamEncoder {
-    std::size_t width = 0;          ///< R, channels of a row
-    const float* mean = nullptr;    ///< [D] or null
-    const float* matrix = nullptr;  ///< [D, R] or null: the identity
-    const float* bias = nullptr;    ///< [R] or null
-    const float* norm = nullptr;    ///< gain [norm_width] of an RMS norm of each block of so many channels, or null
-    std::size_t norm_width = 0;     ///< Dh (k_norm) or R (the row's own norm)
-    float norm_epsilon = 0;         ///< added to the mean square
-    bool rope = false;              ///< whether heads are turned by their position
-    std::size_t rotate = 0;         ///< block width or 0
-    const float* dct = nullptr;     ///< [m, m], m = rotate / largest power of two that divides it
+    RowSource source = RowSource::x;  ///< what it reads
+    std::size_t input = 0,            ///< D, channels that it reads
+        width = 0;                    ///< R, channels of a row
+    std::size_t blocks = 1;           ///< T is [blocks][D / blocks, R / blocks]; 1: [D, R]
+    const float* mean = nullptr;      ///< [D] or null
+    const float* matrix = nullptr;    ///< T, or null: the identity
+    const float* bias = nullptr;      ///< [R] or null
+    const float* norm = nullptr;      ///< gain [norm_width] of an RMS norm of each block of so many channels, or null
+    std::size_t norm_width = 0;       ///< Dh (k_norm) or R (the row's own norm)
+    float norm_epsilon = 0;           ///< added to the mean square
+    bool rope = false;                ///< whether heads are turned by their position
+    /// Whether rows are keys that come with the RoPE of their position: where the sequence's stored keys lag, they are
+    /// turned back by the lag.
+    bool comes_with_rope = false;
+    std::size_t rotate = 0;      ///< block width or 0
+    const float* dct = nullptr;  ///< [m, m], m = rotate / largest power of two that divides it
 
     std::size_t coded_width = 0;    ///< channels of a coded row
     const float* latent = nullptr;  ///< U [R, coded_width] or null: the identity

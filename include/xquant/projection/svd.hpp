@@ -155,9 +155,14 @@ struct SplitSvdOf {
 /// Where the model norms its keys, the latents are normed before they are stored: K = norm(x U S) B^T gain. With the
 /// singular values taken into U, a latent is as long as its key. Without that norm, tokens with short keys would share
 /// a scale with tokens with long keys, and the keys' norm would enlarge their error.
+///
+/// Where the engine hands over K (before RoPE) and V, latents are made from them: z_h = (K_h - b) T_h with
+/// T_h = B S^-1 [Dh, Dh], the inverse of A_h. Nothing of D channels is prepared, and K comes back whatever made it.
+/// Directions whose singular value is below 1e-6 of the largest are left out.
 template <class Keep>
 struct HeadSvdOf {
-    static constexpr std::size_t streams = 2;  ///< stored rows per token and layer
+    static constexpr std::size_t streams = 2;            ///< stored rows per token and layer
+    static constexpr bool takes_keys_and_values = true;  ///< in place of X
 
     /// Cost with EnergyShare: an SVD for each head.
     static LayerFootprint<2> footprint(const Layer& layer) {
@@ -166,13 +171,25 @@ struct HeadSvdOf {
         for (std::size_t head = 0; head < layer.shape.kv_heads; ++head) {
             latent += Keep::rank(layer.w_k, head * dh, dh);
         }
+        if (layer.input != LayerInput::x) {
+            const std::size_t k = layer.b_k != nullptr && layer.k_norm == nullptr ? latent + r : 0,
+                              v = layer.b_v != nullptr ? 2 * r : 0;
+            return {{latent, r}, dh * (2 * latent + r) + dct_size(dh) * dct_size(dh) + k + v};
+        }
         return {{latent, r},
                 (d + dh) * (latent + r) + dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false) +
                     (normed(layer, latent) ? dh : 0)};
     }
-    /// The plan of a layer. Cost: an SVD for each key head. Throws shape_error if Dh > D.
+    /// The plan of a layer. Cost: an SVD for each key head. Throws shape_error if Dh > D, or for K and V that cannot be
+    /// served.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), dh = layer.shape.head_dim;
+        detail::expects(layer.input != LayerInput::keys_after_rope,
+                        "HeadSvd stores latents of keys before RoPE, and Layer::input is keys_after_rope: hand over K "
+                        "before RoPE");
+        detail::expects(!layer.w_k.empty(),
+                        "HeadSvd finds its latents in Layer::w_k, which is empty; it is read when the "
+                        "cache is made, and not kept");
         detail::expects(dh <= d, "HeadSvd: head_dim = ", dh, " is more than width = ", d);
         LayerPlan plan;
         plan.streams.resize(2);
@@ -189,6 +206,12 @@ struct HeadSvdOf {
             plan.values.push_back({1, head * dh, dh, back, bias(layer.b_v)});
             latent.width += rank;
         }
+        values.width = r;
+        values.rotate = dh;
+        if (layer.input != LayerInput::x) {
+            take_keys_and_values(layer, plan);
+            return plan;
+        }
         latent.matrix.resize(d * latent.width);  // [U_0 | U_1 | ...]
         for (std::size_t head = 0; head < bases.size(); ++head) {
             const std::size_t rank = plan.keys[head].width;
@@ -197,9 +220,7 @@ struct HeadSvdOf {
                             latent.matrix.data() + i * latent.width + plan.keys[head].first);
             }
         }
-        values.width = r;
         values.matrix = detail::transpose(detail::load_rows(layer.w_v, 0, r), r, d);
-        values.rotate = dh;
         if (normed(layer, latent.width)) norm(layer, plan);
         return plan;
     }
@@ -208,6 +229,56 @@ private:
     /// Whether latents are normed: the model norms keys, and latents have full rank, so that they are as long as keys.
     static bool normed(const Layer& layer, std::size_t latent) noexcept {
         return layer.k_norm != nullptr && latent == layer.shape.kv_width();
+    }
+
+    /// Latents are made from K, whose inverse A_h is, and values from V.
+    static void take_keys_and_values(const Layer& layer, LayerPlan& plan) {
+        StreamPlan &latent = plan.streams[0], &values = plan.streams[1];
+        const std::size_t dh = layer.shape.head_dim, heads = layer.shape.kv_heads, rank = plan.keys.front().width;
+        const bool norms = layer.k_norm != nullptr;
+        for (const HeadPlan& head : plan.keys) {
+            detail::expects(head.width == rank,
+                            "HeadSvd takes K and V where all heads keep as many directions; here they "
+                            "keep ",
+                            rank, " and ", head.width);
+        }
+        detail::expects(
+            !norms || normed(layer, latent.width), "HeadSvd keeps ", rank, " of ", dh,
+            " directions and stores keys before k_norm, and the engine hands over K after it: hand over X, or "
+            "keep all directions");
+        latent.source = RowSource::keys;
+        latent.by_head = true;
+        latent.matrix.assign(heads * dh * rank, 0.0F);
+        if (layer.b_k != nullptr && !norms) latent.bias.assign(latent.width, 0.0F);
+        for (std::size_t h = 0; h < heads; ++h) {
+            HeadPlan& head = plan.keys[h];
+            if (norms) head.constant.clear();
+            double largest = 0;
+            for (std::size_t i = 0; i < rank; ++i) {
+                float* row = head.matrix.data() + i * dh;
+                double square = 0;
+                for (std::size_t j = 0; j < dh; ++j) square += double{row[j]} * double{row[j]};
+                if (i == 0) largest = square;
+                const bool there = square > 1e-12 * largest;
+                for (std::size_t j = 0; j < dh; ++j) {
+                    const double direction = there ? double{row[j]} / std::sqrt(square) : 0.0;
+                    const double gain = norms ? double{layer.k_norm[j]} : 1.0;
+                    double back = there ? double{row[j]} / square : 0.0;
+                    if (norms) {
+                        row[j] = static_cast<float>(direction * gain);
+                        // A channel whose gain is 0 is 0 in every key.
+                        back = gain != 0 ? direction / gain : 0.0;
+                    }
+                    latent.matrix[(h * dh + j) * rank + i] = static_cast<float>(back);
+                    if (!latent.bias.empty()) {
+                        latent.bias[h * rank + i] -= layer.b_k[h * dh + j] * static_cast<float>(back);
+                    }
+                }
+            }
+        }
+        values.source = RowSource::values;
+        for (std::size_t i = 0; i < values.width && layer.b_v != nullptr; ++i) values.bias.push_back(-layer.b_v[i]);
+        plan.keys_normed = norms;
     }
 
     /// Moves the singular values from A to T, the bias to T's side and the gain of the norm into A.

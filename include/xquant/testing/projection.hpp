@@ -107,18 +107,26 @@ inline std::vector<double> model_rows(const Layer& layer, const std::vector<floa
     return out;
 }
 
-/// The rows that a layer stores of x: of each stream, [rows, width].
-inline std::vector<std::vector<float>> stored_rows(const xquant::detail::PreparedLayer& prepared, const RopeView& rope,
-                                                   const std::vector<float>& x) {
-    const std::size_t d = prepared.shape.width;
+/// K, after k_norm and before RoPE, or V: [rows, Hkv * Dh], as an engine hands them over.
+inline std::vector<float> given_rows(const Layer& layer, const std::vector<float>& x, bool key) {
+    const std::vector<double> rows = model_rows(layer, x, key, true);
+    return {rows.begin(), rows.end()};
+}
+
+/// The rows that a layer stores of x, or of the K and V that x makes: of each stream, [rows, width].
+inline std::vector<std::vector<float>> stored_rows(const Layer& layer, const xquant::detail::PreparedLayer& prepared,
+                                                   const RopeView& rope, const std::vector<float>& x) {
     std::vector<std::int64_t> positions;
     for (std::size_t i = 0; i < row_count; ++i) positions.push_back(position_of(i));
     std::vector<std::vector<float>> out;
     for (const StreamEncoder& encoder : prepared.encoders) {
+        const bool given = encoder.source != RowSource::x;
+        const std::vector<float> input = given ? given_rows(layer, x, encoder.source == RowSource::keys) : x;
+        const std::size_t d = encoder.input;
         std::vector<float> rows(row_count * encoder.width);
         std::vector<float> scratch(backend::project_scratch(d, encoder.width, row_count));
-        backend::project(backend::best{}, encoder, {x.data(), row_count, d, d},
-                         {positions.data(), rope, prepared.shape.head_dim}, rows.data(), scratch.data());
+        backend::project(backend::best{}, encoder, {input.data(), row_count, d, d},
+                         {positions.data(), nullptr, rope, prepared.shape.head_dim}, rows.data(), scratch.data());
         out.push_back(std::move(rows));
     }
     return out;
@@ -168,24 +176,52 @@ inline void check_heads(const Layer& layer, const xquant::detail::PreparedLayer&
 
 }  // namespace detail
 
-/// Checks a projection policy on one layer, whose weights must be of ordinary size: the footprint states the widths and
-/// the floats of the plan, and rows that are stored exactly give K = X W_k^T + b_k and V = X W_v^T + b_v back (keys
-/// after their norm and RoPE where the plan says that they are stored so), to f32 rounding. Of a rank that cuts
-/// something off, K does not.
+namespace detail {
+
+/// Checks a projection on one layer whose input is X or K and V. Returns the rows that it stores.
 template <class P>
-void check_projection(const Layer& layer, double tolerance = 2e-5) {
-    static_assert(projection_policy<P>, "xquant: a projection needs streams, footprint(layer) and prepare(layer)");
+std::vector<std::vector<float>> check_rows(const Layer& layer, double tolerance) {
     namespace core = xquant::detail;
     core::check_layer(layer, 0);
     LayerPlan plan = P::prepare(layer);
-    detail::check_footprint(plan, P::footprint(layer), layer.shape.head_dim);
+    check_footprint(plan, P::footprint(layer), layer.shape.head_dim);
     const bool normed = plan.keys_normed;
     core::Ledger ledger(nullptr);
-    const core::PreparedLayer prepared = detail::prepare_plan(ledger, layer, std::move(plan), CrossRole::none);
-    const core::RopeTable table(ledger, layer.rope, detail::row_count);
-    const std::vector<float> x = detail::Numbers(11).row(detail::row_count * layer.shape.width, 1);
-    detail::check_heads(layer, prepared, normed, table.view(), x, detail::stored_rows(prepared, table.view(), x),
-                        tolerance);
+    const core::PreparedLayer prepared = prepare_plan(ledger, layer, std::move(plan), CrossRole::none);
+    const core::RopeTable table(ledger, layer.rope, row_count);
+    const std::vector<float> x = Numbers(11).row(row_count * layer.shape.width, 1);
+    std::vector<std::vector<float>> stored = stored_rows(layer, prepared, table.view(), x);
+    check_heads(layer, prepared, normed, table.view(), x, stored, tolerance);
+    return stored;
+}
+
+}  // namespace detail
+
+/// Checks a projection policy on one layer, whose weights must be of ordinary size: the footprint states the widths and
+/// the floats of the plan, and rows that are stored exactly give K = X W_k^T + b_k and V = X W_v^T + b_v back (keys
+/// after their norm and RoPE where the plan says that they are stored so), to f32 rounding. Of a rank that cuts
+/// something off, K does not. Of a policy that takes K and V, rows made from them are those that X gives.
+template <class P>
+void check_projection(const Layer& layer, double tolerance = 2e-5) {
+    static_assert(projection_policy<P>, "xquant: a projection needs streams, footprint(layer) and prepare(layer)");
+    const std::vector<std::vector<float>> from_x = detail::check_rows<P>(layer, tolerance);
+    if constexpr (requires { requires P::takes_keys_and_values; }) {
+        Layer given = layer;
+        given.input = LayerInput::keys_before_rope;
+        given.calibration = {};
+        const std::vector<std::vector<float>> from_kv = detail::check_rows<P>(given, tolerance);
+        for (std::size_t stream = 0; stream < from_x.size(); ++stream) {
+            double largest = 0, worst = 0;
+            for (std::size_t i = 0; i < from_x[stream].size(); ++i) {
+                largest = (std::max)(largest, std::abs(double{from_x[stream][i]}));
+                worst = (std::max)(worst, std::abs(double{from_x[stream][i]} - double{from_kv[stream][i]}));
+            }
+            // Latents of K are divided by singular values, whose spread adds to the rounding.
+            detail::holds(worst <= 10 * tolerance * largest,
+                          "rows of stream " + std::to_string(stream) + " made from K and V are off by " +
+                              std::to_string(worst) + " from those of X, which reach " + std::to_string(largest));
+        }
+    }
 }
 
 /// Checks what CrossLayer<Delta> needs of a projection on one layer: the contract of its `below` and `base`; that the
@@ -223,7 +259,7 @@ void check_difference(const Layer& layer, double tolerance = 2e-5) {
     const core::PreparedLayer prepared = detail::prepare_plan(ledger, layer, std::move(plan), CrossRole::difference);
     const core::RopeTable table(ledger, layer.rope, detail::row_count);
     const std::vector<float> x = detail::Numbers(11).row(detail::row_count * layer.shape.width, 1);
-    std::vector<std::vector<float>> rows = detail::stored_rows(prepared, table.view(), x);
+    std::vector<std::vector<float>> rows = detail::stored_rows(layer, prepared, table.view(), x);
     detail::check_heads(layer, prepared, normed, table.view(), x, rows, tolerance);
     if (u.empty()) return;
     std::vector<float> cut(detail::row_count * coded);

@@ -103,5 +103,15 @@ inline void apply_rope_to_row(scalar tag, const RopeView& rope, std::int64_t pos
     }
 }
 
+/// Turns every head of a row [width], which has RoPE already, by some more positions.
+inline void turn_row(scalar tag, const RopeView& rope, std::int64_t positions, std::size_t head_dim, float* row,
+                     std::size_t width) noexcept {
+    std::array<float, max_pairs> cosines, sines;
+    rope_angles(rope, positions, cosines.data(), sines.data());
+    for (std::size_t first = 0; first < width; first += head_dim) {
+        apply_rope(tag, rope, cosines.data(), sines.data(), 1.0F, row + first);
+    }
+}
+
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant::backend

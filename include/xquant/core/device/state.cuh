@@ -106,6 +106,9 @@ public:
         bad_ = all.add(&bad, 1);
         std::vector<LayerEntry> layers;
         for (std::size_t i = 0; i < core.layers().size(); ++i) {
+            expects<state_error>(
+                !core.layers()[i].takes_keys_and_values(), "layer ", i,
+                ": Layer::input says that the engine hands over K and V; caches on a device take X alone");
             layers.emplace_back(core, i, coded, all);
             LayerForm form = layers.back().form();
             constexpr std::size_t largest = Device::machine::largest_head;

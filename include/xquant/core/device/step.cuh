@@ -42,7 +42,7 @@ public:
     /// As Step::append; x [n, D] lies on the device, and has been read when the device gets there.
     void append(std::size_t layer, const MatrixView& x, ExecutorRef) {
         using namespace backend::gpu;
-        const PreparedLayer& prepared = expects_next(layer, x);
+        const PreparedLayer& prepared = expects_next(layer, {x, {}, {}}, false);
         const PageGroupTables& page_group = page_groups_[prepared.page_group];
         const LayerTable* table = state_->layer(layer);
         const auto n = static_cast<unsigned>(total_), streams = static_cast<unsigned>(prepared.encoders.size());
@@ -58,6 +58,11 @@ public:
         write_rows(layer);
         lost_ = false;
         ++next_;
+    }
+
+    /// Caches on a device have no layers that take K and V: this throws state_error.
+    void append_kv(std::size_t layer, const MatrixView& k, const MatrixView& v, ExecutorRef) {
+        expects_next(layer, {{}, k, v}, true);
     }
 
     /// As Step::attend; q [n, H * Dh] and out [n, H * Dh] (f32) lie on the device.

@@ -80,16 +80,16 @@ public:
         ///                 returns. On a device: device memory, read when the device gets there.
         /// @param threads  runs the tasks (executor.hpp); the answer does not depend on it. Ignored on a device.
         ///
-        /// Throws shape_error, state_error (also for a layer that takes K and V) and, before anything is stored, value_error for rows that are not finite or
-        /// beyond f16's 65504 once projected (take_bad_rows() on a device): the layer can be appended again, with other
-        /// rows. The layer before it cannot be attended to any more, since the step holds the rows of one layer.
+        /// Throws shape_error, state_error (also for a layer that takes K and V) and, before anything is stored,
+        /// value_error for rows that are not finite or beyond f16's 65504 once projected (take_bad_rows() on a device):
+        /// the layer can be appended again, with other rows. The layer before it cannot be attended to any more, since the step holds the rows of one layer.
         /// std::bad_alloc, budget_error (of the workspace), or what the executor throws: the step can only be
         /// destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
         void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = serial);
 
-        /// append for a layer whose engine hands over K and V (Layer::input): rows are made from them, and W_k and W_v are
-        /// not needed.
+        /// append for a layer whose engine hands over K and V (Layer::input): rows are made from them, and W_k and W_v
+        /// are not needed.
         ///
         /// @param layer    0, 1, .. in order
         /// @param k        [n, Hkv * Dh] f32, f16 or bf16: K as queries meet it, with bias and after k_norm, before or

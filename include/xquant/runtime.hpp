@@ -174,6 +174,9 @@ public:
     /// matrix, and encoding.
     virtual void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = {}) = 0;
 
+    /// append for a layer whose engine hands over K and V (Layer::input): k and v [n, Hkv * Dh]. Throws as append.
+    virtual void append_kv(std::size_t layer, const MatrixView& k, const MatrixView& v, ExecutorRef threads = {}) = 0;
+
     /// Attention of the layer that was appended last: q [n, H * Dh] after RoPE, out [n, H * Dh] with rows `out_stride`
     /// floats apart (0: H * Dh). A head of q that is not finite gives NaN.
     /// Throws shape_error, state_error, std::bad_alloc; the step goes on. Cost: reads the codes of every token that the

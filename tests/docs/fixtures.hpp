@@ -59,6 +59,8 @@ std::string& path();
 
 // Rows and numbers; the letters are those of docs/glossary.md
 const float*& x();
+const float*& k();
+const float*& v();
 const float*& q();
 float*& out();
 std::size_t& n();

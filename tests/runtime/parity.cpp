@@ -33,8 +33,9 @@ struct TwoThreads {
     }
 };
 
-void compare(const std::string& scheme) {
-    const test::Setup setup = script::model();
+void compare(const std::string& scheme, xquant::LayerInput input = xquant::LayerInput::x) {
+    test::Setup setup = script::model();
+    for (xquant::Layer& layer : setup.model.layers) layer.input = input;
     const auto with_headers = xquant::make_cache(scheme, setup.model, script::options());
     const auto with_runtime = xquant::runtime::make_cache(scheme, setup.model, script::options());
     const TwoThreads threads;
@@ -68,6 +69,7 @@ int main() {
                 ++forms;
             }
         }
+        for (const char* scheme : {"kv4", "f16", "kivi4"}) compare(scheme, xquant::LayerInput::keys_before_rope);
         std::printf("level %s: %zu schemes and groups, bit for bit as with the headers\n", level.name.c_str(), forms);
     } catch (const std::exception& error) {
         check::that(false, error.what());

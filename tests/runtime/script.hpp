@@ -108,13 +108,18 @@ private:
         for (std::size_t layer = 0; layer < model_->layers.size(); ++layer) {
             const xquant::LayerShape& shape = model_->layers[layer].shape;
             const std::size_t width = shape.heads * shape.head_dim;
+            const bool given = model_->layers[layer].input != xquant::LayerInput::x;
             const std::vector<float> x = random_.rows(n * shape.width), q = random_.rows(n * width, 2);
+            const xquant::MatrixView rows(x.data(), n, shape.width), keys(x.data(), n, shape.kv_width(), shape.width),
+                values(x.data() + shape.width - shape.kv_width(), n, shape.kv_width(), shape.width);
             std::vector<float> out(n * width, std::numeric_limits<float>::quiet_NaN());
             if (layer % 2 == 0) {
-                step.append(layer, xquant::MatrixView(x.data(), n, shape.width), *threads_);
+                if (given) step.append_kv(layer, keys, values, *threads_);
+                if (!given) step.append(layer, rows, *threads_);
                 step.attend(layer, xquant::MatrixView(q.data(), n, width), out.data(), 0, *threads_);
             } else {
-                step.append(layer, xquant::MatrixView(x.data(), n, shape.width));
+                if (given) step.append_kv(layer, keys, values);
+                if (!given) step.append(layer, rows);
                 step.attend(layer, xquant::MatrixView(q.data(), n, width), out.data());
             }
             record_.answers.insert(record_.answers.end(), out.begin(), out.end());

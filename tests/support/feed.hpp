@@ -26,13 +26,16 @@ inline void fill_row(std::uint64_t key, std::size_t n, float* out) {
     }
 }
 
-/// Rows first .. first + n of one layer of a sequence: x [n, D], q [n, H * Dh].
+/// Rows first .. first + n of one layer of a sequence: x [n, D] (or K beside V [n, 2 Hkv Dh], where the layer takes
+/// them), q [n, H * Dh].
 struct Rows {
     std::vector<float> x, q;
 };
 inline Rows rows_of(const xquant::Layer& layer, std::size_t index, std::uint32_t seed, std::size_t first,
                     std::size_t n) {
-    const std::size_t d = layer.shape.width, heads = layer.shape.heads * layer.shape.head_dim;
+    const bool given = layer.input != xquant::LayerInput::x;
+    const std::size_t d = given ? 2 * layer.shape.kv_width() : layer.shape.width;
+    const std::size_t heads = layer.shape.heads * layer.shape.head_dim;
     Rows rows{std::vector<float>(n * d), std::vector<float>(n * heads)};
     for (std::size_t i = 0; i < n; ++i) {
         const std::uint64_t key = (std::uint64_t{seed} << 40U) + ((first + i) << 10U) + 2 * index;
@@ -90,7 +93,13 @@ Outputs run_layers(Step& step, const xquant::Model& model, const std::vector<New
             all.x.insert(all.x.end(), rows.x.begin(), rows.x.end());
             all.q.insert(all.q.end(), rows.q.begin(), rows.q.end());
         }
-        step.append(layer, xquant::MatrixView(all.x.data(), step.size(), shape.width), threads);
+        if (model.layers[layer].input == xquant::LayerInput::x) {
+            step.append(layer, xquant::MatrixView(all.x.data(), step.size(), shape.width), threads);
+        } else {
+            const std::size_t r = shape.kv_width();
+            step.append_kv(layer, xquant::MatrixView(all.x.data(), step.size(), r, 2 * r),
+                           xquant::MatrixView(all.x.data() + r, step.size(), r, 2 * r), threads);
+        }
         all.x.assign(all.x.size(), std::numeric_limits<float>::quiet_NaN());
         out.emplace_back(step.size() * heads, std::numeric_limits<float>::quiet_NaN());
         step.attend(layer, xquant::MatrixView(all.q.data(), step.size(), heads), out.back().data(), 0, threads);

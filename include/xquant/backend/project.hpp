@@ -27,12 +27,13 @@ constexpr std::size_t project_scratch(std::size_t d, std::size_t width, std::siz
 /// Positions and RoPE of the rows. Read only where keys are stored after RoPE.
 struct RowPositions {
     const std::int64_t* positions = nullptr;  ///< [n] by which stored keys are turned
-    const std::int64_t* lags = nullptr;  ///< [n] by which these are less than the rows' own positions; null: by nothing
+    const std::int64_t* lags = nullptr;       ///< [n] by which the rows' own positions are higher; null: by nothing
     const RopeView& rope;
     std::size_t head_dim = 0;
 };
 
-/// Rows of one stream from x [n, D], D as the encoder reads it. Shape out: [n, R]. Scratch: project_scratch(D, R, n) floats.
+/// Rows of one stream from x [n, D], D as the encoder reads it. Shape out: [n, R]. Scratch: project_scratch(D, R, n)
+/// floats.
 template <class Backend>
 void project(Backend tag, const StreamEncoder& encoder, Matrix x, const RowPositions& at, float* out,
              float* scratch) noexcept {

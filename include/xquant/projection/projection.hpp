@@ -14,8 +14,8 @@
 //     static LayerPlan prepare(const Layer&)                 the affine pair T, A; see projection/plan.hpp
 //     static constexpr bool reads_latent = true              if it is for layers with Layer::latent, which it refuses
 //                                                            otherwise
-//     static constexpr bool takes_keys_and_values = true     if it serves layers whose Layer::input is K and V, which it
-//                                                            refuses otherwise: StreamPlan::source is then K or V
+//     static constexpr bool takes_keys_and_values = true     if it serves layers whose Layer::input is K and V, which
+//                                                            it refuses otherwise: StreamPlan::source is then K or V
 // and, to serve CrossLayer<Delta>,
 //     below, base                       projections of the layers below the base layer and of the base layer itself
 //     difference_footprint, prepare_difference(const Layer&)   the plan of a layer that stores a difference: its rows

@@ -65,6 +65,10 @@ public:
         if (threads.empty()) return step_.append(layer, x);
         step_.append(layer, x, Threads(threads));
     }
+    void append_kv(std::size_t layer, const MatrixView& k, const MatrixView& v, ExecutorRef threads) override {
+        if (threads.empty()) return step_.append_kv(layer, k, v);
+        step_.append_kv(layer, k, v, Threads(threads));
+    }
     void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride,
                 ExecutorRef threads) override {
         if (threads.empty()) return step_.attend(layer, q, out, out_stride);

@@ -209,4 +209,7 @@ TEST_CASE("what a device does not serve is refused when the cache is made") {
     using Sums =
         XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Delta, FourBits, GgmlQ8_0>, Projection<Rotated>, Device>;
     CHECK_THROWS_AS(Sums(setup.model), state_error);
+    test::Setup chunks({192, 6, 2, 64}, RopePairing::halves, 2);
+    chunks.model.layers[1].chunk = 50;
+    CHECK_THROWS_AS(DeviceCache(chunks.model), state_error);
 }

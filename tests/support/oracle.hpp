@@ -67,7 +67,9 @@ inline std::vector<double> oracle_attention(const xquant::Layer& layer, const st
         for (std::size_t head = 0; head < heads; ++head) {
             const float* query = q.data() + (t * heads + head) * dh;
             const std::size_t at = head / group * dh;
-            const std::size_t first = layer.window > 0 && t + 1 > layer.window ? t + 1 - layer.window : 0;
+            const std::size_t first = layer.chunk > 0                            ? t / layer.chunk * layer.chunk
+                                      : layer.window > 0 && t + 1 > layer.window ? t + 1 - layer.window
+                                                                                 : 0;
             const double logit = layer.sink_logits != nullptr ? static_cast<double>(layer.sink_logits[head])
                                                               : -std::numeric_limits<double>::infinity();
             double highest = logit;

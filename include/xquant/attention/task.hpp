@@ -31,10 +31,31 @@ struct ScoreRules {
     float scale = 1;                     ///< factor of q k^T
     float soft_cap = 0;                  ///< s becomes soft_cap tanh(s / soft_cap); 0: none
     std::size_t window = 0;              ///< a query at p sees positions p - window + 1 .. p; 0: all
+    std::size_t chunk = 0;               ///< a query at p sees positions p - p % chunk .. p; 0: no chunks
     const float* key_norm = nullptr;     ///< gain [Dh] of an RMS norm of rematerialized keys, or null
     float key_norm_epsilon = 0;          ///< added to the mean square of a key
     const float* slopes = nullptr;       ///< [H] s += slope (key position - query position), or null
     const float* sink_logits = nullptr;  ///< [H] logits that take part in the softmax without a value, or null
+
+    /// Beyond every position; sums of it and a few positions can be counted.
+    static constexpr std::int64_t no_limit = std::int64_t{1} << 62U;
+
+    /// The first position of the chunk that a position lies in.
+    [[nodiscard]] constexpr std::int64_t chunk_start(std::int64_t position) const noexcept {
+        const auto size = static_cast<std::int64_t>(chunk);
+        const std::int64_t rest = position % size;
+        return position - (rest < 0 ? rest + size : rest);
+    }
+    /// The first position that a query at this position sees.
+    [[nodiscard]] constexpr std::int64_t first_seen(std::int64_t position) const noexcept {
+        if (chunk > 0) return chunk_start(position);
+        return window > 0 ? position - static_cast<std::int64_t>(window) + 1 : -no_limit;
+    }
+    /// The position behind that of the last query that sees this position.
+    [[nodiscard]] constexpr std::int64_t seen_until(std::int64_t position) const noexcept {
+        if (chunk > 0) return chunk_start(position) + static_cast<std::int64_t>(chunk);
+        return window > 0 ? position + static_cast<std::int64_t>(window) : no_limit;
+    }
 };
 
 /// The query rows of one sequence in a step, seen from one kv head.

@@ -68,13 +68,26 @@ struct AttendTask {
     std::size_t head_dim = 0;          ///< Dh
     std::size_t rows = 0;              ///< query rows (tokens)
     std::size_t queries_per_kv = 1;    ///< query heads that share the kv head, H / Hkv
-    std::int64_t first_position = 0;   ///< of row 0; row i sees positions up to first_position + i
+    std::int64_t first_position = 0;   ///< of row 0; row i stands at first_position + i
+    bool whole = false;                ///< rows see what stands behind them, too
     const float* q = nullptr;          ///< [rows][q_stride], the query heads of the kv head side by side
     std::size_t q_stride = 0;          ///< floats from a row of q to the next
     std::size_t shared_channels = 0;   ///< first channels of every key that come from TokenSpan::shared, not from `key`
     ScoreRules rules;                  ///< slopes and sink_logits start at the kv head's first query head
     std::size_t first_tile = 0,        ///< the first tile of 128 tokens, counted over all spans, that is this task's
         tiles = 0;                     ///< how many tiles are this task's
+
+    /// The last position that a row at this position sees. `rules` say which is the first.
+    [[nodiscard]] constexpr std::int64_t last_seen(std::int64_t position) const noexcept {
+        if (!whole) return position;
+        if (rules.chunk == 0) return ScoreRules::no_limit;
+        return rules.chunk_start(position) + static_cast<std::int64_t>(rules.chunk) - 1;
+    }
+    /// No row that stands before this position sees `position`.
+    [[nodiscard]] constexpr std::int64_t seen_from(std::int64_t position) const noexcept {
+        if (!whole) return position;
+        return rules.chunk > 0 ? rules.chunk_start(position) : -ScoreRules::no_limit;
+    }
 
     /// Query heads of all rows: query i is head i % queries_per_kv of row i / queries_per_kv.
     [[nodiscard]] constexpr std::size_t queries() const noexcept { return rows * queries_per_kv; }

@@ -48,8 +48,8 @@ inline std::uint32_t head_channels(const PreparedLayer& layer, std::size_t strea
     return static_cast<std::uint32_t>(equal && each > 0 && width % each == 0 ? each : width);
 }
 
-/// Layers that share pages: those with the same window, or chunks of as many tokens. Their pages are freed once they lie
-/// outside that window, whatever other layers still see.
+/// Layers that share pages: those with the same window, or chunks of as many tokens. Their pages are freed once they
+/// lie outside that window, whatever other layers still see.
 struct PageGroup {
     PageGroup(Ledger& ledger, const Options& options, std::size_t streams)
         : coded(ledger, PageKind::coded, coded_page_tokens, streams),

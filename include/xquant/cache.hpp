@@ -82,8 +82,8 @@ public:
         ///
         /// Throws shape_error, state_error (also for a layer that takes K and V) and, before anything is stored,
         /// value_error for rows that are not finite or beyond f16's 65504 once projected (take_bad_rows() on a device):
-        /// the layer can be appended again, with other rows. The layer before it cannot be attended to any more, since the step holds the rows of one layer.
-        /// std::bad_alloc, budget_error (of the workspace), or what the executor throws: the step can only be
+        /// the layer can be appended again, with other rows. The layer before it cannot be attended to any more, since
+        /// the step holds the rows of one layer. std::bad_alloc, budget_error (of the workspace), or what the executor throws: the step can only be
         /// destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
         void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = serial);
@@ -116,7 +116,17 @@ public:
         /// reads the codes of every token that the rows see; 2 H Dh products a row and token, and what rebuilding K
         /// takes. Workspace: docs/operations.md.
         void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
-                    ExecutorRef threads = serial);
+                    ExecutorRef threads = serial) {
+            attend(layer, q, out, Visibility::causal, out_stride, threads);
+        }
+
+        /// attend with another visibility. Visibility::whole: each row sees everything that its sequence had before the
+        /// step, and all of the step's rows of its sequence, those behind its own as well: a prefix whose tokens see
+        /// each other, an image. The layer's window holds, counted back from the row's own position (a row sees any
+        /// distance ahead), and so do chunks (a row sees its own chunk alone). Give the rows that see each other in one
+        /// step: rows of later steps cannot be seen. On a device: state_error, where it is not causal.
+        void attend(std::size_t layer, const MatrixView& q, float* out, Visibility visibility,
+                    std::size_t out_stride = 0, ExecutorRef threads = serial);
 
         /// The sequences have the step's tokens from here on, and the step has ended: its workspace is given back.
         /// Throws state_error unless every layer was appended. Cannot fail otherwise.

@@ -39,6 +39,12 @@ struct StepPart {
     std::size_t tokens = 0;  ///< 1 or more; all parts of a step together: fewer than 2^31
 };
 
+/// What the query rows of a call of attend see of their own sequence. A layer's window or chunks hold in either case.
+enum class Visibility : unsigned char {
+    causal,  ///< every token up to the row's own
+    whole    ///< every token, those behind the row's own as well: prefixes that see themselves, images, encoders
+};
+
 /// A coded page that may be requantized, as the caller is asked about it.
 struct PageChoice {
     std::size_t sequence = 0;         ///< the first of the given sequences that has the page

@@ -92,6 +92,9 @@ struct Layer {
     double k_norm_epsilon = 1e-6;   ///< added to the mean square; 1e-30 to 1
     double soft_cap = 0;            ///< 1e-3 to 1e9; 0: none
     std::size_t window = 0;         ///< a query at p sees positions p - window + 1 .. p; 0: all up to p; at most 2^48
+    /// Llama 4's chunks: a query at p sees positions p - p % chunk .. p, where p % chunk lies in 0 .. chunk - 1 for a
+    /// negative p, too. At most 2^48; 0: none. Excludes `window`.
+    std::size_t chunk = 0;
     const float* alibi_slopes = nullptr;  ///< [H], each -1e6 to 1e6; or null
     /// [H] a logit of each head that takes part in the softmax, without a value; each -1e30 to 1e30; or null
     const float* sink_logits = nullptr;
@@ -99,6 +102,9 @@ struct Layer {
     /// What the engine hands over. With K and V, a layer needs no weights, no width and no `mean`, but for latents of a
     /// head (HeadSvd), which read w_k, b_k, b_v and k_norm; `calibration` is then [n, 2 Hkv Dh], K beside V.
     LayerInput input = LayerInput::x;
+
+    /// The most tokens that a query sees, itself included: `window` or `chunk`; 0: all up to its own.
+    [[nodiscard]] constexpr std::size_t reach() const noexcept { return window > 0 ? window : chunk; }
 };
 
 /// What a cache has to know of a model: its attention layers, in order.
@@ -180,7 +186,7 @@ inline void check_latent(const Layer& layer, std::size_t index) {
     check_finite(index, latent.norm, r, "latent.norm");
 }
 
-/// Throws shape_error if a layer of this shape, RoPE and window cannot be served.
+/// Throws shape_error if a layer of this shape, RoPE, window and chunk cannot be served.
 inline void check_form(const Layer& layer, std::size_t index) {
     const LayerShape& s = layer.shape;
     expects(layer.input <= LayerInput::keys_after_rope, "layer ", index, ": input is ", static_cast<int>(layer.input),
@@ -199,6 +205,10 @@ inline void check_form(const Layer& layer, std::size_t index) {
             " has room for ", s.head_dim / 2);
     expects(layer.window <= largest_position, "layer ", index, ": window is ", layer.window,
             "; expected 2^48 or less, or 0, which means that every token is seen");
+    expects(layer.chunk <= largest_position, "layer ", index, ": chunk is ", layer.chunk,
+            "; expected 2^48 or less, or 0, which means that there are no chunks");
+    expects(layer.window == 0 || layer.chunk == 0, "layer ", index, ": window is ", layer.window, " and chunk is ",
+            layer.chunk, "; at most one of them may be set");
 }
 
 /// Throws shape_error if layer `index` of a model cannot be served, value_error if one of its numbers is not finite or

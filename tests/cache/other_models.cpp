@@ -7,6 +7,7 @@
 #include <span>
 #include <sstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <xquant/persistence.hpp>
@@ -111,6 +112,8 @@ std::vector<Change> changes(std::size_t window) {
     const std::string at = std::to_string(window), next = std::to_string(window + 1);
     return {
         {"window", [](Numbers& n) { ++n.layer.window; }, "window: " + at + " there, " + next + " here"},
+        {"chunks in place of a window", [](Numbers& n) { n.layer.chunk = std::exchange(n.layer.window, 0) + 1; },
+         window > 0 ? "window: " + at + " there, 0 here" : "chunk: 0 there, 1 here"},
         {"RoPE base", [](Numbers& n) { n.layer.rope = Rope::standard(8, 1e6); },
          "RoPE frequency 1: 0.1 there, 0.0316227766 here"},
         {"one frequency, by a thousandth", [](Numbers& n) { n.layer.rope.inverse_frequencies[3] *= 1.001; },

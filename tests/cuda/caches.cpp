@@ -172,6 +172,11 @@ TEST_CASE("a device runs one step at a time, in order, and finds rows that are n
         CHECK_THROWS_AS(step.commit(), state_error);
     }
     CHECK(cache.size(a) == 0);
+    {
+        auto step = cache.begin({{a, 1}});
+        step.append(0, MatrixView(x.data(), 1, 192));
+        CHECK_THROWS_AS(step.attend(0, MatrixView(q.data(), 1, 384), out.data(), Visibility::whole), state_error);
+    }
     x[7] = std::numeric_limits<float>::infinity();
     auto step = cache.begin({{a, 1}});
     for (std::size_t layer = 0; layer < 2; ++layer) step.append(layer, MatrixView(x.data(), 1, 192));
@@ -209,4 +214,7 @@ TEST_CASE("what a device does not serve is refused when the cache is made") {
     using Sums =
         XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Delta, FourBits, GgmlQ8_0>, Projection<Rotated>, Device>;
     CHECK_THROWS_AS(Sums(setup.model), state_error);
+    test::Setup chunks({192, 6, 2, 64}, RopePairing::halves, 2);
+    chunks.model.layers[1].chunk = 50;
+    CHECK_THROWS_AS(DeviceCache(chunks.model), state_error);
 }

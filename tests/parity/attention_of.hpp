@@ -42,6 +42,7 @@ std::vector<float> run(Form form, const Case& c) {
     const std::vector<float> logits = random.rows(c.shape.heads, 2), bias = random.rows(2 * c.shape.kv_width(), 1);
     Layer& layer = setup.model.layers[0];
     layer.window = c.window;
+    layer.chunk = c.chunk;
     if (c.normed) layer.k_norm = gain.data();
     if (c.many_things) {
         layer.soft_cap = 8;

@@ -109,6 +109,17 @@ const std::vector<Case>& cases() {
          16,
          [](Layer& layer, const Extras&) { layer.softmax_scale = 0.05; }},
         {"sliding window, as in Mistral", {96, 4, 1, 32}, 16, [](Layer& layer, const Extras&) { layer.window = 37; }},
+        {"chunks, as in Llama 4", {96, 4, 1, 32}, 16, [](Layer& layer, const Extras&) { layer.chunk = 50; }},
+        {"chunks of one token", {96, 4, 1, 32}, 16, [](Layer& layer, const Extras&) { layer.chunk = 1; }},
+        {"chunks, sink logits, slopes and a soft cap",
+         {96, 4, 1, 32},
+         8,
+         [](Layer& layer, const Extras& extras) {
+             layer.chunk = 64;
+             layer.soft_cap = 5;
+             layer.alibi_slopes = extras.slopes.data();
+             layer.sink_logits = extras.logits.data();
+         }},
         {"a window of one token", {96, 4, 1, 32}, 16, [](Layer& layer, const Extras&) { layer.window = 1; }},
         {"sink logits and a window, as in gpt-oss",
          {96, 4, 1, 32},
@@ -250,6 +261,7 @@ TEST_CASE("layers of other shapes, frequencies and rules in one model") {
     model.layers[1].rope = Rope::standard(32, 1e6);
     model.layers[1].window = 20;
     model.layers[2].soft_cap = 4;
+    model.layers[2].chunk = 20;
     const std::vector<Input> inputs = inputs_for(model);
     for (const bool strict : {false, true}) {
         const Options options = exact_options(33, strict);

@@ -55,9 +55,9 @@ inline std::vector<double> oracle_rows(const xquant::Layer& layer, const std::ve
 }
 
 /// out [tokens, H * Dh] of queries q [tokens, H * Dh] (after RoPE) over x [tokens, D], from position 0 on. Rows
-/// before `from` are left 0.
+/// before `from` are left 0; the others see the tokens behind them as well, if `whole`.
 inline std::vector<double> oracle_attention(const xquant::Layer& layer, const std::vector<float>& x,
-                                            const std::vector<float>& q, std::size_t from = 0) {
+                                            const std::vector<float>& q, std::size_t from = 0, bool whole = false) {
     const std::size_t d = layer.shape.width, dh = layer.shape.head_dim, r = layer.shape.kv_width();
     const std::size_t heads = layer.shape.heads, group = heads / layer.shape.kv_heads, tokens = x.size() / d;
     const std::vector<double> k = oracle_rows(layer, x, true), v = oracle_rows(layer, x, false);
@@ -67,24 +67,29 @@ inline std::vector<double> oracle_attention(const xquant::Layer& layer, const st
         for (std::size_t head = 0; head < heads; ++head) {
             const float* query = q.data() + (t * heads + head) * dh;
             const std::size_t at = head / group * dh;
-            const std::size_t first = layer.window > 0 && t + 1 > layer.window ? t + 1 - layer.window : 0;
+            const std::size_t first = layer.chunk > 0                            ? t / layer.chunk * layer.chunk
+                                      : layer.window > 0 && t + 1 > layer.window ? t + 1 - layer.window
+                                                                                 : 0;
+            const std::size_t ahead = layer.chunk > 0 ? std::min(tokens, first + layer.chunk) : tokens;
+            const std::size_t end = whole ? ahead : t + 1;
             const double logit = layer.sink_logits != nullptr ? static_cast<double>(layer.sink_logits[head])
                                                               : -std::numeric_limits<double>::infinity();
             double highest = logit;
-            for (std::size_t s = first; s <= t; ++s) {
+            for (std::size_t s = first; s < end; ++s) {
                 double sum = 0;
                 for (std::size_t c = 0; c < dh; ++c) sum += static_cast<double>(query[c]) * k[s * r + at + c];
                 sum *= scale;
                 if (layer.soft_cap > 0) sum = layer.soft_cap * std::tanh(sum / layer.soft_cap);
                 if (layer.alibi_slopes != nullptr) {
-                    sum -= static_cast<double>(layer.alibi_slopes[head]) * static_cast<double>(t - s);
+                    sum -= static_cast<double>(layer.alibi_slopes[head]) *
+                           (static_cast<double>(t) - static_cast<double>(s));
                 }
                 scores[s] = sum;
                 highest = std::max(highest, sum);
             }
             double total = std::exp(logit - highest);
-            for (std::size_t s = first; s <= t; ++s) total += scores[s] = std::exp(scores[s] - highest);
-            for (std::size_t s = first; s <= t; ++s) {
+            for (std::size_t s = first; s < end; ++s) total += scores[s] = std::exp(scores[s] - highest);
+            for (std::size_t s = first; s < end; ++s) {
                 for (std::size_t c = 0; c < dh; ++c) {
                     out[(t * heads + head) * dh + c] += scores[s] / total * v[s * r + at + c];
                 }

@@ -31,10 +31,31 @@ struct ScoreRules {
     float scale = 1;                     ///< factor of q k^T
     float soft_cap = 0;                  ///< s becomes soft_cap tanh(s / soft_cap); 0: none
     std::size_t window = 0;              ///< a query at p sees positions p - window + 1 .. p; 0: all
+    std::size_t chunk = 0;               ///< a query at p sees positions p - p % chunk .. p; 0: no chunks
     const float* key_norm = nullptr;     ///< gain [Dh] of an RMS norm of rematerialized keys, or null
     float key_norm_epsilon = 0;          ///< added to the mean square of a key
     const float* slopes = nullptr;       ///< [H] s += slope (key position - query position), or null
     const float* sink_logits = nullptr;  ///< [H] logits that take part in the softmax without a value, or null
+
+    /// Beyond every position; sums of it and a few positions can be counted.
+    static constexpr std::int64_t no_limit = std::int64_t{1} << 62U;
+
+    /// The first position of the chunk that a position lies in.
+    [[nodiscard]] constexpr std::int64_t chunk_start(std::int64_t position) const noexcept {
+        const auto size = static_cast<std::int64_t>(chunk);
+        const std::int64_t rest = position % size;
+        return position - (rest < 0 ? rest + size : rest);
+    }
+    /// The first position that a query at this position sees.
+    [[nodiscard]] constexpr std::int64_t first_seen(std::int64_t position) const noexcept {
+        if (chunk > 0) return chunk_start(position);
+        return window > 0 ? position - static_cast<std::int64_t>(window) + 1 : -no_limit;
+    }
+    /// The position behind that of the last query that sees this position.
+    [[nodiscard]] constexpr std::int64_t seen_until(std::int64_t position) const noexcept {
+        if (chunk > 0) return chunk_start(position) + static_cast<std::int64_t>(chunk);
+        return window > 0 ? position + static_cast<std::int64_t>(window) : no_limit;
+    }
 };
 
 /// The query rows of one sequence in a step, seen from one kv head.
@@ -47,13 +68,26 @@ struct AttendTask {
     std::size_t head_dim = 0;          ///< Dh
     std::size_t rows = 0;              ///< query rows (tokens)
     std::size_t queries_per_kv = 1;    ///< query heads that share the kv head, H / Hkv
-    std::int64_t first_position = 0;   ///< of row 0; row i sees positions up to first_position + i
+    std::int64_t first_position = 0;   ///< of row 0; row i stands at first_position + i
+    bool whole = false;                ///< rows see what stands behind them, too
     const float* q = nullptr;          ///< [rows][q_stride], the query heads of the kv head side by side
     std::size_t q_stride = 0;          ///< floats from a row of q to the next
     std::size_t shared_channels = 0;   ///< first channels of every key that come from TokenSpan::shared, not from `key`
     ScoreRules rules;                  ///< slopes and sink_logits start at the kv head's first query head
     std::size_t first_tile = 0,        ///< the first tile of 128 tokens, counted over all spans, that is this task's
         tiles = 0;                     ///< how many tiles are this task's
+
+    /// The last position that a row at this position sees. `rules` say which is the first.
+    [[nodiscard]] constexpr std::int64_t last_seen(std::int64_t position) const noexcept {
+        if (!whole) return position;
+        if (rules.chunk == 0) return ScoreRules::no_limit;
+        return rules.chunk_start(position) + static_cast<std::int64_t>(rules.chunk) - 1;
+    }
+    /// No row that stands before this position sees `position`.
+    [[nodiscard]] constexpr std::int64_t seen_from(std::int64_t position) const noexcept {
+        if (!whole) return position;
+        return rules.chunk > 0 ? rules.chunk_start(position) : -ScoreRules::no_limit;
+    }
 
     /// Query heads of all rows: query i is head i % queries_per_kv of row i / queries_per_kv.
     [[nodiscard]] constexpr std::size_t queries() const noexcept { return rows * queries_per_kv; }

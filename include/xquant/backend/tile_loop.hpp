@@ -271,11 +271,12 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slo
     const std::size_t dh = task.head_dim, group = task.queries_per_kv;
     const auto count_of = [](std::size_t n) { return static_cast<std::int64_t>(n); };
     const std::int64_t start = span.first_position + count_of(tokens.first - span.begin), n = count_of(tokens.count);
-    // Rows before the tile's first token see nothing of it, nor do rows whose window begins behind its last.
-    const std::int64_t window = count_of(task.rules.window), all = count_of(task.rows);
-    const std::int64_t skip = std::clamp<std::int64_t>(start - task.first_position, 0, all);
+    // Rows before the tile's first token see nothing of it, unless they see what stands behind them; nor do rows whose
+    // window or chunk begins behind its last.
+    const std::int64_t all = count_of(task.rows);
+    const std::int64_t skip = std::clamp<std::int64_t>(task.seen_from(start) - task.first_position, 0, all);
     const std::int64_t stop =
-        window == 0 ? all : std::clamp<std::int64_t>(start + n - 1 + window - task.first_position, 0, all);
+        std::clamp<std::int64_t>(task.rules.seen_until(start + n - 1) - task.first_position, 0, all);
     if (skip >= stop) return;
 
     const bool absorbed = absorbs_values(task.value, task.queries(), dh);
@@ -304,10 +305,11 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slo
         for (std::size_t i = 0; i < count; ++i) {
             float* scores = at.scores + i * tile_tokens;
             const std::int64_t position = task.first_position + count_of(row + i / group);
-            const std::int64_t before = window == 0 ? 0 : position - window + 1 - start;
-            const VisibleTokens seen{static_cast<std::size_t>(std::clamp<std::int64_t>(before, 0, n)),
-                                     static_cast<std::size_t>(std::min<std::int64_t>(n, position - start + 1)),
-                                     tokens.count};
+            const std::int64_t before = task.rules.first_seen(position) - start;
+            const VisibleTokens seen{
+                static_cast<std::size_t>(std::clamp<std::int64_t>(before, 0, n)),
+                static_cast<std::size_t>(std::min<std::int64_t>(n, task.last_seen(position) - start + 1)),
+                tokens.count};
             const float slope = task.rules.slopes != nullptr ? task.rules.slopes[i % group] : 0.0F;
             adjust_scores(tag, task.rules, slope, static_cast<float>(start - position), tokens.count, scores);
             const std::size_t q = first_query + i;

@@ -26,8 +26,10 @@ public:
 
     /// A layer, and the queries [n, H * Dh] of all rows of the step; forgets the layer before. Makes room for as many
     /// parts, and spans of all of them together, as `add` will add.
-    void start(const PreparedLayer& prepared, const MatrixView& queries, std::size_t parts, std::size_t spans) {
+    void start(const PreparedLayer& prepared, const MatrixView& queries, Visibility visibility, std::size_t parts,
+               std::size_t spans) {
         prepared_ = &prepared;
+        whole_ = visibility == Visibility::whole;
         queries_ = queries;
         spans_.clear();
         parts_.clear();
@@ -157,6 +159,7 @@ private:
         attend.head_dim = dh;
         attend.rows = (std::min)(block_rows, part.rows.rows - task.row);
         attend.queries_per_kv = group;
+        attend.whole = whole_;
         attend.first_position = part.rows.first_position + static_cast<std::int64_t>(task.row);
         attend.q = static_cast<const float*>(queries_.row(part.rows.first_row + task.row)) + task.head * group * dh;
         attend.q_stride = queries_.stride;
@@ -201,6 +204,7 @@ private:
     Core* core_;
     const PreparedLayer* prepared_ = nullptr;
     MatrixView queries_;
+    bool whole_ = false;
     Work<TokenSpan> spans_;
     Work<Part> parts_;
     Work<Task> tasks_;

@@ -24,9 +24,9 @@ void Cache<Backend>::Step::append_kv(std::size_t layer, const MatrixView& k, con
     step_.append_kv(layer, k, v, threads);
 }
 template <class Backend>
-void Cache<Backend>::Step::attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride,
-                                  ExecutorRef threads) {
-    step_.attend(layer, q, out, out_stride, threads);
+void Cache<Backend>::Step::attend(std::size_t layer, const MatrixView& q, float* out, Visibility visibility,
+                                  std::size_t out_stride, ExecutorRef threads) {
+    step_.attend(layer, q, out, visibility, out_stride, threads);
 }
 template <class Backend>
 void Cache<Backend>::Step::commit() {

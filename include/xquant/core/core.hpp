@@ -48,8 +48,8 @@ inline std::uint32_t head_channels(const PreparedLayer& layer, std::size_t strea
     return static_cast<std::uint32_t>(equal && each > 0 && width % each == 0 ? each : width);
 }
 
-/// Layers that share pages: those with the same window. Their pages are freed once they lie outside that window,
-/// whatever other layers still see.
+/// Layers that share pages: those with the same window, or chunks of as many tokens. Their pages are freed once they
+/// lie outside that window, whatever other layers still see.
 struct PageGroup {
     PageGroup(Ledger& ledger, const Options& options, std::size_t streams)
         : coded(ledger, PageKind::coded, coded_page_tokens, streams),
@@ -170,8 +170,9 @@ public:
             place(page_group.requantized, requantized_codecs_.back().format);
         }
         // Cross-layer caches have one page group for all windows: nothing is freed before the widest window is past it.
-        if (page_group.layers == 1) page_group.window = layer.window;
-        page_group.window = page_group.window > 0 && layer.window > 0 ? (std::max)(page_group.window, layer.window) : 0;
+        if (page_group.layers == 1) page_group.window = layer.reach();
+        const bool limited = page_group.window > 0 && layer.reach() > 0;
+        page_group.window = limited ? (std::max)(page_group.window, layer.reach()) : 0;
     }
 
     /// The cache is gone; steps that are alive say so from here on.
@@ -208,7 +209,7 @@ public:
     [[nodiscard]] const Slot& find(Sequence sequence) const { return const_cast<Core*>(this)->find(sequence); }
 
     [[nodiscard]] std::size_t page_groups() const noexcept { return page_groups_.size(); }
-    /// The window of a page group's layers, 0 where some layer sees everything.
+    /// The most tokens that a query of a page group's layers sees, 0 where some layer sees everything.
     [[nodiscard]] std::size_t window(std::size_t page_group) const noexcept { return page_groups_[page_group].window; }
     /// What n new tokens (or sealing) do to a sequence in one page group.
     [[nodiscard]] StepPlan plan(const Slot& slot, std::size_t page_group, std::size_t n, bool everything = false) {

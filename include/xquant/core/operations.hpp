@@ -51,9 +51,9 @@ inline void check_window(const SequenceState& state, std::size_t window) {
     // The freed rows come first, so the last of them stands no later than here.
     const std::int64_t freed =
         (state.segments.empty() ? state.next_position : state.segments.front().first_position) - 1;
-    expects(freed <= state.next_position - static_cast<std::int64_t>(window), "layers with a sliding window of ",
-            window, " tokens have freed the rows up to position ", freed, ", which a token at position ",
-            state.next_position, " would see; keep more tokens");
+    expects(freed <= state.next_position - static_cast<std::int64_t>(window),
+            "layers with a sliding window, or chunks, of ", window, " tokens have freed the rows up to position ",
+            freed, ", which a token at position ", state.next_position, " would see; keep more tokens");
 }
 
 /// The position of a token, or of the next token. False if the token has been freed.

@@ -78,6 +78,7 @@ public:
             layer.softmax_scale > 0 ? layer.softmax_scale : 1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
         rules.soft_cap = static_cast<float>(layer.soft_cap);
         rules.window = layer.window;
+        rules.chunk = layer.chunk;
         if (!plan.keys_normed) rules.key_norm = gain;
         rules.key_norm_epsilon = static_cast<float>(layer.k_norm_epsilon);
         rules.slopes = keep(layer_floats(layer.alibi_slopes, shape.heads));

@@ -49,7 +49,7 @@ inline std::size_t learnt_levels(const std::vector<StreamCodec>& codecs) noexcep
 inline std::vector<std::size_t> page_groups_of(const Model& model, bool together) {
     std::vector<std::size_t> out, windows;
     for (const Layer& layer : model.layers) {
-        const std::size_t window = together ? 0 : layer.window;
+        const std::size_t window = together ? 0 : layer.reach();
         const auto at = std::find(windows.begin(), windows.end(), window);
         out.push_back(static_cast<std::size_t>(at - windows.begin()));
         if (at == windows.end()) windows.push_back(window);

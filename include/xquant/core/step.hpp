@@ -47,11 +47,12 @@ public:
         append_rows(layer, {{}, k, v}, true, threads);
     }
 
-    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride, ExecutorRef threads) {
-        const PreparedLayer& prepared = expects_queries(layer, q, out, out_stride);
+    void attend(std::size_t layer, const MatrixView& q, float* out, Visibility visibility, std::size_t out_stride,
+                ExecutorRef threads) {
+        const PreparedLayer& prepared = expects_queries(layer, q, out, visibility, out_stride);
         std::size_t spans = 0;
         for (std::size_t i = 0; i < parts_.size(); ++i) spans += plan_of(i, prepared).reads.size();
-        attention_.start(prepared, q, parts_.size(), spans);
+        attention_.start(prepared, q, visibility, parts_.size(), spans);
         for (std::size_t i = 0; i < parts_.size(); ++i) {
             attention_.add(parts_[i], plan_of(i, prepared),
                            [&](const Segment& segment) { return span_of(prepared, parts_[i], segment); });

@@ -145,7 +145,7 @@ protected:
     /// Throws state_error unless a layer was appended last, shape_error unless q and out are [tokens, H * Dh]. Sets
     /// out_stride where it is 0.
     const PreparedLayer& expects_queries(std::size_t layer, const MatrixView& q, const float* out,
-                                         std::size_t& out_stride) const {
+                                         Visibility visibility, std::size_t& out_stride) const {
         expects_usable();
         expects<state_error>(next_ > 0, "attend: layer ", layer, ", but no layer has been appended");
         expects<state_error>(layer + 1 == next_, "attend: layer ", layer, ", but the layer that was appended last is ",
@@ -160,6 +160,8 @@ protected:
         expects(q.type <= DType::bf16, "attend, layer ", layer, ": q has elements of an unknown type, ",
                 static_cast<int>(q.type));
         expects(out != nullptr, "attend, layer ", layer, ": out is null");
+        expects(visibility <= Visibility::whole, "attend, layer ", layer, ": the visibility is ",
+                static_cast<int>(visibility), "; expected Visibility::causal or Visibility::whole");
         expects(out_stride >= width, "attend, layer ", layer, ": out_stride is ", out_stride, "; a row of out has ",
                 width, " floats");
         return prepared;

@@ -116,6 +116,7 @@ inline std::vector<SavedRule> attention_rules(const Core& core, const PreparedLa
     const bool turns = rope.pairs > 0;
     std::vector<SavedRule> out{
         whole("window", layer.rules.window),
+        whole("chunk", layer.rules.chunk),
         real("softmax scale", &layer.rules.scale, 1),
         real("soft cap", &layer.rules.soft_cap, 1),
         whole("RoPE pairing", turns ? static_cast<unsigned>(rope.pairing) : 0U),

@@ -81,6 +81,8 @@ public:
         const PreparedLayer& layer = *layer_;
         expects<state_error>(layer.role == CrossRole::none || encodes(core.accumulator()), "layer ", number,
                              ": a device cannot encode the quantizer of the accumulator");
+        expects<state_error>(layer.rules.chunk == 0, "layer ", number, ": chunk is ", layer.rules.chunk,
+                             ", and a device does not serve chunks; leave it at 0, or use a cache of the processor");
         floats_ = all.add(layer.floats());
         table_.shape = layer.shape;
         table_.rope = core.rope(layer);

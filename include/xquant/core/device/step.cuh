@@ -66,9 +66,12 @@ public:
     }
 
     /// As Step::attend; q [n, H * Dh] and out [n, H * Dh] (f32) lie on the device.
-    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride, ExecutorRef) {
+    void attend(std::size_t layer, const MatrixView& q, float* out, Visibility visibility, std::size_t out_stride,
+                ExecutorRef) {
         using namespace backend::gpu;
-        const PreparedLayer& prepared = expects_queries(layer, q, out, out_stride);
+        const PreparedLayer& prepared = expects_queries(layer, q, out, visibility, out_stride);
+        expects<state_error>(visibility == Visibility::causal, "attend, layer ", layer,
+                             ": a device serves Visibility::causal alone");
         Device& device = state_->device();
         const LayerForm form = state_->form(layer);
         const DeviceRows given{q.data, q.stride, q.type};

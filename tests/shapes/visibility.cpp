@@ -1,0 +1,77 @@
+/// What rows of a step see of each other, against float64: Visibility::causal and Visibility::whole.
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "support/catch.hpp"
+#include "support/feed.hpp"
+#include "support/model.hpp"
+#include "support/oracle.hpp"
+
+using namespace xquant;
+
+namespace {
+
+struct Case {
+    const char* name;
+    void (*change)(Layer&);
+};
+
+const Case cases[] = {
+    {"all tokens", [](Layer&) {}},
+    {"a window", [](Layer& layer) { layer.window = 37; }},
+    {"a window of one token", [](Layer& layer) { layer.window = 1; }},
+    {"chunks", [](Layer& layer) { layer.chunk = 50; }},
+    {"chunks of one token", [](Layer& layer) { layer.chunk = 1; }},
+};
+
+/// Steps, and whether their rows see each other.
+struct Part {
+    std::size_t tokens;
+    Visibility visibility;
+};
+const Part steps[] = {{30, Visibility::whole}, {7, Visibility::causal},   {140, Visibility::whole},
+                      {1, Visibility::whole},  {600, Visibility::causal}, {20, Visibility::whole}};
+
+}  // namespace
+
+TEST_CASE("rows of a step that see each other are attention without a mask over everything up to the step's end") {
+    for (const Case& one : cases) {
+        for (const bool slopes : {false, true}) {
+            test::Setup setup({48, 4, 2, 8}, RopePairing::halves);
+            Layer& layer = setup.model.layers[0];
+            one.change(layer);
+            const std::vector<float> by_head{0.01F, 0.02F, 0.04F, 0.3F};
+            if (slopes) layer.alibi_slopes = by_head.data();
+            for (const char* name : {"f32 x, rotated", "f32 head svd", "f32 k and v after RoPE, Hadamard"}) {
+                for (const bool strict : {false, true}) {
+                    INFO(one.name << ", " << name << (slopes ? ", slopes" : "") << (strict ? ", strict" : ""));
+                    const auto cache = test::scheme(name).make(
+                        setup.model, {.sinks = 4, .recent = 20, .rows = DType::f32, .strict = strict});
+                    const Sequence sequence = cache->create();
+                    std::size_t done = 0;
+                    double worst = 0;
+                    for (const Part& part : steps) {
+                        const std::size_t end = done + part.tokens;
+                        const test::Rows rows = test::rows_of(layer, 0, 1, 0, end);
+                        const bool whole = part.visibility == Visibility::whole;
+                        const std::vector<double> exact = test::oracle_attention(layer, rows.x, rows.q, done, whole);
+                        std::vector<float> out(part.tokens * 32);
+                        auto step = cache->begin({{sequence, part.tokens}});
+                        step.append(0, MatrixView(rows.x.data() + done * 48, part.tokens, 48));
+                        step.attend(0, MatrixView(rows.q.data() + done * 32, part.tokens, 32), out.data(),
+                                    part.visibility);
+                        step.commit();
+                        for (std::size_t i = 0; i < out.size(); ++i) {
+                            worst = std::max(worst, std::abs(exact[done * 32 + i] - double{out[i]}));
+                        }
+                        done = end;
+                    }
+                    CHECK(worst < 1e-5);
+                }
+            }
+        }
+    }
+}

@@ -83,8 +83,8 @@ public:
         /// Throws shape_error, state_error (also for a layer that takes K and V) and, before anything is stored,
         /// value_error for rows that are not finite or beyond f16's 65504 once projected (take_bad_rows() on a device):
         /// the layer can be appended again, with other rows. The layer before it cannot be attended to any more, since
-        /// the step holds the rows of one layer. std::bad_alloc, budget_error (of the workspace), or what the executor throws: the step can only be
-        /// destroyed; the cache is as it was.
+        /// the step holds the rows of one layer. std::bad_alloc, budget_error (of the workspace), or what the executor
+        /// throws: the step can only be destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
         void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = serial);
 

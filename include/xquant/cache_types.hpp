@@ -39,6 +39,12 @@ struct StepPart {
     std::size_t tokens = 0;  ///< 1 or more; all parts of a step together: fewer than 2^31
 };
 
+/// What becomes of the positions of tokens that are erased.
+enum class Gap : std::uint8_t {
+    close,  ///< the tokens behind them, and the next one, move up
+    keep,   ///< no other token moves
+};
+
 /// A coded page that may be requantized, as the caller is asked about it.
 struct PageChoice {
     std::size_t sequence = 0;         ///< the first of the given sequences that has the page

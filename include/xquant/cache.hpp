@@ -13,10 +13,11 @@
 // cache of any scheme. Options, StepPart and the other plain types are in cache_types.hpp.
 //
 // Threads  Different sequences may be used by different threads at the same time, whatever pages they share. One
-//          sequence has one writer (a step, truncate, erase, shift, gather, seal, compact, requantize, drop), and
-//          nobody reads it meanwhile; any number of readers (fork, size, next_position, for_each_page, save) may share
-//          it. create and bytes may be called at any time. Constructor, destructor and moves are for one thread; so is
-//          a step, and so is a cache on a device. append and attend run on the executor that they are given.
+//          sequence has one writer (a step, truncate, erase, shift, set_next_position, gather, seal, compact,
+//          requantize, drop), and nobody reads it meanwhile; any number of readers (fork, size, next_position,
+//          position_of, token_at, shortest_prefix, for_each_page, save) may share it. create and bytes may be called at
+//          any time. Constructor, destructor and moves are for one thread; so is a step, and so is a cache on a device.
+//          append and attend run on the executor that they are given.
 // Errors   Every call that throws leaves the cache, and every byte it counts, as they were, unless its comment says
 //          otherwise.
 #pragma once
@@ -171,15 +172,27 @@ public:
     /// for each page.
     void truncate(Sequence sequence, std::size_t tokens);
 
-    /// Takes out tokens begin .. end. The tokens behind them move up by end - begin positions, exactly: X, latents and
-    /// keys before RoPE carry no position, and for keys that were stored after RoPE the queries are turned back by the
-    /// same distance. Pages are freed when none of their tokens is left. Throws and costs as truncate.
-    void erase(Sequence sequence, std::size_t begin, std::size_t end);
+    /// Takes out tokens begin .. end. With Gap::close the tokens behind them, and the next one, move up by end - begin
+    /// positions, exactly: X, latents and keys before RoPE carry no position, and for keys that were stored after RoPE
+    /// the queries are turned back by the same distance. With Gap::keep all others stay where they stand; so does the
+    /// next token, even where the last ones go. Pages are freed when none of their tokens is left. Throws and costs as
+    /// truncate.
+    void erase(Sequence sequence, std::size_t begin, std::size_t end, Gap gap = Gap::close);
 
     /// Moves the tokens from `begin` on, and the next token, by `delta` positions, as exactly as erase does: it opens a
     /// gap, or closes one. Throws shape_error where a token would stand at or before the one that precedes it; else
-    /// throws and costs as truncate.
+    /// throws and costs as truncate. Where layers with windows alone have freed the token before, it counts as standing
+    /// right before the first one that is left.
     void shift(Sequence sequence, std::size_t begin, std::int64_t delta);
+    /// Moves tokens begin .. end alone by `delta` positions: the others, and the next token, stay. Throws shape_error
+    /// where a token would stand at or before the one that precedes it, or at or behind the one that follows (with
+    /// end = size(): the next one); else as shift(sequence, begin, delta).
+    void shift(Sequence sequence, std::size_t begin, std::size_t end, std::int64_t delta);
+
+    /// Says where the next token will stand; the tokens that are there stay. Throws sequence_error if the sequence is
+    /// part of a step, shape_error at or before the last token, beyond 2^48 in size, or where layers with a sliding
+    /// window have freed rows that the next token would see. Cost: a look at each page.
+    void set_next_position(Sequence sequence, std::int64_t position);
 
     /// Sequence i of the list becomes what sequence parents[i] of the list was: one step of beam search.
     /// Throws sequence_error if one is part of a step or appears twice, shape_error if a parent is not in the list,
@@ -191,6 +204,19 @@ public:
 
     /// The position of the next token of a sequence: size() where none was erased or shifted.
     [[nodiscard]] std::int64_t next_position(Sequence sequence) const;
+
+    /// The position of a token; of token size(): that of the next one. Throws shape_error if there are fewer tokens, or
+    /// if all layers have windows and have freed it. Cost: a look at each page.
+    [[nodiscard]] std::int64_t position_of(Sequence sequence, std::size_t token) const;
+
+    /// How many tokens stand before a position: the first token that stands there or behind it, or size(). Tokens that
+    /// all layers have freed (where all have windows) count as standing before, whatever the position. Cost: a look at
+    /// each page.
+    [[nodiscard]] std::size_t token_at(Sequence sequence, std::int64_t position) const;
+
+    /// From how many tokens on truncate(sequence, n) and fork(sequence, n) accept every n up to size(): 0 where no
+    /// layer has a window, or none has freed anything. (0 itself is accepted always.) Cost: a look at each page.
+    [[nodiscard]] std::size_t shortest_prefix(Sequence sequence) const;
 
     /// Starts a step that adds tokens to one or several sequences. Everything the step will store is allocated here.
     /// Throws sequence_error, shape_error, budget_error, std::bad_alloc; on a device, state_error while another step is

@@ -45,6 +45,12 @@ enum class Visibility : unsigned char {
     whole    ///< every token, those behind the row's own as well: prefixes that see themselves, images, encoders
 };
 
+/// What becomes of the positions of tokens that are erased.
+enum class Gap : std::uint8_t {
+    close,  ///< the tokens behind them, and the next one, move up
+    keep,   ///< no other token moves
+};
+
 /// A coded page that may be requantized, as the caller is asked about it.
 struct PageChoice {
     std::size_t sequence = 0;         ///< the first of the given sequences that has the page

@@ -58,7 +58,7 @@ namespace detail {
 /// What a program and the library have to agree on. Plain data, filled in by the compiler of either.
 struct Interface {
     std::uint32_t revision =
-        2;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
+        3;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
     std::uint32_t model = sizeof(Model);
     std::uint32_t layer = sizeof(Layer);
     std::uint32_t options = sizeof(Options);
@@ -211,10 +211,14 @@ public:
     [[nodiscard]] virtual Sequence fork(Sequence sequence, std::size_t tokens) = 0;
     /// Keeps the first `tokens` tokens. Throws sequence_error, shape_error, std::bad_alloc.
     virtual void truncate(Sequence sequence, std::size_t tokens) = 0;
-    /// Takes out tokens begin .. end; the tokens behind them move up, exactly. Throws as truncate.
-    virtual void erase(Sequence sequence, std::size_t begin, std::size_t end) = 0;
+    /// Takes out tokens begin .. end; the tokens behind them move up, exactly, or stay (Gap::keep). Throws as truncate.
+    virtual void erase(Sequence sequence, std::size_t begin, std::size_t end, Gap gap = Gap::close) = 0;
     /// Moves the tokens from `begin` on, and the next token, by `delta` positions, exactly. Throws as truncate.
     virtual void shift(Sequence sequence, std::size_t begin, std::int64_t delta) = 0;
+    /// Moves tokens begin .. end alone, between their neighbours. Throws as truncate.
+    virtual void shift(Sequence sequence, std::size_t begin, std::size_t end, std::int64_t delta) = 0;
+    /// Says where the next token will stand. Throws sequence_error, shape_error.
+    virtual void set_next_position(Sequence sequence, std::int64_t position) = 0;
     /// Sequence i becomes what sequence parents[i] of the same list was. Throws sequence_error, shape_error,
     /// std::bad_alloc.
     virtual void gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents) = 0;
@@ -222,6 +226,12 @@ public:
     [[nodiscard]] virtual std::size_t size(Sequence sequence) const = 0;
     /// The position of the next token of a sequence. Throws sequence_error.
     [[nodiscard]] virtual std::int64_t next_position(Sequence sequence) const = 0;
+    /// The position of a token; of token size(): that of the next one. Throws sequence_error, shape_error.
+    [[nodiscard]] virtual std::int64_t position_of(Sequence sequence, std::size_t token) const = 0;
+    /// How many tokens stand before a position. Throws sequence_error.
+    [[nodiscard]] virtual std::size_t token_at(Sequence sequence, std::int64_t position) const = 0;
+    /// From how many tokens on truncate and fork accept every number up to size(). Throws sequence_error.
+    [[nodiscard]] virtual std::size_t shortest_prefix(Sequence sequence) const = 0;
 
     /// Starts a step that adds tokens to one or several sequences, and allocates everything that it will store.
     /// Throws sequence_error, shape_error, budget_error, std::bad_alloc.

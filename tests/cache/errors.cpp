@@ -73,6 +73,11 @@ TEST_CASE("begin: unknown, dropped, foreign, busy and repeated sequences, and no
         CHECK_THROWS_AS(cache->truncate(bad, 0), sequence_error);
         CHECK_THROWS_AS(cache->erase(bad, 0, 0), sequence_error);
         CHECK_THROWS_AS(cache->shift(bad, 0, 1), sequence_error);
+        CHECK_THROWS_AS(cache->shift(bad, 0, 0, 1), sequence_error);
+        CHECK_THROWS_AS(cache->set_next_position(bad, 1), sequence_error);
+        CHECK_THROWS_AS(cache->position_of(bad, 0), sequence_error);
+        CHECK_THROWS_AS(cache->token_at(bad, 0), sequence_error);
+        CHECK_THROWS_AS(cache->shortest_prefix(bad), sequence_error);
         CHECK_THROWS_AS(cache->seal(bad), sequence_error);
         CHECK_THROWS_AS(cache->compact(bad), sequence_error);
         CHECK_THROWS_AS(cache->drop(bad), sequence_error);
@@ -316,6 +321,11 @@ TEST_CASE("a cache that was moved from, destroyed or assigned to") {
     refused([&] { cache.truncate(sequence, 0); });
     refused([&] { cache.erase(sequence, 0, 0); });
     refused([&] { cache.shift(sequence, 0, 1); });
+    refused([&] { cache.shift(sequence, 0, 0, 1); });
+    refused([&] { cache.set_next_position(sequence, 1); });
+    refused([&] { static_cast<void>(cache.position_of(sequence, 0)); });
+    refused([&] { static_cast<void>(cache.token_at(sequence, 0)); });
+    refused([&] { static_cast<void>(cache.shortest_prefix(sequence)); });
     refused([&] { cache.gather(std::vector<Sequence>{}, std::vector<std::size_t>{}); });
     refused([&] { static_cast<void>(cache.size(sequence)); });
     refused([&] { static_cast<void>(cache.next_position(sequence)); });

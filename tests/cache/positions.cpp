@@ -1,5 +1,6 @@
 /// Erasing, shifting and gathering: what is left is what a sequence that never had the rest would hold, at the
-/// positions that it should have. Random sequences of operations: random_operations.cpp.
+/// positions that it should have. Random sequences of operations: random_operations.cpp; where each token stands:
+/// token_positions.cpp.
 #include <algorithm>
 #include <string>
 #include <vector>
@@ -52,6 +53,52 @@ TEST_CASE("a sequence whose middle was erased answers like one that never had it
                     CHECK(test::relative_distance(a, b, n) < bound);
                 }
             }
+        }
+    }
+}
+
+TEST_CASE("tokens that were moved one range at a time answer like those that were put there") {
+    const test::Setup setup = test::small_model();
+    for (const Scheme& scheme : test::schemes()) {
+        for (const Options& options : {Options{.sinks = 0, .recent = 0}, {.sinks = 4, .recent = 20}}) {
+            INFO(scheme.name << ", recent " << options.recent);
+            const double bound = scheme.exact                                 ? 2e-3
+                                 : options.recent == 0 && coded_alone(scheme) ? 1e-4
+                                                                              : test::tolerance(scheme, setup.model);
+            const auto cache = scheme.make(setup.model, options), alone = scheme.make(setup.model, options);
+            Feed a{cache->create(), 1}, b{alone->create(), 1};
+            test::feed(*cache, setup.model, {{&a, 200}});
+            cache->shift(a.sequence, 80, 60);
+            cache->shift(a.sequence, 50, 80, 45);
+            cache->shift(a.sequence, 0, 2, -7);
+            cache->set_next_position(a.sequence, 300);
+            cache->shift(a.sequence, 190, 200, 15);
+            cache->erase(a.sequence, 100, 120, Gap::keep);
+            CHECK(cache->size(a.sequence) == 180);
+            CHECK(cache->next_position(a.sequence) == 300);
+            Feed other = a;  // as if its tokens 50 .. 80 had stayed
+            other.sequence = cache->fork(a.sequence);
+            cache->shift(other.sequence, 50, 80, -45);
+            // Rows first .. first + count stand from `position` on.
+            const auto put = [&](std::size_t first, std::size_t count, std::int64_t position) {
+                alone->set_next_position(b.sequence, position);
+                b.tokens = first;
+                test::feed(*alone, setup.model, {{&b, count}});
+            };
+            put(0, 2, -7);
+            put(2, 48, 2);
+            put(50, 30, 95);
+            put(80, 20, 140);
+            put(120, 70, 180);
+            put(190, 10, 265);
+            alone->set_next_position(b.sequence, 300);
+            for (const std::size_t n : {1, 40}) {
+                test::feed(*cache, setup.model, {{&a, n}});
+                test::feed(*alone, setup.model, {{&b, n}});
+                CHECK(test::relative_distance(a, b, n) < bound);
+            }
+            test::feed(*cache, setup.model, {{&other, 41}});
+            CHECK(test::distance(a, other, 41) > 1e-4);
         }
     }
 }
@@ -204,7 +251,22 @@ TEST_CASE("erase, shift and gather refuse what they cannot do, and change nothin
     CHECK(has(text([&] { cache->shift(a.sequence, 301, 1); }), "shift: from token 301 on, but the sequence has 300"));
     CHECK(has(text([&] { cache->shift(a.sequence, 290, -1); }),
               "token 290 would move to position 289, and the token before it stands at 289"));
-    CHECK(has(text([&] { cache->shift(a.sequence, 0, std::int64_t{1} << 60); }), "below 2^48"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 0, std::int64_t{1} << 60); }), "between -2^48 and 2^48"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 0, largest_position - 100); }),
+              "tokens would move to positions 281474976710556 .. 281474976710856; positions lie between"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 20, 10, 1); }), "shift: tokens 20 .. 10, but the sequence has 300"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 20, 301, 1); }), "shift: tokens 20 .. 301, but the sequence has"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 290, 295, -1); }),
+              "token 290 would move to position 289, and the token before it stands at 289"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 290, 295, 3); }),
+              "token 294 would move to position 297, and the token behind it stands at 295"));
+    CHECK(has(text([&] { cache->shift(a.sequence, 290, 300, 1); }),
+              "token 299 would move to position 300, and the token behind it stands at 300"));
+    CHECK(has(text([&] { cache->set_next_position(a.sequence, 299); }),
+              "set_next_position: 299, and the last token stands at 299"));
+    CHECK(has(text([&] { cache->set_next_position(a.sequence, largest_position); }), "between -2^48 and 2^48"));
+    CHECK(has(text([&] { static_cast<void>(cache->position_of(a.sequence, 301)); }),
+              "position_of: token 301, but the sequence has 300"));
     const std::vector<Sequence> both{a.sequence, b.sequence}, twice{a.sequence, a.sequence};
     const std::vector<std::size_t> parents{1, 0}, beyond{0, 2};
     CHECK(has(text([&] { cache->gather(twice, parents); }), "entries 0 and 1 of the list are the same sequence"));
@@ -216,6 +278,9 @@ TEST_CASE("erase, shift and gather refuse what they cannot do, and change nothin
         auto step = cache->begin({{a.sequence, 1}});
         CHECK_THROWS_AS(cache->erase(a.sequence, 0, 1), sequence_error);
         CHECK_THROWS_AS(cache->shift(a.sequence, 0, 1), sequence_error);
+        CHECK_THROWS_AS(cache->shift(a.sequence, 0, 1, -1), sequence_error);
+        CHECK_THROWS_AS(cache->set_next_position(a.sequence, 400), sequence_error);
+        CHECK(cache->position_of(a.sequence, 300) == 300);
         CHECK_THROWS_AS(cache->gather(both, parents), sequence_error);
     }
     CHECK(cache->size(a.sequence) == 300);
@@ -244,6 +309,9 @@ TEST_CASE("erase, shift and gather refuse what they cannot do, and change nothin
     fails([&] { cache->shift(a.sequence, 0, 5); });
     CHECK(cache->next_position(a.sequence) == 305);
     cache->shift(a.sequence, 0, -5);
+    fails([&] { cache->shift(a.sequence, 0, 100, -3); });
+    CHECK(cache->position_of(a.sequence, 0) == -3);
+    cache->shift(a.sequence, 0, 100, 3);
     fails([&] { cache->erase(a.sequence, 100, 110); });
     CHECK(cache->size(a.sequence) == 290);
     CHECK_FALSE(memory.misused());

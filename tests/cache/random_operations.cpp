@@ -55,9 +55,10 @@ struct Operation {
     std::uint32_t a = 0, b = 0, c = 0;
 };
 
-const char* const kinds[] = {"step",          "step",     "step",          "create",     "drop",    "fork",
-                             "fork a prefix", "truncate", "erase",         "erase",      "shift",   "gather",
-                             "seal",          "compact",  "save and load", "requantize", "compare", "refusals"};
+const char* const kinds[] = {"step",           "step",          "step",           "create", "drop",    "fork",
+                             "fork a prefix",  "truncate",      "erase",          "erase",  "shift",   "gather",
+                             "erase and keep", "shift a range", "place the next", "seal",   "compact", "save and load",
+                             "requantize",     "compare",       "refusals"};
 constexpr unsigned kind_count = sizeof kinds / sizeof *kinds;
 
 std::string text_of(const Operation& o) {
@@ -91,6 +92,7 @@ public:
         for (const Expected& s : sequences_) {
             require(cache_->size(s.handle) == s.tokens.size(), "a sequence has another size");
             require(cache_->next_position(s.handle) == s.next, "a sequence goes on at another position");
+            check_positions(s, o.c % (s.tokens.size() + 1));
         }
     }
 
@@ -283,14 +285,18 @@ private:
                        s.tokens.begin() + static_cast<std::ptrdiff_t>(end));
         s.next += delta;
     }
-    /// The next token stands where the first one that goes stood; where that one has been freed, so many positions
-    /// before the end.
-    void truncate(Expected& s, std::size_t tokens) {
-        if (tokens == s.tokens.size()) return;
-        const Token first = s.tokens[tokens];
-        const std::int64_t counted = s.next - static_cast<std::int64_t>(s.tokens.size() - tokens);
-        const bool freed = first.may_be_freed && cache_->next_position(s.handle) == counted;
-        s.next = freed ? counted : first.position;
+    /// Some layer sees everything, so no position is forgotten.
+    void check_positions(const Expected& s, std::size_t token) const {
+        const std::int64_t position = token < s.tokens.size() ? s.tokens[token].position : s.next;
+        require(cache_->position_of(s.handle, token) == position, "a token stands at another position");
+        require(cache_->token_at(s.handle, position) == token, "another token stands at a position");
+        require(token == 0 || cache_->token_at(s.handle, s.tokens[token - 1].position + 1) == token,
+                "another token stands behind a gap");
+    }
+
+    /// The next token stands where the first one that goes stood.
+    static void truncate(Expected& s, std::size_t tokens) {
+        if (tokens < s.tokens.size()) s.next = s.tokens[tokens].position;
         s.tokens.resize(tokens);
     }
 
@@ -362,6 +368,14 @@ private:
         refused([&] { cache_->erase(s.handle, n, n + 1); });
         refused([&] { static_cast<void>(cache_->fork(s.handle, n + 1)); });
         refused([&] { cache_->shift(s.handle, n + 1, 1); });
+        refused([&] { cache_->shift(s.handle, n, n + 1, 1); });
+        refused([&] { static_cast<void>(cache_->position_of(s.handle, n + 1)); });
+        if (n > 0) refused([&] { cache_->set_next_position(s.handle, s.tokens.back().position); });
+        if (n > 0) refused([&] { cache_->shift(s.handle, 0, n, s.next - s.tokens.back().position); });
+        const std::size_t least = cache_->shortest_prefix(s.handle);
+        require(least == 0 || s.tokens[0].may_be_freed, "no row was freed, and short prefixes are refused");
+        cache_->drop(cache_->fork(s.handle, least));
+        if (least > 0) refused([&] { static_cast<void>(cache_->fork(s.handle, least - 1)); });
         if (n > 0) refused([&] { cache_->shift(s.handle, n, s.tokens.back().position - s.next); });
         refused([&] { static_cast<void>(cache_->begin({{s.handle, 0}})); });
         const std::vector<Sequence> twice{s.handle, s.handle};
@@ -413,6 +427,29 @@ private:
                     for (std::size_t t = begin; t < n; ++t) s->tokens[t].position += delta;
                     s->next += delta;
                 });
+        } else if (kind == "erase and keep") {
+            const std::size_t begin = o.b % (n + 1), end = std::min<std::size_t>(n, begin + o.c % 40);
+            unless_freed(
+                *s, [&] { cache_->erase(s->handle, begin, end, Gap::keep); }, [&] { cut(*s, begin, end, 0); });
+        } else if (kind == "shift a range") {
+            const std::size_t begin = o.b % (n + 1), end = std::min<std::size_t>(n, begin + o.c % 70);
+            if (begin == end) return;
+            // As far as there is room before and behind.
+            const std::int64_t before = begin > 0 ? s->tokens[begin - 1].position : s->tokens[0].position - 20,
+                               behind = end < n ? s->tokens[end].position : s->next,
+                               room = s->tokens[begin].position - before - 1,
+                               more = behind - s->tokens[end - 1].position - 1;
+            const std::int64_t delta = o.c % (room + more + 1) - room;
+            unless_freed(
+                *s, [&] { cache_->shift(s->handle, begin, end, delta); },
+                [&] {
+                    for (std::size_t t = begin; t < end; ++t) s->tokens[t].position += delta;
+                });
+        } else if (kind == "place the next") {
+            const std::int64_t last = n > 0 ? s->tokens.back().position : s->next - 20;
+            const std::int64_t position = last + 1 + o.c % 30;
+            unless_freed(
+                *s, [&] { cache_->set_next_position(s->handle, position); }, [&] { s->next = position; });
         } else if (kind == "gather") {
             std::vector<Sequence> handles;
             std::vector<std::size_t> parents;

@@ -9,7 +9,6 @@
 #include <cstring>
 #include <memory>
 #include <span>
-#include <sstream>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -76,10 +75,13 @@ Saved saved_by() {
     cache.erase(a, 20, 30);
     const Sequence b = cache.fork(a);
     step(cache, b, 10);
-    std::ostringstream out;
-    save(cache, std::vector<Sequence>{a, b}, out, "note");
     Saved made;
-    made.file = out.str();
+    save(
+        cache, std::vector<Sequence>{a, b},
+        [&](std::span<const std::byte> some) {
+            made.file.append(reinterpret_cast<const char*>(some.data()), some.size());
+        },
+        "note");
     made.header = detail::header_of(bytes_of(made.file));
     made.pages = detail::pages_begin(static_cast<std::size_t>(made.header.description_bytes));
     const detail::Description about =
@@ -119,9 +121,9 @@ void load_changed(const std::uint8_t* data, std::size_t size, bool transcode) {
         file[place] = static_cast<char>(data[3]);
     }
     seal(good, file);
-    std::istringstream in(file);
+    const std::span<const std::byte> bytes = bytes_of(file);
     try {
-        for (const Sequence sequence : load(cache, in, LoadOptions{.transcode = transcode}).sequences) {
+        for (const Sequence sequence : load(cache, bytes, LoadOptions{.transcode = transcode}).sequences) {
             step(cache, sequence, 1);
             cache.drop(sequence);
         }

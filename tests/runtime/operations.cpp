@@ -185,6 +185,9 @@ void check_errors() {
     check::throws<sequence_error>([&] { static_cast<void>(cache->begin({{s, 1}, {s, 1}})); }, "sequence");
     check::throws<shape_error>([&] { cache->truncate(s, 3); }, "3");
     check::throws<shape_error>([&] { cache->erase(s, 5, 9); }, "9");
+    check::throws<shape_error>([&] { cache->shift(s, 5, 9, 1); }, "tokens 5 .. 9");
+    check::throws<shape_error>([&] { cache->set_next_position(s, std::int64_t{1} << 50U); }, "2^48");
+    check::throws<shape_error>([&] { static_cast<void>(cache->position_of(s, 3)); }, "token 3");
     check::throws<state_error>([&] { cache->requantize(std::vector<Sequence>{s}); }, "quantizer");
     check::throws<state_error>(
         [&] { cache->requantize(std::vector<Sequence>{s}, [](const PageChoice&) { return true; }); }, "quantizer");

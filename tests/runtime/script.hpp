@@ -68,6 +68,16 @@ public:
         cache.shift(a, 60, 7);
         step({{a, 3}, {c, 2}});
         note({a, b, c});
+        cache.erase(c, 20, 50, xquant::Gap::keep);
+        cache.shift(c, 20, 60, -9);
+        cache.set_next_position(c, 300);
+        step({{c, 2}});
+        note({c});
+        for (const std::size_t token : {0, 19, 20, 59, 60, 170}) put(cache.position_of(c, token));
+        for (const std::int64_t position : {-1, 20, 45, 1000}) {
+            put(static_cast<std::int64_t>(cache.token_at(c, position)));
+        }
+        put(static_cast<std::int64_t>(cache.shortest_prefix(c)));
         const Sequence all[] = {a, b, c};
         const std::size_t parents[] = {2, 0, 2};
         cache.gather(all, parents);

@@ -23,6 +23,8 @@ inline std::string saved(const Cache& cache, const std::vector<xquant::Sequence>
     return out.str();
 }
 
+inline std::span<const std::byte> span_of(const std::string& bytes) { return std::as_bytes(std::span(bytes)); }
+
 inline xquant::Loaded load_bytes(Cache& cache, const std::string& bytes, const xquant::LoadOptions& options = {}) {
     std::istringstream in(bytes);
     return load(cache, in, options);

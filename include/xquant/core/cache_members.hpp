@@ -92,12 +92,20 @@ void Cache<Backend>::truncate(Sequence sequence, std::size_t tokens) {
     detail::truncate_sequence(core(), sequence, tokens);
 }
 template <class Backend>
-void Cache<Backend>::erase(Sequence sequence, std::size_t begin, std::size_t end) {
-    detail::erase_tokens(core(), sequence, begin, end);
+void Cache<Backend>::erase(Sequence sequence, std::size_t begin, std::size_t end, Gap gap) {
+    detail::erase_tokens(core(), sequence, begin, end, gap);
 }
 template <class Backend>
 void Cache<Backend>::shift(Sequence sequence, std::size_t begin, std::int64_t delta) {
-    detail::shift_tokens(core(), sequence, begin, delta);
+    detail::shift_from(core(), sequence, begin, delta);
+}
+template <class Backend>
+void Cache<Backend>::shift(Sequence sequence, std::size_t begin, std::size_t end, std::int64_t delta) {
+    detail::shift_range(core(), sequence, begin, end, delta);
+}
+template <class Backend>
+void Cache<Backend>::set_next_position(Sequence sequence, std::int64_t position) {
+    detail::place_next(core(), sequence, position);
 }
 template <class Backend>
 void Cache<Backend>::gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents) {
@@ -111,6 +119,18 @@ std::size_t Cache<Backend>::size(Sequence sequence) const {
 template <class Backend>
 std::int64_t Cache<Backend>::next_position(Sequence sequence) const {
     return core().find(sequence).states.front().next_position;
+}
+template <class Backend>
+std::int64_t Cache<Backend>::position_of(Sequence sequence, std::size_t token) const {
+    return detail::position_of_token(core().find(sequence), token);
+}
+template <class Backend>
+std::size_t Cache<Backend>::token_at(Sequence sequence, std::int64_t position) const {
+    return detail::token_at_position(core().find(sequence), position);
+}
+template <class Backend>
+std::size_t Cache<Backend>::shortest_prefix(Sequence sequence) const {
+    return detail::shortest_prefix_of(core(), core().find(sequence));
 }
 
 template <class Backend>

@@ -1,8 +1,10 @@
-// Loads saved sequences into a cache of the same scheme and model, from a stream or a mapped file; or encodes them anew
-// for another scheme.
+// Loads saved sequences into a cache of the same scheme and model, from a callable, a stream, bytes in memory or a
+// mapped file; or encodes them anew for another scheme.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <cstring>
 #include <istream>
 #include <memory>
@@ -244,45 +246,88 @@ inline std::vector<std::size_t> record_places(const FileHeader& header, const De
     return places;
 }
 
-inline void read_exactly(std::istream& in, std::span<std::byte> to) {
-    in.read(reinterpret_cast<char*>(to.data()), static_cast<std::streamsize>(to.size()));
-    expects<damage_error>(static_cast<std::size_t>(in.gcount()) == to.size(), "saved cache: the stream ends after ",
-                          in.gcount(), " of ", to.size(), " bytes");
+/// Throws damage_error unless there are as many bytes as a header says.
+inline void check_size(const FileHeader& header, std::size_t bytes) {
+    expects<damage_error>(bytes == header.file_bytes, "saved cache: the file has ", bytes,
+                          " bytes, and its header says ", header.file_bytes);
 }
 
 }  // namespace detail
 
-/// Adds the sequences of a saved cache to one of the same scheme and model, and changes nothing else. `in` is read
-/// front to back, as far as the saved cache goes. Throws damage_error, mismatch_error, file_error, std::bad_alloc,
-/// budget_error; the cache is as it was then. Cost: reads and hashes the file; what the sequences take is allocated,
-/// pages that they share once.
-template <class Cache>
-Loaded load(Cache& cache, std::istream& in, const LoadOptions& options = {}) {
+/// Something that load takes bytes from: a callable that fills a std::span<std::byte> with the next ones. It returns
+/// nothing, or false where they end before the span does; or it throws.
+template <class T> concept byte_source = requires(T& source, std::span<std::byte> to) {
+    requires std::same_as<decltype(source(to)), void> || std::same_as<decltype(source(to)), bool>;
+};
+
+/// Adds the sequences of a saved cache to one of the same scheme and model, and changes nothing else. `source` is asked
+/// for bytes front to back, as far as the saved cache goes, for a page or 1 MiB at most at a time. Throws damage_error
+/// (also where the source returns false), mismatch_error, std::bad_alloc, budget_error, and what the source throws; the
+/// cache is as it was then. Cost: reads and hashes the bytes; what the sequences take is allocated, pages that they
+/// share once.
+template <class Cache, byte_source Source>
+Loaded load(Cache& cache, Source&& source, const LoadOptions& options = {}) {
     detail::Core& core = detail::CacheAccess::core(cache);
+    std::uint64_t done = 0;
+    const auto read = [&](std::span<std::byte> to) {
+        if constexpr (std::same_as<decltype(source(to)), bool>) {
+            const bool filled = source(to);
+            detail::expects<damage_error>(filled, "saved cache: the source ends within bytes ", done, " .. ",
+                                          done + to.size());
+        } else {
+            source(to);
+        }
+        done += to.size();
+    };
     std::vector<std::byte> bytes(detail::file_header_bytes);
-    detail::read_exactly(in, bytes);
+    read(bytes);
     const detail::FileHeader header = detail::header_of(bytes);
     // In steps: what a damaged header says is not allocated before it is there.
     bytes.clear();
     const std::size_t rest =
         detail::pages_begin(static_cast<std::size_t>(header.description_bytes)) - detail::file_header_bytes;
-    for (std::size_t done = 0; done < rest;) {
-        const std::size_t some = std::min<std::size_t>(rest - done, std::size_t{1} << 20U);
-        bytes.resize(done + some);
-        detail::read_exactly(in, std::span(bytes).subspan(done));
-        done += some;
+    while (bytes.size() < rest) {
+        const std::size_t before = bytes.size();
+        bytes.resize(before + std::min<std::size_t>(rest - before, std::size_t{1} << 20U));
+        read(std::span(bytes).subspan(before));
     }
     detail::Loader<typename Cache::backend> loader(core, header, detail::description_of(header, bytes), options);
     static_cast<void>(detail::record_places(header, loader.file()));
     for (std::size_t i = 0; i < loader.file().pages.size(); ++i) {
         bytes.resize(detail::padded(detail::record_bytes + static_cast<std::size_t>(loader.file().pages[i].bytes)));
-        detail::read_exactly(in, bytes);
+        read(bytes);
         loader.add(i, bytes.data(), nullptr);
     }
     return loader.finish();
 }
 
-/// Like load from a stream, but from a file, which may be larger than the memory. Pages of a mapped file count as
+/// Like load from a source, but from a stream, which may go on behind the saved cache. Throws damage_error where it
+/// ends too soon.
+template <class Cache>
+Loaded load(Cache& cache, std::istream& in, const LoadOptions& options = {}) {
+    const auto read = [&in](std::span<std::byte> to) {
+        in.read(reinterpret_cast<char*>(to.data()), static_cast<std::streamsize>(to.size()));
+        detail::expects<damage_error>(static_cast<std::size_t>(in.gcount()) == to.size(),
+                                      "saved cache: the stream ends after ", in.gcount(), " of ", to.size(), " bytes");
+    };
+    return load(cache, read, options);
+}
+
+/// Like load from a source, but from bytes in memory, which are a saved cache and nothing behind it. They may lie at
+/// any address, are copied, and are not needed once this returns; LoadOptions::map means nothing here.
+template <class Cache>
+Loaded load(Cache& cache, std::span<const std::byte> file, const LoadOptions& options = {}) {
+    detail::check_size(detail::header_of(file), file.size());
+    auto read = [left = file](std::span<std::byte> to) mutable {
+        if (to.size() > left.size()) return false;
+        std::copy_n(left.begin(), to.size(), to.begin());
+        left = left.subspan(to.size());
+        return true;
+    };
+    return load(cache, read, options);
+}
+
+/// Like load from a source, but from a file, which may be larger than the memory. Pages of a mapped file count as
 /// Bytes::mapped, and not toward Options::budget; the mapping lasts as long as one of them is used. Where `path` is no
 /// regular file it throws file_error at once.
 template <class Cache>
@@ -290,8 +335,7 @@ Loaded load(Cache& cache, const std::string& path, const LoadOptions& options = 
     detail::Core& core = detail::CacheAccess::core(cache);
     const detail::MappedFile file = detail::map_file(path);
     const detail::FileHeader header = detail::header_of(file.bytes);
-    detail::expects<damage_error>(file.bytes.size() == header.file_bytes, "saved cache: the file has ",
-                                  file.bytes.size(), " bytes, and its header says ", header.file_bytes);
+    detail::check_size(header, file.bytes.size());
     const std::size_t begin = detail::pages_begin(static_cast<std::size_t>(header.description_bytes));
     detail::expects<damage_error>(begin <= file.bytes.size(), "saved cache: its header is damaged");
     const auto description = file.bytes.subspan(detail::file_header_bytes, begin - detail::file_header_bytes);

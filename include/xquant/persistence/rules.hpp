@@ -57,12 +57,17 @@ inline SavedRule vector_rule(std::string name, const float* values, std::size_t 
     return out;
 }
 
+/// Whether a description has what weights make of fixed rows, or (where its size alone is wanted) zeros in its place.
+enum class Weights : bool { left_out, read };
+
 /// What a matrix [rows, columns] makes of a fixed row. The size of an answer is that of its terms. A column that is 0
 /// but for rounding has the size of a column that is 1e-5 of the others. Null: none.
-inline SavedRule matrix_rule(std::string name, const float* matrix, std::size_t rows, std::size_t columns) {
+inline SavedRule matrix_rule(std::string name, const float* matrix, std::size_t rows, std::size_t columns,
+                             Weights weights) {
     SavedRule out{std::move(name), {}};
     if (matrix == nullptr) return out;
     out.values.resize(columns);
+    if (weights == Weights::left_out) return out;
     std::vector<double> squares(columns);
     for (std::size_t i = 0; i < rows; ++i) {
         std::uint64_t z = (std::uint64_t{1} << 32U) + (i + 1) * 0x9E3779B97F4A7C15U;  // splitmix64
@@ -134,22 +139,23 @@ inline std::vector<SavedRule> attention_rules(const Core& core, const PreparedLa
 }
 
 /// What the model's weights, in the basis of the projection, make of fixed rows: stream by stream, head by head.
-inline std::vector<SavedRule> weight_rules(const PreparedLayer& layer) {
+inline std::vector<SavedRule> weight_rules(const PreparedLayer& layer, Weights weights) {
     std::vector<SavedRule> out;
     for (std::size_t i = 0; i < layer.encoders.size(); ++i) {
         const StreamEncoder& encoder = layer.encoders[i];
         const std::string of = " of stream " + std::to_string(i);
         out.push_back(vector_rule("mean" + of, encoder.mean, encoder.input));
-        out.push_back(matrix_rule("weights" + of, encoder.matrix, encoder.input, encoder.width / encoder.blocks));
+        out.push_back(
+            matrix_rule("weights" + of, encoder.matrix, encoder.input, encoder.width / encoder.blocks, weights));
         out.push_back(vector_rule("bias" + of, encoder.bias, encoder.width));
         out.push_back(vector_rule("norm gain" + of, encoder.norm, encoder.norm_width));
-        out.push_back(matrix_rule("latent" + of, encoder.latent, encoder.width, encoder.coded_width));
+        out.push_back(matrix_rule("latent" + of, encoder.latent, encoder.width, encoder.coded_width, weights));
     }
     for (const auto* heads : {&layer.keys, &layer.values}) {
         for (std::size_t i = 0; i < heads->size(); ++i) {
             const HeadDecoder& head = (*heads)[i];
             const std::string of = (heads == &layer.keys ? " of key head " : " of value head ") + std::to_string(i);
-            out.push_back(matrix_rule("weights" + of, head.matrix, head.width, head.head_dim));
+            out.push_back(matrix_rule("weights" + of, head.matrix, head.width, head.head_dim, weights));
             out.push_back(vector_rule("constant" + of, head.constant, head.head_dim));
         }
     }
@@ -184,8 +190,9 @@ inline std::string difference(const std::vector<SavedRule>& file, const std::vec
     return "";
 }
 
-/// The part of a description that does not depend on sequences. Cost: reads all prepared weights once.
-inline Description describe(const Core& core) {
+/// The part of a description that does not depend on sequences. Cost: reads all prepared weights once, unless they are
+/// left out.
+inline Description describe(const Core& core, Weights weights = Weights::read) {
     Description out;
     out.sinks = core.options().sinks;
     out.rows = core.options().rows;
@@ -198,7 +205,7 @@ inline Description describe(const Core& core) {
         saved.shape = layer.shape;
         saved.storage = storage_rules(layer);
         saved.rules = attention_rules(core, layer);
-        saved.weights = weight_rules(layer);
+        saved.weights = weight_rules(layer, weights);
         for (std::size_t stream = 0; stream < layer.encoders.size(); ++stream) {
             const StreamFormat coded = core.codec(i, stream).format;
             const StreamFormat requantized = core.requantizes() ? core.requantized_codec(i, stream).format : coded;

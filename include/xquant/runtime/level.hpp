@@ -91,9 +91,17 @@ public:
         return cache_->fork(sequence, tokens);
     }
     void truncate(Sequence sequence, std::size_t tokens) override { cache_->truncate(sequence, tokens); }
-    void erase(Sequence sequence, std::size_t begin, std::size_t end) override { cache_->erase(sequence, begin, end); }
+    void erase(Sequence sequence, std::size_t begin, std::size_t end, Gap gap) override {
+        cache_->erase(sequence, begin, end, gap);
+    }
     void shift(Sequence sequence, std::size_t begin, std::int64_t delta) override {
         cache_->shift(sequence, begin, delta);
+    }
+    void shift(Sequence sequence, std::size_t begin, std::size_t end, std::int64_t delta) override {
+        cache_->shift(sequence, begin, end, delta);
+    }
+    void set_next_position(Sequence sequence, std::int64_t position) override {
+        cache_->set_next_position(sequence, position);
     }
     void gather(std::span<const Sequence> sequences, std::span<const std::size_t> parents) override {
         cache_->gather(sequences, parents);
@@ -101,6 +109,15 @@ public:
     [[nodiscard]] std::size_t size(Sequence sequence) const override { return cache_->size(sequence); }
     [[nodiscard]] std::int64_t next_position(Sequence sequence) const override {
         return cache_->next_position(sequence);
+    }
+    [[nodiscard]] std::int64_t position_of(Sequence sequence, std::size_t token) const override {
+        return cache_->position_of(sequence, token);
+    }
+    [[nodiscard]] std::size_t token_at(Sequence sequence, std::int64_t position) const override {
+        return cache_->token_at(sequence, position);
+    }
+    [[nodiscard]] std::size_t shortest_prefix(Sequence sequence) const override {
+        return cache_->shortest_prefix(sequence);
     }
     [[nodiscard]] std::unique_ptr<Step> begin(std::span<const StepPart> parts) override {
         return std::make_unique<LevelStep>(cache_->begin(parts));

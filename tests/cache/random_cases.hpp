@@ -236,6 +236,35 @@ inline std::vector<Case> make_cases() {
     with(of_policies<PerStream<Uniform<4>, Unquantized<f16>>, Tokens, CrossLayer<Off>, Latent>(
              "latent attention 4", {.sinks = 1, .recent = 5}),
          nothing);
+    const auto before_rope = [](SmallModel& small) {
+        for (Layer& layer : small.setup.model.layers) layer.input = LayerInput::keys_before_rope;
+    };
+    const auto normed_before_rope = [](SmallModel& small) {
+        for (Layer& layer : small.setup.model.layers) {
+            layer.input = LayerInput::keys_before_rope;
+            layer.k_norm = small.norm.data();
+        }
+    };
+    const auto after_rope = [](SmallModel& small) {
+        for (Layer& layer : small.setup.model.layers) layer.input = LayerInput::keys_after_rope;
+    };
+    const auto given = [&](Case one, void (*change)(SmallModel&)) {
+        if (one.make_exact != nullptr) {
+            one.make_exact = of_policies<Exact, Tokens, CrossLayer<Off>, KeyValue<BeforeRope>>("", {}).make;
+        }
+        with(std::move(one), change);
+    };
+    given(of_policies<Exact, Tokens, CrossLayer<Off>, KeyValue<AfterRope>>("f32 k and v, handed over after RoPE",
+                                                                           rows_f32),
+          after_rope);
+    given(of_policies<Exact, Tokens, CrossLayer<Off>, KeyValue<AfterRope, Hadamard>>(
+              "f32 k and v after RoPE, handed over before it", rows_f32),
+          before_rope);
+    given(of_policies<Exact, Tokens, CrossLayer<Off>, HeadSvd>("f32 head svd of keys that are handed over", rows_f32),
+          normed_before_rope);
+    given(of_policies<Uniform<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, HeadSvd>(
+              "head svd 4 of keys that are handed over", {.sinks = 4, .recent = 16}),
+          before_rope);
     Case differences = of_policies<Requantized, Tokens, CrossLayer<Delta, Uniform<8>>, Rotated>(
         "cross-layer x rotated 4, requantizable to 2", {.sinks = 4, .recent = 8});
     differences.requantizes = true;

@@ -187,21 +187,43 @@ private:
 
     using Rows = std::vector<std::shared_ptr<const Row>>;
 
+    /// K of a layer's row as its input says: before RoPE, or after it.
+    static std::vector<double> handed_over(const Layer& layer, std::vector<double> k, std::int64_t position) {
+        for (std::size_t c = 0; c < k.size() && layer.input == LayerInput::keys_after_rope; c += layer.shape.head_dim) {
+            test::oracle_rope(layer.rope, position, k.data() + c);
+        }
+        return k;
+    }
+
     /// One step of a cache; outputs of each layer.
     template <class Feed>
     static test::Outputs step_of(test::Cache& cache, const Model& model, const std::vector<StepPart>& parts,
                                  const Rows& rows, Feed&& commits) {
+        std::vector<std::int64_t> positions;
+        for (const StepPart& part : parts) {
+            const std::int64_t next = cache.next_position(part.sequence);
+            for (std::size_t k = 0; k < part.tokens; ++k) positions.push_back(next + static_cast<std::int64_t>(k));
+        }
         auto step = cache.begin(parts);
         test::Outputs out;
         for (std::size_t i = 0; i < layers; ++i) {
-            std::vector<float> x, q;
-            for (const auto& row : rows) {
-                x.insert(x.end(), row->x[i].begin(), row->x[i].end());
-                q.insert(q.end(), row->q[i].begin(), row->q[i].end());
+            const Layer& layer = model.layers[i];
+            const LayerShape& shape = layer.shape;
+            std::vector<float> x, k, v, q;
+            for (std::size_t row = 0; row < rows.size(); ++row) {
+                const Row& of = *rows[row];
+                const std::vector<double> key = handed_over(layer, of.k[i], positions[row]);
+                x.insert(x.end(), of.x[i].begin(), of.x[i].end());
+                k.insert(k.end(), key.begin(), key.end());
+                v.insert(v.end(), of.v[i].begin(), of.v[i].end());
+                q.insert(q.end(), of.q[i].begin(), of.q[i].end());
             }
-            const LayerShape& shape = model.layers[i].shape;
-            const std::size_t width = shape.heads * shape.head_dim;
-            step.append(i, MatrixView(x.data(), rows.size(), shape.width));
+            const std::size_t width = shape.heads * shape.head_dim, r = shape.kv_width();
+            if (layer.input == LayerInput::x) {
+                step.append(i, MatrixView(x.data(), rows.size(), shape.width));
+            } else {
+                step.append_kv(i, MatrixView(k.data(), rows.size(), r), MatrixView(v.data(), rows.size(), r));
+            }
             out.emplace_back(rows.size() * width);
             step.attend(i, MatrixView(q.data(), rows.size(), width), out.back().data());
         }

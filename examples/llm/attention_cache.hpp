@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <iosfwd>
+#include <span>
 #include <string>
 
 #include "error.hpp"
@@ -43,10 +44,10 @@ public:
     virtual void save(std::ostream& out, const std::string& note) const;
     virtual void save(const std::string& path, const std::string& note) const;
 
-    /// The saved tokens take the place of those that are there; returns the note. A file is mapped: it must stay as it
-    /// is while the cache is used. Throws what xquant::load throws, and Error for sequences that no model here can
-    /// continue; the cache is as it was then.
-    virtual std::string load(std::istream& in);
+    /// The saved tokens take the place of those that are there; returns the note. What lies in memory is copied; a file
+    /// is mapped, and must stay as it is while the cache is used. Throws what xquant::load throws, and Error for
+    /// sequences that no model here can continue; the cache is as it was then.
+    virtual std::string load(std::span<const std::byte> saved);
     virtual std::string load(const std::string& path);
 
 protected:
@@ -57,7 +58,7 @@ protected:
 inline void AttentionCache::truncate(std::size_t) { throw Error(cannot()); }
 inline void AttentionCache::save(std::ostream&, const std::string&) const { throw Error(cannot()); }
 inline void AttentionCache::save(const std::string&, const std::string&) const { throw Error(cannot()); }
-inline std::string AttentionCache::load(std::istream&) { throw Error(cannot()); }
+inline std::string AttentionCache::load(std::span<const std::byte>) { throw Error(cannot()); }
 inline std::string AttentionCache::load(const std::string&) { throw Error(cannot()); }
 
 }  // namespace llm

@@ -78,7 +78,7 @@ public:
     void save(const std::string& path, const std::string& note) const override {
         xq::save(*cache_, {&sequence_, 1}, path, note);
     }
-    std::string load(std::istream& in) override { return take(xq::load(*cache_, in)); }
+    std::string load(std::span<const std::byte> saved) override { return take(xq::load(*cache_, saved)); }
     std::string load(const std::string& path) override { return take(xq::load(*cache_, path)); }
 
 private:

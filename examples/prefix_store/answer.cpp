@@ -7,7 +7,6 @@
 
 #include "continuation.hpp"
 #include "error.hpp"
-#include "memory_stream.hpp"
 #include "sampling.hpp"
 
 namespace llm {
@@ -16,8 +15,7 @@ std::size_t load_prefix(PrefixStore& store, const std::string& scheme, std::span
                         AttentionCache& cache) {
     while (const auto found = store.find(scheme, prompt)) {
         try {
-            MemoryStream bytes(found->bytes());
-            cache.load(bytes);
+            cache.load(found->bytes());
             if (cache.size() == found->stored_tokens()) {
                 cache.truncate(found->tokens());
                 return found->tokens();

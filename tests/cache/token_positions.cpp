@@ -72,9 +72,9 @@ public:
         std::string problem;
         try {
             f(feed_.sequence);
-        } catch (const shape_error& refused) {
+        } catch (const shape_error& reason) {
             done = false;
-            problem = refused.what();
+            problem = reason.what();
         }
         INFO(problem);
         REQUIRE((done == sound || (sound && places_.lost() > 0)));

@@ -39,8 +39,8 @@ inline double distance(const std::vector<float>& found, const std::vector<float>
     return std::sqrt(difference / size);
 }
 
-/// Three sequences of different lengths, in steps of one and of many tokens; one is cut, one gets a hole, one is
-/// forked.
+/// Three sequences of different lengths, in steps of one and of many tokens; one gets gaps, one is cut, one gets a
+/// hole, one is forked.
 /// @tparam Memory  Memory(values) puts floats where the backend reads them: data(), read(), and Memory::copy(to, from,
 ///                 bytes)
 template <class Backend, class Memory, class Quantizer, class Layout, class Projection, class CrossLayer>
@@ -86,6 +86,14 @@ Outcome compare(const Case& c) {
         step_a.commit();
         step_b.commit();
         if (step == 3) {
+            const auto move = [](auto& cache, Sequence s) {
+                cache.shift(s, 60, 25);
+                cache.shift(s, 20, 60, 7);
+                cache.erase(s, 30, 35, Gap::keep);
+                cache.set_next_position(s, 200);
+            };
+            move(expected, a[0]);
+            move(found, b[0]);
             expected.truncate(a[1], 100);
             found.truncate(b[1], 100);
             expected.erase(a[2], 10, 30);

@@ -70,8 +70,22 @@ struct LatentAttention {
 enum class LayerInput : unsigned char {
     x,                 ///< X, the attention input: Step::append
     keys_before_rope,  ///< K before RoPE, and V: Step::append_kv
-    keys_after_rope    ///< K after RoPE, and V: Step::append_kv; for schemes that store keys after RoPE
+    keys_after_rope,   ///< K after RoPE, and V: Step::append_kv; for schemes that store keys after RoPE
+    /// K with positions that `rope` cannot say (RoPE of several positions a token, a norm behind RoPE), and V:
+    /// Step::append_kv; for schemes that store keys after RoPE. Layer::rope is empty, and tokens cannot move.
+    keys_in_place
 };
+
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Whether keys come with their positions in them.
+constexpr bool comes_after_rope(LayerInput input) noexcept {
+    return input == LayerInput::keys_after_rope || input == LayerInput::keys_in_place;
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
 
 /// One layer: what the engine hands over. Views and pointers must stay valid while the cache is constructed, not
 /// longer.
@@ -189,8 +203,11 @@ inline void check_latent(const Layer& layer, std::size_t index) {
 /// Throws shape_error if a layer of this shape, RoPE, window and chunk cannot be served.
 inline void check_form(const Layer& layer, std::size_t index) {
     const LayerShape& s = layer.shape;
-    expects(layer.input <= LayerInput::keys_after_rope, "layer ", index, ": input is ", static_cast<int>(layer.input),
-            "; expected LayerInput::x, keys_before_rope or keys_after_rope");
+    expects(layer.input <= LayerInput::keys_in_place, "layer ", index, ": input is ", static_cast<int>(layer.input),
+            "; expected LayerInput::x, keys_before_rope, keys_after_rope or keys_in_place");
+    expects(layer.input != LayerInput::keys_in_place || layer.rope.inverse_frequencies.empty(), "layer ", index,
+            ": rope has ", layer.rope.inverse_frequencies.size(),
+            " pairs, and input is keys_in_place, whose keys are turned by no RoPE of the library");
     const bool given = layer.input != LayerInput::x;
     expects((s.width > 0 || given) && s.heads > 0 && s.kv_heads > 0 && s.head_dim > 0, "layer ", index, ": width ",
             s.width, ", heads ", s.heads, ", kv_heads ", s.kv_heads, ", head_dim ", s.head_dim,

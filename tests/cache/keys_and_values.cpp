@@ -240,6 +240,50 @@ TEST_CASE("keys that were handed over after RoPE move exactly") {
     CHECK(worst < 1e-5);
 }
 
+TEST_CASE("keys in place answer like keys after RoPE, and tokens cannot move") {
+    Engine engine;
+    Model given = engine.given(LayerInput::keys_in_place, false);
+    CHECK(contains(complaint<shape_error>([&] { static_cast<void>(make_cache("f16", given)); }),
+                   "layer 0: rope has 6 pairs, and input is keys_in_place"));
+    for (Layer& layer : given.layers) layer.rope = {};
+    const auto placed = make_cache("kv4", given, {.recent = 32}),
+               turned = make_cache("kv4", engine.given(LayerInput::keys_after_rope, false), {.recent = 32});
+    const Answers a = answers_of(*placed, engine, LayerInput::keys_after_rope),
+                  b = answers_of(*turned, engine, LayerInput::keys_after_rope);
+    CHECK(a.out == b.out);
+    CHECK(a.pages == b.pages);
+
+    const Sequence s = placed->create();
+    const std::vector<float> row(20 * 32, 0.5F);
+    {
+        auto step = placed->begin({{s, 20}});
+        for (std::size_t layer = 0; layer < 2; ++layer) {
+            step.append_kv(layer, MatrixView(row.data(), 20, 32), MatrixView(row.data(), 20, 32));
+        }
+        step.commit();
+    }
+    const Bytes before = placed->bytes();
+    CHECK(
+        contains(complaint<state_error>([&] { placed->erase(s, 3, 5); }), "tokens 5 .. 20 would move by -2 positions"));
+    CHECK(
+        contains(complaint<state_error>([&] { placed->shift(s, 5, 2); }), "tokens 5 .. 20 would move by 2 positions"));
+    CHECK(placed->bytes() == before);
+    CHECK(placed->size(s) == 20);
+    CHECK_NOTHROW(placed->erase(s, 18, 20));
+    CHECK_NOTHROW(placed->erase(s, 3, 5, Gap::keep));
+    CHECK_NOTHROW(placed->shift(s, 16, 4));  // the next token alone
+    CHECK(placed->next_position(s) == 22);
+    CHECK(placed->position_of(s, 3) == 5);
+    for (const char* name : {"kivi4", "svd_head4"}) {
+        CHECK(contains(complaint<shape_error>([&] {
+                           Model with_weights = engine.given(LayerInput::keys_in_place, true);
+                           for (Layer& layer : with_weights.layers) layer.rope = {};
+                           static_cast<void>(make_cache(name, with_weights));
+                       }),
+                       "hand over K before RoPE"));
+    }
+}
+
 TEST_CASE("each kind of rows has its own call, and a scheme says what it takes") {
     Engine engine;
     const Model before = engine.given(LayerInput::keys_before_rope, false);

@@ -234,6 +234,11 @@ public:
             return layer.keys_after_rope && rope(layer).pairs > 0;
         });
     }
+    /// Whether some layer's keys cannot move to other positions.
+    [[nodiscard]] bool keys_in_place() const noexcept {
+        return std::any_of(layers_.begin(), layers_.end(),
+                           [](const PreparedLayer& layer) { return layer.keys_in_place; });
+    }
     /// The most streams that a layer has; [layers][streams] tables have that many for each.
     [[nodiscard]] std::size_t streams() const noexcept { return streams_; }
     [[nodiscard]] const StreamCodec& codec(std::size_t layer, std::size_t stream) const noexcept {

@@ -206,6 +206,14 @@ inline void truncate_sequence(Core& core, Sequence sequence, std::size_t tokens)
     change_states(core, slot, [&](const SequenceState& state) { return truncated(state, tokens, next); });
 }
 
+/// Throws state_error where tokens would move that cannot.
+inline void expects_movable(const Core& core, const char* verb, std::size_t begin, std::size_t end,
+                            std::int64_t delta) {
+    expects<state_error>(begin == end || delta == 0 || !core.keys_in_place(), verb, ": tokens ", begin, " .. ", end,
+                         " would move by ", delta,
+                         " positions, and keys whose LayerInput is keys_in_place cannot move");
+}
+
 /// Tokens begin .. end are taken out; what follows moves up to where they began, or stays where it stands.
 inline void erase_tokens(Core& core, Sequence sequence, std::size_t begin, std::size_t end, Gap gap) {
     Slot& slot = core.find_idle(sequence);
@@ -213,6 +221,7 @@ inline void erase_tokens(Core& core, Sequence sequence, std::size_t begin, std::
     expects(begin <= end && end <= size, "erase: tokens ", begin, " .. ", end, ", but the sequence has ", size);
     if (begin == end) return;
     const std::int64_t delta = gap == Gap::close ? -static_cast<std::int64_t>(end - begin) : 0;
+    expects_movable(core, "erase", end, size, delta);
     const bool turned = core.keys_after_rope();
     change_states(core, slot, [&](const SequenceState& state) {
         return moved(state, {{0, begin, 0}, {end, size, delta}}, delta, turned);
@@ -250,6 +259,7 @@ inline void shift_tokens(Core& core, Sequence sequence, std::size_t begin, std::
     Slot& slot = core.find_idle(sequence);
     if (delta == 0 || (begin == end && !and_next)) return;
     check_shift(fullest(slot.states), begin, end, delta, and_next);
+    expects_movable(core, "shift", begin, end, delta);
     const std::size_t size = slot.states.front().tokens;
     const bool turned = core.keys_after_rope();
     change_states(core, slot, [&](const SequenceState& state) {

@@ -31,6 +31,7 @@ public:
           rope(rope_table),
           role(cross_role),
           keys_after_rope(plan.keys_after_rope),
+          keys_in_place(layer.input == LayerInput::keys_in_place),
           shared(plan.shared),
           encoders(LedgerAllocator<StreamEncoder, Purpose::weights>(ledger)),
           keys(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
@@ -106,6 +107,7 @@ public:
     std::size_t page_group = 0, place = 0;  ///< which page group, and the layer's number in it
     CrossRole role;
     bool keys_after_rope;
+    bool keys_in_place;  ///< keys cannot move to other positions
     SharedKeys shared;
     ScoreRules rules;
     WeightVector<StreamEncoder> encoders;

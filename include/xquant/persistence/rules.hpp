@@ -95,6 +95,7 @@ inline std::vector<SavedRule> storage_rules(const PreparedLayer& layer) {
     std::vector<SavedRule> out{whole("keys stored after RoPE", layer.keys_after_rope),
                                whole("stream of shared key channels", layer.shared.stream),
                                whole("shared key channels", layer.shared.width)};
+    if (layer.keys_in_place) out.push_back(whole("keys that cannot move", 1));
     for (std::size_t i = 0; i < layer.encoders.size(); ++i) {
         const StreamEncoder& encoder = layer.encoders[i];
         const std::string of = " of stream " + std::to_string(i);

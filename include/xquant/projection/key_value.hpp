@@ -59,8 +59,8 @@ struct KeyValue {
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
         detail::expects(
-            after_rope || layer.input != LayerInput::keys_after_rope,
-            "KeyValue<BeforeRope> stores keys before RoPE, and Layer::input is keys_after_rope: hand over K "
+            after_rope || !detail::comes_after_rope(layer.input),
+            "KeyValue<BeforeRope> stores keys before RoPE, and Layer::input says that they come after it: hand over K "
             "before RoPE");
         LayerPlan plan;
         plan.keys_normed = true;
@@ -75,7 +75,7 @@ struct KeyValue {
             } else {
                 out.source = key ? RowSource::keys : RowSource::values;
             }
-            out.rope = key && after_rope && layer.input != LayerInput::keys_after_rope;
+            out.rope = key && after_rope && !detail::comes_after_rope(layer.input);
             out.rotate = mixed ? dh : 0;
             return out;
         };

@@ -184,9 +184,9 @@ struct HeadSvdOf {
     /// served.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), dh = layer.shape.head_dim;
-        detail::expects(layer.input != LayerInput::keys_after_rope,
-                        "HeadSvd stores latents of keys before RoPE, and Layer::input is keys_after_rope: hand over K "
-                        "before RoPE");
+        detail::expects(!detail::comes_after_rope(layer.input),
+                        "HeadSvd stores latents of keys before RoPE, and Layer::input says that they come after it: "
+                        "hand over K before RoPE");
         detail::expects(!layer.w_k.empty(),
                         "HeadSvd finds its latents in Layer::w_k, which is empty; it is read when the "
                         "cache is made, and not kept");

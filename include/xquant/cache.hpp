@@ -83,7 +83,7 @@ public:
         ///
         /// Throws shape_error, state_error (also for a layer that takes K and V) and, before anything is stored,
         /// value_error for rows that are not finite or beyond f16's 65504 once projected (take_bad_rows() on a device):
-        /// the layer can be appended again, with other rows. The layer before it cannot be attended to any more, since
+        /// the layer can be appended again, with other rows. The layer before it cannot be attended to until then, since
         /// the step holds the rows of one layer. std::bad_alloc, budget_error (of the workspace), or what the executor
         /// throws: the step can only be destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
@@ -101,10 +101,15 @@ public:
         /// Throws as append. Cost: n R Dh products for latents of a head, none for K and V themselves, and encoding.
         void append_kv(std::size_t layer, const MatrixView& k, const MatrixView& v, ExecutorRef threads = serial);
 
-        /// Attention of the layer that was appended last. Each row sees its own sequence up to and including itself,
-        /// within the layer's window. May be called more than once, or not at all.
+        /// Attention of a layer that was appended. Each row sees its own sequence up to and including itself, within
+        /// the layer's window. May be called more than once, or not at all.
         ///
-        /// @param layer       the layer that was appended last
+        /// The step has the rows of the layer that was appended last as they were given. Of the layers before it (of
+        /// which others take keys and values, as in Gemma 3n) it reads its own rows as they are stored: sinks and tail
+        /// in Options::rows, the rest from codes. Layers of CrossLayer<Delta> that add to sums cannot be read once the
+        /// next one is appended (state_error), and on a device none can.
+        ///
+        /// @param layer       the layer that was appended last, or one before it
         /// @param q           [n, H * Dh] f32, f16 or bf16, after RoPE (and a norm of Q); heads side by side. Not
         ///                    scaled. A head that is not finite gives NaN for its Dh channels of out. (On a device, too
         ///                    where it is beyond f16's 65504 once scaled.)

@@ -7,6 +7,7 @@
 #include "support/complaint.hpp"
 #include "support/feed.hpp"
 #include "support/model.hpp"
+#include "support/tolerance.hpp"
 
 using namespace xquant;
 using test::complaint;
@@ -65,6 +66,65 @@ TEST_CASE("a row that sees the whole step answers as the step's last row would, 
                 CHECK(threaded == whole);
             }
             step.commit();
+        }
+    }
+}
+
+TEST_CASE("a layer is attended to behind others: rows of the step are read as they are stored, whatever the scheme") {
+    const test::Setup setup = test::small_model();
+    constexpr std::size_t of_a = 150, of_b = 20, n = of_a + of_b;
+    for (const Scheme& scheme : test::schemes()) {
+        for (const bool strict : {false, true}) {
+            INFO(scheme.name << (strict ? ", strict" : ""));
+            const auto cache =
+                scheme.make(setup.model, {.sinks = 4, .recent = 10, .rows = DType::f32, .strict = strict});
+            Feed a{cache->create(), 1}, b{cache->create(), 2};
+            test::feed(*cache, setup.model, {{&a, 140}, {&b, 3}});
+            test::Outputs at_once, behind;
+            std::vector<test::Rows> all;
+            auto step = cache->begin({{a.sequence, of_a}, {b.sequence, of_b}});
+            const auto attend = [&](std::size_t layer) {
+                std::vector<float> out(n * heads);
+                step.attend(layer, MatrixView(all[layer].q.data(), n, heads), out.data());
+                return out;
+            };
+            for (std::size_t layer = 0; layer < 4; ++layer) {
+                all.push_back(test::rows_of(setup.model.layers[layer], layer, 1, 140, of_a));
+                const test::Rows others = test::rows_of(setup.model.layers[layer], layer, 2, 3, of_b);
+                all.back().x.insert(all.back().x.end(), others.x.begin(), others.x.end());
+                all.back().q.insert(all.back().q.end(), others.q.begin(), others.q.end());
+                step.append(layer, MatrixView(all.back().x.data(), n, d));
+                at_once.push_back(attend(layer));
+                // Layers 2 and 3 of a cross-layer cache are read from sums.
+                if (layer == 3 && scheme.cross_layer) {
+                    CHECK(contains(complaint<state_error>([&] { attend(2); }),
+                                   "layer 2 is read from sums over the layers, which have gone on to layer 3"));
+                }
+            }
+            for (std::size_t layer = 0; layer < (scheme.cross_layer ? 2U : 3U); ++layer)
+                behind.push_back(attend(layer));
+            at_once.resize(behind.size());
+            const double off = test::relative_distance(behind, at_once);
+            if (scheme.exact || strict) {
+                // Read the same, in tiles that are cut at other places.
+                CHECK(off < 1e-5);
+            } else {
+                CHECK(off < test::tolerance(scheme, setup.model));
+                // Even f16 in place of f32 is more than rounding.
+                CHECK(off > 1e-5);
+            }
+            // The step goes on, and ends as if nothing had been asked.
+            for (std::size_t layer = 0; layer < 4; ++layer) {
+                if (layer < behind.size()) CHECK(attend(layer) == behind[layer]);
+            }
+            step.commit();
+            const auto alone = scheme.make(setup.model, cache->options());
+            Feed c{alone->create(), 1};
+            test::feed(*alone, setup.model, {{&c, 140}});
+            test::feed(*alone, setup.model, {{&c, of_a}});
+            CHECK(test::stored_pages(*cache, a.sequence, scheme, setup.model, cache->options()) ==
+                  test::stored_pages(*alone, c.sequence, scheme, setup.model, cache->options()));
+            CHECK(cache->bytes().workspace == 0);
         }
     }
 }

@@ -176,6 +176,8 @@ TEST_CASE("a device runs one step at a time, in order, and finds rows that are n
         auto step = cache.begin({{a, 1}});
         step.append(0, MatrixView(x.data(), 1, 192));
         CHECK_THROWS_AS(step.attend(0, MatrixView(q.data(), 1, 384), out.data(), Visibility::whole), state_error);
+        step.append(1, MatrixView(x.data(), 1, 192));
+        CHECK_THROWS_AS(step.attend(0, MatrixView(q.data(), 1, 384), out.data()), state_error);
     }
     x[7] = std::numeric_limits<float>::infinity();
     auto step = cache.begin({{a, 1}});

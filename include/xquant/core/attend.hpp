@@ -39,12 +39,12 @@ public:
         parts_.reserve(parts);
     }
 
-    /// The rows of one sequence; span_of(segment) -> TokenSpan.
+    /// Rows of one sequence at consecutive positions, and what they read; span_of(segment) -> TokenSpan.
     template <class SpanOf>
-    void add(const QueryRows& rows, const StepPlan& plan, SpanOf&& span_of) {
+    void add(const QueryRows& rows, std::span<const Segment> reads, SpanOf&& span_of) {
         const bool turned = prepared_->keys_after_rope && core_->rope(*prepared_).pairs > 0;
-        Part part{rows, spans_.size(), plan.reads.size(), 0, false};
-        for (const Segment& segment : plan.reads) {
+        Part part{rows, spans_.size(), reads.size(), 0, false};
+        for (const Segment& segment : reads) {
             TokenSpan& span = spans_.emplace_back(span_of(segment));  // there is room
             span.rope_lag = turned ? segment.rope_lag : 0;
             part.lags |= span.rope_lag != 0;

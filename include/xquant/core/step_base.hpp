@@ -142,17 +142,21 @@ protected:
         return prepared;
     }
 
-    /// Throws state_error unless a layer was appended last, shape_error unless q and out are [tokens, H * Dh]. Sets
-    /// out_stride where it is 0.
+    /// Throws state_error unless a layer was appended and can be read, shape_error unless q and out are
+    /// [tokens, H * Dh]. Sets out_stride where it is 0.
     const PreparedLayer& expects_queries(std::size_t layer, const MatrixView& q, const float* out,
                                          Visibility visibility, std::size_t& out_stride) const {
         expects_usable();
         expects<state_error>(next_ > 0, "attend: layer ", layer, ", but no layer has been appended");
-        expects<state_error>(layer + 1 == next_, "attend: layer ", layer, ", but the layer that was appended last is ",
+        expects<state_error>(layer < next_, "attend: layer ", layer, ", but the layer that was appended last is ",
                              next_ - 1);
-        expects<state_error>(!rows_refused_, "attend: layer ", layer, ", whose rows gave way to those of layer ", next_,
+        expects<state_error>(layer + 1 < next_ || !rows_refused_, "attend: layer ", layer,
+                             ", whose rows gave way to those of layer ", next_,
                              " in an append that failed; append layer ", next_, " first");
         const PreparedLayer& prepared = core_->layers()[layer];
+        expects<state_error>(layer + 1 == next_ || prepared.role == CrossRole::none, "attend: layer ", layer,
+                             " is read from sums over the layers, which have gone on to layer ", next_ - 1,
+                             "; attend to it before the next layer is appended");
         const std::size_t width = prepared.shape.heads * prepared.shape.head_dim;
         if (out_stride == 0) out_stride = width;
         expects(q.rows == total_ && q.cols == width && !q.empty() && q.stride >= q.cols, "attend, layer ", layer,

@@ -76,6 +76,31 @@ TEST_CASE("rows of a step that see each other are attention without a mask over 
                         done = end;
                     }
                     CHECK(worst < 1e-5);
+
+                    // The last rows once more, without a step.
+                    const test::Rows rows = test::rows_of(layer, 0, 1, 0, done);
+                    const auto distance = [&](std::size_t n, Visibility visibility) {
+                        const bool whole = visibility == Visibility::whole;
+                        const std::vector<double> exact =
+                            test::oracle_attention(layer, rows.x, rows.q, done - n, whole);
+                        std::vector<float> out(n * 32);
+                        cache->attend(0, {{sequence, n}}, MatrixView(rows.q.data() + (done - n) * 32, n, 32),
+                                      out.data(), visibility);
+                        double off = 0;
+                        for (std::size_t i = 0; i < out.size(); ++i) {
+                            off = std::max(off, std::abs(exact[(done - n) * 32 + i] - double{out[i]}));
+                        }
+                        return off;
+                    };
+                    for (const std::size_t n : {std::size_t{1}, std::size_t{20}}) {
+                        CHECK(distance(n, Visibility::causal) < 1e-5);
+                    }
+                    const bool all = layer.reach() == 0;
+                    if (all) CHECK(distance(done, Visibility::causal) < 1e-5);
+                    if (all) CHECK(distance(done - 1, Visibility::whole) < 1e-5);
+                    if (all) CHECK(distance(1, Visibility::whole) < 1e-5);
+                    if (!all) CHECK_THROWS_AS(distance(done, Visibility::causal), shape_error);
+                    if (!all) CHECK_THROWS_AS(distance(1, Visibility::whole), state_error);
                 }
             }
         }

@@ -69,10 +69,7 @@ public:
             attention_.add(one.rows, {reads, one.count},
                            [&](const Segment& segment) { return span_of(prepared, parts_[one.part], segment); });
         }
-        attention_.place();
-        run_tasks(threads, attention_.size(), [&](std::size_t i) { attention_.run(i, out, out_stride); });
-        if (!attention_.splits()) return;
-        run_tasks(threads, attention_.size(), [&](std::size_t i) { attention_.finish(i, out, out_stride); });
+        attention_.run_all(out, out_stride, threads);
     }
 
     void commit() {
@@ -215,15 +212,7 @@ private:
             const std::size_t width = prepared.encoders[stream].width;
             return view_rows(stream_rows(prepared, stream) + part.first_row * width, static_cast<std::uint32_t>(width));
         };
-        TokenSpan span{view(prepared.keys.front().stream),
-                       view(prepared.values.front().stream),
-                       segment.begin,
-                       segment.end,
-                       segment.first_position,
-                       {},
-                       0};
-        if (prepared.shared.width > 0) span.shared = view(prepared.shared.stream);
-        return span;
+        return make_span(prepared, segment, view);
     }
 
     Work<float> rows_;              ///< the layer's rows: stream after stream, [n, width]

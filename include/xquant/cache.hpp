@@ -14,10 +14,10 @@
 //
 // Threads  Different sequences may be used by different threads at the same time, whatever pages they share. One
 //          sequence has one writer (a step, truncate, erase, shift, set_next_position, gather, seal, compact,
-//          requantize, drop), and nobody reads it meanwhile; any number of readers (fork, size, next_position,
-//          position_of, token_at, shortest_prefix, for_each_page, save) may share it. create and bytes may be called at
-//          any time. Constructor, destructor and moves are for one thread; so is a step, and so is a cache on a device.
-//          append and attend run on the executor that they are given.
+//          requantize, drop), and nobody reads it meanwhile; any number of readers (attend without a step, fork, size,
+//          next_position, position_of, token_at, shortest_prefix, for_each_page, save) may share it. create and bytes
+//          may be called at any time. Constructor, destructor and moves are for one thread; so is a step, and so is a
+//          cache on a device. append and attend run on the executor that they are given.
 // Errors   Every call that throws leaves the cache, and every byte it counts, as they were, unless its comment says
 //          otherwise.
 #pragma once
@@ -83,9 +83,9 @@ public:
         ///
         /// Throws shape_error, state_error (also for a layer that takes K and V) and, before anything is stored,
         /// value_error for rows that are not finite or beyond f16's 65504 once projected (take_bad_rows() on a device):
-        /// the layer can be appended again, with other rows. The layer before it cannot be attended to any more, since
-        /// the step holds the rows of one layer. std::bad_alloc, budget_error (of the workspace), or what the executor
-        /// throws: the step can only be destroyed; the cache is as it was.
+        /// the layer can be appended again, with other rows. The layer before it cannot be attended to until then,
+        /// since the step holds the rows of one layer. std::bad_alloc, budget_error (of the workspace), or what the
+        /// executor throws: the step can only be destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
         void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = serial);
 
@@ -101,10 +101,15 @@ public:
         /// Throws as append. Cost: n R Dh products for latents of a head, none for K and V themselves, and encoding.
         void append_kv(std::size_t layer, const MatrixView& k, const MatrixView& v, ExecutorRef threads = serial);
 
-        /// Attention of the layer that was appended last. Each row sees its own sequence up to and including itself,
-        /// within the layer's window. May be called more than once, or not at all.
+        /// Attention of a layer that was appended. Each row sees its own sequence up to and including itself, within
+        /// the layer's window. May be called more than once, or not at all.
         ///
-        /// @param layer       the layer that was appended last
+        /// The step has the rows of the layer that was appended last as they were given. Of the layers before it (of
+        /// which others take keys and values, as in Gemma 3n) it reads its own rows as they are stored: sinks and tail
+        /// in Options::rows, the rest from codes. Layers of CrossLayer<Delta> that add to sums cannot be read once the
+        /// next one is appended (state_error), and on a device none can.
+        ///
+        /// @param layer       the layer that was appended last, or one before it
         /// @param q           [n, H * Dh] f32, f16 or bf16, after RoPE (and a norm of Q); heads side by side. Not
         ///                    scaled. A head that is not finite gives NaN for its Dh channels of out. (On a device, too
         ///                    where it is beyond f16's 65504 once scaled.)
@@ -135,7 +140,6 @@ public:
 
     private:
         friend class Cache;
-        static constexpr Serial serial{};
         Step(std::shared_ptr<Body> body, typename Parts::Step&& step) noexcept
             : body_(std::move(body)), step_(std::move(step)) {}
 
@@ -227,6 +231,39 @@ public:
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }
 
+    /// Attention over what sequences have stored, without a step: nothing is added, and nothing changes. Decoders of
+    /// encoder-decoder models attend to the encoder's rows by it, which were appended once.
+    ///
+    /// Visibility::causal: the n rows of a sequence are its last n tokens. Each stands at its token's position, and
+    /// sees the tokens up to and including its own, within the layer's window or chunk. Visibility::whole: each row
+    /// sees all tokens of the sequence, whatever their number; layers with a window or chunks are refused. (ALiBi
+    /// counts from the last token's position for the last row, from one less for the row before it, and so on.)
+    ///
+    /// Rows are read as they are stored: sinks and tail in Options::rows, the rest from codes. With Options::strict,
+    /// too, rows that wait for their group to fill are read from the tail.
+    ///
+    /// @param layer       0, 1, ..
+    /// @param parts       sequences that are not part of a step, and how many query rows each has: n in all. Their rows
+    ///                    lie one after another in q and out, in the order of the list.
+    /// @param q           [n, H * Dh] as in Step::attend
+    /// @param out         [n, H * Dh] f32, rows `out_stride` floats apart; all of it is written
+    /// @param visibility  what the rows see
+    /// @param out_stride  floats from a row of out to the next; 0: H * Dh
+    /// @param threads     as in Step::append
+    ///
+    /// Throws sequence_error; shape_error, also where rows would see what a window has freed; state_error on a device
+    /// and for layers of CrossLayer<Delta> that add to sums, which only a step has; std::bad_alloc, budget_error (of
+    /// the workspace). Cost and workspace: as Step::attend; all of it is given back.
+    void attend(std::size_t layer, std::span<const QueryPart> parts, const MatrixView& q, float* out,
+                Visibility visibility = Visibility::causal, std::size_t out_stride = 0,
+                ExecutorRef threads = serial) const;
+    /// attend for a list in braces: attend(0, {{a, 2}, {b, 1}}, q, out).
+    void attend(std::size_t layer, std::initializer_list<QueryPart> parts, const MatrixView& q, float* out,
+                Visibility visibility = Visibility::causal, std::size_t out_stride = 0,
+                ExecutorRef threads = serial) const {
+        attend(layer, std::span<const QueryPart>(parts.begin(), parts.size()), q, out, visibility, out_stride, threads);
+    }
+
     /// Encodes every row outside the window now, unfinished groups included, and frees their f16 copies: for a sequence
     /// that rests. A group that was cut short stays short; later tokens start a new page. Throws sequence_error if it
     /// is part of a step, budget_error, std::bad_alloc. Cost: encoding at most 127 rows of each layer.
@@ -290,6 +327,7 @@ protected:
 
 private:
     friend struct detail::CacheAccess;
+    static constexpr Serial serial{};
 
     Requantized requantize_chosen(std::span<const Sequence> sequences,
                                   detail::FunctionRef<bool(const PageChoice&)> choose);

@@ -39,6 +39,12 @@ struct StepPart {
     std::size_t tokens = 0;  ///< 1 or more; all parts of a step together: fewer than 2^31
 };
 
+/// Query rows of a sequence.
+struct QueryPart {
+    Sequence sequence;     ///< may be named more than once
+    std::size_t rows = 0;  ///< 1 or more; all parts of a call together: fewer than 2^31
+};
+
 /// What the query rows of a call of attend see of their own sequence. A layer's window or chunks hold in either case.
 enum class Visibility : unsigned char {
     causal,  ///< every token up to the row's own

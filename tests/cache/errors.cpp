@@ -136,7 +136,7 @@ TEST_CASE("calls out of order are a state_error, and the step goes on") {
         CHECK(contains(append(step, layer), layer + 1 == layer_count ? "all 4 layers have been appended" : "in order"));
         const std::string last = "the layer that was appended last is " + std::to_string(layer);
         CHECK(contains(attend(step, layer + 1), last.c_str()));
-        if (layer > 0) CHECK(contains(attend(step, layer - 1), last.c_str()));
+        if (layer > 0) CHECK(attend(step, layer - 1).empty());
         out.emplace_back(2 * heads);
         step.attend(layer, MatrixView(rows.q.data(), 2, heads), out.back().data());
     }

@@ -295,6 +295,7 @@ struct Findings {
     std::int64_t next = 0;
     std::uint64_t sum = 0;  ///< of the stored bytes
     std::string file;
+    std::vector<float> answers;  ///< of attention
     friend bool operator==(const Findings&, const Findings&) = default;
 };
 
@@ -311,6 +312,9 @@ Findings read_all(test::Cache& cache, Sequence sequence) {
     std::ostringstream file;
     save(cache, std::vector<Sequence>{sequence}, file, "read by many");
     out.file = file.str();
+    out.answers.resize(5 * 24);
+    const std::vector<float> q(5 * 24, 0.5F);
+    cache.attend(0, {{sequence, 5}}, MatrixView(q.data(), 5, 24), out.answers.data());
     return out;
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/catch.hpp"
@@ -40,14 +41,17 @@ const Part steps[] = {{30, Visibility::whole}, {7, Visibility::causal},   {140, 
 TEST_CASE("rows of a step that see each other are attention without a mask over everything up to the step's end") {
     for (const Case& one : cases) {
         for (const bool slopes : {false, true}) {
-            test::Setup setup({48, 4, 2, 8}, RopePairing::halves);
+            test::Setup setup({48, 4, 2, 8}, RopePairing::halves, 2);
             Layer& layer = setup.model.layers[0];
             one.change(layer);
             const std::vector<float> by_head{0.01F, 0.02F, 0.04F, 0.3F};
             if (slopes) layer.alibi_slopes = by_head.data();
             for (const char* name : {"f32 x, rotated", "f32 head svd", "f32 k and v after RoPE, Hadamard"}) {
-                for (const bool strict : {false, true}) {
-                    INFO(one.name << ", " << name << (slopes ? ", slopes" : "") << (strict ? ", strict" : ""));
+                // Each with the layer's rows as they were given, and as they are stored, behind another layer.
+                for (const auto [strict, late] :
+                     {std::pair{false, false}, {true, false}, {false, true}, {true, true}}) {
+                    INFO(one.name << ", " << name << (slopes ? ", slopes" : "") << (strict ? ", strict" : "")
+                                  << (late ? ", late" : ""));
                     const auto cache = test::scheme(name).make(
                         setup.model, {.sinks = 4, .recent = 20, .rows = DType::f32, .strict = strict});
                     const Sequence sequence = cache->create();
@@ -61,8 +65,10 @@ TEST_CASE("rows of a step that see each other are attention without a mask over 
                         std::vector<float> out(part.tokens * 32);
                         auto step = cache->begin({{sequence, part.tokens}});
                         step.append(0, MatrixView(rows.x.data() + done * 48, part.tokens, 48));
+                        if (late) step.append(1, MatrixView(rows.x.data() + done * 48, part.tokens, 48));
                         step.attend(0, MatrixView(rows.q.data() + done * 32, part.tokens, 32), out.data(),
                                     part.visibility);
+                        if (!late) step.append(1, MatrixView(rows.x.data() + done * 48, part.tokens, 48));
                         step.commit();
                         for (std::size_t i = 0; i < out.size(); ++i) {
                             worst = std::max(worst, std::abs(exact[done * 32 + i] - double{out[i]}));
@@ -70,6 +76,31 @@ TEST_CASE("rows of a step that see each other are attention without a mask over 
                         done = end;
                     }
                     CHECK(worst < 1e-5);
+
+                    // The last rows once more, without a step.
+                    const test::Rows rows = test::rows_of(layer, 0, 1, 0, done);
+                    const auto distance = [&](std::size_t n, Visibility visibility) {
+                        const bool whole = visibility == Visibility::whole;
+                        const std::vector<double> exact =
+                            test::oracle_attention(layer, rows.x, rows.q, done - n, whole);
+                        std::vector<float> out(n * 32);
+                        cache->attend(0, {{sequence, n}}, MatrixView(rows.q.data() + (done - n) * 32, n, 32),
+                                      out.data(), visibility);
+                        double off = 0;
+                        for (std::size_t i = 0; i < out.size(); ++i) {
+                            off = std::max(off, std::abs(exact[(done - n) * 32 + i] - double{out[i]}));
+                        }
+                        return off;
+                    };
+                    for (const std::size_t n : {std::size_t{1}, std::size_t{20}}) {
+                        CHECK(distance(n, Visibility::causal) < 1e-5);
+                    }
+                    const bool all = layer.reach() == 0;
+                    if (all) CHECK(distance(done, Visibility::causal) < 1e-5);
+                    if (all) CHECK(distance(done - 1, Visibility::whole) < 1e-5);
+                    if (all) CHECK(distance(1, Visibility::whole) < 1e-5);
+                    if (!all) CHECK_THROWS_AS(distance(done, Visibility::causal), shape_error);
+                    if (!all) CHECK_THROWS_AS(distance(1, Visibility::whole), state_error);
                 }
             }
         }

@@ -6,11 +6,26 @@
 
 #include <xquant/attention/task.hpp>
 #include <xquant/backend/simd/backends.hpp>
+#include <xquant/core/run_tasks.hpp>
 #include <xquant/core/step_base.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
+
+/// What a layer reads of a segment, but for the lag of stored RoPE; view(stream) -> StreamView.
+template <class View>
+TokenSpan make_span(const PreparedLayer& prepared, const Segment& segment, View&& view) {
+    TokenSpan span{view(prepared.keys.front().stream),
+                   view(prepared.values.front().stream),
+                   segment.begin,
+                   segment.end,
+                   segment.first_position,
+                   {},
+                   0};
+    if (prepared.shared.width > 0) span.shared = view(prepared.shared.stream);
+    return span;
+}
 
 /// The tasks of one layer after another. Their number and cut depend on shapes alone, never on threads. What they keep
 /// does not grow with the rows of a long prompt: a task that has its rows to itself sums up in scratch memory.
@@ -39,12 +54,12 @@ public:
         parts_.reserve(parts);
     }
 
-    /// The rows of one sequence; span_of(segment) -> TokenSpan.
+    /// Rows of one sequence at consecutive positions, and what they read; span_of(segment) -> TokenSpan.
     template <class SpanOf>
-    void add(const QueryRows& rows, const StepPlan& plan, SpanOf&& span_of) {
+    void add(const QueryRows& rows, std::span<const Segment> reads, SpanOf&& span_of) {
         const bool turned = prepared_->keys_after_rope && core_->rope(*prepared_).pairs > 0;
-        Part part{rows, spans_.size(), plan.reads.size(), 0, false};
-        for (const Segment& segment : plan.reads) {
+        Part part{rows, spans_.size(), reads.size(), 0, false};
+        for (const Segment& segment : reads) {
             TokenSpan& span = spans_.emplace_back(span_of(segment));  // there is room
             span.rope_lag = turned ? segment.rope_lag : 0;
             part.lags |= span.rope_lag != 0;
@@ -69,6 +84,15 @@ public:
         }
     }
 
+    /// Runs all tasks. Throws what the executor throws, std::bad_alloc, budget_error.
+    void run_all(float* out, std::size_t out_stride, ExecutorRef threads) {
+        if (partials_.size() < partial_floats_) partials_.resize(partial_floats_);
+        run_tasks(threads, tasks_.size(), [&](std::size_t i) { run(i, out, out_stride); });
+        // Tasks that share their rows have results to merge.
+        if (partial_floats_ == 0) return;
+        run_tasks(threads, tasks_.size(), [&](std::size_t i) { finish(i, out, out_stride); });
+    }
+
     /// Gives back all memory.
     void free() noexcept {
         free_list(spans_);
@@ -77,14 +101,27 @@ public:
         free_list(partials_);
     }
 
-    /// Gives split tasks room for their results, once all parts were added.
-    void place() {
-        if (partials_.size() < partial_floats_) partials_.resize(partial_floats_);
-    }
+private:
+    template <class T>
+    using Work = LedgerVector<T, Purpose::workspace>;
 
-    [[nodiscard]] std::size_t size() const noexcept { return tasks_.size(); }
-    /// Whether there are tasks that `finish` has to merge.
-    [[nodiscard]] bool splits() const noexcept { return partial_floats_ > 0; }
+    /// The rows of a sequence, and what they read.
+    struct Part {
+        QueryRows rows;
+        std::size_t first_span, spans, tiles;
+        bool lags;  ///< stored RoPE of some span lags behind
+    };
+
+    struct Task {
+        std::size_t part, head, row;    ///< kv head; first row in the part
+        std::size_t first_tile, tiles;  ///< of the part's
+        std::size_t splits;             ///< tasks that share the rows, this one the first, at least 1; 0: not the first
+        std::size_t partial;            ///< where its result begins in partials_, if it shares its rows
+    };
+
+    static constexpr std::size_t block_rows = 512;  ///< query rows of a task: more, and its sums leave L2
+    static constexpr std::size_t split_rows = 16;   ///< up to this many, tokens are split over tasks
+    static constexpr std::size_t split_tiles = 16;  ///< tiles of such a split, 2048 tokens
 
     /// Runs a task. One that has its rows to itself writes them to out, rows `out_stride` floats apart.
     XQUANT_NOINLINE void run(std::size_t index, float* out, std::size_t out_stride) {
@@ -114,28 +151,6 @@ public:
         }
         write(task, attend, partial, out, out_stride);
     }
-
-private:
-    template <class T>
-    using Work = LedgerVector<T, Purpose::workspace>;
-
-    /// The rows of a sequence, and what they read.
-    struct Part {
-        QueryRows rows;
-        std::size_t first_span, spans, tiles;
-        bool lags;  ///< stored RoPE of some span lags behind
-    };
-
-    struct Task {
-        std::size_t part, head, row;    ///< kv head; first row in the part
-        std::size_t first_tile, tiles;  ///< of the part's
-        std::size_t splits;             ///< tasks that share the rows, this one the first, at least 1; 0: not the first
-        std::size_t partial;            ///< where its result begins in partials_, if it shares its rows
-    };
-
-    static constexpr std::size_t block_rows = 512;  ///< query rows of a task: more, and its sums leave L2
-    static constexpr std::size_t split_rows = 16;   ///< up to this many, tokens are split over tasks
-    static constexpr std::size_t split_tiles = 16;  ///< tiles of such a split, 2048 tokens
 
     template <class T>
     auto allocator() {

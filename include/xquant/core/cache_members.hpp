@@ -3,6 +3,7 @@
 #pragma once
 
 #include <xquant/cache.hpp>
+#include <xquant/core/attend_stored.hpp>
 #include <xquant/core/compact.hpp>
 #include <xquant/core/learn.hpp>
 #include <xquant/core/operations.hpp>
@@ -137,6 +138,15 @@ template <class Backend>
 typename Cache<Backend>::Step Cache<Backend>::begin(std::span<const StepPart> parts) {
     Body& in = body();
     return Step(body_, Parts::begin(in.core, in.state, parts));
+}
+template <class Backend>
+void Cache<Backend>::attend(std::size_t layer, std::span<const QueryPart> parts, const MatrixView& q, float* out,
+                            Visibility visibility, std::size_t out_stride, ExecutorRef threads) const {
+    detail::Core& in = core();
+    detail::expects<state_error>(!Parts::on_device, "attend: a cache on a device attends in a step alone");
+    if constexpr (!Parts::on_device) {
+        detail::attend_stored<Backend>(in, layer, parts, q, out, visibility, out_stride, threads);
+    }
 }
 template <class Backend>
 void Cache<Backend>::seal(Sequence sequence) {

@@ -41,12 +41,6 @@ inline void become(Slot& slot, SequenceState* states) noexcept {
     }
 }
 
-inline std::size_t rows_in(const Segments& segments) noexcept {
-    std::size_t rows = 0;
-    for (const Segment& segment : segments) rows += segment.size();
-    return rows;
-}
-
 /// How many rows the windows of a page group's layers are past: the first ones, always.
 inline std::size_t freed_rows(const SequenceState& state) noexcept { return state.tokens - rows_in(state.segments); }
 

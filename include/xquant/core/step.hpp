@@ -50,17 +50,26 @@ public:
     void attend(std::size_t layer, const MatrixView& q, float* out, Visibility visibility, std::size_t out_stride,
                 ExecutorRef threads) {
         const PreparedLayer& prepared = expects_queries(layer, q, out, visibility, out_stride);
+        Work<RowsAndReads> list(allocator<RowsAndReads>());
+        Work<Segment> made(allocator<Segment>());  // what is read, where that is not the plan's list
+        const bool has_rows = layer + 1 == next_;
+        list.reserve(parts_.size());
         std::size_t spans = 0;
-        for (std::size_t i = 0; i < parts_.size(); ++i) spans += plan_of(i, prepared).reads.size();
-        attention_.start(prepared, q, visibility, parts_.size(), spans);
         for (std::size_t i = 0; i < parts_.size(); ++i) {
-            attention_.add(parts_[i], plan_of(i, prepared),
-                           [&](const Segment& segment) { return span_of(prepared, parts_[i], segment); });
+            const StepPlan& plan = plan_of(i, prepared);
+            const std::size_t begin = made.size();
+            if (!has_rows) list_stored(plan, parts_[i].rows, made);
+            const std::size_t count = has_rows ? plan.reads.size() : made.size() - begin;
+            list.push_back({parts_[i], i, begin, count});
+            spans += count;
         }
-        attention_.place();
-        run_tasks(threads, attention_.size(), [&](std::size_t i) { attention_.run(i, out, out_stride); });
-        if (!attention_.splits()) return;
-        run_tasks(threads, attention_.size(), [&](std::size_t i) { attention_.finish(i, out, out_stride); });
+        attention_.start(prepared, q, visibility, list.size(), spans);
+        for (const RowsAndReads& one : list) {
+            const Segment* const reads = has_rows ? plan_of(one.part, prepared).reads.data() : made.data() + one.begin;
+            attention_.add(one.rows, {reads, one.count},
+                           [&](const Segment& segment) { return span_of(prepared, parts_[one.part], segment); });
+        }
+        attention_.run_all(out, out_stride, threads);
     }
 
     void commit() {
@@ -79,6 +88,24 @@ private:
     struct PartWrite {
         std::size_t part, write;
     };
+
+    /// Rows of a part, and the segments that they read.
+    struct RowsAndReads {
+        QueryRows rows;
+        std::size_t part, begin, count;
+    };
+
+    /// What a part reads of a layer whose rows the step no longer has: in their place, what it has stored of them.
+    static void list_stored(const StepPlan& plan, std::size_t rows, Work<Segment>& to) {
+        const std::size_t before = rows_in(plan.after) - rows;
+        for (const Segment& segment : plan.reads) {
+            if (segment.page) {
+                to.push_back(segment);
+            } else {
+                copy_rows(plan.after, before + segment.begin, before + segment.end, to);
+            }
+        }
+    }
 
     /// append or append_kv.
     void append_rows(std::size_t layer, const LayerRows& rows, bool given, ExecutorRef threads) {
@@ -185,15 +212,7 @@ private:
             const std::size_t width = prepared.encoders[stream].width;
             return view_rows(stream_rows(prepared, stream) + part.first_row * width, static_cast<std::uint32_t>(width));
         };
-        TokenSpan span{view(prepared.keys.front().stream),
-                       view(prepared.values.front().stream),
-                       segment.begin,
-                       segment.end,
-                       segment.first_position,
-                       {},
-                       0};
-        if (prepared.shared.width > 0) span.shared = view(prepared.shared.stream);
-        return span;
+        return make_span(prepared, segment, view);
     }
 
     Work<float> rows_;              ///< the layer's rows: stream after stream, [n, width]

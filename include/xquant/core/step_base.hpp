@@ -31,6 +31,30 @@ inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
     state.next_position = plan.next_position;
 }
 
+/// Queries that are to be [rows, H * Dh]; `rows_are` says in words what the rows are.
+struct GivenQueries {
+    const MatrixView& q;
+    std::size_t rows;
+    const char* rows_are;
+};
+
+/// Throws shape_error unless q and out are [rows, H * Dh] and the visibility is one. Sets out_stride where it is 0.
+inline void check_queries(const LayerShape& shape, std::size_t layer, const GivenQueries& of, const float* out,
+                          Visibility visibility, std::size_t& out_stride) {
+    const MatrixView& q = of.q;
+    const std::size_t width = shape.heads * shape.head_dim;
+    if (out_stride == 0) out_stride = width;
+    expects(q.rows == of.rows && q.cols == width && !q.empty() && q.stride >= q.cols, "attend, layer ", layer,
+            ": q is ", q, "; expected [", of.rows_are, ", heads * head_dim] = ", Shape{of.rows, width});
+    expects(q.type <= DType::bf16, "attend, layer ", layer, ": q has elements of an unknown type, ",
+            static_cast<int>(q.type));
+    expects(out != nullptr, "attend, layer ", layer, ": out is null");
+    expects(visibility <= Visibility::whole, "attend, layer ", layer, ": the visibility is ",
+            static_cast<int>(visibility), "; expected Visibility::causal or Visibility::whole");
+    expects(out_stride >= width, "attend, layer ", layer, ": out_stride is ", out_stride, "; a row of out has ", width,
+            " floats");
+}
+
 /// The part of a step that does not depend on the backend. Destroying a step without commit leaves the cache as it was.
 class StepBase {
 public:
@@ -142,28 +166,22 @@ protected:
         return prepared;
     }
 
-    /// Throws state_error unless a layer was appended last, shape_error unless q and out are [tokens, H * Dh]. Sets
-    /// out_stride where it is 0.
+    /// Throws state_error unless a layer was appended and can be read, shape_error unless q and out are
+    /// [tokens, H * Dh]. Sets out_stride where it is 0.
     const PreparedLayer& expects_queries(std::size_t layer, const MatrixView& q, const float* out,
                                          Visibility visibility, std::size_t& out_stride) const {
         expects_usable();
         expects<state_error>(next_ > 0, "attend: layer ", layer, ", but no layer has been appended");
-        expects<state_error>(layer + 1 == next_, "attend: layer ", layer, ", but the layer that was appended last is ",
+        expects<state_error>(layer < next_, "attend: layer ", layer, ", but the layer that was appended last is ",
                              next_ - 1);
-        expects<state_error>(!rows_refused_, "attend: layer ", layer, ", whose rows gave way to those of layer ", next_,
+        expects<state_error>(layer + 1 < next_ || !rows_refused_, "attend: layer ", layer,
+                             ", whose rows gave way to those of layer ", next_,
                              " in an append that failed; append layer ", next_, " first");
         const PreparedLayer& prepared = core_->layers()[layer];
-        const std::size_t width = prepared.shape.heads * prepared.shape.head_dim;
-        if (out_stride == 0) out_stride = width;
-        expects(q.rows == total_ && q.cols == width && !q.empty() && q.stride >= q.cols, "attend, layer ", layer,
-                ": q is ", q, "; expected [tokens of the step, heads * head_dim] = ", Shape{total_, width});
-        expects(q.type <= DType::bf16, "attend, layer ", layer, ": q has elements of an unknown type, ",
-                static_cast<int>(q.type));
-        expects(out != nullptr, "attend, layer ", layer, ": out is null");
-        expects(visibility <= Visibility::whole, "attend, layer ", layer, ": the visibility is ",
-                static_cast<int>(visibility), "; expected Visibility::causal or Visibility::whole");
-        expects(out_stride >= width, "attend, layer ", layer, ": out_stride is ", out_stride, "; a row of out has ",
-                width, " floats");
+        expects<state_error>(layer + 1 == next_ || prepared.role == CrossRole::none, "attend: layer ", layer,
+                             " is read from sums over the layers, which have gone on to layer ", next_ - 1,
+                             "; attend to it before the next layer is appended");
+        check_queries(prepared.shape, layer, {q, total_, "tokens of the step"}, out, visibility, out_stride);
         return prepared;
     }
 

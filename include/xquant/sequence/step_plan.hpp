@@ -77,6 +77,29 @@ void add_rows(List& to, const PageRef& page, std::size_t slot, std::size_t rows,
     to.push_back({page, slot, slot + rows, position, rope_lag});
 }
 
+/// Rows of all segments of a list.
+template <class List>
+[[nodiscard]] std::size_t rows_in(const List& segments) noexcept {
+    std::size_t rows = 0;
+    for (const Segment& segment : segments) rows += segment.size();
+    return rows;
+}
+
+/// Adds rows begin .. end of a list, counted over its segments, to another list.
+template <class From, class To>
+void copy_rows(const From& from, std::size_t begin, std::size_t end, To& to) {
+    std::size_t first = 0;  // row of the segment's first slot
+    for (const Segment& segment : from) {
+        const std::size_t last = first + segment.size();
+        if (last > begin && first < end) {
+            const std::size_t skip = begin > first ? begin - first : 0, cut = last > end ? last - end : 0;
+            to.push_back({segment.page, segment.begin + skip, segment.end - cut,
+                          segment.first_position + static_cast<std::int64_t>(skip), segment.rope_lag});
+        }
+        first = last;
+    }
+}
+
 class StepPlan {
 public:
     template <class T>

@@ -70,6 +70,8 @@ public:
                 ExecutorRef) {
         using namespace backend::gpu;
         const PreparedLayer& prepared = expects_queries(layer, q, out, visibility, out_stride);
+        expects<state_error>(layer + 1 == next_, "attend: layer ", layer, ", but the layer that was appended last is ",
+                             next_ - 1, ", and a device attends to that one alone");
         expects<state_error>(visibility == Visibility::causal, "attend, layer ", layer,
                              ": a device serves Visibility::causal alone");
         Device& device = state_->device();

@@ -77,6 +77,15 @@ enum class LayerInput : unsigned char {
 };
 
 inline namespace XQUANT_ABI_NS {
+
+/// The name of an input, as an enumerator is written.
+constexpr const char* to_string(LayerInput input) noexcept {
+    return input == LayerInput::x                  ? "x"
+           : input == LayerInput::keys_before_rope ? "keys_before_rope"
+           : input == LayerInput::keys_after_rope  ? "keys_after_rope"
+                                                   : "keys_in_place";
+}
+
 namespace detail {
 
 /// Whether keys come with their positions in them.

@@ -31,14 +31,20 @@ public:
 
     /// Adds a scheme, or another group of one that is there. Throws state_error if there is one of that name and group,
     /// shape_error for a name that could not be asked for.
-    void add(const std::string& name, const std::string& summary, Needs needs, SchemeInfo::Form form,
-             MakeRecipe recipe) {
+    /// `scheme` has one form.
+    void add(const SchemeInfo& scheme, MakeRecipe recipe) {
+        const std::string& name = scheme.name;
+        const SchemeInfo::Form& form = scheme.forms.front();
         expects(!name.empty() && name.find_first_of(": \t\n") == std::string::npos, "register_scheme: the name is '",
                 name, "'; expected one word, without ':' or white space");
         const std::lock_guard lock(mutex_);
         const auto known =
             std::find_if(all_.begin(), all_.end(), [&](const Entry& entry) { return entry.info.name == name; });
-        Entry& entry = known != all_.end() ? *known : all_.emplace_back(Entry{{name, summary, {}, needs}, {}});
+        if (known == all_.end()) {
+            all_.push_back({scheme, {recipe}});
+            return;
+        }
+        Entry& entry = *known;
         for (const SchemeInfo::Form& other : entry.info.forms) {
             if (other.group == form.group) {
                 raise<state_error>("register_scheme: there is a scheme '" + name + "' in groups of " +
@@ -68,8 +74,10 @@ public:
         for (const Entry& entry : all_) {
             if (entry.info.name != name) continue;
             const std::size_t form = form_of(entry, text);
-            return {{std::string(text), entry.info.summary, {entry.info.forms[form]}, entry.info.needs},
-                    entry.recipes[form]};
+            Found found{entry.info, entry.recipes[form]};
+            found.info.name = text;
+            found.info.forms = {entry.info.forms[form]};
+            return found;
         }
         raise<shape_error>("unknown scheme '" + std::string(text) + "'" + nearest(name) +
                            "; xquant::schemes() lists all " + std::to_string(all_.size()));
@@ -138,7 +146,8 @@ private:
 template <class Cached>
 void add_scheme(Registry& to, const std::string& name, const std::string& summary, Needs needs = Needs::nothing) {
     using Stored = typename Cached::scheme;
-    to.add(name, summary, needs, {Stored::group(), Stored::bits_per_value()}, &CacheAccess::recipe<Cached>);
+    to.add({name, summary, {{Stored::group(), Stored::bits_per_value()}}, needs, Stored::inputs(), Stored::reads_w_k()},
+           &CacheAccess::recipe<Cached>);
 }
 
 /// Adds Cached<4>, Cached<3> and Cached<2> as NAME4, NAME3, NAME2, or with a suffix behind the number.

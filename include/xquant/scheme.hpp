@@ -67,6 +67,17 @@ struct Scheme {
         (std::make_index_sequence<streams>{});
         return bits / static_cast<double>(streams * n * n);
     }
+    /// What an engine may hand over for a layer.
+    static std::vector<LayerInput> inputs() {
+        std::vector<LayerInput> out;
+        for (const LayerInput input :
+             {LayerInput::x, LayerInput::keys_before_rope, LayerInput::keys_after_rope, LayerInput::keys_in_place}) {
+            if (detail::takes<Policy>(input)) out.push_back(input);
+        }
+        return out;
+    }
+    /// Whether Layer::w_k is read even where K and V are handed over.
+    static constexpr bool reads_w_k() noexcept { return detail::reads_w_k<Policy>(); }
     /// Values that share a scale in the first stream; 0 where rows are stored as they are.
     static constexpr std::size_t group() noexcept {
         if constexpr (unquantized_policy<quantizer<0>>) {
@@ -103,14 +114,15 @@ private:
     }
     (std::make_index_sequence<streams>{});
 
-    /// A projection reads W_k and W_v either from X or from the model's latent, or takes K and V.
+    /// A projection reads X or takes K and V, and takes W_k and W_v to read X or the model's latent.
     static void check_kind(const Layer& layer) {
-        if constexpr (!requires { requires Policy::takes_keys_and_values; }) {
-            detail::expects(layer.input == LayerInput::x,
-                            "Layer::input says that the engine hands over K and V, and this scheme stores X or what is "
-                            "made from it: hand over X (LayerInput::x), or choose a scheme of K and V or of latents of "
-                            "a head (kv4, kivi4, svd_head4)");
-        }
+        constexpr bool any = detail::takes<Policy>(LayerInput::keys_before_rope);
+        detail::expects(
+            detail::takes<Policy>(layer.input), "Layer::input is ", to_string(layer.input), ", and this scheme ",
+            any ? "stores keys before RoPE, or what is made from them: hand over K before RoPE "
+                  "(keys_before_rope), or choose a scheme that stores keys after RoPE (f16, kv4)"
+                : "stores X or what is made from it: hand over X (LayerInput::x), or choose a scheme of K and "
+                  "V or of latents of a head (kv4, kivi4, svd_head4)");
         if constexpr (requires { Policy::reads_latent; }) {
             detail::expects(layer.latent.present(), "Projection<Latent> serves layers whose Layer::latent is given");
         } else {

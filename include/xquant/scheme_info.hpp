@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include <xquant/config.hpp>
+#include <xquant/model.hpp>
 
 namespace xquant {
 
@@ -26,10 +26,12 @@ struct SchemeInfo {
         double bits_per_value = 0;  ///< scales, zeros and outliers included
     };
 
-    std::string name;              ///< "kivi4"; with a group that is not the first: "kivi4:group=64"
-    std::string summary;           ///< what is stored, in a line
-    std::vector<Form> forms;       ///< the default first
-    Needs needs = Needs::nothing;  ///< what it reads of a Layer besides
+    std::string name;                               ///< "kivi4"; with a group that is not the first: "kivi4:group=64"
+    std::string summary;                            ///< what is stored, in a line
+    std::vector<Form> forms;                        ///< the default first
+    Needs needs = Needs::nothing;                   ///< what it reads of a Layer besides
+    std::vector<LayerInput> inputs{LayerInput::x};  ///< what an engine may hand over; X always
+    bool reads_w_k = false;                         ///< Layer::w_k, even where K and V are handed over
 };
 
 inline namespace XQUANT_ABI_NS {

@@ -87,13 +87,40 @@ TEST_CASE("every scheme that is listed can be made, and says what it costs") {
             CHECK(found.forms.size() == 1);
             CHECK(found.forms[0].group == form.group);
             CHECK(found.needs == scheme.needs);
+            CHECK(found.inputs == scheme.inputs);
+            CHECK(found.reads_w_k == scheme.reads_w_k);
             CHECK(predict(name, setup.model, {}, 500).stored() > 0);
             const auto cache = make_cache(name, setup.model);
             static_cast<void>(cache->create());
             CHECK(cache->bytes() == predict(name, setup.model, {}, 0));
         }
+        // What may be handed over, and what of the weights is read then.
+        for (const LayerInput input :
+             {LayerInput::x, LayerInput::keys_before_rope, LayerInput::keys_after_rope, LayerInput::keys_in_place}) {
+            INFO(to_string(input));
+            Model given = setup.model;
+            const std::vector<float> beside(300 * 2 * given.layers.front().shape.kv_width(), 0.5F);
+            for (Layer& layer : given.layers) {
+                layer.input = input;
+                if (input == LayerInput::keys_in_place) layer.rope = {};
+                if (input == LayerInput::x) continue;
+                if (!layer.calibration.empty()) layer.calibration = MatrixView(beside.data(), 300, beside.size() / 300);
+                layer.w_v = {};
+                if (!scheme.reads_w_k) layer.w_k = {};
+            }
+            if (std::count(scheme.inputs.begin(), scheme.inputs.end(), input) > 0) {
+                CHECK_NOTHROW(make_cache(scheme.name, given));
+                if (!scheme.reads_w_k || input == LayerInput::x) continue;
+                given.layers.back().w_k = {};
+            }
+            CHECK_THROWS_AS(make_cache(scheme.name, given), shape_error);
+        }
     }
     CHECK(names.count("svd_head4") == 1);
+    CHECK(find_scheme("svd_head4").reads_w_k);
+    CHECK(find_scheme("kv4").inputs.size() == 4);
+    CHECK(find_scheme("kivi4").inputs == std::vector{LayerInput::x, LayerInput::keys_before_rope});
+    CHECK(find_scheme("x4_rot").inputs == std::vector{LayerInput::x});
     CHECK(names.count("kv4") == 1);
     CHECK(names.size() == schemes().size());
 }

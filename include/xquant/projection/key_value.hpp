@@ -42,7 +42,8 @@ struct KeyValue {
     static constexpr std::size_t streams = 2;                            ///< stored rows per token and layer
     static constexpr bool after_rope = std::is_same_v<When, AfterRope>;  ///< whether stored keys have RoPE
     static constexpr bool mixed = std::is_same_v<Mix, Hadamard>;         ///< whether heads are rotated
-    static constexpr bool takes_keys_and_values = true;                  ///< in place of X
+    /// Keys that are stored before RoPE have to come before it.
+    static constexpr bool takes(LayerInput input) noexcept { return after_rope || !detail::comes_after_rope(input); }
 
     /// Widths and floats of prepare(layer).
     static LayerFootprint<2> footprint(const Layer& layer) noexcept {
@@ -54,14 +55,9 @@ struct KeyValue {
         return {{r, r}, 2 * shape.width * r + mixing + biases};
     }
 
-    /// The plan of a layer: stream 0 is K, stream 1 is V. Throws shape_error where keys are stored before RoPE and
-    /// handed over after it.
+    /// The plan of a layer: stream 0 is K, stream 1 is V.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
-        detail::expects(
-            after_rope || !detail::comes_after_rope(layer.input),
-            "KeyValue<BeforeRope> stores keys before RoPE, and Layer::input says that they come after it: hand over K "
-            "before RoPE");
         LayerPlan plan;
         plan.keys_normed = true;
         plan.keys_after_rope = after_rope;

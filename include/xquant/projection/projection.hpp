@@ -14,8 +14,9 @@
 //     static LayerPlan prepare(const Layer&)                 the affine pair T, A; see projection/plan.hpp
 //     static constexpr bool reads_latent = true              if it is for layers with Layer::latent, which it refuses
 //                                                            otherwise
-//     static constexpr bool takes_keys_and_values = true     if it serves layers whose Layer::input is K and V, which
-//                                                            it refuses otherwise: StreamPlan::source is then K or V
+//     static constexpr bool takes(LayerInput)                which layers it serves beside those that hand over X:
+//                                                            StreamPlan::source is K or V then
+//     static constexpr bool reads_w_k = true                 if it reads Layer::w_k even where K and V are handed over
 // and, to serve CrossLayer<Delta>,
 //     below, base                       projections of the layers below the base layer and of the base layer itself
 //     difference_footprint, prepare_difference(const Layer&)   the plan of a layer that stores a difference: its rows
@@ -59,6 +60,22 @@ using SplitSvd = SplitSvdOf<FullRank>;
 using HeadSvd = HeadSvdOf<FullRank>;
 
 namespace detail {
+
+/// Whether a projection serves layers with this input.
+template <class Policy>
+constexpr bool takes(LayerInput input) noexcept {
+    if constexpr (requires { Policy::takes(input); }) {
+        if (input != LayerInput::x) return Policy::takes(input);
+    }
+    return input == LayerInput::x;
+}
+
+/// Whether a projection reads Layer::w_k where K and V are handed over.
+template <class Policy>
+constexpr bool reads_w_k() noexcept {
+    if constexpr (requires { Policy::reads_w_k; }) return Policy::reads_w_k;
+    return false;
+}
 
 /// Rows first .. first + count of a weight [out, in] as f32, [count, in].
 inline std::vector<float> load_rows(const MatrixView& weight, std::size_t first, std::size_t count) {

@@ -161,8 +161,10 @@ struct SplitSvdOf {
 /// Directions whose singular value is below 1e-6 of the largest are left out.
 template <class Keep>
 struct HeadSvdOf {
-    static constexpr std::size_t streams = 2;            ///< stored rows per token and layer
-    static constexpr bool takes_keys_and_values = true;  ///< in place of X
+    static constexpr std::size_t streams = 2;  ///< stored rows per token and layer
+    static constexpr bool reads_w_k = true;    ///< the latents' basis comes from it
+    /// Keys have to come before RoPE, as latents are stored.
+    static constexpr bool takes(LayerInput input) noexcept { return !detail::comes_after_rope(input); }
 
     /// Cost with EnergyShare: an SVD for each head.
     static LayerFootprint<2> footprint(const Layer& layer) {
@@ -184,9 +186,6 @@ struct HeadSvdOf {
     /// served.
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), dh = layer.shape.head_dim;
-        detail::expects(!detail::comes_after_rope(layer.input),
-                        "HeadSvd stores latents of keys before RoPE, and Layer::input says that they come after it: "
-                        "hand over K before RoPE");
         detail::expects(!layer.w_k.empty(),
                         "HeadSvd finds its latents in Layer::w_k, which is empty; it is read when the "
                         "cache is made, and not kept");

@@ -205,7 +205,7 @@ template <class P>
 void check_projection(const Layer& layer, double tolerance = 2e-5) {
     static_assert(projection_policy<P>, "xquant: a projection needs streams, footprint(layer) and prepare(layer)");
     const std::vector<std::vector<float>> from_x = detail::check_rows<P>(layer, tolerance);
-    if constexpr (requires { requires P::takes_keys_and_values; }) {
+    if constexpr (xquant::detail::takes<P>(LayerInput::keys_before_rope)) {
         Layer given = layer;
         given.input = LayerInput::keys_before_rope;
         given.calibration = {};

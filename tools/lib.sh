@@ -4,6 +4,8 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 model_name=SmolLM2-135M-Instruct.Q4_1.gguf
 demo_text=examples/llm/text/essays.txt
+# Where models and other projects' sources land.
+downloads=${XQUANT_DOWNLOADS:-${XDG_CACHE_HOME:-$HOME/.cache}/xquant}
 # Without this ccache leaves files alone that use a precompiled header.
 export CCACHE_SLOPPINESS=${CCACHE_SLOPPINESS:-pch_defines,time_macros}
 
@@ -15,6 +17,9 @@ die() {
 
 # The comment block at a script's head is its help.
 print_help() { sed -n '2,/^[^#]/{ /^#/!q; s/^# \{0,1\}//; p; }' "$1"; }
+
+# has_sha256 SUM FILE: whether the file is there and has this sum.
+has_sha256() { echo "$1  $2" | sha256sum --check --status 2> /dev/null; }
 
 # As root, or through sudo.
 as_root() {
@@ -60,9 +65,12 @@ build_jobs() {
     echo $((fit < cores ? fit : cores))
 }
 
-# build_with_progress PRESET LOG: builds a preset; on a terminal a line counts the files, elsewhere every tenth one is said.
+# build_with_progress LOG ARGUMENT...: cmake --build with these arguments; on a terminal a line counts the files, elsewhere every tenth
+# one is said.
 build_with_progress() {
-    cmake --build --preset "$1" --parallel "$(build_jobs)" 2>&1 | tee "$2" | awk -v terminal="$([ -t 2 ] && echo 1 || echo 0)" '
+    local log=$1
+    shift
+    cmake --build "$@" --parallel "$(build_jobs)" 2>&1 | tee "$log" | awk -v terminal="$([ -t 2 ] && echo 1 || echo 0)" '
         /^\[[0-9]+\/[0-9]+\]/ {
             split(substr($1, 2), count, /[\/\]]/)
             if (terminal) printf "\r  %s of %s files", count[1], count[2]
@@ -70,6 +78,30 @@ build_with_progress() {
             fflush()
         }
         END { if (terminal) printf "\n" }' >&2
+}
+
+# How llama.cpp is configured. Without AMX: with it, products with Q4_1 weights crash on processors that have it. Its attention does not
+# use it.
+no_amx="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+# shellcheck disable=SC2034  # for scripts that source this
+llama_flags=(-G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON "-DCMAKE_C_FLAGS=$no_amx" "-DCMAKE_CXX_FLAGS=$no_amx"
+    -DGGML_OPENMP=OFF -DLLAMA_OPENSSL=OFF)
+
+# fetch_llama: llama.cpp's source, out of the source archive of the Python package llama-cpp-python. Prints the folder that is made
+# for it in the download folder: vendor/llama.cpp in there is the source.
+fetch_llama() {
+    local package=llama-cpp-python==0.3.36 archive=llama_cpp_python-0.3.36 folder=$downloads/peers
+    local file=$folder/$archive.tar.gz sha256=832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e
+    mkdir -p "$folder"
+    if ! has_sha256 "$sha256" "$file"; then
+        # pip needs the archive's build system just to look at its name, hence the minute that this takes.
+        say "llama.cpp: fetching $package with pip"
+        python3 -m pip download --quiet --disable-pip-version-check --no-deps --no-cache-dir --no-binary :all: \
+            --dest "$folder" "$package" >&2 || die "pip could not fetch $package"
+        has_sha256 "$sha256" "$file" || die "$file is not what it should be (SHA-256 sum)"
+    fi
+    [ -d "$folder/$archive/vendor/llama.cpp" ] || tar -xzf "$file" -C "$folder" "$archive/vendor/llama.cpp"
+    echo "$folder/$archive"
 }
 
 # The first Python that has all of the given modules.

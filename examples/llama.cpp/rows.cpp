@@ -1,0 +1,450 @@
+#include "rows.hpp"
+
+#include <xquant/persistence.hpp>
+#include <xquant/registry_svd.hpp>
+
+#include <algorithm>
+#include <istream>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+
+#include "llama-cparams.h"
+#include "llama-impl.h"
+#include "llama-io.h"
+#include "llama-model.h"
+
+namespace adapter {
+namespace {
+
+using namespace xquant;
+
+void operation(ggml_tensor* out, int thread, int threads, void* of) {
+    const Place& place = *static_cast<const Place*>(of);
+    place.rows->run(out, thread, threads, place);
+}
+
+/// Heads [Dh, heads, n] as rows [W, n] of floats, with zeros behind each head up to `channels`.
+ggml_tensor* rows_of_heads(ggml_context* context, ggml_tensor* heads, std::int64_t channels) {
+    if (heads->type != GGML_TYPE_F32) heads = ggml_cast(context, heads, GGML_TYPE_F32);
+    if (heads->ne[0] < channels) {
+        if (!ggml_is_contiguous(heads)) heads = ggml_cont(context, heads);
+        heads = ggml_pad(context, heads, static_cast<int>(channels - heads->ne[0]), 0, 0, 0);
+    }
+    if (heads->nb[0] != sizeof(float) || heads->nb[1] != static_cast<std::size_t>(heads->ne[0]) * sizeof(float)) {
+        heads = ggml_cont(context, heads);
+    }
+    return ggml_view_2d(context, heads, heads->ne[0] * heads->ne[1], heads->ne[2], heads->nb[2], 0);
+}
+
+const char* name_of(LayerInput input) {
+    return input == LayerInput::x ? "X" : input == LayerInput::keys_before_rope ? "K before RoPE, and V" : "K and V";
+}
+
+}  // namespace
+
+Rows::Rows(const llama_model& model, const llama_cparams& cparams, Settings settings, std::vector<std::uint32_t> layers)
+    : model_(model),
+      cparams_(cparams),
+      settings_(std::move(settings)),
+      own_layers_(std::move(layers)),
+      kept_(cparams.kv_unified ? LLAMA_MAX_SEQ : cparams.n_seq_max) {}
+
+Rows::~Rows() { step_.reset(); }
+
+bool Rows::has_data() const { return !model_.hparams.no_alloc; }
+
+// The graph -----------------------------------------------------------------------------------------------------------
+
+std::size_t Rows::index_of(int il) const {
+    const auto at = std::lower_bound(own_layers_.begin(), own_layers_.end(), static_cast<std::uint32_t>(il));
+    if (at == own_layers_.end() || *at != static_cast<std::uint32_t>(il)) {
+        refuse(il, "it has keys and values, and llama.cpp's cache has no place for them");
+    }
+    return static_cast<std::size_t>(at - own_layers_.begin());
+}
+
+void Rows::describe_layer(const llm_graph_context& graph, const AttentionArguments& a) {
+    if (a.k == nullptr || a.v == nullptr) refuse(a.il, "it shares the keys and values of another layer");
+    const std::size_t index = index_of(a.il);
+    Description description = describe(graph, a, settings_, has_data());
+    const Layer& layer = description.layer;
+    shiftable_ = shiftable_ && description.shiftable;
+    placed_ = placed_ || layer.reach() > 0 || layer.alibi_slopes != nullptr || !layer.rope.inverse_frequencies.empty();
+    layers_.insert_or_assign(a.il, std::move(description));
+    places_.insert_or_assign(a.il, Place{this, index, true, layer.reach() > 0});
+}
+
+void Rows::compare_layer(const llm_graph_context&, const AttentionArguments& a) const {
+    const Description& known = layers_.at(a.il);
+    if (settings_.input == LayerInput::keys_after_rope) return;  // they are stored whatever made them
+    const Origin k = trace(a.k), v = trace(a.v);
+    const bool same = settings_.input == LayerInput::x
+                          ? same_origin(k, known.k) && same_origin(v, known.v)
+                          : k.rope.parameters == known.k.rope.parameters && k.rope.factors == known.k.rope.factors &&
+                                k.after_rope == known.k.after_rope;
+    if (!same) refuse(a.il, "this batch makes its K and V in another way than the model did before");
+}
+
+ggml_tensor* Rows::attention(const llm_graph_context& graph, const AttentionArguments& a) {
+    if (!cache_) {
+        describe_layer(graph, a);
+        if (has_data() && layers_.size() == own_layers_.size()) make_cache();
+    } else if (a.il == static_cast<int>(own_layers_.front())) {
+        unusable_.clear();
+    }
+    Place& place = places_.at(a.il);
+    const Description& description = layers_.at(static_cast<int>(own_layers_[place.layer]));
+    ggml_tensor *first = a.q, *second = nullptr;
+    ggml_context* const context = graph.ctx0;
+    const auto channels = static_cast<std::int64_t>(description.layer.shape.head_dim);
+    try {
+        if (cache_) compare_layer(graph, a);
+        switch (settings_.input) {
+            case LayerInput::x:
+                first = trace(a.k).x;
+                if (first->ne[2] != 1 || first->type != GGML_TYPE_F32) refuse(a.il, "X is no matrix of floats");
+                if (first->nb[0] != sizeof(float)) first = ggml_cont(context, first);
+                break;
+            case LayerInput::keys_before_rope: {
+                const Origin k = trace(a.k);
+                first = rows_of_heads(context, k.rope.present() ? k.rope.source : a.k, channels);
+                second = rows_of_heads(context, a.v, channels);
+                break;
+            }
+            case LayerInput::keys_after_rope:
+                first = rows_of_heads(context, a.k, channels);
+                second = rows_of_heads(context, a.v, channels);
+                break;
+        }
+    } catch (const std::exception& error) {
+        if (!cache_) throw;
+        if (unusable_.empty()) unusable_ = error.what();
+        first = a.q;
+    }
+    ggml_tensor* const q = rows_of_heads(context, a.q, channels);
+    ggml_tensor* arguments[3] = {q, first, second};
+    ggml_tensor* out = ggml_custom_4d(context, GGML_TYPE_F32, q->ne[0], q->ne[1], 1, 1, arguments,
+                                      second != nullptr ? 3 : 2, operation, GGML_N_TASKS_MAX, &place);
+    const std::int64_t values = a.v != nullptr ? a.v->ne[0] : channels;
+    if (values < channels) {
+        const auto head = static_cast<std::size_t>(channels) * sizeof(float);
+        out = ggml_view_3d(context, out, values, a.q->ne[1], a.q->ne[2], head, out->nb[1], 0);
+        out = ggml_cont_2d(context, out, values * a.q->ne[1], a.q->ne[2]);
+    }
+    ggml_build_forward_expand(graph.gf, out);
+    return out;
+}
+
+Model Rows::described() const {
+    Model model;
+    for (const auto& [il, description] : layers_) model.layers.push_back(description.layer);
+    return model;
+}
+
+void Rows::make_cache() {
+    if (layers_.size() != own_layers_.size()) {
+        throw std::runtime_error("the graph has attention in " + std::to_string(layers_.size()) + " layers; expected " +
+                                 std::to_string(own_layers_.size()));
+    }
+    Model model = described();
+    std::vector<std::pair<std::vector<float>, std::vector<float>>> weights;  // while the cache is made
+    for (const auto& [il, description] : layers_) {
+        if (!settings_.reads_weights) break;
+        Layer& layer = model.layers[weights.size()];
+        const auto& [w_k, w_v] = weights.emplace_back(description.weights());
+        layer.w_k = MatrixView(w_k.data(), layer.shape.kv_width(), layer.shape.width);
+        if (!w_v.empty()) layer.w_v = MatrixView(w_v.data(), layer.shape.kv_width(), layer.shape.width);
+    }
+    cache_ = xquant::make_cache(settings_.scheme, model, settings_.options);
+    const auto stored = [&](std::size_t tokens) {
+        return predict(settings_.scheme, model, settings_.options, tokens).stored();
+    };
+    constexpr std::size_t many = 8192;
+    LLAMA_LOG_INFO(
+        "xquant: the cache is %s: %zu layers, %s; %.0f bytes a token, %zu of prepared weights; "
+        "%zu sinks and %zu newest tokens in f16\n",
+        settings_.asked.c_str(), layers_.size(), name_of(settings_.input),
+        static_cast<double>(stored(2 * many) - stored(many)) / many, cache_->bytes().weights, settings_.options.sinks,
+        settings_.options.recent);
+    if (!shiftable_)
+        LLAMA_LOG_WARN("xquant: how this model turns its keys is not known: positions cannot be shifted\n");
+}
+
+// A step --------------------------------------------------------------------------------------------------------------
+
+bool Rows::prepare() {
+    try {
+        if (!cache_) make_cache();
+        if (!cparams_.causal_attn && model_.hparams.non_causal_type == LLAMA_NON_CAUSAL_TYPE_SWA_FULL) {
+            throw std::runtime_error("a batch that is not causal, and whose tokens see each other beyond the window");
+        }
+        return true;
+    } catch (const std::exception& error) {
+        LLAMA_LOG_ERROR("xquant: %s\n", error.what());
+        return false;
+    }
+}
+
+bool Rows::fits(const llama_batch& batch) const {
+    std::vector<std::size_t> more(kept_.size());
+    for (int i = 0; i < batch.n_tokens; ++i) {
+        for (int j = 0; j < batch.n_seq_id[i]; ++j) ++more.at(static_cast<std::size_t>(batch.seq_id[i][j]));
+    }
+    for (std::size_t s = 0; s < more.size(); ++s) {
+        if (more[s] != 0 && kept_[s].positions.size() + more[s] > cparams_.n_ctx_seq) return false;
+    }
+    return true;
+}
+
+bool Rows::begin(const llama_ubatch& ubatch) {
+    step_.reset();
+    failed_.clear();
+    try {
+        batch_ = Batch(ubatch, [this](std::size_t s) { return kept_.at(s).positions.empty(); });
+        std::vector<StepPart> parts;
+        for (const Addition& addition : batch_.additions()) {
+            Kept& kept = kept_.at(addition.sequence);
+            if (!kept.sequence) kept.sequence = cache_->create();
+            const Sequence sequence = *kept.sequence;
+            if (placed_) {
+                const auto& positions = addition.positions;
+                for (std::size_t i = 1; i < positions.size(); ++i) {
+                    if (positions[i] == positions[i - 1] + 1) continue;
+                    throw std::runtime_error("position " + std::to_string(positions[i]) + " follows position " +
+                                             std::to_string(positions[i - 1]) + " in a batch; expected the next one");
+                }
+                const std::int64_t gap = positions.front() - cache_->next_position(sequence);
+                if (gap != 0) cache_->shift(sequence, cache_->size(sequence), gap);
+            }
+            parts.push_back({sequence, addition.rows.size()});
+        }
+        step_.emplace(cache_->begin(parts));
+        return true;
+    } catch (const std::exception& error) {
+        LLAMA_LOG_ERROR("xquant: %s\n", error.what());
+        return false;
+    }
+}
+
+void Rows::store(ggml_tensor* out, const Place& place) {
+    if (!unusable_.empty()) throw std::runtime_error(unusable_);
+    if (!step_) throw std::runtime_error("a graph runs without a batch");
+    const bool from_x = settings_.input == LayerInput::x;
+    const MatrixView first = batch_.rows(out->src[1], inputs_[0]);
+    if (from_x)
+        step_->append(place.layer, first, team_);
+    else
+        step_->append_kv(place.layer, first, batch_.rows(out->src[2], inputs_[1]), team_);
+    const bool causal =
+        cparams_.causal_attn || (model_.hparams.non_causal_type == LLAMA_NON_CAUSAL_TYPE_SWA_ONLY && !place.windowed);
+    step_->attend(place.layer, batch_.rows(out->src[0], queries_), batch_.output(out, outputs_),
+                  causal ? Visibility::causal : Visibility::whole, 0, team_);
+    batch_.spread(outputs_, out);
+}
+
+void Rows::run(ggml_tensor* out, int thread, int threads, const Place& place) {
+    if (thread != 0) return team_.follow();
+    team_.open(threads);
+    if (failed_.empty()) {
+        try {
+            store(out, place);
+        } catch (const std::exception& error) {
+            failed_ = error.what();
+        }
+    }
+    if (!failed_.empty()) {
+        std::fill_n(static_cast<float*>(out->data), ggml_nelements(out), std::numeric_limits<float>::quiet_NaN());
+    }
+    team_.close();
+}
+
+bool Rows::finish(bool computed) {
+    if (!step_) return computed;
+    try {
+        if (!failed_.empty()) throw std::runtime_error(failed_);
+        if (computed) {
+            step_->commit();
+            for (const Addition& addition : batch_.additions()) {
+                Kept& kept = kept_[addition.sequence];
+                kept.positions.insert(kept.positions.end(), addition.positions.begin(), addition.positions.end());
+            }
+            step_.reset();
+            for (const Addition& addition : batch_.additions()) {
+                const Kept& kept = kept_[addition.sequence];
+                for (const std::size_t twin : addition.twins) {
+                    forget(kept_[twin]);
+                    kept_[twin] = Kept{cache_->fork(*kept.sequence), kept.positions};
+                }
+            }
+        }
+    } catch (const std::exception& error) {
+        LLAMA_LOG_ERROR("xquant: %s\n", error.what());
+        computed = false;
+    }
+    step_.reset();
+    return computed;
+}
+
+// Sequences -----------------------------------------------------------------------------------------------------------
+
+void Rows::forget(Kept& kept) {
+    if (kept.sequence) cache_->drop(*kept.sequence);
+    kept = Kept{};
+}
+
+std::pair<std::size_t, std::size_t> Rows::tokens_of(const Kept& kept, llama_pos p0, llama_pos p1) const {
+    const auto& p = kept.positions;
+    const auto begin = p0 <= 0 ? p.begin() : std::lower_bound(p.begin(), p.end(), p0);
+    const auto end = p1 < 0 ? p.end() : std::lower_bound(p.begin(), p.end(), p1);
+    return {static_cast<std::size_t>(begin - p.begin()), static_cast<std::size_t>(std::max(begin, end) - p.begin())};
+}
+
+void Rows::clear() {
+    step_.reset();
+    for (Kept& kept : kept_) forget(kept);
+}
+
+bool Rows::remove(llama_seq_id id, llama_pos p0, llama_pos p1) {
+    step_.reset();
+    if (id < 0) {
+        bool all = true;
+        for (std::size_t s = 0; s < kept_.size(); ++s) all = remove(static_cast<llama_seq_id>(s), p0, p1) && all;
+        return all;
+    }
+    Kept& kept = kept_.at(static_cast<std::size_t>(id));
+    const auto [begin, end] = tokens_of(kept, p0, p1);
+    if (begin == end) return true;
+    if (begin == 0 && end == kept.positions.size()) {
+        forget(kept);
+        return true;
+    }
+    try {
+        if (end == kept.positions.size()) {
+            cache_->truncate(*kept.sequence, begin);
+        } else {
+            cache_->erase(*kept.sequence, begin, end);
+            // llama.cpp leaves the gap open.
+            if (placed_) cache_->shift(*kept.sequence, begin, static_cast<std::int64_t>(end - begin));
+        }
+    } catch (const std::exception& error) {
+        LLAMA_LOG_WARN("xquant: removing positions %d to %d of sequence %d: %s\n", p0, p1, id, error.what());
+        return false;
+    }
+    const auto at = kept.positions.begin();
+    kept.positions.erase(at + static_cast<std::ptrdiff_t>(begin), at + static_cast<std::ptrdiff_t>(end));
+    return true;
+}
+
+void Rows::copy(llama_seq_id from_id, llama_seq_id to_id, llama_pos p0, llama_pos p1) {
+    step_.reset();
+    if (from_id == to_id) return;
+    const Kept& from = kept_.at(static_cast<std::size_t>(from_id));
+    Kept& to = kept_.at(static_cast<std::size_t>(to_id));
+    const auto [begin, end] = tokens_of(from, p0, p1);
+    if (!to.positions.empty() && !(begin == 0 && end == from.positions.size())) {
+        GGML_ABORT("xquant: part of a sequence cannot be copied to sequence %d, which has %zu tokens", to_id,
+                   to.positions.size());
+    }
+    forget(to);
+    if (begin == end) return;
+    to.sequence = cache_->fork(*from.sequence, end);
+    to.positions.assign(from.positions.begin(), from.positions.begin() + static_cast<std::ptrdiff_t>(end));
+    if (begin > 0) remove(to_id, 0, to.positions[begin]);
+}
+
+void Rows::keep(llama_seq_id id) {
+    step_.reset();
+    for (std::size_t s = 0; s < kept_.size(); ++s) {
+        if (static_cast<llama_seq_id>(s) != id) forget(kept_[s]);
+    }
+}
+
+void Rows::add(llama_seq_id id, llama_pos p0, llama_pos p1, llama_pos delta) {
+    step_.reset();
+    Kept& kept = kept_.at(static_cast<std::size_t>(id));
+    const auto [begin, end] = tokens_of(kept, p0, p1);
+    if (begin == end || delta == 0) return;
+    if (!shiftable_) GGML_ABORT("xquant: how this model turns its keys is not known: positions cannot be shifted");
+    if (placed_) {
+        cache_->shift(*kept.sequence, begin, delta);
+        if (end < kept.positions.size()) cache_->shift(*kept.sequence, end, -static_cast<std::int64_t>(delta));
+    }
+    for (std::size_t i = begin; i < end; ++i) kept.positions[i] += delta;
+}
+
+llama_pos Rows::first_position(llama_seq_id id) const {
+    const auto& positions = kept_.at(static_cast<std::size_t>(id)).positions;
+    return positions.empty() ? -1 : positions.front();
+}
+
+llama_pos Rows::last_position(llama_seq_id id) const {
+    const auto& positions = kept_.at(static_cast<std::size_t>(id)).positions;
+    return positions.empty() ? -1 : positions.back();
+}
+
+std::size_t Rows::bytes() const {
+    if (cache_) return cache_->bytes().stored() + cache_->bytes().weights;
+    if (layers_.empty()) return 0;
+    const Bytes one = predict(settings_.scheme, described(), settings_.options, cparams_.n_ctx_seq);
+    return one.stored() * cparams_.n_seq_max + one.weights;
+}
+
+void Rows::write(llama_io_write_i& to, llama_seq_id id) const {
+    std::vector<std::uint32_t> which;
+    std::vector<Sequence> sequences;
+    for (std::size_t s = 0; s < kept_.size(); ++s) {
+        if ((id >= 0 && static_cast<std::size_t>(id) != s) || kept_[s].positions.empty()) continue;
+        which.push_back(static_cast<std::uint32_t>(s));
+        sequences.push_back(*kept_[s].sequence);
+    }
+    std::ostringstream out;
+    if (!which.empty()) save(*cache_, sequences, out);
+    const std::string saved = std::move(out).str();
+    const std::uint64_t head[2] = {which.size(), saved.size()};
+    to.write(head, sizeof head);
+    for (const std::uint32_t s : which) {
+        const auto& positions = kept_[s].positions;
+        const std::uint32_t about[2] = {s, static_cast<std::uint32_t>(positions.size())};
+        to.write(about, sizeof about);
+        to.write(positions.data(), positions.size() * sizeof(llama_pos));
+    }
+    to.write(saved.data(), saved.size());
+}
+
+void Rows::read(llama_io_read_i& from, llama_seq_id id) {
+    step_.reset();
+    std::uint64_t head[2];
+    from.read(head, sizeof head);
+    if (head[0] > kept_.size() || (id >= 0 && head[0] > 1)) {
+        throw std::runtime_error("xquant: the state has " + std::to_string(head[0]) + " sequences; expected at most " +
+                                 std::to_string(id >= 0 ? 1 : kept_.size()));
+    }
+    std::vector<std::pair<std::uint32_t, std::vector<llama_pos>>> all;
+    for (std::uint64_t i = 0; i < head[0]; ++i) {
+        std::uint32_t about[2];
+        from.read(about, sizeof about);
+        auto& [s, positions] =
+            all.emplace_back(id >= 0 ? static_cast<std::uint32_t>(id) : about[0], std::vector<llama_pos>(about[1]));
+        from.read(positions.data(), positions.size() * sizeof(llama_pos));
+    }
+    std::string saved(head[1], '\0');
+    from.read(saved.data(), saved.size());
+    Loaded loaded;
+    if (!all.empty()) {
+        if (!cache_) make_cache();
+        std::istringstream in(std::move(saved));
+        loaded = load(*cache_, in);
+        if (loaded.sequences.size() != all.size())
+            throw std::runtime_error("xquant: the state has other sequences than it lists");
+    }
+    if (id >= 0)
+        forget(kept_.at(static_cast<std::size_t>(id)));
+    else
+        clear();
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        kept_.at(all[i].first) = Kept{loaded.sequences[i], std::move(all[i].second)};
+    }
+}
+
+}  // namespace adapter

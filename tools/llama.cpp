@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# tools/llama.cpp [--help]: builds llama.cpp, unmodified, and the library that gives it xquant's caches
+# (examples/llama.cpp).
+#
+# llama.cpp comes from the source archive of the Python package llama-cpp-python, and is built with the flags of this
+# machine, in the download folder (see tools/get-model): some 20 minutes on two cores the first time, seconds after
+# that. Beside it, in xquant/:
+#
+#   libxquant-llama.so       the adapter, for LD_PRELOAD
+#   xquant-run               xquant-run PROGRAM ARGUMENT...: a program of llama.cpp with the adapter
+#   xquant-llama-compare     logits with llama.cpp's cache and with xquant's, side by side
+#
+# The last lines say where everything is, and how to call it.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+cd "$root"
+
+programs=(llama-bench llama-perplexity llama-batched-bench llama-completion llama-parallel llama-lookahead llama-server)
+tests=(test-llama-archs test-save-load-state test-state-restore-fragmented test-thread-safety)
+
+# build NAME FOLDER CMAKE_ARGUMENT...: configures once, builds what is missing. build_arguments: those of the build.
+build() {
+    local name=$1 folder=$2
+    shift 2
+    if [ ! -e "$folder/build.ninja" ]; then
+        say "$name: configuring (log: $folder.configure.log)"
+        cmake -B "$folder" "$@" > "$folder.configure.log" 2>&1 ||
+            die "cmake failed: $(tail -20 "$folder.configure.log")"
+    fi
+    say "$name: building (log: $folder.log)"
+    build_with_progress "$folder.log" "$folder" "${build_arguments[@]}" ||
+        die "$name could not be built: $(tail -20 "$folder.log")"
+}
+
+main() {
+    local folder source engine ours
+    case "${1:-}" in
+        -h | --help) print_help "$0" && exit ;;
+        '') ;;
+        *) die "unknown argument $1; see --help" ;;
+    esac
+    install_packages llama
+    folder=$(fetch_llama)
+    source=$folder/vendor/llama.cpp engine=$folder/engine ours=$folder/xquant
+
+    build_arguments=(--target "${programs[@]}" "${tests[@]}")
+    build llama.cpp "$engine" -S "$source" "${llama_flags[@]}" -DBUILD_SHARED_LIBS=ON -DLLAMA_BUILD_TESTS=ON
+    build_arguments=()
+    build adapter "$ours" -G Ninja -S examples/llama.cpp -DCMAKE_BUILD_TYPE=Release -DLLAMA_CPP_SOURCE="$source" \
+        -DLLAMA_CPP_BUILD="$engine"
+
+    say "llama.cpp: $engine/bin"
+    say "adapter:   $ours"
+    say "schemes:   XQUANT_CACHE=list $ours/xquant-run $engine/bin/llama-bench"
+    say "example:   XQUANT_CACHE=svd_head4 $ours/xquant-run $engine/bin/llama-completion -m MODEL -p 'Once upon a time'"
+    say "llama.cpp: $SECONDS s"
+}
+
+main "$@"

@@ -135,8 +135,23 @@ public:
                     std::size_t out_stride = 0, ExecutorRef threads = serial);
 
         /// The sequences have the step's tokens from here on, and the step has ended: its workspace is given back.
-        /// Throws state_error unless every layer was appended. Cannot fail otherwise.
+        /// Throws state_error unless every layer was appended, and where new tokens are a tree. Cannot fail otherwise.
         void commit();
+
+        /// commit for drafts of which some tokens are accepted. The sequences have these tokens alone from here on, and
+        /// the next token of each stands behind the last of them: what was stored of the others is freed, or filled
+        /// again, as by truncate and erase.
+        ///
+        /// @param kept  rows of the step: for each sequence, in order, a path. Its first row follows what was stored,
+        ///              and each row the one before it. Sequences of which no row is listed stay as they were.
+        ///
+        /// Throws state_error unless every layer was appended, shape_error unless the rows are such paths; the step
+        /// goes on. Cannot fail otherwise. Cost: a look at each page of each sequence.
+        void commit(std::span<const std::size_t> kept);
+        /// commit for a list in braces: commit({0, 2, 5}).
+        void commit(std::initializer_list<std::size_t> kept) {
+            commit(std::span<const std::size_t>(kept.begin(), kept.size()));
+        }
 
     private:
         friend class Cache;
@@ -225,6 +240,13 @@ public:
     /// Starts a step that adds tokens to one or several sequences. Everything the step will store is allocated here.
     /// Throws sequence_error, shape_error, budget_error, std::bad_alloc; on a device, state_error while another step is
     /// under way.
+    ///
+    /// Drafts for speculative decoding may be a tree (StepPart::parents), of which Step::commit(kept) keeps one path. A
+    /// token of depth d stands at next_position + d, where its queries (and given keys) are to be turned. It sees what
+    /// was stored, its ancestors, and itself. Its rows are stored in the order of the list, and count as the newest
+    /// tokens in that order: with Options::recent no less than the tree has tokens, none of them is encoded before it
+    /// is accepted. Attention reads what was stored once for each run of tokens that follow one another, and takes
+    /// workspace for the pages of each such run. On a device: state_error.
     [[nodiscard]] Step begin(std::span<const StepPart> parts);
     /// begin for a list in braces: begin({{a, 2}, {b, 1}}).
     [[nodiscard]] Step begin(std::initializer_list<StepPart> parts) {

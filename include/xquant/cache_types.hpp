@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory_resource>
+#include <span>
 
 #include <xquant/sequence/handle.hpp>
 #include <xquant/types.hpp>
@@ -37,6 +38,9 @@ struct Options {
 struct StepPart {
     Sequence sequence;       ///< each sequence at most once in a step
     std::size_t tokens = 0;  ///< 1 or more; all parts of a step together: fewer than 2^31
+    /// [tokens] for drafts that are a tree: which new token of this sequence each one follows, a number below its own,
+    /// or -1 for one that follows what is stored. Empty: each follows the one before it. Read by begin alone.
+    std::span<const std::int32_t> parents{};
 };
 
 /// Query rows of a sequence.

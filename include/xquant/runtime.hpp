@@ -58,13 +58,14 @@ namespace detail {
 /// What a program and the library have to agree on. Plain data, filled in by the compiler of either.
 struct Interface {
     std::uint32_t revision =
-        3;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
+        4;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
     std::uint32_t model = sizeof(Model);
     std::uint32_t layer = sizeof(Layer);
     std::uint32_t options = sizeof(Options);
     std::uint32_t bytes = sizeof(Bytes);
     std::uint32_t sequence = sizeof(Sequence);
     std::uint32_t step_part = sizeof(StepPart);
+    std::uint32_t query_part = sizeof(QueryPart);
     std::uint32_t matrix_view = sizeof(MatrixView);
     std::uint32_t page_choice = sizeof(PageChoice);
     std::uint32_t requantized = sizeof(Requantized);
@@ -169,24 +170,36 @@ public:
 
     /// Stores a layer's rows x [n, D]; layers come in order. Read before this returns.
     /// Throws shape_error, state_error, value_error before anything is stored: the layer can be appended again, and the
-    /// one before it cannot be attended to any more. After std::bad_alloc, or what the executor throws, the step can
-    /// only be destroyed. Cost: n R D products for a stream of R channels that has a
-    /// matrix, and encoding.
+    /// one before it cannot be attended to until then. After std::bad_alloc, or what the executor throws, the step can
+    /// only be destroyed. Cost: n R D products for a stream of R channels that has a matrix, and encoding.
     virtual void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = {}) = 0;
 
     /// append for a layer whose engine hands over K and V (Layer::input): k and v [n, Hkv * Dh]. Throws as append.
     virtual void append_kv(std::size_t layer, const MatrixView& k, const MatrixView& v, ExecutorRef threads = {}) = 0;
 
-    /// Attention of the layer that was appended last: q [n, H * Dh] after RoPE, out [n, H * Dh] with rows `out_stride`
-    /// floats apart (0: H * Dh). A head of q that is not finite gives NaN.
+    /// Attention of a layer that was appended: q [n, H * Dh] after RoPE, out [n, H * Dh] with rows `out_stride` floats
+    /// apart (0: H * Dh). Of layers before the last one, the step's own rows are read as they are stored. A head of q
+    /// that is not finite gives NaN.
     /// Throws shape_error, state_error, std::bad_alloc; the step goes on. Cost: reads the codes of every token that the
     /// rows see; 2 H Dh products a row and token, and what rebuilding K takes.
-    virtual void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
-                        ExecutorRef threads = {}) = 0;
+    virtual void attend(std::size_t layer, const MatrixView& q, float* out, Visibility visibility,
+                        std::size_t out_stride = 0, ExecutorRef threads = {}) = 0;
+    /// attend with Visibility::causal.
+    XQUANT_INLINE void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
+                              ExecutorRef threads = {}) {
+        attend(layer, q, out, Visibility::causal, out_stride, threads);
+    }
 
     /// The sequences have the step's tokens from here on, and the step has ended. Throws state_error unless every layer
-    /// was appended.
+    /// was appended, and where new tokens are a tree.
     virtual void commit() = 0;
+    /// commit for drafts: of each sequence these rows of the step alone, a path, become part of it.
+    /// Throws state_error, shape_error; the step goes on.
+    virtual void commit(std::span<const std::size_t> kept) = 0;
+    /// commit for a list in braces: commit({0, 2, 5}).
+    XQUANT_INLINE void commit(std::initializer_list<std::size_t> kept) {
+        commit(std::span<const std::size_t>(kept.begin(), kept.size()));
+    }
 
 protected:
     Step() = default;
@@ -239,6 +252,19 @@ public:
     /// begin for a list in braces: begin({{a, 1}, {b, 7}}).
     [[nodiscard]] XQUANT_INLINE std::unique_ptr<Step> begin(std::initializer_list<StepPart> parts) {
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
+    }
+
+    /// Attention over what sequences have stored, without a step: q and out [n, H * Dh] as in Step::attend, n rows of
+    /// all parts. causal: the last tokens of each sequence. whole: any number of rows, which see all of its tokens.
+    /// Throws sequence_error, shape_error, state_error, budget_error, std::bad_alloc. Cost: as Step::attend.
+    virtual void attend(std::size_t layer, std::span<const QueryPart> parts, const MatrixView& q, float* out,
+                        Visibility visibility = Visibility::causal, std::size_t out_stride = 0,
+                        ExecutorRef threads = {}) const = 0;
+    /// attend for a list in braces: attend(0, {{a, 1}, {b, 7}}, q, out).
+    XQUANT_INLINE void attend(std::size_t layer, std::initializer_list<QueryPart> parts, const MatrixView& q,
+                              float* out, Visibility visibility = Visibility::causal, std::size_t out_stride = 0,
+                              ExecutorRef threads = {}) const {
+        attend(layer, std::span<const QueryPart>(parts.begin(), parts.size()), q, out, visibility, out_stride, threads);
     }
 
     /// Encodes every row outside the window now: for a sequence that rests. Throws sequence_error, budget_error,

@@ -188,6 +188,14 @@ void check_errors() {
     check::throws<shape_error>([&] { cache->shift(s, 5, 9, 1); }, "tokens 5 .. 9");
     check::throws<shape_error>([&] { cache->set_next_position(s, std::int64_t{1} << 50U); }, "2^48");
     check::throws<shape_error>([&] { static_cast<void>(cache->position_of(s, 3)); }, "token 3");
+    std::vector<float> asked(width);
+    check::throws<shape_error>(
+        [&] {
+            cache->attend(0, {{s, 1}}, MatrixView(x.data(), 1, width), asked.data());
+        },
+        "which has 0 tokens");
+    const std::vector<std::int32_t> parents{-1, 1};
+    check::throws<shape_error>([&] { static_cast<void>(cache->begin({{s, 2, parents}})); }, "parent of token 1");
     check::throws<state_error>([&] { cache->requantize(std::vector<Sequence>{s}); }, "quantizer");
     check::throws<state_error>(
         [&] { cache->requantize(std::vector<Sequence>{s}, [](const PageChoice&) { return true; }); }, "quantizer");

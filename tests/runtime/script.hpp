@@ -84,6 +84,10 @@ public:
         step({{b, 1}, {c, 1}});
         cache.seal(c);
         step({{c, 2}});
+        step({{a, 5, {-1, 0, 0, 2, -1}}, {b, 2}}, {0, 2, 3, 5});
+        note({a, b});
+        ask({{a, 7}, {b, 100}}, xquant::Visibility::causal);
+        ask({{c, 3}, {a, 400}}, xquant::Visibility::whole);
         {
             auto abandoned = cache.begin({{a, 40}});
             put(static_cast<std::int64_t>(step_of(abandoned).size()));
@@ -105,13 +109,19 @@ private:
     struct Part {
         xquant::Sequence sequence;
         std::size_t tokens;
+        std::vector<std::int32_t> parents{};  ///< for a tree of drafts
     };
 
     void put(std::int64_t number) { record_.numbers.push_back(number); }
 
-    void step(std::initializer_list<Part> parts) {
+    /// Keeps rows `kept` of drafts; all rows if there are none.
+    void step(std::initializer_list<Part> parts, std::initializer_list<std::size_t> kept = {}) {
         std::vector<xquant::StepPart> list;
-        for (const Part& part : parts) list.push_back({part.sequence, part.tokens});
+        bool tree = false;
+        for (const Part& part : parts) {
+            list.push_back({part.sequence, part.tokens, part.parents});
+            tree |= !part.parents.empty();
+        }
         auto made = cache_->begin(list);
         auto& step = step_of(made);
         const std::size_t n = step.size();
@@ -133,8 +143,35 @@ private:
                 step.attend(layer, xquant::MatrixView(q.data(), n, width), out.data());
             }
             record_.answers.insert(record_.answers.end(), out.begin(), out.end());
+            if (!tree) {
+                step.attend(layer, xquant::MatrixView(q.data(), n, width), out.data(), xquant::Visibility::whole, 0,
+                            *threads_);
+                record_.answers.insert(record_.answers.end(), out.begin(), out.end());
+            }
+            if (layer == 1) {
+                step.attend(0, xquant::MatrixView(q.data(), n, width), out.data(), xquant::Visibility::causal);
+                record_.answers.insert(record_.answers.end(), out.begin(), out.end());
+            }
         }
-        step.commit();
+        if (kept.size() > 0) {
+            step.commit(kept);
+        } else {
+            step.commit();
+        }
+    }
+
+    /// Attention without a step.
+    void ask(std::initializer_list<xquant::QueryPart> parts, xquant::Visibility visibility) {
+        const xquant::LayerShape& shape = model_->layers[1].shape;
+        std::size_t n = 0;
+        for (const xquant::QueryPart& part : parts) n += part.rows;
+        const std::size_t width = shape.heads * shape.head_dim;
+        const std::vector<float> q = random_.rows(n * width, 2);
+        std::vector<float> out(n * width, std::numeric_limits<float>::quiet_NaN());
+        cache_->attend(1, parts, xquant::MatrixView(q.data(), n, width), out.data(), visibility, 0, *threads_);
+        record_.answers.insert(record_.answers.end(), out.begin(), out.end());
+        cache_->attend(0, parts, xquant::MatrixView(q.data(), n, width), out.data(), visibility);
+        record_.answers.insert(record_.answers.end(), out.begin(), out.end());
     }
 
     void note(std::initializer_list<xquant::Sequence> sequences) {

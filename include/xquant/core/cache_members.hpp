@@ -33,6 +33,10 @@ template <class Backend>
 void Cache<Backend>::Step::commit() {
     step_.commit();
 }
+template <class Backend>
+void Cache<Backend>::Step::commit(std::span<const std::size_t> kept) {
+    step_.commit(kept);
+}
 
 template <class Backend>
 Cache<Backend>::Body::Body(const Options& options, const Model& model, const detail::Recipe& recipe)

@@ -212,10 +212,11 @@ public:
     /// The most tokens that a query of a page group's layers sees, 0 where some layer sees everything.
     [[nodiscard]] std::size_t window(std::size_t page_group) const noexcept { return page_groups_[page_group].window; }
     /// What n new tokens (or sealing) do to a sequence in one page group.
-    [[nodiscard]] StepPlan plan(const Slot& slot, std::size_t page_group, std::size_t n, bool everything = false) {
+    [[nodiscard]] StepPlan plan(const Slot& slot, std::size_t page_group, std::size_t n, bool everything = false,
+                                std::span<const TreeRow> tree = {}) {
         const PageGroup& in = page_groups_[page_group];
         const Retention keep{options_.sinks, options_.recent, in.granularity, options_.strict, in.window};
-        return {ledger_, slot.states[page_group], n, keep, {&in.coded, &in.rows, &in.sinks}, everything};
+        return {ledger_, slot.states[page_group], n, keep, {&in.coded, &in.rows, &in.sinks}, everything, tree};
     }
     [[nodiscard]] const PageFormat& accumulators() const noexcept { return accumulators_; }
     [[nodiscard]] const StreamCodec& accumulator() const noexcept { return accumulator_; }

@@ -33,8 +33,7 @@ public:
         rows_.resize(total_ * floats);
         positions_.reserve(total_);
         for (const StepSequence& part : parts_) {
-            const std::int64_t first = part.first_position - lag_of(part);
-            for (std::size_t i = 0; i < part.rows; ++i) positions_.push_back(first + static_cast<std::int64_t>(i));
+            for (std::size_t i = 0; i < part.rows; ++i) positions_.push_back(position_of(part, i) - lag_of(part));
         }
         begin();
     }
@@ -50,22 +49,20 @@ public:
     void attend(std::size_t layer, const MatrixView& q, float* out, Visibility visibility, std::size_t out_stride,
                 ExecutorRef threads) {
         const PreparedLayer& prepared = expects_queries(layer, q, out, visibility, out_stride);
+        const bool has_rows = layer + 1 == next_, planned = has_rows && tree_.empty();
         Work<RowsAndReads> list(allocator<RowsAndReads>());
         Work<Segment> made(allocator<Segment>());  // what is read, where that is not the plan's list
-        const bool has_rows = layer + 1 == next_;
         list.reserve(parts_.size());
         std::size_t spans = 0;
         for (std::size_t i = 0; i < parts_.size(); ++i) {
             const StepPlan& plan = plan_of(i, prepared);
-            const std::size_t begin = made.size();
-            if (!has_rows) list_stored(plan, parts_[i].rows, made);
-            const std::size_t count = has_rows ? plan.reads.size() : made.size() - begin;
-            list.push_back({parts_[i], i, begin, count});
-            spans += count;
+            if (planned) list.push_back({parts_[i], i, 0, plan.reads.size()});
+            if (!planned) list_reads(plan, i, has_rows, list, made);
         }
+        for (const RowsAndReads& one : list) spans += one.count;
         attention_.start(prepared, q, visibility, list.size(), spans);
         for (const RowsAndReads& one : list) {
-            const Segment* const reads = has_rows ? plan_of(one.part, prepared).reads.data() : made.data() + one.begin;
+            const Segment* const reads = planned ? plan_of(one.part, prepared).reads.data() : made.data() + one.begin;
             attention_.add(one.rows, {reads, one.count},
                            [&](const Segment& segment) { return span_of(prepared, parts_[one.part], segment); });
         }
@@ -74,6 +71,15 @@ public:
 
     void commit() {
         StepBase::commit();
+        free_workspace();
+    }
+    void commit(std::span<const std::size_t> kept) {
+        StepBase::commit(kept);
+        free_workspace();
+    }
+
+private:
+    void free_workspace() noexcept {
         // All workspace goes back now, whenever the step is destroyed.
         free_list(rows_);
         free_list(positions_);
@@ -81,7 +87,6 @@ public:
         attention_.free();
     }
 
-private:
     static constexpr std::size_t project_step = 32;  ///< rows projected by one task
 
     /// A write of a part's plan.
@@ -95,15 +100,51 @@ private:
         std::size_t part, begin, count;
     };
 
-    /// What a part reads of a layer whose rows the step no longer has: in their place, what it has stored of them.
-    static void list_stored(const StepPlan& plan, std::size_t rows, Work<Segment>& to) {
-        const std::size_t before = rows_in(plan.after) - rows;
+    /// What a part reads, if the step has the layer's rows or not: in their place, what it has stored of them. Of a
+    /// tree, each run of rows that follow one another reads what was stored before the step, its ancestors, and itself.
+    void list_reads(const StepPlan& plan, std::size_t index, bool has_rows, Work<RowsAndReads>& list,
+                    Work<Segment>& made) {
+        const StepSequence& part = parts_[index];
+        Work<Segment> all(allocator<Segment>());  // the step's rows are its last
+        const std::size_t kept_before = rows_in(plan.after) - part.rows;
         for (const Segment& segment : plan.reads) {
-            if (segment.page) {
-                to.push_back(segment);
+            if (segment.page || has_rows) {
+                all.push_back(segment);
             } else {
-                copy_rows(plan.after, before + segment.begin, before + segment.end, to);
+                copy_rows(plan.after, kept_before + segment.begin, kept_before + segment.end, all);
             }
+        }
+        const std::size_t before = rows_in(all) - part.rows;
+        for (std::size_t row = 0, rows = 0; row < part.rows; row += rows) {
+            rows = 1;
+            while (row + rows < part.rows && follows(part, row + rows)) ++rows;
+            const std::size_t begin = made.size();
+            copy_rows(all, 0, before, made);
+            list_ancestors(part, row, before, all, made);
+            copy_rows(all, before + row, before + row + rows, made);
+            list.push_back({{part.first_row + row, rows, position_of(part, row)}, index, begin, made.size() - begin});
+        }
+    }
+
+    /// Whether a row of a part follows the row before it.
+    [[nodiscard]] bool follows(const StepSequence& part, std::size_t row) const noexcept {
+        return parent_of(part, row) == static_cast<std::int64_t>(row) - 1;
+    }
+
+    /// The ancestors of a row, the root first; row r of the part is row before + r of `all`.
+    void list_ancestors(const StepSequence& part, std::size_t row, std::size_t before, const Work<Segment>& all,
+                        Work<Segment>& to) {
+        struct Run {
+            std::size_t first, last;
+        };
+        Work<Run> runs(allocator<Run>());  // of ancestors that follow one another, the root's last
+        for (std::int64_t parent = parent_of(part, row); parent >= 0; parent = parent_of(part, runs.back().first)) {
+            const auto last = static_cast<std::size_t>(parent);
+            runs.push_back({last, last});
+            while (runs.back().first > 0 && follows(part, runs.back().first)) --runs.back().first;
+        }
+        for (std::size_t i = runs.size(); i > 0; --i) {
+            copy_rows(all, before + runs[i - 1].first, before + runs[i - 1].last + 1, to);
         }
     }
 

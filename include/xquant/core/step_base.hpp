@@ -22,6 +22,7 @@ struct QueryRows {
 /// A sequence of a step.
 struct StepSequence : QueryRows {
     Slot* slot = nullptr;
+    bool tree = false;  ///< whether its new tokens are one
 };
 
 /// Makes the sequence what the plan says. It only moves lists, so it cannot fail.
@@ -62,6 +63,7 @@ public:
         : core_(std::exchange(other.core_, nullptr)),
           parts_(std::move(other.parts_)),
           plans_(std::move(other.plans_)),
+          tree_(std::move(other.tree_)),
           sums_(std::move(other.sums_)),
           total_(other.total_),
           next_(other.next_),
@@ -76,9 +78,62 @@ public:
     /// The sequences now have the step's tokens. Throws state_error unless every layer was appended. Cannot fail
     /// otherwise.
     void commit() {
+        expects_complete();
+        for (std::size_t i = 0; i < parts_.size(); ++i) {
+            expects<state_error>(!parts_[i].tree, "commit: the new tokens of sequence ", i,
+                                 " of the step are a tree; say which rows stay: commit(kept)");
+        }
+        commit_plans();
+    }
+
+    /// The sequences now have these of the step's rows, a path from the root on of each. Throws state_error unless all
+    /// layers were appended, shape_error unless the rows are such paths. Cannot fail otherwise.
+    void commit(std::span<const std::size_t> kept) {
+        expects_complete();
+        expects_paths(kept);
+        for (std::size_t i = 0, from = 0; i < parts_.size(); ++i) {
+            const StepSequence& part = parts_[i];
+            std::size_t to = from;
+            while (to < kept.size() && kept[to] < part.first_row + part.rows) ++to;
+            for (std::size_t page_group = 0; page_group < core_->page_groups(); ++page_group) {
+                plans_[i * core_->page_groups() + page_group].keep(kept.subspan(from, to - from), part.first_row,
+                                                                   part.rows);
+            }
+            from = to;
+        }
+        commit_plans();
+    }
+
+private:
+    void expects_complete() const {
         expects_usable();
         expects<state_error>(next_ == core_->layers().size(), "commit: ", next_, " of ", core_->layers().size(),
                              " layers were appended; append all of them before commit");
+    }
+
+    /// Throws shape_error unless rows of the step are, part after part, paths from the root on.
+    void expects_paths(std::span<const std::size_t> kept) const {
+        std::size_t i = 0;
+        for (const StepSequence& part : parts_) {
+            std::int64_t last = -1;  // row of the part that the next one has to follow
+            for (; i < kept.size() && kept[i] < part.first_row + part.rows; ++i) {
+                expects(kept[i] >= part.first_row, "commit: entry ", i, " of the list is row ", kept[i],
+                        ", and the entry before it is row ", i > 0 ? kept[i - 1] : 0,
+                        "; rows come in order, each once");
+                const std::size_t row = kept[i] - part.first_row;
+                const std::int64_t parent = parent_of(part, row);
+                expects(parent == last, "commit: entry ", i, " of the list is row ", kept[i], ", which follows ",
+                        parent < 0 ? "what was stored" : "another row",
+                        " of its sequence; expected a row that follows ",
+                        last < 0 ? "what was stored" : "the entry before it");
+                last = static_cast<std::int64_t>(row);
+            }
+        }
+        expects(i == kept.size(), "commit: entry ", i, " of the list is row ", i < kept.size() ? kept[i] : 0,
+                ", but the step has ", total_, " rows");
+    }
+
+    void commit_plans() noexcept {
         for (std::size_t i = 0; i < plans_.size(); ++i) {
             commit_plan(parts_[i / core_->page_groups()].slot->states[i % core_->page_groups()], plans_[i]);
         }
@@ -86,6 +141,16 @@ public:
     }
 
 protected:
+    /// The row of the part that row `row` of it follows, or -1: what is stored.
+    [[nodiscard]] std::int64_t parent_of(const StepSequence& part, std::size_t row) const noexcept {
+        return tree_.empty() ? static_cast<std::int64_t>(row) - 1 : tree_[part.first_row + row].parent;
+    }
+    /// The position of a row of a part.
+    [[nodiscard]] std::int64_t position_of(const StepSequence& part, std::size_t row) const noexcept {
+        return part.first_position +
+               (tree_.empty() ? static_cast<std::int64_t>(row) : tree_[part.first_row + row].depth);
+    }
+
     template <class T>
     using Work = LedgerVector<T, Purpose::workspace>;
     using Plans = Work<StepPlan>;
@@ -95,9 +160,10 @@ protected:
         check_parts(parts);
         parts_.reserve(parts.size());
         plans_.reserve(parts.size() * core.page_groups());
+        list_tree(parts);
         for (const StepPart& part : parts) {
             Slot& slot = core.find(part.sequence);
-            add(slot, part.tokens);
+            add(slot, part.tokens, !part.parents.empty());
             total_ += part.tokens;
         }
         sums_.open(core, plans_);
@@ -108,7 +174,7 @@ protected:
     StepBase(Core& core, Slot& slot) : StepBase(core) {
         parts_.reserve(1);
         plans_.reserve(core.page_groups());
-        add(slot, 0);
+        add(slot, 0, false);
         sums_.open(core, plans_, false);
     }
 
@@ -181,6 +247,8 @@ protected:
         expects<state_error>(layer + 1 == next_ || prepared.role == CrossRole::none, "attend: layer ", layer,
                              " is read from sums over the layers, which have gone on to layer ", next_ - 1,
                              "; attend to it before the next layer is appended");
+        expects<state_error>(visibility != Visibility::whole || tree_.empty(), "attend, layer ", layer,
+                             ": new tokens of the step are a tree, which Visibility::causal alone serves");
         check_queries(prepared.shape, layer, {q, total_, "tokens of the step"}, out, visibility, out_stride);
         return prepared;
     }
@@ -196,7 +264,8 @@ protected:
 
     Core* core_;
     Work<StepSequence> parts_;
-    Plans plans_;  ///< [parts][page_groups]
+    Plans plans_;         ///< [parts][page_groups]
+    Work<TreeRow> tree_;  ///< of all rows of the step, if some part is a tree; else empty
     Accumulators sums_;
     std::size_t total_ = 0;      ///< rows
     std::size_t next_ = 0;       ///< layer to be appended
@@ -209,6 +278,7 @@ private:
         : core_(&core),
           parts_(LedgerAllocator<StepSequence, Purpose::workspace>(core.ledger())),
           plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())),
+          tree_(LedgerAllocator<TreeRow, Purpose::workspace>(core.ledger())),
           sums_(core) {}
 
     void check_parts(std::span<const StepPart> parts) const {
@@ -224,6 +294,7 @@ private:
             expects(parts[i].tokens <= most && total <= most - parts[i].tokens,
                     "begin: a step adds fewer than 2^31 tokens; entry ", i, " of the list asks for ", parts[i].tokens,
                     " after ", total, " others");
+            check_parents(parts[i], i);
             const std::int64_t next = slot.states.front().next_position + static_cast<std::int64_t>(parts[i].tokens);
             expects(next < largest_position, "begin: ", parts[i].tokens, " tokens would take sequence ", i,
                     " of the list to position ", next, "; positions stay below 2^48");
@@ -232,11 +303,44 @@ private:
         }
     }
 
-    void add(Slot& slot, std::size_t tokens) {
-        for (std::size_t page_group = 0; page_group < core_->page_groups(); ++page_group) {
-            plans_.push_back(core_->plan(slot, page_group, tokens, tokens == 0));
+    /// Throws shape_error unless the parents of entry i of the list come before their children.
+    static void check_parents(const StepPart& part, std::size_t i) {
+        const std::span<const std::int32_t> parents = part.parents;
+        expects(parents.empty() || parents.size() == part.tokens, "begin: ", parents.size(), " parents for the ",
+                part.tokens, " tokens of sequence ", i, " of the list; expected one for each, or none");
+        for (std::size_t row = 0; row < parents.size(); ++row) {
+            expects(parents[row] >= -1 && parents[row] < static_cast<std::int64_t>(row), "begin: the parent of token ",
+                    row, " of sequence ", i, " of the list is ", parents[row],
+                    "; expected a token before it, or -1 for what is stored");
         }
-        parts_.push_back({{total_, tokens, slot.states.front().next_position}, &slot});
+    }
+
+    /// Parents and depths of all rows, if some part has parents.
+    void list_tree(std::span<const StepPart> parts) {
+        std::size_t total = 0;
+        bool some = false;
+        for (const StepPart& part : parts) {
+            total += part.tokens;
+            some |= !part.parents.empty();
+        }
+        if (!some) return;
+        tree_.reserve(total);
+        for (const StepPart& part : parts) {
+            const std::size_t first = tree_.size();
+            for (std::size_t row = 0; row < part.tokens; ++row) {
+                const std::int32_t parent =
+                    part.parents.empty() ? static_cast<std::int32_t>(row) - 1 : part.parents[row];
+                tree_.push_back({parent, parent < 0 ? 0 : tree_[first + static_cast<std::size_t>(parent)].depth + 1});
+            }
+        }
+    }
+
+    void add(Slot& slot, std::size_t tokens, bool tree) {
+        for (std::size_t page_group = 0; page_group < core_->page_groups(); ++page_group) {
+            plans_.push_back(core_->plan(slot, page_group, tokens, tokens == 0,
+                                         {tree_.data() + (tree ? total_ : 0), tree ? tokens : 0}));
+        }
+        parts_.push_back({{total_, tokens, slot.states.front().next_position}, &slot, tree});
     }
 
     void end() noexcept {
@@ -247,6 +351,7 @@ private:
         // All workspace goes back now, whenever the step is destroyed.
         free_list(parts_);
         free_list(plans_);
+        free_list(tree_);
         sums_.close();
         core_->scratch().trim();
         core_ = nullptr;

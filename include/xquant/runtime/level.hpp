@@ -69,12 +69,13 @@ public:
         if (threads.empty()) return step_.append_kv(layer, k, v);
         step_.append_kv(layer, k, v, Threads(threads));
     }
-    void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride,
+    void attend(std::size_t layer, const MatrixView& q, float* out, Visibility visibility, std::size_t out_stride,
                 ExecutorRef threads) override {
-        if (threads.empty()) return step_.attend(layer, q, out, out_stride);
-        step_.attend(layer, q, out, out_stride, Threads(threads));
+        if (threads.empty()) return step_.attend(layer, q, out, visibility, out_stride);
+        step_.attend(layer, q, out, visibility, out_stride, Threads(threads));
     }
     void commit() override { step_.commit(); }
+    void commit(std::span<const std::size_t> kept) override { step_.commit(kept); }
 
 private:
     xquant::Cache<Machine>::Step step_;
@@ -121,6 +122,11 @@ public:
     }
     [[nodiscard]] std::unique_ptr<Step> begin(std::span<const StepPart> parts) override {
         return std::make_unique<LevelStep>(cache_->begin(parts));
+    }
+    void attend(std::size_t layer, std::span<const QueryPart> parts, const MatrixView& q, float* out,
+                Visibility visibility, std::size_t out_stride, ExecutorRef threads) const override {
+        if (threads.empty()) return cache_->attend(layer, parts, q, out, visibility, out_stride);
+        cache_->attend(layer, parts, q, out, visibility, out_stride, Threads(threads));
     }
     void seal(Sequence sequence) override { cache_->seal(sequence); }
     void compact(Sequence sequence) override { cache_->compact(sequence); }

@@ -18,6 +18,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <span>
+#include <utility>
 
 #include <xquant/storage/page.hpp>
 
@@ -77,6 +79,12 @@ void add_rows(List& to, const PageRef& page, std::size_t slot, std::size_t rows,
     to.push_back({page, slot, slot + rows, position, rope_lag});
 }
 
+/// A new token of a sequence whose new tokens are a tree.
+struct TreeRow {
+    std::int32_t parent = -1;  ///< among the new tokens of the sequence; -1: what is stored
+    std::int32_t depth = 0;    ///< it stands at next_position + depth
+};
+
 /// Rows of all segments of a list.
 template <class List>
 [[nodiscard]] std::size_t rows_in(const List& segments) noexcept {
@@ -107,8 +115,10 @@ public:
 
     /// Plans n new tokens, or (n = 0, everything = true) the encoding of all rows outside the window.
     /// Allocates every page the step will need. Throws std::bad_alloc; the sequence is not touched.
+    /// tree [n]: positions of the new tokens, which are stored in the order of the tree's rows; empty: one behind the
+    /// other. It outlives the plan.
     StepPlan(Ledger& ledger, const SequenceState& now, std::size_t n, Retention keep, PageFormats formats,
-             bool everything = false)
+             bool everything = false, std::span<const TreeRow> tree = {})
         : after(LedgerAllocator<Segment, Purpose::index>(ledger)),
           reads(LedgerAllocator<Segment, Purpose::workspace>(ledger)),
           writes(LedgerAllocator<Write, Purpose::workspace>(ledger)),
@@ -117,6 +127,7 @@ public:
           next_position(now.next_position + static_cast<std::int64_t>(n)),
           ledger_(&ledger),
           now_(&now),
+          tree_(tree),
           formats_(formats),
           seen_from_(keep.window > 0 ? now.next_position - static_cast<std::int64_t>(keep.window) + 1
                                      : (std::numeric_limits<std::int64_t>::min)()) {
@@ -138,21 +149,46 @@ public:
 
         if (keep.strict) {
             copy(Purpose::sinks, 0, reads);
-            if (new_sinks_ > 0) reads.push_back({PageRef{}, 0, new_sinks_, now.next_position, now.rope_lag});
+            read_new(0, new_sinks_);
             for (const Segment& segment : after) {
                 if (segment.page->format().is_coded()) reads.push_back(segment);
             }
             encode_for_now(coded, outside);
             copy(Purpose::tail, outside, reads);
             const std::size_t exact = new_sinks_ + (outside > waiting_ ? outside - waiting_ : 0);
-            if (exact < n) reads.push_back({PageRef{}, exact, n, position(exact), now.rope_lag});
+            read_new(exact, n);
         } else {
             for (const Segment& segment : now.segments) {
                 if (seen(segment)) reads.push_back(segment);
             }
-            if (n > 0) reads.push_back({PageRef{}, 0, n, now.next_position, now.rope_lag});
+            read_new(0, n);
         }
         fit();
+    }
+
+    /// Of the n new rows only some stay, counted from the sequence's row `first_row` of the step: a path through the
+    /// tree, from its root on. So those that lie in one segment are neighbours, and no segment is added.
+    void keep(std::span<const std::size_t> rows, std::size_t first_row, std::size_t n) noexcept {
+        const std::size_t before = rows_in(after) - n;
+        std::size_t first = 0, next = 0, left = 0;  // row of the segment's first slot; entry of `rows`; segments so far
+        for (Segment& segment : after) {
+            const std::size_t last = first + segment.size();
+            std::size_t skip = 0, stay = first < before ? (std::min)(before - first, segment.size()) : 0;
+            for (; next < rows.size() && before + (rows[next] - first_row) < last; ++next) {
+                if (stay == 0) skip = before + (rows[next] - first_row) - first;
+                ++stay;
+            }
+            first = last;
+            if (stay == 0) continue;
+            segment.begin += skip;
+            segment.end = segment.begin + stay;
+            segment.first_position += static_cast<std::int64_t>(skip);
+            if (&after[left] != &segment) after[left] = std::move(segment);
+            ++left;
+        }
+        after.erase(after.begin() + static_cast<std::ptrdiff_t>(left), after.end());
+        tokens -= n - rows.size();
+        next_position -= static_cast<std::int64_t>(n - rows.size());
     }
 
     Segments after;         ///< the sequence once the step is committed
@@ -164,7 +200,33 @@ public:
 
 private:
     [[nodiscard]] std::int64_t position(std::size_t step_row) const noexcept {
+        if (!tree_.empty()) return now_->next_position + tree_[step_row].depth;
         return now_->next_position + static_cast<std::int64_t>(step_row);
+    }
+
+    /// Rows from row .. on, before `to`, that stand at consecutive positions.
+    [[nodiscard]] std::size_t neighbours(std::size_t row, std::size_t to) const noexcept {
+        if (tree_.empty()) return to - row;
+        std::size_t rows = 1;
+        while (row + rows < to && position(row + rows) == position(row) + static_cast<std::int64_t>(rows)) ++rows;
+        return rows;
+    }
+
+    /// Queries read rows from .. to of the step as they were given.
+    void read_new(std::size_t from, std::size_t to) {
+        for (std::size_t rows = 0; from < to; from += rows) {
+            rows = neighbours(from, to);
+            reads.push_back({PageRef{}, from, from + rows, position(from), now_->rope_lag});
+        }
+    }
+
+    /// Rows from .. to of the step, which are written into a page from a slot on, become segments of `out`.
+    template <class List>
+    void add_new(std::size_t from, std::size_t to, const PageRef& page, std::size_t slot, List& out) const {
+        for (std::size_t rows = 0; from < to; from += rows, slot += rows) {
+            rows = neighbours(from, to);
+            add_rows(out, page, slot, rows, position(from), now_->rope_lag);
+        }
     }
 
     /// Whether any query of this step or later can see some of the segment. Other segments are dropped from the plan.
@@ -238,7 +300,7 @@ private:
         if (left > 0) {
             const std::size_t row = new_sinks_ + (at - waiting_);
             pieces.push_back({nullptr, row, left});
-            add_rows(to, page, slot, left, position(row), now_->rope_lag);
+            add_new(row, row + left, page, slot, to);
         }
         out.pieces = pieces.size() - out.first_piece;
         writes.push_back(out);
@@ -257,7 +319,7 @@ private:
             const PageRef page = page_for(*formats_.sinks, slot);
             writes.push_back({page.get(), slot, take, pieces.size(), 1});
             pieces.push_back({nullptr, done, take});
-            add_rows(after, page, slot, take, position(done), now_->rope_lag);
+            add_new(done, done + take, page, slot, after);
             done += take;
         }
     }
@@ -305,6 +367,7 @@ private:
 
     Ledger* ledger_;
     const SequenceState* now_;
+    std::span<const TreeRow> tree_;
     PageFormats formats_;
     std::int64_t seen_from_;                   ///< the first position that a query of this step or later can see
     std::size_t new_sinks_ = 0, waiting_ = 0;  ///< rows of the step that become sinks; rows that are in the tail now

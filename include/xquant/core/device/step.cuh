@@ -106,6 +106,10 @@ public:
         StepBase::commit();
         state_->busy = false;
     }
+    void commit(std::span<const std::size_t> kept) {
+        StepBase::commit(kept);
+        state_->busy = false;
+    }
 
 private:
     /// For seal: no new tokens.
@@ -114,6 +118,7 @@ private:
     void open() {
         expects<state_error>(!state_->busy,
                              "begin: a device runs one step of a cache at a time, and another one is under way");
+        expects<state_error>(tree_.empty(), "begin: a device does not serve StepPart::parents");
         page_groups_ = tables().make(total_);
         // From here on nothing throws.
         begin();

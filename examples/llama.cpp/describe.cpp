@@ -134,6 +134,7 @@ Description describe(const llm_graph_context& graph, const AttentionArguments& a
         }
     }
     if (data && settings.reads_weights) describe_vectors(out);
+    if (!out.shiftable) layer.input = LayerInput::keys_in_place;
     describe_scores(out, graph, a, data);
     return out;
 }

@@ -122,6 +122,9 @@ public:
 
     llama_memory_context_ptr init_batch(llama_batch_allocr& batches, uint32_t n_ubatch, bool embd_all) override;
     llama_memory_context_ptr init_full() override { return std::make_unique<HybridContext>(this, rows()); }
+    llama_memory_context_ptr init_update(llama_context* context, bool optimize) override {
+        return get_mem_recr()->init_update(context, optimize);  // there are no keys to be copied or turned
+    }
     bool get_can_shift() const override { return rows()->can_shift() && llama_memory_hybrid::get_can_shift(); }
     void clear(bool data) override {
         rows()->clear();

@@ -4,9 +4,8 @@
 #include <xquant/registry_svd.hpp>
 
 #include <algorithm>
-#include <istream>
 #include <limits>
-#include <sstream>
+#include <span>
 #include <stdexcept>
 
 #include "llama-cparams.h"
@@ -112,7 +111,7 @@ ggml_tensor* Rows::attention(const llm_graph_context& graph, const AttentionArgu
                 second = rows_of_heads(context, a.v, channels);
                 break;
             }
-            case LayerInput::keys_after_rope:
+            default:
                 first = rows_of_heads(context, a.k, channels);
                 second = rows_of_heads(context, a.v, channels);
                 break;
@@ -214,8 +213,7 @@ bool Rows::begin(const llama_ubatch& ubatch) {
                     throw std::runtime_error("position " + std::to_string(positions[i]) + " follows position " +
                                              std::to_string(positions[i - 1]) + " in a batch; expected the next one");
                 }
-                const std::int64_t gap = positions.front() - cache_->next_position(sequence);
-                if (gap != 0) cache_->shift(sequence, cache_->size(sequence), gap);
+                cache_->set_next_position(sequence, positions.front());
             }
             parts.push_back({sequence, addition.rows.size()});
         }
@@ -323,9 +321,7 @@ bool Rows::remove(llama_seq_id id, llama_pos p0, llama_pos p1) {
         if (end == kept.positions.size()) {
             cache_->truncate(*kept.sequence, begin);
         } else {
-            cache_->erase(*kept.sequence, begin, end);
-            // llama.cpp leaves the gap open.
-            if (placed_) cache_->shift(*kept.sequence, begin, static_cast<std::int64_t>(end - begin));
+            cache_->erase(*kept.sequence, begin, end, Gap::keep);
         }
     } catch (const std::exception& error) {
         LLAMA_LOG_WARN("xquant: removing positions %d to %d of sequence %d: %s\n", p0, p1, id, error.what());
@@ -366,16 +362,19 @@ void Rows::add(llama_seq_id id, llama_pos p0, llama_pos p1, llama_pos delta) {
     const auto [begin, end] = tokens_of(kept, p0, p1);
     if (begin == end || delta == 0) return;
     if (!shiftable_) GGML_ABORT("xquant: how this model turns its keys is not known: positions cannot be shifted");
-    if (placed_) {
-        cache_->shift(*kept.sequence, begin, delta);
-        if (end < kept.positions.size()) cache_->shift(*kept.sequence, end, -static_cast<std::int64_t>(delta));
-    }
+    if (placed_) cache_->shift(*kept.sequence, begin, end, delta);
     for (std::size_t i = begin; i < end; ++i) kept.positions[i] += delta;
 }
 
 llama_pos Rows::first_position(llama_seq_id id) const {
-    const auto& positions = kept_.at(static_cast<std::size_t>(id)).positions;
-    return positions.empty() ? -1 : positions.front();
+    const Kept& kept = kept_.at(static_cast<std::size_t>(id));
+    const auto& positions = kept.positions;
+    if (positions.empty()) return -1;
+    // What llama.cpp asks for is whether a window's tokens before some position are all there.
+    const std::size_t shortest = cache_->shortest_prefix(*kept.sequence);
+    if (shortest == 0) return positions.front();
+    const llama_pos next = shortest < positions.size() ? positions[shortest] : positions.back() + 1;
+    return std::max(positions.front(), next - static_cast<llama_pos>(model_.hparams.n_swa));
 }
 
 llama_pos Rows::last_position(llama_seq_id id) const {
@@ -398,52 +397,56 @@ void Rows::write(llama_io_write_i& to, llama_seq_id id) const {
         which.push_back(static_cast<std::uint32_t>(s));
         sequences.push_back(*kept_[s].sequence);
     }
-    std::ostringstream out;
-    if (!which.empty()) save(*cache_, sequences, out);
-    const std::string saved = std::move(out).str();
-    const std::uint64_t head[2] = {which.size(), saved.size()};
-    to.write(head, sizeof head);
+    const std::uint64_t count = which.size();
+    to.write(&count, sizeof count);
     for (const std::uint32_t s : which) {
         const auto& positions = kept_[s].positions;
         const std::uint32_t about[2] = {s, static_cast<std::uint32_t>(positions.size())};
         to.write(about, sizeof about);
         to.write(positions.data(), positions.size() * sizeof(llama_pos));
     }
-    to.write(saved.data(), saved.size());
+    if (count == 0) return;
+    save(*cache_, sequences, [&to](std::span<const std::byte> bytes) { to.write(bytes.data(), bytes.size()); });
 }
 
 void Rows::read(llama_io_read_i& from, llama_seq_id id) {
     step_.reset();
-    std::uint64_t head[2];
-    from.read(head, sizeof head);
-    if (head[0] > kept_.size() || (id >= 0 && head[0] > 1)) {
-        throw std::runtime_error("xquant: the state has " + std::to_string(head[0]) + " sequences; expected at most " +
+    std::uint64_t count = 0;
+    from.read(&count, sizeof count);
+    if (count > kept_.size() || (id >= 0 && count > 1)) {
+        throw std::runtime_error("xquant: the state has " + std::to_string(count) + " sequences; expected at most " +
                                  std::to_string(id >= 0 ? 1 : kept_.size()));
     }
-    std::vector<std::pair<std::uint32_t, std::vector<llama_pos>>> all;
-    for (std::uint64_t i = 0; i < head[0]; ++i) {
+    std::vector<std::pair<std::size_t, std::vector<llama_pos>>> all;
+    for (std::uint64_t i = 0; i < count; ++i) {
         std::uint32_t about[2];
         from.read(about, sizeof about);
-        auto& [s, positions] =
-            all.emplace_back(id >= 0 ? static_cast<std::uint32_t>(id) : about[0], std::vector<llama_pos>(about[1]));
+        const std::size_t s = id >= 0 ? static_cast<std::size_t>(id) : about[0];
+        if (s >= kept_.size() || about[1] > cparams_.n_ctx_seq) {
+            throw std::runtime_error("xquant: the state has " + std::to_string(about[1]) + " tokens of sequence " +
+                                     std::to_string(s) + "; the context has room for " +
+                                     std::to_string(cparams_.n_ctx_seq) + " tokens of each of " +
+                                     std::to_string(kept_.size()));
+        }
+        auto& positions = all.emplace_back(s, std::vector<llama_pos>(about[1])).second;
         from.read(positions.data(), positions.size() * sizeof(llama_pos));
     }
-    std::string saved(head[1], '\0');
-    from.read(saved.data(), saved.size());
     Loaded loaded;
-    if (!all.empty()) {
+    if (count > 0) {
         if (!cache_) make_cache();
-        std::istringstream in(std::move(saved));
-        loaded = load(*cache_, in);
-        if (loaded.sequences.size() != all.size())
-            throw std::runtime_error("xquant: the state has other sequences than it lists");
+        loaded = load(*cache_, [&from](std::span<std::byte> to) { from.read(to.data(), to.size()); });
+    }
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        if (i < loaded.sequences.size() && cache_->size(loaded.sequences[i]) == all[i].second.size()) continue;
+        for (const Sequence sequence : loaded.sequences) cache_->drop(sequence);
+        throw std::runtime_error("xquant: the state lists other sequences than it has");
     }
     if (id >= 0)
         forget(kept_.at(static_cast<std::size_t>(id)));
     else
         clear();
     for (std::size_t i = 0; i < all.size(); ++i) {
-        kept_.at(all[i].first) = Kept{loaded.sequences[i], std::move(all[i].second)};
+        kept_[all[i].first] = Kept{loaded.sequences[i], std::move(all[i].second)};
     }
 }
 

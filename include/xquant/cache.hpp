@@ -143,7 +143,8 @@ public:
         /// again, as by truncate and erase.
         ///
         /// @param kept  rows of the step: for each sequence, in order, a path. Its first row follows what was stored,
-        ///              and each row the one before it. Sequences of which no row is listed stay as they were.
+        ///              and each row the one before it. Sequences of which no row is listed get no token. What drafts
+        ///              pushed out of the tail stays in codes.
         ///
         /// Throws state_error unless every layer was appended, shape_error unless the rows are such paths; the step
         /// goes on. Cannot fail otherwise. Cost: a look at each page of each sequence.

@@ -151,7 +151,7 @@ TEST_CASE("a path that is kept goes on as a sequence that took it alone, whateve
     for (const bool limits : {true, false}) {
         const test::Setup setup = limits ? tree_model() : test::small_model();
         for (const Scheme& scheme : test::schemes()) {
-            for (const auto [tokens, recent] :
+            for (const auto& [tokens, recent] :
                  {std::pair<std::size_t, std::size_t>{140, 40}, {140, 0}, {0, 40}, {2, 3}}) {
                 const Path kept = path_to(branching, 11), rejected = path_to(branching, 7);
                 for (const Path& path : {kept, rejected, Path{}}) {

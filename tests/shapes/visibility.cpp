@@ -48,7 +48,7 @@ TEST_CASE("rows of a step that see each other are attention without a mask over 
             if (slopes) layer.alibi_slopes = by_head.data();
             for (const char* name : {"f32 x, rotated", "f32 head svd", "f32 k and v after RoPE, Hadamard"}) {
                 // Each with the layer's rows as they were given, and as they are stored, behind another layer.
-                for (const auto [strict, late] :
+                for (const auto& [strict, late] :
                      {std::pair{false, false}, {true, false}, {false, true}, {true, true}}) {
                     INFO(one.name << ", " << name << (slopes ? ", slopes" : "") << (strict ? ", strict" : "")
                                   << (late ? ", late" : ""));

@@ -106,6 +106,7 @@ Description describe(const llm_graph_context& graph, const AttentionArguments& a
     Description out;
     out.k = trace(a.k);
     out.v = trace(a.v);
+    out.value_channels = a.v->ne[0];
     Layer& layer = out.layer;
     const auto size = [](std::int64_t of) { return static_cast<std::size_t>(of); };
     layer.input = settings.input;
@@ -122,9 +123,8 @@ Description describe(const llm_graph_context& graph, const AttentionArguments& a
             refuse(a.il, "K: RoPE was not found, the graph has " + out.k.stopped);
     }
     if (from_x) check_projection(out, a.il);
-    if (settings.reads_weights && !out.k.complete())
-        refuse(a.il, "K: W_k was not found, the graph has " + out.k.stopped);
-    if (settings.reads_weights && a.k->ne[0] != a.v->ne[0]) refuse(a.il, "heads of K and V have different sizes");
+    if (settings.reads_w_k && !out.k.complete()) refuse(a.il, "K: W_k was not found, the graph has " + out.k.stopped);
+    if (settings.reads_w_k && a.k->ne[0] != a.v->ne[0]) refuse(a.il, "heads of K and V have different sizes");
     if (data && out.shiftable) {
         layer.rope = rope_of(out.k.rope);
         // Where K is stored as the queries meet it, RoPE is needed for shifting alone.
@@ -133,7 +133,7 @@ Description describe(const llm_graph_context& graph, const AttentionArguments& a
             out.shiftable = false;
         }
     }
-    if (data && settings.reads_weights) describe_vectors(out);
+    if (data && settings.reads_w_k) describe_vectors(out);
     if (!out.shiftable) layer.input = LayerInput::keys_in_place;
     describe_scores(out, graph, a, data);
     return out;

@@ -16,6 +16,7 @@ namespace adapter {
 struct Description {
     xquant::Layer layer;  ///< without w_k and w_v
     Origin k, v;
+    std::int64_t value_channels = 0;  ///< Dv of the graph: a head of values may be smaller than one of keys
     bool shiftable = true;  ///< positions of cached tokens can be changed: xquant knows how stored keys were turned
     std::vector<float> b_k, b_v, gain, slopes, sinks;
 

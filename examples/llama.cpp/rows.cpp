@@ -64,7 +64,7 @@ std::size_t Rows::index_of(int il) const {
 }
 
 void Rows::describe_layer(const llm_graph_context& graph, const AttentionArguments& a) {
-    if (a.k == nullptr || a.v == nullptr) refuse(a.il, "it shares the keys and values of another layer");
+    if (a.k == nullptr || a.v == nullptr) refuse(a.il, "it has keys or values alone");
     const std::size_t index = index_of(a.il);
     Description description = describe(graph, a, settings_, has_data());
     const Layer& layer = description.layer;
@@ -85,51 +85,66 @@ void Rows::compare_layer(const llm_graph_context&, const AttentionArguments& a) 
     if (!same) refuse(a.il, "this batch makes its K and V in another way than the model did before");
 }
 
+Place& Rows::shared_place(const llm_graph_context& graph, const AttentionArguments& a) {
+    const llama_hparams& h = graph.hparams;
+    const auto il = static_cast<std::uint32_t>(a.il);
+    for (std::size_t i = own_layers_.size(); i-- > 0;) {
+        const std::uint32_t source = own_layers_[i];
+        if (source >= il || h.is_swa(source) != h.is_swa(il)) continue;
+        const Layer& layer = layers_.at(static_cast<int>(source)).layer;
+        const std::size_t heads = static_cast<std::size_t>(a.q->ne[1]);
+        if (layer.shape.heads != heads || layer.softmax_scale != static_cast<double>(a.kq_scale)) break;
+        return places_.insert_or_assign(a.il, Place{this, i, false, h.is_swa(il)}).first->second;
+    }
+    refuse(a.il, "no layer before it has keys and values that it could share");
+}
+
+std::vector<ggml_tensor*> Rows::stored_rows(const llm_graph_context& graph, const AttentionArguments& a,
+                                            std::int64_t channels) const {
+    ggml_context* const context = graph.ctx0;
+    if (settings_.input == LayerInput::x) {
+        ggml_tensor* const x = trace(a.k).x;
+        if (x->ne[2] != 1 || x->type != GGML_TYPE_F32) refuse(a.il, "X is no matrix of floats");
+        return {x->nb[0] == sizeof(float) ? x : ggml_cont(context, x)};
+    }
+    ggml_tensor* k = a.k;
+    if (settings_.input == LayerInput::keys_before_rope) {
+        const Origin origin = trace(a.k);
+        if (origin.rope.present()) k = origin.rope.source;
+    }
+    return {rows_of_heads(context, k, channels), rows_of_heads(context, a.v, channels)};
+}
+
 ggml_tensor* Rows::attention(const llm_graph_context& graph, const AttentionArguments& a) {
-    if (!cache_) {
+    const bool shares = a.k == nullptr && a.v == nullptr, first_graph = !cache_;
+    if (a.il == static_cast<int>(own_layers_.front())) unusable_.clear();
+    if (shares) {
+        shared_place(graph, a);
+    } else if (first_graph) {
         describe_layer(graph, a);
         if (has_data() && layers_.size() == own_layers_.size()) make_cache();
-    } else if (a.il == static_cast<int>(own_layers_.front())) {
-        unusable_.clear();
     }
     Place& place = places_.at(a.il);
     const Description& description = layers_.at(static_cast<int>(own_layers_[place.layer]));
-    ggml_tensor *first = a.q, *second = nullptr;
     ggml_context* const context = graph.ctx0;
     const auto channels = static_cast<std::int64_t>(description.layer.shape.head_dim);
-    try {
-        if (cache_) compare_layer(graph, a);
-        switch (settings_.input) {
-            case LayerInput::x:
-                first = trace(a.k).x;
-                if (first->ne[2] != 1 || first->type != GGML_TYPE_F32) refuse(a.il, "X is no matrix of floats");
-                if (first->nb[0] != sizeof(float)) first = ggml_cont(context, first);
-                break;
-            case LayerInput::keys_before_rope: {
-                const Origin k = trace(a.k);
-                first = rows_of_heads(context, k.rope.present() ? k.rope.source : a.k, channels);
-                second = rows_of_heads(context, a.v, channels);
-                break;
-            }
-            default:
-                first = rows_of_heads(context, a.k, channels);
-                second = rows_of_heads(context, a.v, channels);
-                break;
-        }
-    } catch (const std::exception& error) {
-        if (!cache_) throw;
-        if (unusable_.empty()) unusable_ = error.what();
-        first = a.q;
-    }
     ggml_tensor* const q = rows_of_heads(context, a.q, channels);
-    ggml_tensor* arguments[3] = {q, first, second};
-    ggml_tensor* out = ggml_custom_4d(context, GGML_TYPE_F32, q->ne[0], q->ne[1], 1, 1, arguments,
-                                      second != nullptr ? 3 : 2, operation, GGML_N_TASKS_MAX, &place);
-    const std::int64_t values = a.v != nullptr ? a.v->ne[0] : channels;
-    if (values < channels) {
+    std::vector<ggml_tensor*> sources{q};
+    if (!shares) {
+        try {
+            if (!first_graph) compare_layer(graph, a);
+            for (ggml_tensor* const rows : stored_rows(graph, a, channels)) sources.push_back(rows);
+        } catch (const std::exception& error) {
+            if (first_graph) throw;
+            if (unusable_.empty()) unusable_ = error.what();
+        }
+    }
+    ggml_tensor* out = ggml_custom_4d(context, GGML_TYPE_F32, q->ne[0], q->ne[1], 1, 1, sources.data(),
+                                      static_cast<int>(sources.size()), operation, GGML_N_TASKS_MAX, &place);
+    if (description.value_channels < channels) {
         const auto head = static_cast<std::size_t>(channels) * sizeof(float);
-        out = ggml_view_3d(context, out, values, a.q->ne[1], a.q->ne[2], head, out->nb[1], 0);
-        out = ggml_cont_2d(context, out, values * a.q->ne[1], a.q->ne[2]);
+        out = ggml_view_3d(context, out, description.value_channels, a.q->ne[1], a.q->ne[2], head, out->nb[1], 0);
+        out = ggml_cont_2d(context, out, description.value_channels * a.q->ne[1], a.q->ne[2]);
     }
     ggml_build_forward_expand(graph.gf, out);
     return out;
@@ -149,7 +164,7 @@ void Rows::make_cache() {
     Model model = described();
     std::vector<std::pair<std::vector<float>, std::vector<float>>> weights;  // while the cache is made
     for (const auto& [il, description] : layers_) {
-        if (!settings_.reads_weights) break;
+        if (!settings_.reads_w_k) break;
         Layer& layer = model.layers[weights.size()];
         const auto& [w_k, w_v] = weights.emplace_back(description.weights());
         layer.w_k = MatrixView(w_k.data(), layer.shape.kv_width(), layer.shape.width);
@@ -228,12 +243,14 @@ bool Rows::begin(const llama_ubatch& ubatch) {
 void Rows::store(ggml_tensor* out, const Place& place) {
     if (!unusable_.empty()) throw std::runtime_error(unusable_);
     if (!step_) throw std::runtime_error("a graph runs without a batch");
-    const bool from_x = settings_.input == LayerInput::x;
-    const MatrixView first = batch_.rows(out->src[1], inputs_[0]);
-    if (from_x)
-        step_->append(place.layer, first, team_);
-    else
-        step_->append_kv(place.layer, first, batch_.rows(out->src[2], inputs_[1]), team_);
+    if (place.stores) {
+        const MatrixView first = batch_.rows(out->src[1], inputs_[0]);
+        if (settings_.input == LayerInput::x) {
+            step_->append(place.layer, first, team_);
+        } else {
+            step_->append_kv(place.layer, first, batch_.rows(out->src[2], inputs_[1]), team_);
+        }
+    }
     const bool causal =
         cparams_.causal_attn || (model_.hparams.non_causal_type == LLAMA_NON_CAUSAL_TYPE_SWA_ONLY && !place.windowed);
     step_->attend(place.layer, batch_.rows(out->src[0], queries_), batch_.output(out, outputs_),

@@ -85,6 +85,12 @@ private:
     void describe_layer(const llm_graph_context& graph, const AttentionArguments& arguments);
     /// In a graph that is built once the layers are described: throws unless it makes its rows in the same way.
     void compare_layer(const llm_graph_context& graph, const AttentionArguments& arguments) const;
+    /// For a layer without keys and values of its own: the last one before it that has some and sees as far.
+    Place& shared_place(const llm_graph_context& graph, const AttentionArguments& arguments);
+    /// What the operation stores: X, or K and V; [W, n] each.
+    [[nodiscard]] std::vector<ggml_tensor*> stored_rows(const llm_graph_context& graph,
+                                                        const AttentionArguments& arguments,
+                                                        std::int64_t channels) const;
     void make_cache();
     void forget(Kept& kept);
     [[nodiscard]] std::pair<std::size_t, std::size_t> tokens_of(const Kept& kept, llama_pos p0, llama_pos p1) const;

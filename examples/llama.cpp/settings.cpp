@@ -2,6 +2,7 @@
 
 #include <xquant/registry_svd.hpp>
 
+#include <algorithm>
 #include <array>
 #include <charconv>
 #include <cstdio>
@@ -9,7 +10,6 @@
 #include <cstring>
 #include <stdexcept>
 #include <string_view>
-#include <vector>
 
 #include "adapter.hpp"
 
@@ -48,36 +48,6 @@ std::size_t number(const char* variable, std::size_t otherwise, bool suffix = fa
     return value << shift;
 }
 
-/// Whether a scheme makes a cache of layers of 64 channels and one head that are described so. It throws where it does
-/// not.
-void try_form(const std::string& scheme, LayerInput input, bool weights) {
-    std::vector<float> identity(std::size_t{64} * 64);
-    for (std::size_t i = 0; i < 64; ++i) identity[65 * i] = 1;
-    Model model = Model::uniform(4, {64, 1, 1, 64}, Rope::standard(64));
-    for (Layer& layer : model.layers) {
-        if (weights) layer.w_k = layer.w_v = MatrixView(identity.data(), 64, 64);
-        layer.input = input;
-    }
-    static_cast<void>(make_cache(scheme, model));
-}
-
-void choose_input(Settings& settings) {
-    for (const LayerInput input : {LayerInput::keys_after_rope, LayerInput::keys_before_rope}) {
-        for (const bool weights : {false, true}) {
-            try {
-                try_form(settings.scheme, input, weights);
-                settings.input = input;
-                settings.reads_weights = weights;
-                return;
-            } catch (const error&) {  // it cannot be given that: the next one
-            }
-        }
-    }
-    try_form(settings.scheme, LayerInput::x, true);
-    settings.input = LayerInput::x;
-    settings.reads_weights = true;
-}
-
 }  // namespace
 
 std::string scheme_list() {
@@ -114,7 +84,12 @@ std::optional<Settings> settings_from_environment() {
                                      (info.needs == Needs::mean ? "the mean of X over" : "rows of X of") +
                                      " other text, which llama.cpp does not have");
         }
-        choose_input(out);
+        // K and V, and those after RoPE, need the least of the graph to be known.
+        out.input = LayerInput::x;
+        for (const LayerInput input : {LayerInput::keys_before_rope, LayerInput::keys_after_rope}) {
+            if (std::find(info.inputs.begin(), info.inputs.end(), input) != info.inputs.end()) out.input = input;
+        }
+        out.reads_w_k = info.reads_w_k || out.input == LayerInput::x;
     } catch (const std::exception& error) {
         throw std::runtime_error("XQUANT_CACHE is '" + out.asked + "': " + error.what() +
                                  ". XQUANT_CACHE=list lists all");

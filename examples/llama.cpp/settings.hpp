@@ -14,7 +14,7 @@ struct Settings {
     std::string scheme;  ///< as the library names it
     xquant::Options options;
     xquant::LayerInput input;  ///< what the scheme is given: K and V as the graph has them wherever it can store those
-    bool reads_weights;        ///< it is given K and V, and finds its latents in W_k
+    bool reads_w_k;            ///< also where it is given K and V
 };
 
 /// None unless XQUANT_CACHE is set. Throws std::runtime_error, which names the variable, its value and what was

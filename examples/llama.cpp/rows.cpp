@@ -1,6 +1,5 @@
 #include "rows.hpp"
 
-#include <xquant/persistence.hpp>
 #include <xquant/registry_svd.hpp>
 
 #include <algorithm>
@@ -17,6 +16,9 @@ namespace adapter {
 namespace {
 
 using namespace xquant;
+
+/// The first word of a state. No bit that is lost makes one of the other.
+constexpr std::uint64_t no_tokens = 0x3178717465736574U, some_tokens = 0x31787173656C6966U;
 
 void operation(ggml_tensor* out, int thread, int threads, void* of) {
     const Place& place = *static_cast<const Place*>(of);
@@ -200,7 +202,7 @@ bool Rows::prepare() {
     }
 }
 
-bool Rows::fits(const llama_batch& batch) const {
+bool Rows::fits(const llama_batch& batch) {
     std::vector<std::size_t> more(kept_.size());
     for (int i = 0; i < batch.n_tokens; ++i) {
         for (int j = 0; j < batch.n_seq_id[i]; ++j) ++more.at(static_cast<std::size_t>(batch.seq_id[i][j]));
@@ -208,7 +210,27 @@ bool Rows::fits(const llama_batch& batch) const {
     for (std::size_t s = 0; s < more.size(); ++s) {
         if (more[s] != 0 && kept_[s].positions.size() + more[s] > cparams_.n_ctx_seq) return false;
     }
-    return true;
+    return settings_.options.budget == 0 || fits_budget(more);
+}
+
+/// A step of all rows of the batch is begun and dropped, so that llama.cpp learns before it computes anything, and
+/// answers as it does where its own cache is full.
+bool Rows::fits_budget(const std::vector<std::size_t>& more) {
+    step_.reset();
+    std::vector<StepPart> parts;
+    try {
+        for (std::size_t s = 0; s < more.size(); ++s) {
+            if (more[s] == 0) continue;
+            Kept& kept = kept_[s];
+            if (!kept.sequence) kept.sequence = cache_->create();
+            parts.push_back({*kept.sequence, more[s]});
+        }
+        if (!parts.empty()) static_cast<void>(cache_->begin(parts));
+        return true;
+    } catch (const budget_error& error) {
+        LLAMA_LOG_WARN("xquant: %s\n", error.what());
+        return false;
+    }
 }
 
 bool Rows::begin(const llama_ubatch& ubatch) {
@@ -406,57 +428,45 @@ std::size_t Rows::bytes() const {
     return one.stored() * cparams_.n_seq_max + one.weights;
 }
 
+// A state is a word, and what xquant saves; its note, which has a checksum as all of it, lists the positions.
+
 void Rows::write(llama_io_write_i& to, llama_seq_id id) const {
-    std::vector<std::uint32_t> which;
     std::vector<Sequence> sequences;
+    std::string note;
+    const auto put = [&note](const auto* values, std::size_t count) {
+        note.append(reinterpret_cast<const char*>(values), count * sizeof *values);
+    };
     for (std::size_t s = 0; s < kept_.size(); ++s) {
-        if ((id >= 0 && static_cast<std::size_t>(id) != s) || kept_[s].positions.empty()) continue;
-        which.push_back(static_cast<std::uint32_t>(s));
-        sequences.push_back(*kept_[s].sequence);
-    }
-    const std::uint64_t count = which.size();
-    to.write(&count, sizeof count);
-    for (const std::uint32_t s : which) {
         const auto& positions = kept_[s].positions;
-        const std::uint32_t about[2] = {s, static_cast<std::uint32_t>(positions.size())};
-        to.write(about, sizeof about);
-        to.write(positions.data(), positions.size() * sizeof(llama_pos));
+        if ((id >= 0 && static_cast<std::size_t>(id) != s) || positions.empty()) continue;
+        sequences.push_back(*kept_[s].sequence);
+        const std::uint32_t about[2] = {static_cast<std::uint32_t>(s), static_cast<std::uint32_t>(positions.size())};
+        put(about, 2);
+        put(positions.data(), positions.size());
     }
-    if (count == 0) return;
-    save(*cache_, sequences, [&to](std::span<const std::byte> bytes) { to.write(bytes.data(), bytes.size()); });
+    const std::uint64_t head = sequences.empty() ? no_tokens : some_tokens;
+    to.write(&head, sizeof head);
+    if (sequences.empty()) return;
+    save(
+        *cache_, sequences, [&to](std::span<const std::byte> bytes) { to.write(bytes.data(), bytes.size()); }, note);
 }
 
 void Rows::read(llama_io_read_i& from, llama_seq_id id) {
     step_.reset();
-    std::uint64_t count = 0;
-    from.read(&count, sizeof count);
-    if (count > kept_.size() || (id >= 0 && count > 1)) {
-        throw std::runtime_error("xquant: the state has " + std::to_string(count) + " sequences; expected at most " +
-                                 std::to_string(id >= 0 ? 1 : kept_.size()));
-    }
-    std::vector<std::pair<std::size_t, std::vector<llama_pos>>> all;
-    for (std::uint64_t i = 0; i < count; ++i) {
-        std::uint32_t about[2];
-        from.read(about, sizeof about);
-        const std::size_t s = id >= 0 ? static_cast<std::size_t>(id) : about[0];
-        if (s >= kept_.size() || about[1] > cparams_.n_ctx_seq) {
-            throw std::runtime_error("xquant: the state has " + std::to_string(about[1]) + " tokens of sequence " +
-                                     std::to_string(s) + "; the context has room for " +
-                                     std::to_string(cparams_.n_ctx_seq) + " tokens of each of " +
-                                     std::to_string(kept_.size()));
-        }
-        auto& positions = all.emplace_back(s, std::vector<llama_pos>(about[1])).second;
-        from.read(positions.data(), positions.size() * sizeof(llama_pos));
-    }
+    std::uint64_t head = 0;
+    from.read(&head, sizeof head);
+    if (head != no_tokens && head != some_tokens) throw std::runtime_error("xquant: this is no state of its caches");
     Loaded loaded;
-    if (count > 0) {
+    if (head == some_tokens) {
         if (!cache_) make_cache();
         loaded = load(*cache_, [&from](std::span<std::byte> to) { from.read(to.data(), to.size()); });
     }
-    for (std::size_t i = 0; i < all.size(); ++i) {
-        if (i < loaded.sequences.size() && cache_->size(loaded.sequences[i]) == all[i].second.size()) continue;
+    std::vector<std::pair<std::size_t, std::vector<llama_pos>>> all;
+    try {
+        all = listed(loaded, id);
+    } catch (...) {
         for (const Sequence sequence : loaded.sequences) cache_->drop(sequence);
-        throw std::runtime_error("xquant: the state lists other sequences than it has");
+        throw;
     }
     if (id >= 0)
         forget(kept_.at(static_cast<std::size_t>(id)));
@@ -465,6 +475,38 @@ void Rows::read(llama_io_read_i& from, llama_seq_id id) {
     for (std::size_t i = 0; i < all.size(); ++i) {
         kept_[all[i].first] = Kept{loaded.sequences[i], std::move(all[i].second)};
     }
+}
+
+/// Which of llama.cpp's sequences a state has, with the positions of their tokens; all of them become `id` where that is
+/// not negative. Throws std::runtime_error where they do not fit here.
+std::vector<std::pair<std::size_t, std::vector<llama_pos>>> Rows::listed(const Loaded& loaded, llama_seq_id id) const {
+    std::vector<std::pair<std::size_t, std::vector<llama_pos>>> all;
+    const std::string& note = loaded.note;
+    std::size_t at = 0;
+    const auto get = [&](auto* values, std::size_t count) {
+        const std::size_t bytes = count * sizeof *values;
+        if (bytes > note.size() - at) throw std::runtime_error("xquant: the state lists other tokens than it has");
+        std::copy_n(note.data() + at, bytes, reinterpret_cast<char*>(values));
+        at += bytes;
+    };
+    if (id >= 0 && loaded.sequences.size() > 1) {
+        throw std::runtime_error("xquant: the state has " + std::to_string(loaded.sequences.size()) +
+                                 " sequences; expected one");
+    }
+    for (const Sequence sequence : loaded.sequences) {
+        std::uint32_t about[2];
+        get(about, 2);
+        const std::size_t s = id >= 0 ? static_cast<std::size_t>(id) : about[0];
+        if (s >= kept_.size() || about[1] > cparams_.n_ctx_seq || about[1] != cache_->size(sequence)) {
+            throw std::runtime_error("xquant: the state has " + std::to_string(about[1]) + " tokens of sequence " +
+                                     std::to_string(s) + "; the context has room for " +
+                                     std::to_string(cparams_.n_ctx_seq) + " tokens of each of " +
+                                     std::to_string(kept_.size()));
+        }
+        auto& positions = all.emplace_back(s, std::vector<llama_pos>(about[1])).second;
+        get(positions.data(), positions.size());
+    }
+    return all;
 }
 
 }  // namespace adapter

@@ -4,6 +4,8 @@
 
 #include "compiled/best.hpp"
 
+#include <xquant/persistence.hpp>
+
 #include <cstddef>
 #include <map>
 #include <memory>
@@ -52,7 +54,7 @@ public:
     /// Makes the cache if no graph did. Logs what is wrong, and returns false then.
     bool prepare();
     /// Whether the sequences of a batch stay within the context's size.
-    [[nodiscard]] bool fits(const llama_batch& batch) const;
+    [[nodiscard]] bool fits(const llama_batch& batch);
     /// Logs what is wrong, and returns false then.
     bool begin(const llama_ubatch& ubatch);
     void run(ggml_tensor* out, int thread, int threads, const Place& place);
@@ -94,6 +96,9 @@ private:
     void make_cache();
     void forget(Kept& kept);
     [[nodiscard]] std::pair<std::size_t, std::size_t> tokens_of(const Kept& kept, llama_pos p0, llama_pos p1) const;
+    [[nodiscard]] bool fits_budget(const std::vector<std::size_t>& more);
+    [[nodiscard]] std::vector<std::pair<std::size_t, std::vector<llama_pos>>> listed(const xquant::Loaded& loaded,
+                                                                                     llama_seq_id id) const;
     void store(ggml_tensor* out, const Place& place);
 
     const llama_model& model_;

@@ -4,8 +4,13 @@
 //
 // Each model goes through five small plays (below), with random tokens: over llama.cpp's cache in f32, which is the
 // truth here, over its f16 cache, and over xquant's scheme. A line a model: the normalized squared error of all logits
-// for both, and the rows whose most likely token is the truth's. Fails if a model is refused or, for --bound B, if
-// xquant's error is more than B times that of f16.
+// for both, the rows whose most likely token is the truth's, and each play with the ratio of the errors. A play that
+// llama.cpp itself does not get through is left out.
+//
+//     --bound B     fails where xquant's error is more than B times that of f16; 0: none
+//     --shift 1     the play `erase` closes its gap. llama.cpp turns cached keys by the RoPE of the model's parameters,
+//                   which in some models is not what their graphs do: there the two caches differ
+//     --threads N, --seed N
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -44,7 +49,7 @@ const char* name_of(Play play) {
 
 int threads = 1;
 unsigned seed = 1;
-bool may_shift = true;
+bool may_shift = false;
 
 std::string last_error;  // what was logged, for the line of a model that is refused
 bool served = false;     // whether a context has xquant's cache
@@ -89,6 +94,9 @@ public:
     /// False where llama.cpp, or the adapter, fails.
     bool run(bool shift);
     [[nodiscard]] const std::vector<float>& logits() const { return logits_; }
+    [[nodiscard]] bool is_finite() const {
+        return std::all_of(logits_.begin(), logits_.end(), [](float value) { return std::isfinite(value); });
+    }
     [[nodiscard]] int vocabulary() const { return vocabulary_; }
 
 private:
@@ -228,7 +236,7 @@ Verdict compare(const std::string& path, const char* scheme, double bound) {
             return Verdict::not_run;
         }
         const bool shift = may_shift && truth.ready() && truth.can_shift() && other.can_shift();
-        if (!truth.ready() || !truth.run(shift) || !half.run(shift)) continue;
+        if (!truth.ready() || !truth.run(shift) || !half.run(shift) || !truth.is_finite()) continue;
         last_error.clear();
         if (!other.run(shift)) {
             line("WRONG", std::string(name_of(play)) + " failed: " + last_error);

@@ -97,7 +97,9 @@ void describe_scores(Description& out, const llm_graph_context& graph, const Att
 
 }  // namespace
 
-void refuse(int il, const std::string& what) { throw std::runtime_error("layer " + std::to_string(il) + ": " + what); }
+void refuse(int il, const std::string& what) {
+    throw std::runtime_error("xquant: layer " + std::to_string(il) + ": " + what);
+}
 
 Description describe(const llm_graph_context& graph, const AttentionArguments& a, const Settings& settings, bool data) {
     if (a.kq_b != nullptr) refuse(a.il, "a bias of the scores");

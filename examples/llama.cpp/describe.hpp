@@ -29,7 +29,7 @@ struct Description {
 Description describe(const llm_graph_context& graph, const AttentionArguments& arguments, const Settings& settings,
                      bool data);
 
-/// Throws "layer IL: WHAT".
+/// Throws "xquant: layer IL: WHAT".
 [[noreturn]] void refuse(int il, const std::string& what);
 
 }  // namespace adapter

@@ -21,7 +21,7 @@ bool is_bias(const ggml_tensor* t) {
 }
 
 /// One step back. Null: the walk has ended, at X or where `out.stopped` says.
-ggml_tensor* step_back(ggml_tensor* t, std::int64_t head_dim, Origin& out) {
+ggml_tensor* step_back(ggml_tensor* t, std::int64_t head_dim, std::int64_t tokens, Origin& out) {
     ggml_tensor *const a = t->src[0], *const b = t->src[1];
     const auto stop = [&](const std::string& why) -> ggml_tensor* {
         out.stopped = why;
@@ -32,10 +32,11 @@ ggml_tensor* step_back(ggml_tensor* t, std::int64_t head_dim, Origin& out) {
         case GGML_OP_CONT:
             return a;
         case GGML_OP_VIEW: {
-            // Some channels of each row: a part of W_q, W_k and W_v in one.
-            const std::size_t offset = t->view_offs - a->view_offs, row = a->ne[2] > 1 ? a->nb[2] : a->nb[1];
-            const std::int64_t rows = a->ne[2] > 1 ? a->ne[2] : a->ne[1];
-            if (offset >= row || t->type != a->type || t->ne[2] != rows) return stop("a view of other rows");
+            // Some channels of each token: a part of W_q, W_k and W_v in one.
+            const std::size_t offset = t->view_offs - a->view_offs;
+            const std::size_t token = tokens == 1 || a->ne[2] == tokens ? a->nb[2] : a->nb[1];
+            const bool has_all = tokens == 1 ? a->ne[2] == 1 : a->ne[2] == tokens || a->ne[1] == tokens;
+            if (!has_all || offset >= token || t->type != a->type) return stop("a view of other rows");
             out.first_row += offset / ggml_type_size(t->type);
             return a;
         }
@@ -90,7 +91,7 @@ ggml_tensor* step_back(ggml_tensor* t, std::int64_t head_dim, Origin& out) {
 
 Origin trace(ggml_tensor* from) {
     Origin out;
-    for (ggml_tensor* at = from; at != nullptr;) at = step_back(at, from->ne[0], out);
+    for (ggml_tensor* at = from; at != nullptr;) at = step_back(at, from->ne[0], from->ne[2], out);
     return out;
 }
 

@@ -31,7 +31,7 @@ test::Setup tree_model() {
     return setup;
 }
 
-const Parents branching{-1, 0, 1, 0, 3, -1, 5, 5, 2, 4, -1, 8};
+const Parents branching{-1, 0, 1, 0, 1, -1, 5, 5, 2, 4, -1, 8};
 
 Parents random_tree(std::uint32_t seed, std::size_t n) {
     test::Random random(seed);
@@ -153,8 +153,9 @@ TEST_CASE("a path that is kept goes on as a sequence that took it alone, whateve
         for (const Scheme& scheme : test::schemes()) {
             for (const auto& [tokens, recent] :
                  {std::pair<std::size_t, std::size_t>{140, 40}, {140, 0}, {0, 40}, {2, 3}}) {
-                const Path kept = path_to(branching, 11), rejected = path_to(branching, 7);
-                for (const Path& path : {kept, rejected, Path{}}) {
+                // Row 4 stands right behind row 3, and follows row 1: it is kept, and the slot before it is not.
+                const Path paths[] = {path_to(branching, 11), path_to(branching, 9), path_to(branching, 7), {}};
+                for (const Path& path : paths) {
                     INFO(scheme.name << ", behind " << tokens << " tokens, recent " << recent << ", a path of "
                                      << path.size());
                     test::CountingMemory memory;
@@ -221,7 +222,7 @@ TEST_CASE("a step may have trees and plain sequences; of plain ones a kept path 
                                   {feeds[2].sequence, 3, two},
                                   {feeds[3].sequence, 2}});
         const test::Outputs answers = run_nodes(step, setup.model, nodes, 0);
-        const Path kept[] = {{0, 3, 4, 9}, {n, n + 1}, {n + 4, n + 5}, {}};
+        const Path kept[] = {{0, 1, 4, 9}, {n, n + 1}, {n + 4, n + 5}, {}};
         Path list;
         for (const Path& path : kept) list.insert(list.end(), path.begin(), path.end());
         step.commit(list);

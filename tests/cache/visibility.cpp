@@ -9,6 +9,7 @@
 #include "support/feed.hpp"
 #include "support/memory.hpp"
 #include "support/model.hpp"
+#include "support/oracle.hpp"
 #include "support/tolerance.hpp"
 
 using namespace xquant;
@@ -228,7 +229,7 @@ TEST_CASE("without a step, rows stand where their tokens stand, behind erased an
             }
             step.attend(1, MatrixView(rows.q.data() + row * heads, 1, heads), wanted.data());
             for (std::size_t c = 0; c < heads; ++c) {
-                worst = std::max(worst, std::abs(double{wanted[c]} - double{out[row * heads + c]}));
+                worst = std::max(worst, test::distance_to(double{wanted[c]}, out[row * heads + c]));
             }
         }
         CHECK(worst < 1e-5);

@@ -178,7 +178,7 @@ double error_of(const Model& model, const std::vector<Input>& inputs, const Opti
         double largest = 0, off = 0;
         for (std::size_t j = 0; j < exact.size(); ++j) {
             largest = std::max(largest, std::abs(exact[j]));
-            off = std::max(off, std::abs(exact[j] - static_cast<double>(out[i][j])));
+            off = std::max(off, test::distance_to(exact[j], out[i][j]));
         }
         worst = std::max(worst, off / largest);
     }

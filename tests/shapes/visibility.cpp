@@ -71,7 +71,7 @@ TEST_CASE("rows of a step that see each other are attention without a mask over 
                         if (!late) step.append(1, MatrixView(rows.x.data() + done * 48, part.tokens, 48));
                         step.commit();
                         for (std::size_t i = 0; i < out.size(); ++i) {
-                            worst = std::max(worst, std::abs(exact[done * 32 + i] - double{out[i]}));
+                            worst = std::max(worst, test::distance_to(exact[done * 32 + i], out[i]));
                         }
                         done = end;
                     }
@@ -88,7 +88,7 @@ TEST_CASE("rows of a step that see each other are attention without a mask over 
                                       out.data(), visibility);
                         double off = 0;
                         for (std::size_t i = 0; i < out.size(); ++i) {
-                            off = std::max(off, std::abs(exact[(done - n) * 32 + i] - double{out[i]}));
+                            off = std::max(off, test::distance_to(exact[(done - n) * 32 + i], out[i]));
                         }
                         return off;
                     };

@@ -143,7 +143,7 @@ TEST_CASE("chunks are counted from position 0 on, for tokens that were shifted b
                                           q.begin() + static_cast<std::ptrdiff_t>((t + 1) * 16));
             const std::vector<double> exact = test::oracle_attention(alone, seen, asks, t - first);
             for (std::size_t c = 0; c < 16; ++c) {
-                worst = std::max(worst, std::abs(exact[(t - first) * 16 + c] - double{out[c]}));
+                worst = std::max(worst, test::distance_to(exact[(t - first) * 16 + c], out[c]));
             }
         }
         INFO("begins at " << begins);
@@ -172,7 +172,7 @@ TEST_CASE("pages of a window or a chunk are kept to the last token that sees the
             step.append(0, MatrixView(x.data() + t * 24, 1, 24));
             step.attend(0, MatrixView(q.data() + t * 16, 1, 16), out.data());
             step.commit();
-            for (std::size_t c = 0; c < 16; ++c) worst = std::max(worst, std::abs(exact[t * 16 + c] - double{out[c]}));
+            for (std::size_t c = 0; c < 16; ++c) worst = std::max(worst, test::distance_to(exact[t * 16 + c], out[c]));
         }
         CHECK(worst < 1e-5);
     }

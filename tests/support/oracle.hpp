@@ -11,6 +11,11 @@
 
 namespace test {
 
+/// How far an answer is off. One that is not finite is far off: std::max(worst, NaN) is `worst`.
+inline double distance_to(double exact, float found) {
+    return std::isfinite(found) ? std::abs(exact - double{found}) : 1e9;
+}
+
 /// Turns a head [Dh] of a token by its position.
 inline void oracle_rope(const xquant::Rope& rope, std::int64_t position, double* head) {
     const std::size_t pairs = rope.inverse_frequencies.size();

@@ -232,6 +232,25 @@ def faults(engine, options):
     return result
 
 
+def problems(phase, result):
+    """What is not as it should be, a line each. Divergence and speed are figures, and no verdicts."""
+    if phase == "architectures":
+        run = result["f16, no shift"]
+        good = sum(row["verdict"] == "good" for row in run["rows"])
+        yield from (f"architecture {row['model']}: {row['about']}" for row in run["rows"] if row["verdict"] == "WRONG")
+        if good < 100:
+            yield f"architectures: {good} of {run['models']} are good; expected 100"
+    if phase == "programs":
+        passes = {row["program"]: row["status"] == 0 for row in result if row["cache"] == "llama.cpp f16"}
+        for row in result:
+            if row["status"] != 0 and passes[row["program"]]:
+                yield f"{row['program']} over {row['cache']} ended with {row['status']}, and passes over llama.cpp's cache"
+            if not row["served"]:
+                yield f"{row['program']} over {row['cache']} ran without xquant's cache"
+    if phase == "faults":
+        yield from (f"faults over {row['cache']}: {row['lines'][-1:]}" for row in result if row["status"] != 0)
+
+
 PHASES = {"architectures": architectures, "divergence": divergence, "speed": speed, "programs": programs, "faults": faults}
 
 
@@ -267,10 +286,12 @@ def main():
     for phase in options.only.split(","):
         if phase not in PHASES:
             parser.error(f"unknown phase '{phase}'; there are {', '.join(PHASES)}")
+    wrong = []
     for phase in options.only.split(","):
         path = options.out / f"{phase}.json"
         if path.exists():
             say(f"{phase}: is there ({path})")
+            wrong += problems(phase, json.loads(path.read_text())["result"])
             continue
         start = time.monotonic()
         result = PHASES[phase](engine, options)
@@ -278,6 +299,10 @@ def main():
         part.write_text(json.dumps({"model": Path(options.model).name, "text": Path(options.text).name, "result": result}, indent=1))
         part.rename(path)
         say(f"{phase}: {time.monotonic() - start:.0f} s")
+        wrong += problems(phase, result)
+    for line in wrong:
+        say(f"WRONG: {line}")
+    sys.exit(1 if wrong else 0)
 
 
 if __name__ == "__main__":

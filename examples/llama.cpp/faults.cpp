@@ -14,6 +14,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <limits>
 #include <memory>
 #include <new>
@@ -23,8 +24,8 @@
 
 #include "llama.h"
 
-// The process's allocations. While `countdown` is not negative, it counts those that the adapter makes, and the one at 0
-// fails. Only one operation of the graph runs meanwhile: llama.cpp itself allocates nothing there.
+// The process's allocations. While `countdown` is not negative, it counts those that the adapter makes, and the one at
+// 0 fails. Only one operation of the graph runs meanwhile: llama.cpp itself allocates nothing there.
 namespace {
 std::atomic<long> countdown{-1};
 std::atomic<bool> armed{false}, failed{false};
@@ -225,8 +226,8 @@ void broken_states(llama_model* model, const Logits& expected) {
     std::vector<std::uint8_t> state(size);
     require(llama_state_seq_get_data(context.get(), state.data(), size, 0) == size, "the state is not saved");
 
-    char path[] = "/tmp/xquant-llama-faults-XXXXXX";
-    const int file = mkstemp(path);
+    std::string path = (std::filesystem::temp_directory_path() / "xquant-llama-faults-XXXXXX").string();
+    const int file = mkstemp(path.data());
     require(file >= 0, "no temporary file");
     close(file);
     const pid_t child = fork();
@@ -235,7 +236,7 @@ void broken_states(llama_model* model, const Logits& expected) {
         setrlimit(RLIMIT_FSIZE, &half);
         const rlimit none{0, 0};
         setrlimit(RLIMIT_CORE, &none);
-        llama_state_seq_save_file(context.get(), path, 0, nullptr, 0);
+        llama_state_seq_save_file(context.get(), path.c_str(), 0, nullptr, 0);
         _exit(0);
     }
     int status = 0;
@@ -244,8 +245,8 @@ void broken_states(llama_model* model, const Logits& expected) {
     const bool killed = WIFSIGNALED(status);
     std::size_t loaded = 0;
     llama_token token = 0;  // with no room for tokens, llama.cpp would only count them
-    if (killed) loaded = llama_state_seq_load_file(context.get(), path, 1, &token, 1, &tokens);
-    unlink(path);
+    if (killed) loaded = llama_state_seq_load_file(context.get(), path.c_str(), 1, &token, 1, &tokens);
+    unlink(path.c_str());
     require(killed, "the save was not killed");
     require(loaded == 0, "half a state was loaded");
 

@@ -477,8 +477,8 @@ void Rows::read(llama_io_read_i& from, llama_seq_id id) {
     }
 }
 
-/// Which of llama.cpp's sequences a state has, with the positions of their tokens; all of them become `id` where that is
-/// not negative. Throws std::runtime_error where they do not fit here.
+/// Which of llama.cpp's sequences a state has, with the positions of their tokens; all of them become `id` where that
+/// is not negative. Throws std::runtime_error where they do not fit here.
 std::vector<std::pair<std::size_t, std::vector<llama_pos>>> Rows::listed(const Loaded& loaded, llama_seq_id id) const {
     std::vector<std::pair<std::size_t, std::vector<llama_pos>>> all;
     const std::string& note = loaded.note;

@@ -16,7 +16,8 @@
 #
 #   --prove          measures, on SmolLM2-135M: divergence, speed and memory, llama.cpp's dummy models of all
 #                    architectures, its own tests, faults. Takes hours on two cores that do nothing else; a phase whose
-#                    results are there is not run again. Fails if a test, a fault or an architecture is not as it should be
+#                    results are there is not run again. Fails if a test, a fault or an architecture is not as it
+#                    should be
 #   --text FILE      text for the divergence (the essays of examples/llm/text, which are short)
 #   --quick          one short run of each, to see that all work
 #   --out DIR        measurements (build/results/llama.cpp)

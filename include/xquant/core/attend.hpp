@@ -128,8 +128,7 @@ private:
         const Task& task = tasks_[index];
         AttendTask attend = attend_task_of(task);
         const std::size_t count = attend.queries(), width = width_of(attend);
-        const std::size_t inner = backend::attend_scratch(attend);
-        const std::size_t copied = queries_.type == DType::f32 ? 0 : count * attend.head_dim;
+        const std::size_t inner = backend::attend_scratch(attend), copied = copied_floats(attend);
         ScratchPool::Loan scratch(core_->scratch(), inner + copied + (is_whole(task) ? partial_floats(attend) : 0));
         if (copied > 0) load_queries(task, attend, scratch.data() + inner);
         float* const sums = is_whole(task) ? scratch.data() + inner + copied : partials_.data() + task.partial;
@@ -142,8 +141,10 @@ private:
     XQUANT_NOINLINE void finish(std::size_t index, float* out, std::size_t out_stride) {
         const Task& task = tasks_[index];
         if (task.splits < 2) return;
-        const AttendTask attend = attend_task_of(task);
-        const std::size_t count = attend.queries(), width = width_of(attend);
+        AttendTask attend = attend_task_of(task);
+        const std::size_t count = attend.queries(), width = width_of(attend), copied = copied_floats(attend);
+        ScratchPool::Loan scratch(core_->scratch(), copied);
+        if (copied > 0) load_queries(task, attend, scratch.data());
         const Partial partial = partial_at(partials_.data() + task.partial, count, width);
         for (std::size_t i = 1; i < task.splits; ++i) {
             merge_partial(Backend{}, partial, partial_at(partials_.data() + tasks_[index + i].partial, count, width),
@@ -184,6 +185,11 @@ private:
         attend.first_tile = task.first_tile;
         attend.tiles = task.tiles;
         return attend;
+    }
+
+    /// Floats that load_queries writes; 0: the task reads the queries where they lie.
+    [[nodiscard]] std::size_t copied_floats(const AttendTask& attend) const noexcept {
+        return queries_.type == DType::f32 ? 0 : attend.queries() * attend.head_dim;
     }
 
     /// The queries of a task as f32 [rows][heads of the kv head, Dh], where they are given in 16 bits.

@@ -113,7 +113,7 @@ def architectures(engine, options):
     files = sorted(models.glob("*.gguf"))
     say(f"architectures: {len(files)} models")
     result = {}
-    for scheme, arguments in {"f16": ["--bound", "4"], "f16, no shift": ["--bound", "4", "--shift", "0"]}.items():
+    for scheme, arguments in {"f16": ["--bound", "4"], "f16, tokens moved too": ["--bound", "4", "--shift", "1"]}.items():
         status, text, *_ = engine.run("xquant-llama-compare", [*arguments, scheme.split(",")[0], *files], own=False)
         rows = []
         for line in text.splitlines():
@@ -235,7 +235,7 @@ def faults(engine, options):
 def problems(phase, result):
     """What is not as it should be, a line each. Divergence and speed are figures, and no verdicts."""
     if phase == "architectures":
-        run = result["f16, no shift"]
+        run = result["f16"]
         good = sum(row["verdict"] == "good" for row in run["rows"])
         yield from (f"architecture {row['model']}: {row['about']}" for row in run["rows"] if row["verdict"] == "WRONG")
         if good < 100:

@@ -63,7 +63,9 @@ public:
     /// assigned to, every call throws state_error; what the step refers to is freed with the step.
     ///
     /// Rows of several sequences lie one after another, in the order of the list that begin() was given: with
-    /// begin({{a, 2}, {b, 1}}), rows 0 and 1 are a's new tokens and row 2 is b's.
+    /// begin({{a, 2}, {b, 1}}), rows 0 and 1 are a's new tokens and row 2 is b's. Where parts name their rows
+    /// (StepPart::rows), matrices have more rows than the largest number named, and tokens lie there; of x, k, v and q
+    /// nothing else is read, and of out nothing else is written.
     class Step {
     public:
         /// The step that is moved from can only be destroyed.
@@ -144,7 +146,8 @@ public:
         ///
         /// @param kept  rows of the step: for each sequence, in order, a path. Its first row follows what was stored,
         ///              and each row the one before it. Sequences of which no row is listed get no token. What drafts
-        ///              pushed out of the tail stays in codes.
+        ///              pushed out of the tail stays in codes. Rows are counted over the list that begin() was given,
+        ///              whatever StepPart::rows say.
         ///
         /// Throws state_error unless every layer was appended, shape_error unless the rows are such paths; the step
         /// goes on. Cannot fail otherwise. Cost: a look at each page of each sequence.

@@ -41,6 +41,13 @@ struct StepPart {
     /// [tokens] for drafts that are a tree: which new token of this sequence each one follows, a number below its own,
     /// or -1 for one that follows what is stored. Empty: each follows the one before it. Read by begin alone.
     std::span<const std::int32_t> parents{};
+    /// [tokens] the row of x (or of k and v), of q and of out that belongs to each new token: a list names a row once.
+    /// All parts of a step name rows, or none does: empty, the rows lie one part after another. Read by begin alone.
+    ///
+    /// The matrices then have more rows than the largest number named. A row that several parts name is a token of each
+    /// of these sequences, stored for each. Its row of out is written once, with the answer to the first of the parts
+    /// in the list; the answers to the others are given nowhere. Rows of out that no part names are not written.
+    std::span<const std::uint32_t> rows{};
 };
 
 /// Query rows of a sequence.

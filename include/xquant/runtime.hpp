@@ -158,7 +158,8 @@ private:
 };
 
 /// New tokens of one or several sequences on their way through the layers, as xquant::Cache::Step. Made by
-/// Cache::begin; the cache must outlive it. Destroyed without commit(), it leaves the cache as it was.
+/// Cache::begin; the cache must outlive it. Rows lie one sequence after another, or where StepPart::rows say. Destroyed
+/// without commit(), it leaves the cache as it was.
 class Step {
 public:
     Step(const Step&) = delete;

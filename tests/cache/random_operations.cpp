@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <span>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -195,14 +196,31 @@ private:
         return k;
     }
 
-    /// One step of a cache; outputs of each layer.
+    /// One step of a cache; outputs of each layer, token after token. With `shuffle`, tokens lie in rows in an order
+    /// that follows from it.
     template <class Feed>
-    static test::Outputs step_of(test::Cache& cache, const Model& model, const std::vector<StepPart>& parts,
-                                 const Rows& rows, Feed&& commits) {
-        std::vector<std::int64_t> positions;
+    static test::Outputs step_of(test::Cache& cache, const Model& model, std::vector<StepPart> parts,
+                                 const Rows& tokens, Feed&& commits, std::uint32_t shuffle = 0) {
+        std::vector<std::int64_t> positions_of;
         for (const StepPart& part : parts) {
             const std::int64_t next = cache.next_position(part.sequence);
-            for (std::size_t k = 0; k < part.tokens; ++k) positions.push_back(next + static_cast<std::int64_t>(k));
+            for (std::size_t k = 0; k < part.tokens; ++k) positions_of.push_back(next + static_cast<std::int64_t>(k));
+        }
+        std::vector<std::uint32_t> row_of(tokens.size());
+        for (std::size_t i = 0; i < row_of.size(); ++i) row_of[i] = static_cast<std::uint32_t>(i);
+        test::Random random(shuffle);
+        for (std::size_t i = row_of.size(); shuffle > 0 && i > 1; --i)
+            std::swap(row_of[i - 1], row_of[random.below(i)]);
+        Rows rows(tokens.size());
+        std::vector<std::int64_t> positions(tokens.size());
+        for (std::size_t i = 0; i < tokens.size(); ++i) {
+            rows[row_of[i]] = tokens[i];
+            positions[row_of[i]] = positions_of[i];
+        }
+        std::size_t first = 0;
+        for (StepPart& part : parts) {
+            if (shuffle > 0) part.rows = std::span(row_of).subspan(first, part.tokens);
+            first += part.tokens;
         }
         auto step = cache.begin(parts);
         test::Outputs out;
@@ -224,8 +242,13 @@ private:
             } else {
                 step.append_kv(i, MatrixView(k.data(), rows.size(), r), MatrixView(v.data(), rows.size(), r));
             }
-            out.emplace_back(rows.size() * width);
-            step.attend(i, MatrixView(q.data(), rows.size(), width), out.back().data());
+            std::vector<float> answers(rows.size() * width);
+            step.attend(i, MatrixView(q.data(), rows.size(), width), answers.data());
+            out.emplace_back();
+            for (const std::uint32_t row : row_of) {
+                const auto at = answers.begin() + static_cast<std::ptrdiff_t>(row * width);
+                out.back().insert(out.back().end(), at, at + static_cast<std::ptrdiff_t>(width));
+            }
         }
         if (commits()) step.commit();
         return out;
@@ -254,7 +277,9 @@ private:
         }
         if (parts.empty()) return;
         const bool commits = o.b % 8 != 7;
-        const test::Outputs out = step_of(*cache_, small_.model(), parts, rows, [&] { return commits; });
+        const std::uint32_t shuffle = o.a % 4 == 3 ? o.b : 0;
+        const test::Outputs out = step_of(
+            *cache_, small_.model(), parts, rows, [&] { return commits; }, shuffle);
         std::size_t row = 0;
         for (std::size_t p = 0; p < parts.size(); ++p) {
             const std::size_t before = after[p].size() - parts[p].tokens;

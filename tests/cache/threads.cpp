@@ -111,6 +111,32 @@ TEST_CASE("a long sequence is split over tokens, the same way for any number of 
     }
 }
 
+TEST_CASE("of queries in 16 bits behind a long sequence nothing is read but themselves") {
+    const test::Setup setup({.width = 16, .heads = 2, .kv_heads = 1, .head_dim = 4}, RopePairing::halves, 1);
+    const auto cache = test::scheme("x 4").make(setup.model, {.sinks = 4, .recent = 32});
+    const Sequence s = cache->create();
+    const test::Rows rows = test::rows_of(setup.model.layers[0], 0, 1, 0, 5002);
+    {
+        auto step = cache->begin({{s, 5000}});
+        step.append(0, MatrixView(rows.x.data(), 5000, 16));
+        step.commit();
+    }
+    constexpr std::size_t n = 2, heads = 8;
+    std::vector<bf16> halves;
+    std::vector<float> floats;
+    for (std::size_t i = 5000 * heads; i < 5002 * heads; ++i) {
+        halves.push_back(to_bf16(rows.q[i]));
+        floats.push_back(to_float(halves.back()));
+    }
+    halves.resize(4 * n * heads, bf16{0xFFFF});  // behind the queries: NaN, two of them as a float as well
+    auto step = cache->begin({{s, n}});
+    step.append(0, MatrixView(rows.x.data() + std::size_t{5000} * 16, n, 16));
+    std::vector<float> wanted(n * heads), found(n * heads);
+    step.attend(0, MatrixView(floats.data(), n, heads), wanted.data());
+    step.attend(0, MatrixView(halves.data(), n, heads), found.data());
+    CHECK(test::difference(wanted, found) == "");
+}
+
 namespace {
 
 struct Stopped {};

@@ -181,6 +181,8 @@ TEST_CASE("a device runs one step at a time, in order, and finds rows that are n
     }
     const std::vector<std::int32_t> tree{-1, -1};
     CHECK_THROWS_AS(cache.begin({{a, 2, tree}}), state_error);
+    const std::vector<std::uint32_t> rows{1, 0};
+    CHECK_THROWS_AS(cache.begin({{a, 2, {}, rows}}), state_error);
     CHECK_THROWS_AS(cache.attend(0, {{a, 1}}, MatrixView(q.data(), 1, 384), out.data()), state_error);
     x[7] = std::numeric_limits<float>::infinity();
     auto step = cache.begin({{a, 1}});

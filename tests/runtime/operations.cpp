@@ -196,6 +196,13 @@ void check_errors() {
         "which has 0 tokens");
     const std::vector<std::int32_t> parents{-1, 1};
     check::throws<shape_error>([&] { static_cast<void>(cache->begin({{s, 2, parents}})); }, "parent of token 1");
+    const std::vector<std::uint32_t> twice{3, 3}, apart{7, 3};
+    check::throws<shape_error>([&] { static_cast<void>(cache->begin({{s, 2, {}, twice}})); }, "names row 3 twice");
+    check::throws<shape_error>(
+        [&] {
+            cache->begin({{s, 2, {}, apart}})->append(0, MatrixView(x.data(), 7, width));
+        },
+        "[8, 128], or more rows");
     check::throws<state_error>([&] { cache->requantize(std::vector<Sequence>{s}); }, "quantizer");
     check::throws<state_error>(
         [&] { cache->requantize(std::vector<Sequence>{s}, [](const PageChoice&) { return true; }); }, "quantizer");

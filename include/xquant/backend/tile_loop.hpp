@@ -352,15 +352,17 @@ void attend_task(Backend tag, const AttendTask& task, Partial partial, float* sc
     }
 }
 
-/// out = (sum / total) A_v + c_v. Shape out: [rows][out_stride], the query heads of the kv head side by side. sum is
-/// overwritten. A head whose query is not finite becomes NaN: 8-bit products would have rounded it to something else.
+/// out = (sum / total) A_v + c_v for some of the task's rows. Shape out: [rows.count][out_stride], the query heads of
+/// the kv head side by side. Their sum is overwritten. A head whose query is not finite becomes NaN: 8-bit products
+/// would have rounded it to something else.
 template <class Backend>
-void finish_partial(Backend tag, const AttendTask& task, Partial partial, float* out, std::size_t out_stride) noexcept {
+void finish_partial(Backend tag, const AttendTask& task, Partial partial, Slots rows, float* out,
+                    std::size_t out_stride) noexcept {
     const std::size_t dh = task.head_dim, queries = task.queries(), group = task.queries_per_kv;
     const bool absorbed = sums_latents(tag, task.value, queries, dh);
     const std::size_t width = absorbed ? task.value.width : dh;
-    for (std::size_t i = 0; i < queries; ++i) {
-        float* XQUANT_RESTRICT target = out + i / group * out_stride + i % group * dh;
+    for (std::size_t i = rows.first * group; i < (rows.first + rows.count) * group; ++i) {
+        float* XQUANT_RESTRICT target = out + (i / group - rows.first) * out_stride + i % group * dh;
         if (!xquant::detail::all_finite(task.query(i), dh)) {
             std::fill_n(target, dh, xquant::detail::not_a_number);
             continue;

@@ -40,10 +40,12 @@ public:
           partials_(allocator<float>()) {}
 
     /// A layer, and the queries [n, H * Dh] of all rows of the step; forgets the layer before. Makes room for as many
-    /// parts, and spans of all of them together, as `add` will add.
+    /// parts, and spans of all of them together, as `add` will add. `rows`: where the step's rows are in queries and
+    /// out.
     void start(const PreparedLayer& prepared, const MatrixView& queries, Visibility visibility, std::size_t parts,
-               std::size_t spans) {
+               std::size_t spans, RowMap rows = {}) {
         prepared_ = &prepared;
+        rows_ = rows;
         whole_ = visibility == Visibility::whole;
         queries_ = queries;
         spans_.clear();
@@ -70,6 +72,8 @@ public:
         const std::size_t tiles_each = few ? split_tiles : part.tiles;
         for (std::size_t head = 0; head < prepared_->shape.kv_heads; ++head) {
             for (std::size_t row = 0; row < rows.rows; row += block_rows) {
+                // Rows that get the answers to other parts are left out where that leaves none.
+                if (!rows_.answers_some(rows.first_row + row, (std::min)(block_rows, rows.rows - row))) continue;
                 Task task{parts_.size() - 1, head, row, 0, 0, (part.tiles + tiles_each - 1) / tiles_each, 0};
                 const std::size_t floats = task.splits > 1 ? partial_floats(attend_task_of(task)) : 0;
                 for (std::size_t tile = 0; tile < part.tiles; tile += tiles_each) {
@@ -128,8 +132,7 @@ private:
         const Task& task = tasks_[index];
         AttendTask attend = attend_task_of(task);
         const std::size_t count = attend.queries(), width = width_of(attend);
-        const std::size_t inner = backend::attend_scratch(attend);
-        const std::size_t copied = queries_.type == DType::f32 ? 0 : count * attend.head_dim;
+        const std::size_t inner = backend::attend_scratch(attend), copied = copied_floats(task, attend);
         ScratchPool::Loan scratch(core_->scratch(), inner + copied + (is_whole(task) ? partial_floats(attend) : 0));
         if (copied > 0) load_queries(task, attend, scratch.data() + inner);
         float* const sums = is_whole(task) ? scratch.data() + inner + copied : partials_.data() + task.partial;
@@ -142,8 +145,10 @@ private:
     XQUANT_NOINLINE void finish(std::size_t index, float* out, std::size_t out_stride) {
         const Task& task = tasks_[index];
         if (task.splits < 2) return;
-        const AttendTask attend = attend_task_of(task);
-        const std::size_t count = attend.queries(), width = width_of(attend);
+        AttendTask attend = attend_task_of(task);
+        const std::size_t count = attend.queries(), width = width_of(attend), copied = copied_floats(task, attend);
+        ScratchPool::Loan scratch(core_->scratch(), copied);
+        if (copied > 0) load_queries(task, attend, scratch.data());
         const Partial partial = partial_at(partials_.data() + task.partial, count, width);
         for (std::size_t i = 1; i < task.splits; ++i) {
             merge_partial(Backend{}, partial, partial_at(partials_.data() + tasks_[index + i].partial, count, width),
@@ -159,6 +164,11 @@ private:
 
     /// Whether no other task shares the rows.
     static bool is_whole(const Task& task) noexcept { return task.splits == 1; }
+
+    /// The first of a task's rows, counted over those of the step.
+    [[nodiscard]] std::size_t first_row(const Task& task) const noexcept {
+        return parts_[task.part].rows.first_row + task.row;
+    }
 
     [[nodiscard]] AttendTask attend_task_of(const Task& task) const noexcept {
         const PreparedLayer& prepared = *prepared_;
@@ -176,7 +186,7 @@ private:
         attend.queries_per_kv = group;
         attend.whole = whole_;
         attend.first_position = part.rows.first_position + static_cast<std::int64_t>(task.row);
-        attend.q = static_cast<const float*>(queries_.row(part.rows.first_row + task.row)) + task.head * group * dh;
+        attend.q = static_cast<const float*>(queries_.row(rows_.row_of(first_row(task)))) + task.head * group * dh;
         attend.q_stride = queries_.stride;
         attend.rules = prepared.rules;
         if (attend.rules.slopes != nullptr) attend.rules.slopes += task.head * group;
@@ -186,12 +196,18 @@ private:
         return attend;
     }
 
-    /// The queries of a task as f32 [rows][heads of the kv head, Dh], where they are given in 16 bits.
+    /// Floats that load_queries writes; 0: the task reads the queries where they lie.
+    [[nodiscard]] std::size_t copied_floats(const Task& task, const AttendTask& attend) const noexcept {
+        const bool as_they_lie =
+            queries_.type == DType::f32 && rows_.neighbours(first_row(task), attend.rows) == attend.rows;
+        return as_they_lie ? 0 : attend.queries() * attend.head_dim;
+    }
+
+    /// The queries of a task as f32 [rows][heads of the kv head, Dh], where they are given in 16 bits or lie apart.
     void load_queries(const Task& task, AttendTask& attend, float* to) const noexcept {
         const std::size_t width = attend.queries_per_kv * attend.head_dim;
         for (std::size_t i = 0; i < attend.rows; ++i) {
-            const auto* row =
-                static_cast<const std::byte*>(queries_.row(parts_[task.part].rows.first_row + task.row + i));
+            const auto* row = static_cast<const std::byte*>(queries_.row(rows_.row_of(first_row(task) + i)));
             load_row(row + task.head * width * size_of(queries_.type), queries_.type, width, to + i * width);
         }
         attend.q = to;
@@ -211,14 +227,19 @@ private:
 
     void write(const Task& task, const AttendTask& attend, const Partial& partial, float* out,
                std::size_t out_stride) const noexcept {
-        const std::size_t row = parts_[task.part].rows.first_row + task.row;
-        finish_partial(Backend{}, attend, partial,
-                       out + row * out_stride + task.head * attend.queries_per_kv * attend.head_dim, out_stride);
+        const std::size_t first = first_row(task), column = task.head * attend.queries_per_kv * attend.head_dim;
+        for (std::size_t row = 0, run = 0; row < attend.rows; row += run) {
+            run = rows_.neighbours(first + row, attend.rows - row);
+            if (!rows_.answers(first + row)) continue;
+            finish_partial(Backend{}, attend, partial, {row, run},
+                           out + rows_.row_of(first + row) * out_stride + column, out_stride);
+        }
     }
 
     Core* core_;
     const PreparedLayer* prepared_ = nullptr;
     MatrixView queries_;
+    RowMap rows_;
     bool whole_ = false;
     Work<TokenSpan> spans_;
     Work<Part> parts_;

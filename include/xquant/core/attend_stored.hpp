@@ -74,7 +74,7 @@ void attend_stored(Core& core, std::size_t layer, std::span<const QueryPart> par
         total += rows;
         segments += slot.states[prepared.page_group].segments.size();
     }
-    check_queries(prepared.shape, layer, {q, total, "query rows of all sequences"}, out, visibility, out_stride);
+    check_queries(prepared.shape, layer, q, {total, "query rows of all sequences"}, out, visibility, out_stride);
 
     const Undo trim([&core] { core.scratch().trim(); });
     LedgerVector<StoredRows, Purpose::workspace> runs(LedgerAllocator<StoredRows, Purpose::workspace>(core.ledger()));

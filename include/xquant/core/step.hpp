@@ -60,7 +60,7 @@ public:
             if (!planned) list_reads(plan, i, has_rows, list, made);
         }
         for (const RowsAndReads& one : list) spans += one.count;
-        attention_.start(prepared, q, visibility, list.size(), spans);
+        attention_.start(prepared, q, visibility, list.size(), spans, row_map());
         for (const RowsAndReads& one : list) {
             const Segment* const reads = planned ? plan_of(one.part, prepared).reads.data() : made.data() + one.begin;
             attention_.add(one.rows, {reads, one.count},
@@ -205,12 +205,14 @@ private:
         const MatrixView& x = given.of(encoder.source);
         const std::size_t d = encoder.input;
         const std::size_t inner = backend::project_scratch(d, encoder.width, rows);
-        const std::size_t copied = x.type == DType::f32 ? 0 : rows * d;
+        const RowMap map = row_map();
+        const bool as_they_lie = x.type == DType::f32 && map.neighbours(first, rows) == rows;
+        const std::size_t copied = as_they_lie ? 0 : rows * d;
         ScratchPool::Loan scratch(core_->scratch(), inner + copied);
-        backend::Matrix input{static_cast<const float*>(x.row(first)), rows, d, x.stride};
+        backend::Matrix input{static_cast<const float*>(x.row(map.row_of(first))), rows, d, x.stride};
         if (copied > 0) {
             float* const copy = scratch.data() + inner;
-            for (std::size_t i = 0; i < rows; ++i) load_row(x.row(first + i), x.type, d, copy + i * d);
+            for (std::size_t i = 0; i < rows; ++i) load_row(x.row(map.row_of(first + i)), x.type, d, copy + i * d);
             input = {copy, rows, d, d};
         }
         std::array<std::int64_t, project_step> lags{};
@@ -238,8 +240,10 @@ private:
                 bool good = true;
                 for (std::size_t c = 0; c < width; ++c) good &= fits_f16(rows[row * width + c]);
                 if (good) continue;
-                raise_value(layer, row, given ? "append_kv" : "append", ", layer ", layer, ": row ", row,
-                            " of the step is not finite, or beyond f16's 65504 once projected");
+                const std::size_t at = row_map().row_of(row);
+                raise_value(layer, at, given ? "append_kv" : "append", ", layer ", layer, ": row ", at,
+                            named_.empty() ? " of the step" : " of the matrix",
+                            " is not finite, or beyond f16's 65504 once projected");
             }
         }
     }

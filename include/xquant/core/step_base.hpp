@@ -7,17 +7,11 @@
 
 #include <xquant/core/accumulate.hpp>
 #include <xquant/core/core.hpp>
+#include <xquant/core/step_rows.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
-
-/// The new rows of one sequence in a step.
-struct QueryRows {
-    std::size_t first_row = 0;  ///< of the step's rows
-    std::size_t rows = 0;
-    std::int64_t first_position = 0;
-};
 
 /// A sequence of a step.
 struct StepSequence : QueryRows {
@@ -32,30 +26,6 @@ inline void commit_plan(SequenceState& state, StepPlan& plan) noexcept {
     state.next_position = plan.next_position;
 }
 
-/// Queries that are to be [rows, H * Dh]; `rows_are` says in words what the rows are.
-struct GivenQueries {
-    const MatrixView& q;
-    std::size_t rows;
-    const char* rows_are;
-};
-
-/// Throws shape_error unless q and out are [rows, H * Dh] and the visibility is one. Sets out_stride where it is 0.
-inline void check_queries(const LayerShape& shape, std::size_t layer, const GivenQueries& of, const float* out,
-                          Visibility visibility, std::size_t& out_stride) {
-    const MatrixView& q = of.q;
-    const std::size_t width = shape.heads * shape.head_dim;
-    if (out_stride == 0) out_stride = width;
-    expects(q.rows == of.rows && q.cols == width && !q.empty() && q.stride >= q.cols, "attend, layer ", layer,
-            ": q is ", q, "; expected [", of.rows_are, ", heads * head_dim] = ", Shape{of.rows, width});
-    expects(q.type <= DType::bf16, "attend, layer ", layer, ": q has elements of an unknown type, ",
-            static_cast<int>(q.type));
-    expects(out != nullptr, "attend, layer ", layer, ": out is null");
-    expects(visibility <= Visibility::whole, "attend, layer ", layer, ": the visibility is ",
-            static_cast<int>(visibility), "; expected Visibility::causal or Visibility::whole");
-    expects(out_stride >= width, "attend, layer ", layer, ": out_stride is ", out_stride, "; a row of out has ", width,
-            " floats");
-}
-
 /// The part of a step that does not depend on the backend. Destroying a step without commit leaves the cache as it was.
 class StepBase {
 public:
@@ -64,8 +34,10 @@ public:
           parts_(std::move(other.parts_)),
           plans_(std::move(other.plans_)),
           tree_(std::move(other.tree_)),
+          named_(std::move(other.named_)),
           sums_(std::move(other.sums_)),
           total_(other.total_),
+          rows_given_(other.rows_given_),
           next_(other.next_),
           begun_(other.begun_),
           rows_refused_(other.rows_refused_),
@@ -161,6 +133,7 @@ protected:
         parts_.reserve(parts.size());
         plans_.reserve(parts.size() * core.page_groups());
         list_tree(parts);
+        if (!parts.front().rows.empty()) rows_given_ = list_named_rows(core.ledger(), parts, named_);
         for (const StepPart& part : parts) {
             Slot& slot = core.find(part.sequence);
             add(slot, part.tokens, !part.parents.empty());
@@ -218,8 +191,10 @@ protected:
             prepared.takes_keys_and_values() == given, verb, ": layer ", layer, " takes ",
             given ? "X, as Layer::input says: call append" : "K and V, as Layer::input says: call append_kv");
         const auto check = [&](const MatrixView& m, const char* name, std::size_t width, const char* letters) {
-            expects(m.rows == total_ && m.cols == width && !m.empty() && m.stride >= m.cols, verb, ", layer ", layer,
-                    ": ", name, " is ", m, "; expected [tokens of the step, ", letters, "] = ", Shape{total_, width});
+            const RowsAsked asked = rows_asked();
+            expects(asked.fit(m) && m.cols == width && !m.empty() && m.stride >= m.cols, verb, ", layer ", layer, ": ",
+                    name, " is ", m, "; expected [", asked.are, ", ", letters, "] = ", Shape{asked.rows, width},
+                    asked.more());
             expects(m.type <= DType::bf16, verb, ", layer ", layer, ": ", name, " has elements of an unknown type, ",
                     static_cast<int>(m.type));
         };
@@ -249,13 +224,20 @@ protected:
                              "; attend to it before the next layer is appended");
         expects<state_error>(visibility != Visibility::whole || tree_.empty(), "attend, layer ", layer,
                              ": new tokens of the step are a tree, which Visibility::causal alone serves");
-        check_queries(prepared.shape, layer, {q, total_, "tokens of the step"}, out, visibility, out_stride);
+        check_queries(prepared.shape, layer, q, rows_asked(), out, visibility, out_stride);
         return prepared;
     }
 
     [[nodiscard]] const StepPlan& plan_of(std::size_t part, const PreparedLayer& layer) const noexcept {
         return plans_[part * core_->page_groups() + layer.page_group];
     }
+
+    /// The rows that matrices of the step have.
+    [[nodiscard]] RowsAsked rows_asked() const noexcept {
+        if (named_.empty()) return {total_, "tokens of the step"};
+        return {rows_given_, "rows up to the last that StepPart::rows name", true};
+    }
+    [[nodiscard]] RowMap row_map() const noexcept { return {{named_.data(), named_.size()}}; }
 
     template <class T>
     LedgerAllocator<T, Purpose::workspace> allocator() {
@@ -266,12 +248,14 @@ protected:
     Work<StepSequence> parts_;
     Plans plans_;         ///< [parts][page_groups]
     Work<TreeRow> tree_;  ///< of all rows of the step, if some part is a tree; else empty
+    NamedRows named_;     ///< of all rows of the step, if its parts name them; else empty
     Accumulators sums_;
-    std::size_t total_ = 0;      ///< rows
-    std::size_t next_ = 0;       ///< layer to be appended
-    bool begun_ = false;         ///< the sequences are marked
-    bool rows_refused_ = false;  ///< the step's own rows are those of an append that failed, not of the layer before
-    bool lost_ = false;          ///< append was left by an exception when rows were partly stored
+    std::size_t total_ = 0;       ///< rows
+    std::size_t rows_given_ = 0;  ///< rows that matrices have at least, where parts name them
+    std::size_t next_ = 0;        ///< layer to be appended
+    bool begun_ = false;          ///< the sequences are marked
+    bool rows_refused_ = false;   ///< the step's own rows are those of an append that failed, not of the layer before
+    bool lost_ = false;           ///< append was left by an exception when rows were partly stored
 
 private:
     explicit StepBase(Core& core)
@@ -279,6 +263,7 @@ private:
           parts_(LedgerAllocator<StepSequence, Purpose::workspace>(core.ledger())),
           plans_(LedgerAllocator<StepPlan, Purpose::workspace>(core.ledger())),
           tree_(LedgerAllocator<TreeRow, Purpose::workspace>(core.ledger())),
+          named_(LedgerAllocator<NamedRow, Purpose::workspace>(core.ledger())),
           sums_(core) {}
 
     void check_parts(std::span<const StepPart> parts) const {
@@ -295,6 +280,12 @@ private:
                     "begin: a step adds fewer than 2^31 tokens; entry ", i, " of the list asks for ", parts[i].tokens,
                     " after ", total, " others");
             check_parents(parts[i], i);
+            const std::size_t rows = parts[i].rows.size();
+            expects((rows == 0) == parts[0].rows.empty(), "begin: sequence ", i, " of the list names ",
+                    rows == 0 ? "no rows" : "rows", ", and sequence 0 names ", rows == 0 ? "some" : "none",
+                    "; all parts of a step name rows, or none does");
+            expects(rows == 0 || rows == parts[i].tokens, "begin: ", rows, " rows for the ", parts[i].tokens,
+                    " tokens of sequence ", i, " of the list; expected one for each, or none");
             const std::int64_t next = slot.states.front().next_position + static_cast<std::int64_t>(parts[i].tokens);
             expects(next < largest_position, "begin: ", parts[i].tokens, " tokens would take sequence ", i,
                     " of the list to position ", next, "; positions stay below 2^48");
@@ -352,6 +343,7 @@ private:
         free_list(parts_);
         free_list(plans_);
         free_list(tree_);
+        free_list(named_);
         sums_.close();
         core_->scratch().trim();
         core_ = nullptr;

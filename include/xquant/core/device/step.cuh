@@ -119,6 +119,7 @@ private:
         expects<state_error>(!state_->busy,
                              "begin: a device runs one step of a cache at a time, and another one is under way");
         expects<state_error>(tree_.empty(), "begin: a device does not serve StepPart::parents");
+        expects<state_error>(named_.empty(), "begin: a device does not serve StepPart::rows");
         page_groups_ = tables().make(total_);
         // From here on nothing throws.
         begin();

@@ -21,7 +21,7 @@ double error_of(const std::vector<double>& exact, const std::vector<float>& foun
     double largest = 0, off = exact.size() == found.size() ? 0 : 1e9;
     for (std::size_t i = 0; i < std::min(exact.size(), found.size()); ++i) {
         largest = std::max(largest, std::abs(exact[i]));
-        off = std::max(off, std::abs(exact[i] - static_cast<double>(found[i])));
+        off = std::max(off, test::distance_to(exact[i], found[i]));
     }
     return off / largest;
 }

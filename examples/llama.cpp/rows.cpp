@@ -8,6 +8,7 @@
 #include <span>
 #include <stdexcept>
 
+#include "error.hpp"
 #include "llama-cparams.h"
 #include "llama-impl.h"
 #include "llama-io.h"
@@ -158,8 +159,8 @@ Model Rows::described() const {
 
 void Rows::make_cache() {
     if (layers_.size() != own_layers_.size()) {
-        throw std::runtime_error("the graph has attention in " + std::to_string(layers_.size()) + " layers; expected " +
-                                 std::to_string(own_layers_.size()));
+        fail("the graph has attention in " + std::to_string(layers_.size()) + " layers; expected " +
+             std::to_string(own_layers_.size()));
     }
     Model model = described();
     std::vector<std::pair<std::vector<float>, std::vector<float>>> weights;  // while the cache is made
@@ -191,11 +192,11 @@ bool Rows::prepare() {
     try {
         if (!cache_) make_cache();
         if (!cparams_.causal_attn && model_.hparams.non_causal_type == LLAMA_NON_CAUSAL_TYPE_SWA_FULL) {
-            throw std::runtime_error("a batch that is not causal, and whose tokens see each other beyond the window");
+            fail("a batch that is not causal, and whose tokens see each other beyond the window");
         }
         return true;
     } catch (const std::exception& error) {
-        LLAMA_LOG_ERROR("xquant: %s\n", error.what());
+        LLAMA_LOG_ERROR("%s\n", error.what());
         return false;
     }
 }
@@ -225,8 +226,8 @@ bool Rows::begin(const llama_ubatch& ubatch) {
                 const auto& positions = addition.positions;
                 for (std::size_t i = 1; i < positions.size(); ++i) {
                     if (positions[i] == positions[i - 1] + 1) continue;
-                    throw std::runtime_error("position " + std::to_string(positions[i]) + " follows position " +
-                                             std::to_string(positions[i - 1]) + " in a batch; expected the next one");
+                    fail("position " + std::to_string(positions[i]) + " follows position " +
+                         std::to_string(positions[i - 1]) + " in a batch; expected the next one");
                 }
                 cache_->set_next_position(sequence, positions.front());
             }
@@ -235,14 +236,14 @@ bool Rows::begin(const llama_ubatch& ubatch) {
         step_.emplace(cache_->begin(parts));
         return true;
     } catch (const std::exception& error) {
-        LLAMA_LOG_ERROR("xquant: %s\n", error.what());
+        LLAMA_LOG_ERROR("%s\n", error.what());
         return false;
     }
 }
 
 void Rows::store(ggml_tensor* out, const Place& place) {
     if (!unusable_.empty()) throw std::runtime_error(unusable_);
-    if (!step_) throw std::runtime_error("a graph runs without a batch");
+    if (!step_) fail("a graph runs without a batch");
     if (place.stores) {
         const MatrixView first = batch_.rows(out->src[1], inputs_[0]);
         if (settings_.input == LayerInput::x) {
@@ -294,7 +295,7 @@ bool Rows::finish(bool computed) {
             }
         }
     } catch (const std::exception& error) {
-        LLAMA_LOG_ERROR("xquant: %s\n", error.what());
+        LLAMA_LOG_ERROR("%s\n", error.what());
         computed = false;
     }
     step_.reset();
@@ -431,8 +432,8 @@ void Rows::read(llama_io_read_i& from, llama_seq_id id) {
     std::uint64_t count = 0;
     from.read(&count, sizeof count);
     if (count > kept_.size() || (id >= 0 && count > 1)) {
-        throw std::runtime_error("xquant: the state has " + std::to_string(count) + " sequences; expected at most " +
-                                 std::to_string(id >= 0 ? 1 : kept_.size()));
+        fail("the state has " + std::to_string(count) + " sequences; expected at most " +
+             std::to_string(id >= 0 ? 1 : kept_.size()));
     }
     std::vector<std::pair<std::size_t, std::vector<llama_pos>>> all;
     for (std::uint64_t i = 0; i < count; ++i) {
@@ -440,10 +441,9 @@ void Rows::read(llama_io_read_i& from, llama_seq_id id) {
         from.read(about, sizeof about);
         const std::size_t s = id >= 0 ? static_cast<std::size_t>(id) : about[0];
         if (s >= kept_.size() || about[1] > cparams_.n_ctx_seq) {
-            throw std::runtime_error("xquant: the state has " + std::to_string(about[1]) + " tokens of sequence " +
-                                     std::to_string(s) + "; the context has room for " +
-                                     std::to_string(cparams_.n_ctx_seq) + " tokens of each of " +
-                                     std::to_string(kept_.size()));
+            fail("the state has " + std::to_string(about[1]) + " tokens of sequence " + std::to_string(s) +
+                 "; the context has room for " + std::to_string(cparams_.n_ctx_seq) + " tokens of each of " +
+                 std::to_string(kept_.size()));
         }
         auto& positions = all.emplace_back(s, std::vector<llama_pos>(about[1])).second;
         from.read(positions.data(), positions.size() * sizeof(llama_pos));
@@ -456,7 +456,7 @@ void Rows::read(llama_io_read_i& from, llama_seq_id id) {
     for (std::size_t i = 0; i < all.size(); ++i) {
         if (i < loaded.sequences.size() && cache_->size(loaded.sequences[i]) == all[i].second.size()) continue;
         for (const Sequence sequence : loaded.sequences) cache_->drop(sequence);
-        throw std::runtime_error("xquant: the state lists other sequences than it has");
+        fail("the state lists other sequences than it has");
     }
     if (id >= 0)
         forget(kept_.at(static_cast<std::size_t>(id)));

@@ -2,7 +2,7 @@
 //
 //     xquant-run xquant-llama-compare f16 models/*.gguf
 //
-// Each model goes through five small plays (below), with random tokens: over llama.cpp's cache in f32, which is the
+// Each model goes through six small plays (below), with random tokens: over llama.cpp's cache in f32, which is the
 // truth here, over its f16 cache, and over xquant's scheme. A line a model: the normalized squared error of all logits
 // for both, the rows whose most likely token is the truth's, and each play with the ratio of the errors. A play that
 // llama.cpp itself does not get through is left out.
@@ -29,8 +29,9 @@
 
 namespace {
 
-enum class Play { decode, erase, copy, couple, restore };
-constexpr std::initializer_list<Play> plays{Play::decode, Play::erase, Play::copy, Play::couple, Play::restore};
+enum class Play { decode, erase, copy, couple, restore, whole };
+constexpr std::initializer_list<Play> plays{Play::decode, Play::erase,   Play::copy,
+                                            Play::couple, Play::restore, Play::whole};
 
 const char* name_of(Play play) {
     switch (play) {
@@ -42,8 +43,10 @@ const char* name_of(Play play) {
             return "copy";
         case Play::couple:
             return "couple";
-        default:
+        case Play::restore:
             return "restore";
+        default:
+            return "whole";
     }
 }
 
@@ -163,6 +166,13 @@ bool Player::run(bool shift) {
         llama_memory_seq_rm(memory(), 1, -1, -1);
         llama_memory_seq_cp(memory(), 0, 1, -1, -1);
         go_on(104, 4, {0, 1});
+    }
+    if (play_ == Play::whole) {  // tokens that see each other, as those of an image do
+        llama_set_causal_attn(context_.get(), false);
+        for (int t = 0; t < 30; ++t) add(104 + t, {0});
+        decode();
+        llama_set_causal_attn(context_.get(), true);
+        go_on(134, 4, {0});
     }
     if (play_ == Play::restore) {
         std::vector<std::uint8_t> state(llama_state_seq_get_size(context_.get(), 0));

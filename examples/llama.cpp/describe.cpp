@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <stdexcept>
 
+#include "error.hpp"
 #include "llama-hparams.h"
 #include "rope.hpp"
 #include "weights.hpp"
@@ -97,9 +97,7 @@ void describe_scores(Description& out, const llm_graph_context& graph, const Att
 
 }  // namespace
 
-void refuse(int il, const std::string& what) {
-    throw std::runtime_error("xquant: layer " + std::to_string(il) + ": " + what);
-}
+void refuse(int il, const std::string& what) { fail("layer " + std::to_string(il) + ": " + what); }
 
 Description describe(const llm_graph_context& graph, const AttentionArguments& a, const Settings& settings, bool data) {
     if (a.kq_b != nullptr) refuse(a.il, "a bias of the scores");

@@ -7,6 +7,7 @@
 #include <span>
 #include <stdexcept>
 
+#include "error.hpp"
 #include "llama-cparams.h"
 #include "llama-impl.h"
 #include "llama-io.h"
@@ -160,8 +161,8 @@ Model Rows::described() const {
 
 void Rows::make_cache() {
     if (layers_.size() != own_layers_.size()) {
-        throw std::runtime_error("the graph has attention in " + std::to_string(layers_.size()) + " layers; expected " +
-                                 std::to_string(own_layers_.size()));
+        fail("the graph has attention in " + std::to_string(layers_.size()) + " layers; expected " +
+             std::to_string(own_layers_.size()));
     }
     Model model = described();
     std::vector<std::pair<std::vector<float>, std::vector<float>>> weights;  // while the cache is made
@@ -193,11 +194,11 @@ bool Rows::prepare() {
     try {
         if (!cache_) make_cache();
         if (!cparams_.causal_attn && model_.hparams.non_causal_type == LLAMA_NON_CAUSAL_TYPE_SWA_FULL) {
-            throw std::runtime_error("a batch that is not causal, and whose tokens see each other beyond the window");
+            fail("a batch that is not causal, and whose tokens see each other beyond the window");
         }
         return true;
     } catch (const std::exception& error) {
-        LLAMA_LOG_ERROR("xquant: %s\n", error.what());
+        LLAMA_LOG_ERROR("%s\n", error.what());
         return false;
     }
 }
@@ -247,8 +248,8 @@ bool Rows::begin(const llama_ubatch& ubatch) {
                 const auto& positions = addition.positions;
                 for (std::size_t i = 1; i < positions.size(); ++i) {
                     if (positions[i] == positions[i - 1] + 1) continue;
-                    throw std::runtime_error("position " + std::to_string(positions[i]) + " follows position " +
-                                             std::to_string(positions[i - 1]) + " in a batch; expected the next one");
+                    fail("position " + std::to_string(positions[i]) + " follows position " +
+                         std::to_string(positions[i - 1]) + " in a batch; expected the next one");
                 }
                 cache_->set_next_position(sequence, positions.front());
             }
@@ -257,14 +258,14 @@ bool Rows::begin(const llama_ubatch& ubatch) {
         step_.emplace(cache_->begin(parts));
         return true;
     } catch (const std::exception& error) {
-        LLAMA_LOG_ERROR("xquant: %s\n", error.what());
+        LLAMA_LOG_ERROR("%s\n", error.what());
         return false;
     }
 }
 
 void Rows::store(ggml_tensor* out, const Place& place) {
     if (!unusable_.empty()) throw std::runtime_error(unusable_);
-    if (!step_) throw std::runtime_error("a graph runs without a batch");
+    if (!step_) fail("a graph runs without a batch");
     if (place.stores) {
         const MatrixView first = batch_.rows(out->src[1], inputs_[0]);
         if (settings_.input == LayerInput::x) {
@@ -316,7 +317,7 @@ bool Rows::finish(bool computed) {
             }
         }
     } catch (const std::exception& error) {
-        LLAMA_LOG_ERROR("xquant: %s\n", error.what());
+        LLAMA_LOG_ERROR("%s\n", error.what());
         computed = false;
     }
     step_.reset();
@@ -455,7 +456,7 @@ void Rows::read(llama_io_read_i& from, llama_seq_id id) {
     step_.reset();
     std::uint64_t head = 0;
     from.read(&head, sizeof head);
-    if (head != no_tokens && head != some_tokens) throw std::runtime_error("xquant: this is no state of its caches");
+    if (head != no_tokens && head != some_tokens) fail("this is no state of these caches");
     Loaded loaded;
     if (head == some_tokens) {
         if (!cache_) make_cache();
@@ -485,23 +486,21 @@ std::vector<std::pair<std::size_t, std::vector<llama_pos>>> Rows::listed(const L
     std::size_t at = 0;
     const auto get = [&](auto* values, std::size_t count) {
         const std::size_t bytes = count * sizeof *values;
-        if (bytes > note.size() - at) throw std::runtime_error("xquant: the state lists other tokens than it has");
+        if (bytes > note.size() - at) fail("the state lists other tokens than it has");
         std::copy_n(note.data() + at, bytes, reinterpret_cast<char*>(values));
         at += bytes;
     };
     if (id >= 0 && loaded.sequences.size() > 1) {
-        throw std::runtime_error("xquant: the state has " + std::to_string(loaded.sequences.size()) +
-                                 " sequences; expected one");
+        fail("the state has " + std::to_string(loaded.sequences.size()) + " sequences; expected one");
     }
     for (const Sequence sequence : loaded.sequences) {
         std::uint32_t about[2];
         get(about, 2);
         const std::size_t s = id >= 0 ? static_cast<std::size_t>(id) : about[0];
         if (s >= kept_.size() || about[1] > cparams_.n_ctx_seq || about[1] != cache_->size(sequence)) {
-            throw std::runtime_error("xquant: the state has " + std::to_string(about[1]) + " tokens of sequence " +
-                                     std::to_string(s) + "; the context has room for " +
-                                     std::to_string(cparams_.n_ctx_seq) + " tokens of each of " +
-                                     std::to_string(kept_.size()));
+            fail("the state has " + std::to_string(about[1]) + " tokens of sequence " + std::to_string(s) +
+                 "; the context has room for " + std::to_string(cparams_.n_ctx_seq) + " tokens of each of " +
+                 std::to_string(kept_.size()));
         }
         auto& positions = all.emplace_back(s, std::vector<llama_pos>(about[1])).second;
         get(positions.data(), positions.size());

@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <stdexcept>
 #include <string>
 
+#include "error.hpp"
 #include "ggml-alloc.h"
 #include "ggml-backend.h"
 #include "ggml-cpp.h"
@@ -25,7 +25,7 @@ std::vector<float> read_rows(const ggml_tensor* weight, std::size_t first, std::
     const auto width = static_cast<std::size_t>(weight->ne[0]);
     const auto* const traits = ggml_get_type_traits(weight->type);
     if (weight->type != GGML_TYPE_F32 && traits->to_float == nullptr) {
-        throw std::runtime_error(std::string("weights of type ") + ggml_type_name(weight->type) + " cannot be read");
+        fail(std::string("weights of type ") + ggml_type_name(weight->type) + " cannot be read");
     }
     std::vector<float> out(count * width);
     std::vector<char> row(weight->nb[1]);
@@ -58,7 +58,7 @@ std::vector<float> multiply_rows(const ggml_tensor* weight, std::size_t first, s
         for (std::size_t j = 0; j < columns; ++j) in[j * width + column + j] = 127;
         ggml_backend_tensor_set(right, in.data(), 0, in.size() * sizeof(float));
         if (ggml_backend_graph_compute(backend.get(), graph) != GGML_STATUS_SUCCESS) {
-            throw std::runtime_error("a product with repacked weights failed");
+            fail("a product with repacked weights failed");
         }
         ggml_backend_tensor_get(product, got.data(), 0, got.size() * sizeof(float));
         for (std::size_t j = 0; j < columns; ++j) {
@@ -84,8 +84,7 @@ std::vector<float> vector_of(const ggml_tensor* vector, std::size_t first, std::
         return {at, at + static_cast<std::ptrdiff_t>(count)};
     }
     if (vector->type != GGML_TYPE_F32) {
-        throw std::runtime_error(std::string(vector->name) + " is of type " + ggml_type_name(vector->type) +
-                                 "; expected f32");
+        fail(std::string(vector->name) + " is of type " + ggml_type_name(vector->type) + "; expected f32");
     }
     std::vector<float> out(count);
     ggml_backend_tensor_get(vector, out.data(), first * sizeof(float), count * sizeof(float));

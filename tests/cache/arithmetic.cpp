@@ -14,6 +14,7 @@
 #include "support/feed.hpp"
 #include "support/flush.hpp"
 #include "support/model.hpp"
+#include "support/oracle.hpp"
 
 using namespace xquant;
 using test::complaint;
@@ -105,7 +106,7 @@ TEST_CASE("caches of every scheme store and answer the same where subnormal floa
         double worst = 0, largest = 0;
         for (std::size_t layer = 0; layer < outputs[0].size(); ++layer) {
             for (std::size_t i = 0; i < outputs[0][layer].size(); ++i) {
-                worst = std::max(worst, std::abs(double{outputs[0][layer][i]} - double{outputs[1][layer][i]}));
+                worst = std::max(worst, test::distance_to(double{outputs[0][layer][i]}, outputs[1][layer][i]));
                 largest = std::max(largest, std::abs(double{outputs[0][layer][i]}));
             }
         }

@@ -54,7 +54,7 @@ double largest_error(const std::vector<std::vector<double>>& exact, const test::
     double worst = 0;
     for (std::size_t layer = 0; layer < found.size(); ++layer) {
         for (std::size_t i = 0; i < found[layer].size(); ++i) {
-            worst = std::max(worst, std::abs(exact[layer][i] - static_cast<double>(found[layer][i])));
+            worst = std::max(worst, test::distance_to(exact[layer][i], found[layer][i]));
         }
     }
     return worst;

@@ -191,7 +191,7 @@ TEST_CASE("exact rows of K and V give the attention of their formulas, whatever 
         step.attend(0, MatrixView(rows.q.data(), 40, width), out.data());
         step.commit();
         double worst = 0;
-        for (std::size_t i = 0; i < out.size(); ++i) worst = std::max(worst, std::abs(double{out[i]} - expected[i]));
+        for (std::size_t i = 0; i < out.size(); ++i) worst = std::max(worst, test::distance_to(expected[i], out[i]));
         CHECK(worst < tolerance);
     };
     for (const std::size_t layer : {0U, 1U}) {
@@ -233,7 +233,7 @@ TEST_CASE("keys that were handed over after RoPE move exactly") {
     const std::vector<float> x = feed(*moved, a, kept, 39, 1), y = feed(*fresh, b, kept, 39, 1);
     double worst = 0, largest = 0;
     for (std::size_t i = 0; i < width; ++i) {
-        worst = std::max(worst, std::abs(double{x[i]} - double{y[i]}));
+        worst = std::max(worst, test::distance_to(double{x[i]}, y[i]));
         largest = std::max(largest, std::abs(double{y[i]}));
     }
     CHECK(largest > 0.1);
@@ -363,7 +363,7 @@ TEST_CASE("levels are learnt from rows of K beside V") {
     double worst = 0;
     for (std::size_t layer = 0; layer < 2; ++layer) {
         for (std::size_t i = 0; i < u.out[layer].size(); ++i) {
-            worst = std::max(worst, std::abs(double{u.out[layer][i]} - double{w.out[layer][i]}));
+            worst = std::max(worst, test::distance_to(double{u.out[layer][i]}, w.out[layer][i]));
         }
     }
     CHECK(worst < 0.02);

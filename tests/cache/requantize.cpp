@@ -10,6 +10,7 @@
 #include "support/feed.hpp"
 #include "support/format.hpp"
 #include "support/model.hpp"
+#include "support/oracle.hpp"
 #include "support/tolerance.hpp"
 
 using namespace xquant;
@@ -68,7 +69,7 @@ std::vector<float> coded(const std::vector<float>& rows, std::size_t width) {
 double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
     double worst = a.size() == b.size() ? 0 : HUGE_VAL;
     for (std::size_t i = 0; i < a.size() && i < b.size(); ++i)
-        worst = std::max(worst, std::abs(double{a[i]} - double{b[i]}));
+        worst = std::max(worst, test::distance_to(double{a[i]}, b[i]));
     return worst;
 }
 

@@ -10,6 +10,7 @@
 
 #include "support/catch.hpp"
 #include "support/model.hpp"
+#include "support/oracle.hpp"
 
 using namespace xquant;
 
@@ -60,9 +61,9 @@ std::vector<std::vector<float>> remembered(const Model& model, const std::vector
 }
 
 float largest_error(const std::vector<float>& a, const std::vector<float>& b) {
-    float worst = 0;
-    for (std::size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
-    return worst;
+    double worst = 0;
+    for (std::size_t i = 0; i < a.size(); ++i) worst = std::max(worst, test::distance_to(double{a[i]}, b[i]));
+    return static_cast<float>(worst);
 }
 
 /// Half a step of a quantizer of `bits` over x - below, f16 rounding of scale and zero added.

@@ -7,6 +7,7 @@
 
 #include "support/catch.hpp"
 #include "support/model.hpp"
+#include "support/oracle.hpp"
 
 using namespace xquant;
 
@@ -70,9 +71,11 @@ void run(Cache& cache, std::vector<Feed*> feeds, std::size_t n, bool commit = tr
 }
 
 float largest_error(const std::vector<float>& a, const std::vector<float>& b) {
-    float worst = a.size() == b.size() ? 0.0F : 1e9F;
-    for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
-    return worst;
+    double worst = a.size() == b.size() ? 0 : 1e9;
+    for (std::size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+        worst = std::max(worst, test::distance_to(double{a[i]}, b[i]));
+    }
+    return static_cast<float>(worst);
 }
 
 constexpr std::size_t steps[] = {1, 7, 130, 1, 64, 100};

@@ -170,7 +170,9 @@ def compile_file(path, arguments):
 
 def plan(found):
     """(file, text, blocks) of every file to compile; says what is not compiled."""
-    examples = {path.read_text(encoding="utf-8"): path.relative_to(ROOT) for path in (ROOT / "examples").glob("*.cpp")}
+    # llama.cpp is a folder.
+    files = [path for path in (ROOT / "examples").glob("*.cpp") if path.is_file()]
+    examples = {path.read_text(encoding="utf-8"): path.relative_to(ROOT) for path in files}
     blocks = [block for blocks in found.values() for block in blocks]
     for block in blocks:
         where = f"{block.page}:{block.line}"

@@ -27,7 +27,7 @@ double worst_logit(const Model& model, AttentionCache& cache, const std::vector<
         model.logits(hidden.data(), n, logits.data(), pool);
         for (std::size_t t = 0; t < n; ++t)
             for (std::size_t i = 0; i < V; ++i)
-                worst = std::max(worst, std::abs(static_cast<double>(logits[t * V + i]) - expected[at + t][i]));
+                worst = std::max(worst, test::distance_to(expected[at + t][i], logits[t * V + i]));
     }
     return worst;
 }

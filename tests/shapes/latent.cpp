@@ -8,6 +8,7 @@
 
 #include "support/catch.hpp"
 #include "support/model.hpp"
+#include "support/oracle.hpp"
 
 using namespace xquant;
 
@@ -135,7 +136,7 @@ double error_of(const LatentModel& m, const Options& options) {
     double largest = 0, worst = 0;
     for (std::size_t i = 0; i < exact.size(); ++i) {
         largest = std::max(largest, std::abs(exact[i]));
-        worst = std::max(worst, std::abs(exact[i] - static_cast<double>(out[i])));
+        worst = std::max(worst, test::distance_to(exact[i], out[i]));
     }
     return worst / largest;
 }

@@ -11,9 +11,10 @@
 
 namespace test {
 
-/// How far an answer is off. One that is not finite is far off: std::max(worst, NaN) is `worst`.
+/// How far an answer is off. What is not finite is far off: std::max(worst, NaN) is `worst`.
 inline double distance_to(double exact, float found) {
-    return std::isfinite(found) ? std::abs(exact - double{found}) : 1e9;
+    const double off = std::abs(exact - double{found});
+    return std::isfinite(off) ? off : 1e9;
 }
 
 /// Turns a head [Dh] of a token by its position.

@@ -196,6 +196,10 @@ bool Rows::prepare() {
         if (!cparams_.causal_attn && model_.hparams.non_causal_type == LLAMA_NON_CAUSAL_TYPE_SWA_FULL) {
             fail("a batch that is not causal, and whose tokens see each other beyond the window");
         }
+        for (const auto& [il, description] : layers_) {
+            if (cparams_.causal_attn || description.layer.alibi_slopes == nullptr) continue;
+            refuse(il, "a batch that is not causal, and ALiBi, which llama.cpp lets fall to both sides");
+        }
         return true;
     } catch (const std::exception& error) {
         LLAMA_LOG_ERROR("%s\n", error.what());

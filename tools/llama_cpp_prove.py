@@ -177,7 +177,7 @@ def speed(engine, options):
         for threads in options.threads:
             for depth in options.depths:
                 for name, scheme, arguments in caches:
-                    if depth >= options.deep and (name in ("f16", "kivi4") or threads != min(options.threads)):
+                    if depth >= options.deep and (name not in options.deep_caches or threads != min(options.threads)):
                         continue
                     run = ["-m", options.model, "-t", threads, "-d", depth, "-r", options.repetitions, "-n", options.tokens]
                     run += ["-p", 0 if depth >= options.deep else 512, "-o", "json", *arguments]
@@ -273,7 +273,9 @@ def main():
     parser.add_argument("--schemes", default=",".join(SCHEMES), help="default %(default)s")
     parser.add_argument("--contexts", default="1024x4", type=contexts, help="CONTEXTxCHUNKS,..., default 1024x4")
     parser.add_argument("--depths", default="0,4096,16384", type=numbers)
-    parser.add_argument("--deep", default=16384, type=int, help="from this depth on one thread count, decoding alone, fewer caches")
+    parser.add_argument("--deep", default=16384, type=int, help="from this depth on decoding alone, one thread count, --deep-caches")
+    deep = "llama.cpp f16,llama.cpp q8_0,llama.cpp q4_0,kv8,kv4,gqa4"
+    parser.add_argument("--deep-caches", default=deep, type=lambda text: text.split(","), help="default %(default)s")
     parser.add_argument("--threads", default="1,2", type=numbers)
     parser.add_argument("--rounds", default=3, type=int)
     parser.add_argument("--repetitions", default=2, type=int, help="of llama-bench within a run")

@@ -83,11 +83,11 @@ public:
         ///                 returns. On a device: device memory, read when the device gets there.
         /// @param threads  runs the tasks (executor.hpp); the answer does not depend on it. Ignored on a device.
         ///
-        /// Throws shape_error, state_error (also for a layer that takes K and V) and, before anything is stored,
-        /// value_error for rows that are not finite or beyond f16's 65504 once projected (take_bad_rows() on a device):
-        /// the layer can be appended again, with other rows. The layer before it cannot be attended to until then,
-        /// since the step holds the rows of one layer. std::bad_alloc, budget_error (of the workspace), or what the
-        /// executor throws: the step can only be destroyed; the cache is as it was.
+        /// Throws shape_error, state_error (also for a layer that takes K and V, or reads another one's rows) and,
+        /// before anything is stored, value_error for rows that are not finite or beyond f16's 65504 once projected
+        /// (take_bad_rows() on a device): the layer can be appended again, with other rows. The layer before it cannot
+        /// be attended to until then, since the step holds the rows of one layer. std::bad_alloc, budget_error (of the
+        /// workspace), or what the executor throws: the step can only be destroyed; the cache is as it was.
         /// Cost: n R D products for a stream of R channels that has a matrix, and encoding.
         void append(std::size_t layer, const MatrixView& x, ExecutorRef threads = serial);
 

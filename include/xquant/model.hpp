@@ -125,6 +125,16 @@ struct Layer {
     /// What the engine hands over. With K and V, a layer needs no weights, no width and no `mean`, but for latents of a
     /// head (HeadSvd), which read w_k, b_k, b_v and k_norm; `calibration` is then [n, 2 Hkv Dh], K beside V.
     LayerInput input = LayerInput::x;
+    /// No layer: rows_of of a layer that stores rows of its own.
+    static constexpr std::size_t itself = static_cast<std::size_t>(-1);
+    /// A layer before this one, with rows of its own, whose stored rows this one reads by its own weights and rules.
+    /// They are stored once, as in the cross attention of a decoder whose layers all read the encoder's output. The
+    /// engine hands over nothing for this layer. For X stored as it is or rotated (Plain, Rotated), of the same width;
+    /// `mean` and `calibration` are those of the other layer, whatever is given here. Not on a device.
+    std::size_t rows_of = itself;
+
+    /// Whether the layer reads rows that another one stores.
+    [[nodiscard]] constexpr bool borrows() const noexcept { return rows_of != itself; }
 
     /// The most tokens that a query sees, itself included: `window` or `chunk`; 0: all up to its own.
     [[nodiscard]] constexpr std::size_t reach() const noexcept { return window > 0 ? window : chunk; }
@@ -235,6 +245,31 @@ inline void check_form(const Layer& layer, std::size_t index) {
             "; expected 2^48 or less, or 0, which means that there are no chunks");
     expects(layer.window == 0 || layer.chunk == 0, "layer ", index, ": window is ", layer.window, " and chunk is ",
             layer.chunk, "; at most one of them may be set");
+}
+
+/// Throws shape_error if a layer names rows that it cannot read.
+inline void check_borrowing(const Model& model, std::size_t index) {
+    const Layer& layer = model.layers[index];
+    if (!layer.borrows()) return;
+    expects(layer.rows_of < index, "layer ", index, ": rows_of is ", layer.rows_of,
+            "; expected a layer before it, or Layer::itself");
+    const Layer& from = model.layers[layer.rows_of];
+    expects(!from.borrows(), "layer ", index, ": rows_of is ", layer.rows_of, ", which reads the rows of layer ",
+            from.rows_of, "; expected a layer with rows of its own");
+    expects(layer.input == LayerInput::x && from.input == LayerInput::x, "layer ", index, ": rows_of is ",
+            layer.rows_of, ", and the engine hands over K and V for one of the two; expected LayerInput::x for both");
+    expects(layer.shape.width == from.shape.width, "layer ", index, ": width is ", layer.shape.width,
+            ", and rows_of names layer ", layer.rows_of, ", whose rows have ", from.shape.width, " channels");
+}
+
+/// A layer as it is prepared: of rows that another layer stores, the mean and the calibration are that layer's.
+inline Layer with_mean_of_rows(const Model& model, std::size_t index) {
+    Layer out = model.layers[index];
+    if (!out.borrows()) return out;
+    const Layer& from = model.layers[out.rows_of];
+    out.mean = from.mean;
+    out.calibration = from.calibration;
+    return out;
 }
 
 /// Throws shape_error if layer `index` of a model cannot be served, value_error if one of its numbers is not finite or

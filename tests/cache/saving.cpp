@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -207,4 +208,41 @@ TEST_CASE("a file that is larger than the memory is mapped") {
     const std::string says = "the file has " + std::to_string(8 * memory) + " bytes, and its header says ";
     CHECK(has(refusal([&] { static_cast<void>(load(*filled.cache, path)); }), says + std::to_string(size)));
     CHECK(has(refusal([&] { static_cast<void>(inspect(path)); }), says + std::to_string(size)));
+}
+
+TEST_CASE("rows that several layers read are saved once, and a file says which layer they are of") {
+    const auto model = [](std::size_t rows_of) {
+        test::Setup setup = test::small_model();
+        setup.model.layers[3].rows_of = rows_of;
+        return setup;
+    };
+    const test::Setup borrowing = model(1), other = model(0), own = model(Layer::itself);
+    const auto make = [](const test::Setup& setup) { return test::scheme("x rotated 3").make(setup.model, {}); };
+    const auto cache = make(borrowing), again = make(borrowing);
+    const std::vector<Sequence> list{cache->create()};
+    {
+        auto step = cache->begin({{list[0], 300}});
+        for (std::size_t layer = 0; layer < 3; ++layer) {
+            const test::Rows rows = test::rows_of(borrowing.model.layers[layer], layer, 1, 0, 300);
+            step.append(layer, MatrixView(rows.x.data(), 300, 24));
+        }
+        step.commit();
+    }
+    std::stringstream file;
+    save(*cache, list, file);
+    CHECK(file.str().size() == saved_bytes(*cache, list));
+    const Loaded loaded = load(*again, file);
+    const test::Rows rows = test::rows_of(borrowing.model.layers[3], 3, 1, 0, 5);
+    std::vector<float> wanted(5 * 32), found(5 * 32);
+    for (std::size_t layer = 0; layer < 4; ++layer) {
+        cache->attend(layer, {{list[0], 5}}, MatrixView(rows.q.data(), 5, 32), wanted.data());
+        again->attend(layer, {{loaded.sequences[0], 5}}, MatrixView(rows.q.data(), 5, 32), found.data());
+        CHECK(wanted == found);
+    }
+    const auto refusal_of = [&](const test::Setup& setup) {
+        std::stringstream copy(file.str());
+        return refusal([&] { static_cast<void>(load(*make(setup), copy)); });
+    };
+    CHECK(refusal_of(own).find("layer 3 has 0 streams there and 1 here") != std::string::npos);
+    CHECK(refusal_of(other).find("layer 3: layer whose rows are read: 1 there, 0 here") != std::string::npos);
 }

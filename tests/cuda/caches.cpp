@@ -224,4 +224,8 @@ TEST_CASE("what a device does not serve is refused when the cache is made") {
     test::Setup chunks({192, 6, 2, 64}, RopePairing::halves, 2);
     chunks.model.layers[1].chunk = 50;
     CHECK_THROWS_AS(DeviceCache(chunks.model), state_error);
+    test::Setup borrowing({192, 6, 2, 64}, RopePairing::halves, 2);
+    borrowing.model.layers[1].rows_of = 0;
+    using Rows = XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>, Device>;
+    CHECK_THROWS_AS(Rows(borrowing.model), state_error);
 }

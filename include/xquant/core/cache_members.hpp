@@ -47,8 +47,12 @@ Cache<Backend>::Body::Body(const Options& options, const Model& model, const det
     const Rope* previous = nullptr;
     for (std::size_t i = 0; i < model.layers.size(); ++i) {
         const Layer& layer = model.layers[i];
+        detail::check_borrowing(model, i);
         detail::check_layer(layer, i);
-        core.add_layer(layer, recipe.layers[i].role, recipe.layers[i].prepare(layer), previous,
+        detail::expects(!layer.borrows() || recipe.accumulator == nullptr, "layer ", i, ": rows_of is ", layer.rows_of,
+                        ", and CrossLayer<Delta> stores differences between layers; each has rows of its own there");
+        const Layer prepared = detail::with_mean_of_rows(model, i);
+        core.add_layer(prepared, recipe.layers[i].role, recipe.layers[i].prepare(prepared), previous,
                        &detail::learn_stream<Backend>);
         previous = &layer.rope;
     }

@@ -118,8 +118,18 @@ public:
         const std::size_t at = page_group_of_[layers_.size()];
         PageGroup& page_group = page_groups_[at];
         const std::size_t levels = learnt_levels(parts.codecs) + learnt_levels(parts.requantized_codecs);
-        layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1, levels);
+        layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1,
+                             layer.borrows() ? 0 : levels);
         PreparedLayer& prepared = layers_.back();
+        const bool limited = layer.reach() > 0 && (page_group.layers == 0 || page_group.window > 0);
+        // Cross-layer caches have one page group for all windows: nothing is freed before the widest window is past it.
+        page_group.window = limited ? (std::max)(page_group.window, layer.reach()) : 0;
+        if (layer.borrows()) {
+            prepared.borrow(layers_[layer.rows_of], layer.rows_of, layers_.size() - 1);
+            codecs_.resize(codecs_.size() + streams_);
+            if (requantized_codecs_.capacity() > 0) requantized_codecs_.resize(requantized_codecs_.size() + streams_);
+            return;
+        }
         prepared.page_group = at;
         prepared.place = page_group.layers++;
         expects(parts.codecs.size() == prepared.encoders.size(), "layer ", layers_.size() - 1, ": ",
@@ -169,10 +179,6 @@ public:
                 parts.requantized_codecs.empty() ? codecs_.back() : complete(parts.requantized_codecs[stream]));
             place(page_group.requantized, requantized_codecs_.back().format);
         }
-        // Cross-layer caches have one page group for all windows: nothing is freed before the widest window is past it.
-        if (page_group.layers == 1) page_group.window = layer.reach();
-        const bool limited = page_group.window > 0 && layer.reach() > 0;
-        page_group.window = limited ? (std::max)(page_group.window, layer.reach()) : 0;
     }
 
     /// The cache is gone; steps that are alive say so from here on.

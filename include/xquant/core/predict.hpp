@@ -14,7 +14,10 @@ inline Bytes predict_bytes(const Model& model, const Options& options, std::size
     };
     check_options(options);
     expects(tokens <= largest_position, "predict: ", tokens, " tokens; positions stay below 2^48");
-    for (std::size_t i = 0; i < model.layers.size(); ++i) check_form(model.layers[i], i);
+    for (std::size_t i = 0; i < model.layers.size(); ++i) {
+        check_borrowing(model, i);
+        check_form(model.layers[i], i);
+    }
     Bytes bytes;
     const Rope* previous = nullptr;
     const std::size_t layers = model.layers.size(), streams = recipe.streams();
@@ -23,15 +26,16 @@ inline Bytes predict_bytes(const Model& model, const Options& options, std::size
     for (Sizes& page_group : page_groups)
         page_group.coded.total = page_group.rows.total = page_group.sinks.total = page_header_bytes;
     for (std::size_t i = 0; i < layers; ++i) {
-        const Layer& layer = model.layers[i];
+        const Layer layer = with_mean_of_rows(model, i);
         const LayerSizes sizes = recipe.layers[i].sizes(layer);
-        const std::size_t floats =
-            sizes.weight_floats + learnt_levels(sizes.codecs) + learnt_levels(sizes.requantized_codecs);
+        const std::size_t levels = learnt_levels(sizes.codecs) + learnt_levels(sizes.requantized_codecs);
+        const std::size_t floats = sizes.weight_floats + (layer.borrows() ? 0 : levels);
         bytes.weights += PreparedLayer::bytes(layer, floats, sizes.codecs.size());
         if (previous == nullptr || !(*previous == layer.rope)) {
             bytes.weights += RopeTable::bytes(layer.rope.inverse_frequencies.size(), Core::tile_tokens);
         }
-        previous = &layer.rope;
+        previous = &model.layers[i].rope;
+        if (layer.borrows()) continue;
         Sizes& page_group = page_groups[page_group_of[i]];
         for (std::size_t stream = 0; stream < sizes.codecs.size(); ++stream) {
             const StreamFormat& format = sizes.codecs[stream].format;

@@ -87,7 +87,33 @@ public:
     }
 
     /// Whether the engine hands over K and V, not X.
-    [[nodiscard]] bool takes_keys_and_values() const noexcept { return encoders.front().source != RowSource::x; }
+    [[nodiscard]] bool takes_keys_and_values() const noexcept {
+        return !borrows() && encoders.front().source != RowSource::x;
+    }
+    /// Whether the layer reads rows that another one stores.
+    [[nodiscard]] bool borrows() const noexcept { return rows_of != Layer::itself; }
+
+    /// The layer reads the rows of another one, which has the number `index`. Throws shape_error where these depend on
+    /// that layer's weights.
+    void borrow(const PreparedLayer& from, std::size_t index, std::size_t own_index) {
+        const auto is_x = [](const StreamEncoder& encoder) {
+            return encoder.source == RowSource::x && encoder.matrix == nullptr && encoder.bias == nullptr &&
+                   encoder.norm == nullptr && !encoder.rope && encoder.latent == nullptr;
+        };
+        bool same = encoders.size() == from.encoders.size() && shared.width == 0 && from.shared.width == 0;
+        for (std::size_t i = 0; same && i < encoders.size(); ++i) {
+            const StreamEncoder &a = encoders[i], &b = from.encoders[i];
+            same = is_x(a) && is_x(b) && a.width == b.width && a.rotate == b.rotate &&
+                   (a.mean == nullptr) == (b.mean == nullptr);
+        }
+        expects(same, "layer ", own_index, ": rows_of is ", index,
+                ", and the rows of one of the two are no X that both store in the same way; rows are shared where "
+                "Projection<Plain> or Projection<Rotated> stores both (x4, x4_rot)");
+        rows_of = index;
+        page_group = from.page_group;
+        place = from.place;
+        encoders.clear();
+    }
 
     /// The matrices and vectors of the plan, one after another: what all pointers of encoders, heads and rules point
     /// into.
@@ -105,6 +131,7 @@ public:
     LayerShape shape;
     std::size_t rope;                       ///< which table
     std::size_t page_group = 0, place = 0;  ///< which page group, and the layer's number in it
+    std::size_t rows_of = Layer::itself;  ///< the layer that stores the rows, where another one does; no encoders then
     CrossRole role;
     bool keys_after_rope;
     bool keys_in_place;  ///< keys cannot move to other positions

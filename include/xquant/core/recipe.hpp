@@ -45,10 +45,15 @@ inline std::size_t learnt_levels(const std::vector<StreamCodec>& codecs) noexcep
     return levels;
 }
 
-/// The page group of each layer: 0 for all of them where a layer's rows depend on other layers'.
+/// The page group of each layer, of borrowed rows that of the layer which stores them: 0 for all of them where a
+/// layer's rows depend on other layers'.
 inline std::vector<std::size_t> page_groups_of(const Model& model, bool together) {
     std::vector<std::size_t> out, windows;
     for (const Layer& layer : model.layers) {
+        if (layer.borrows() && layer.rows_of < out.size()) {
+            out.push_back(out[layer.rows_of]);
+            continue;
+        }
         const std::size_t window = together ? 0 : layer.reach();
         const auto at = std::find(windows.begin(), windows.end(), window);
         out.push_back(static_cast<std::size_t>(at - windows.begin()));

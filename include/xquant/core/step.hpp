@@ -49,7 +49,9 @@ public:
     void attend(std::size_t layer, const MatrixView& q, float* out, Visibility visibility, std::size_t out_stride,
                 ExecutorRef threads) {
         const PreparedLayer& prepared = expects_queries(layer, q, out, visibility, out_stride);
-        const bool has_rows = layer + 1 == next_, planned = has_rows && tree_.empty();
+        const std::size_t stored = stored_by(layer);
+        const PreparedLayer& storing = core_->layers()[stored];
+        const bool has_rows = stored == last_, planned = has_rows && tree_.empty();
         Work<RowsAndReads> list(allocator<RowsAndReads>());
         Work<Segment> made(allocator<Segment>());  // what is read, where that is not the plan's list
         list.reserve(parts_.size());
@@ -63,8 +65,9 @@ public:
         attention_.start(prepared, q, visibility, list.size(), spans, row_map());
         for (const RowsAndReads& one : list) {
             const Segment* const reads = planned ? plan_of(one.part, prepared).reads.data() : made.data() + one.begin;
-            attention_.add(one.rows, {reads, one.count},
-                           [&](const Segment& segment) { return span_of(prepared, parts_[one.part], segment); });
+            attention_.add(one.rows, {reads, one.count}, [&](const Segment& segment) {
+                return span_of(prepared, storing, parts_[one.part], segment);
+            });
         }
         attention_.run_all(out, out_stride, threads);
     }
@@ -162,7 +165,7 @@ private:
         run_tasks(threads, writes_.size() * streams, [&](std::size_t task) { store(prepared, layer, task); });
         sums_.advance(Backend{}, *core_, layer, threads);
         lost_ = rows_refused_ = false;
-        ++next_;
+        pass(layer);
     }
 
     /// The step's rows of a stream: [n, width].
@@ -248,14 +251,16 @@ private:
         }
     }
 
-    TokenSpan span_of(const PreparedLayer& prepared, const StepSequence& part, const Segment& segment) {
+    /// What a layer reads of a segment; `storing` is the layer whose rows these are.
+    TokenSpan span_of(const PreparedLayer& prepared, const PreparedLayer& storing, const StepSequence& part,
+                      const Segment& segment) {
         const auto view = [&](std::size_t stream) {
             if (segment.page && prepared.role != CrossRole::none && segment.page->format().is_coded()) {
                 return read_only(sums_.view(segment.page.get()));
             }
             if (segment.page) return read_only(segment.page->stream(prepared.place, stream));
-            const std::size_t width = prepared.encoders[stream].width;
-            return view_rows(stream_rows(prepared, stream) + part.first_row * width, static_cast<std::uint32_t>(width));
+            const std::size_t width = storing.encoders[stream].width;
+            return view_rows(stream_rows(storing, stream) + part.first_row * width, static_cast<std::uint32_t>(width));
         };
         return make_span(prepared, segment, view);
     }

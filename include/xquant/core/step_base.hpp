@@ -39,6 +39,7 @@ public:
           total_(other.total_),
           rows_given_(other.rows_given_),
           next_(other.next_),
+          last_(other.last_),
           begun_(other.begun_),
           rows_refused_(other.rows_refused_),
           lost_(other.lost_) {}
@@ -182,6 +183,10 @@ protected:
         const char* const verb = given ? "append_kv" : "append";
         expects_usable();
         const std::size_t layers = core_->layers().size();
+        if (layer < layers && core_->layers()[layer].borrows()) {
+            raise<state_error>(verb, ": layer ", layer, " reads the rows of layer ", core_->layers()[layer].rows_of,
+                               ", as Layer::rows_of says, and has none of its own; attend to it");
+        }
         expects<state_error>(next_ < layers, verb, ": layer ", layer, ", but all ", layers,
                              " layers have been appended");
         expects<state_error>(layer == next_, verb, ": layer ", layer, ", but layers come in order and the next one is ",
@@ -213,14 +218,15 @@ protected:
                                          Visibility visibility, std::size_t& out_stride) const {
         expects_usable();
         expects<state_error>(next_ > 0, "attend: layer ", layer, ", but no layer has been appended");
-        expects<state_error>(layer < next_, "attend: layer ", layer, ", but the layer that was appended last is ",
-                             next_ - 1);
-        expects<state_error>(layer + 1 < next_ || !rows_refused_, "attend: layer ", layer,
+        const std::size_t stored = stored_by(layer);
+        expects<state_error>(stored <= last_, "attend: layer ", layer, ", but the layer that was appended last is ",
+                             last_);
+        expects<state_error>(stored < last_ || !rows_refused_, "attend: layer ", layer,
                              ", whose rows gave way to those of layer ", next_,
                              " in an append that failed; append layer ", next_, " first");
         const PreparedLayer& prepared = core_->layers()[layer];
-        expects<state_error>(layer + 1 == next_ || prepared.role == CrossRole::none, "attend: layer ", layer,
-                             " is read from sums over the layers, which have gone on to layer ", next_ - 1,
+        expects<state_error>(stored == last_ || prepared.role == CrossRole::none, "attend: layer ", layer,
+                             " is read from sums over the layers, which have gone on to layer ", last_,
                              "; attend to it before the next layer is appended");
         expects<state_error>(visibility != Visibility::whole || tree_.empty(), "attend, layer ", layer,
                              ": new tokens of the step are a tree, which Visibility::causal alone serves");
@@ -230,6 +236,18 @@ protected:
 
     [[nodiscard]] const StepPlan& plan_of(std::size_t part, const PreparedLayer& layer) const noexcept {
         return plans_[part * core_->page_groups() + layer.page_group];
+    }
+
+    /// The layer that stores the rows which a layer reads.
+    [[nodiscard]] std::size_t stored_by(std::size_t layer) const noexcept {
+        const auto& layers = core_->layers();
+        return layer < layers.size() && layers[layer].borrows() ? layers[layer].rows_of : layer;
+    }
+
+    /// A layer's rows are there; the next one to be appended is the next that has rows of its own.
+    void pass(std::size_t layer) noexcept {
+        last_ = layer;
+        for (++next_; next_ < core_->layers().size() && core_->layers()[next_].borrows();) ++next_;
     }
 
     /// The rows that matrices of the step have.
@@ -253,6 +271,7 @@ protected:
     std::size_t total_ = 0;       ///< rows
     std::size_t rows_given_ = 0;  ///< rows that matrices have at least, where parts name them
     std::size_t next_ = 0;        ///< layer to be appended
+    std::size_t last_ = 0;        ///< layer that was appended last, if next_ > 0
     bool begun_ = false;          ///< the sequences are marked
     bool rows_refused_ = false;   ///< the step's own rows are those of an append that failed, not of the layer before
     bool lost_ = false;           ///< append was left by an exception when rows were partly stored

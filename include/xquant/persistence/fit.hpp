@@ -113,7 +113,7 @@ inline PageFormat format_of(Ledger& ledger, const Description& from, std::uint32
     PageFormat out(ledger, kind, slots, streams);
     out.sizes.total = page_header_bytes;
     for (const SavedLayer& layer : from.layers) {
-        if (layer.page_group != page_group) continue;
+        if (layer.page_group != page_group || layer.streams.empty()) continue;
         for (std::size_t s = 0; s < streams; ++s) {
             if (s >= layer.streams.size()) {
                 out.sections.emplace_back();

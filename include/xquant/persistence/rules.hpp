@@ -96,6 +96,7 @@ inline std::vector<SavedRule> storage_rules(const PreparedLayer& layer) {
                                whole("stream of shared key channels", layer.shared.stream),
                                whole("shared key channels", layer.shared.width)};
     if (layer.keys_in_place) out.push_back(whole("keys that cannot move", 1));
+    if (layer.borrows()) out.push_back(whole("layer whose rows are read", layer.rows_of));
     for (std::size_t i = 0; i < layer.encoders.size(); ++i) {
         const StreamEncoder& encoder = layer.encoders[i];
         const std::string of = " of stream " + std::to_string(i);

@@ -106,6 +106,8 @@ public:
         bad_ = all.add(&bad, 1);
         std::vector<LayerEntry> layers;
         for (std::size_t i = 0; i < core.layers().size(); ++i) {
+            expects<state_error>(!core.layers()[i].borrows(), "layer ", i, ": rows_of is ", core.layers()[i].rows_of,
+                                 ", and a layer of a cache on a device stores rows of its own");
             expects<state_error>(
                 !core.layers()[i].takes_keys_and_values(), "layer ", i,
                 ": Layer::input says that the engine hands over K and V; caches on a device take X alone");

@@ -57,7 +57,7 @@ public:
         device.template launch<FinishRow>(n, streams, 1U, sizeof(float) * (2 * widest + 1), table, page_group.step);
         write_rows(layer);
         lost_ = false;
-        ++next_;
+        pass(layer);
     }
 
     /// Caches on a device have no layers that take K and V: this throws state_error.

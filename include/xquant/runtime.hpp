@@ -58,7 +58,7 @@ namespace detail {
 /// What a program and the library have to agree on. Plain data, filled in by the compiler of either.
 struct Interface {
     std::uint32_t revision =
-        4;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
+        2;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
     std::uint32_t model = sizeof(Model);
     std::uint32_t layer = sizeof(Layer);
     std::uint32_t options = sizeof(Options);

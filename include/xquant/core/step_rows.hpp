@@ -8,7 +8,7 @@
 #include <xquant/cache_types.hpp>
 #include <xquant/error.hpp>
 #include <xquant/model.hpp>
-#include <xquant/storage/ledger.hpp>
+#include <xquant/storage/page.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {

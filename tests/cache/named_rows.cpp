@@ -1,10 +1,8 @@
 /// StepPart::rows: tokens lie in any rows of the engine's matrices, and a row may be a token of several sequences.
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <vector>
 
@@ -13,34 +11,20 @@
 #include "support/feed.hpp"
 #include "support/memory.hpp"
 #include "support/model.hpp"
+#include "support/threads.hpp"
 
 using namespace xquant;
 using test::complaint;
 using test::contains;
 using test::Feed;
 using test::Scheme;
+using test::Threads;
 
 namespace {
 
 constexpr std::size_t d = 24, heads = 32;  // of small_model
 constexpr float unwritten = 777;
 using Numbers = std::vector<std::uint32_t>;
-
-/// Starts its threads anew for every loop.
-struct Threads {
-    std::size_t count;
-
-    template <class F>
-    void parallel_for(std::size_t n, F&& f) const {
-        std::atomic<std::size_t> next{0};
-        const auto work = [&] {
-            for (std::size_t i = next++; i < n; i = next++) f(i);
-        };
-        std::vector<std::jthread> others;
-        for (std::size_t i = 1; i < count && i < n; ++i) others.emplace_back(work);
-        work();
-    }
-};
 
 /// The tokens of a step, one sequence after another: which row of the matrices each one is, and how many there are.
 struct Places {

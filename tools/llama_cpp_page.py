@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """tools/llama_cpp_page.py RESULTS PAGE.md PLOT.png: the page of docs/llama.cpp.md from what llama_cpp_prove.py measured.
 
-Phases whose JSON file is not in RESULTS are named in the page as not run. Needs matplotlib for the plot.
+Phases whose JSON file is not in RESULTS are named in the page as not run. RESULTS/note.txt, if it is there, becomes a paragraph: what
+was not as usual while this was measured. Needs matplotlib for the plot.
 """
 
 import json
@@ -69,7 +70,8 @@ def speed(rows):
     out = ["## Speed and memory\n"]
     rounds = 1 + max(row["round"] for row in rows)
     out.append(f"`llama-bench -d DEPTH`, all caches by turns, {rounds} round{'s' if rounds > 1 else ''}, the median of them. Tokens a second of the whole")
-    out.append("model; memory is the largest resident size of the run.\n")
+    out.append("model; memory is the largest resident size of the run, buffers of the graph included: without flash attention llama.cpp keeps the")
+    out.append("scores of a whole batch.\n")
     groups = defaultdict(list)
     for row in rows:
         groups[row["threads"], row["depth"], row["cache"]].append(row)
@@ -161,6 +163,7 @@ def plot(data, path):
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import FuncFormatter
 
     panels = [key for key in ("divergence", "speed") if key in data]
     if not panels:
@@ -174,20 +177,26 @@ def plot(data, path):
                 if row["context"] != context:
                     continue
                 axis.plot(row["bytes"], row["kld"], "o" if row["own"] else "s", color="#555555" if row["own"] else "#1a7837")
-                axis.annotate(row["cache"].removeprefix("llama.cpp "), (row["bytes"], row["kld"]), xytext=(5, 4), textcoords="offset points", fontsize=8)
+                axis.annotate(row["cache"].removeprefix("llama.cpp "), (row["bytes"], row["kld"]), xytext=(6, -9 if row["own"] else 4), textcoords="offset points", fontsize=8)
+            axis.margins(x=0.16)
             axis.set(xscale="log", yscale="log", xlabel="bytes a token, all layers", ylabel="mean KLD against an f32 cache")
             axis.set_title(f"divergence, contexts of {context:,}")
         else:
             threads = min(row["threads"] for row in rows)
+            greys = iter(["#000000", "#555555", "#888888", "#bbbbbb"])
             for name in dict.fromkeys(row["cache"] for row in rows):
                 mine = [row for row in rows if row["cache"] == name and row["threads"] == threads]
                 depths = sorted({row["depth"] for row in mine})
                 values = [statistics.median(row["decode"] for row in mine if row["depth"] == depth) for depth in depths]
                 own = name.startswith("llama.cpp")
-                axis.plot([d / 1024 for d in depths], values, "o--" if own else "s-", label=name, linewidth=1.2)
+                style = {"color": next(greys, "#cccccc")} if own else {}
+                axis.plot([d / 1024 for d in depths], values, "o--" if own else "s-", label=name, linewidth=1.2, **style)
             axis.set(xlabel="depth, 1,024 tokens", ylabel="tokens a second, whole model", yscale="log")
             axis.set_title(f"decoding, {threads} thread{'s' if threads > 1 else ''}")
-            axis.legend(fontsize=8)
+            axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+        for ticks in (axis.xaxis, axis.yaxis):
+            ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            ticks.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,g}" if f"{value:e}"[0] in "25" else ""))
         axis.grid(True, which="both", alpha=0.25)
     figure.suptitle("llama.cpp over its own caches (grey, dashed) and over xquant's", fontsize=11)
     figure.tight_layout()
@@ -205,6 +214,8 @@ def main():
         sys.exit(f"error: no results in {results}")
     first = data.get("divergence") or next(iter(data.values()))
     text = [HEAD.format(machine=cpu(), model=first["model"], text=first["text"])]
+    if (results / "note.txt").exists():
+        text.append((results / "note.txt").read_text().strip() + "\n")
     missing = [name for name in writers if name not in data]
     if missing:
         text.append(f"Not run for this page: {', '.join(missing)}.\n")

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -58,6 +59,20 @@ struct OneStreamTooFew {
         return {{layer.shape.width, 0}, Plain::footprint(layer).weight_floats};
     }
     static LayerPlan prepare(const Layer& layer) { return Plain::prepare(layer); }
+};
+
+/// K comes back as NaN.
+struct MakesNan : KeyValue<BeforeRope> {
+    static LayerPlan prepare(const Layer& layer) {
+        LayerPlan plan = KeyValue<BeforeRope>::prepare(layer);
+        plan.keys[0].constant.assign(layer.shape.head_dim, std::numeric_limits<float>::quiet_NaN());
+        return plan;
+    }
+    static LayerFootprint<2> footprint(const Layer& layer) {
+        LayerFootprint<2> out = KeyValue<BeforeRope>::footprint(layer);
+        out.weight_floats += layer.shape.head_dim;
+        return out;
+    }
 };
 
 template <class P>
@@ -196,6 +211,7 @@ TEST_CASE("a projection that breaks a rule is told which") {
     CHECK(contains(complaint<WrongWidth>(layer), "width of stream 0"));
     CHECK(contains(complaint<WrongFloats>(layer), "weight_floats"));
     CHECK(contains(complaint<SwapsKAndV>(layer), "K of head 0 does not come back"));
+    CHECK(contains(complaint<MakesNan>(layer), "K of head 0 does not come back"));
     CHECK(contains(complaint<ForgetsAHead>(layer), "plan does not fit the layer"));
     CHECK(contains(complaint<OneStreamTooFew>(layer), "the plan has 1 streams"));
 }

@@ -43,16 +43,23 @@ struct Basis {
 template <class Real = double>
 Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t n);
 
+namespace detail {
+
+/// The sum of squares of a row [n] of A = S B^T: a singular value, squared.
+inline double squared_length(const float* row, std::size_t n) noexcept {
+    double square = 0;
+    for (std::size_t j = 0; j < n; ++j) square += double{row[j]} * double{row[j]};
+    return square;
+}
+
+}  // namespace detail
+
 /// The singular values of the rows first .. first + n, falling. Cost as svd_basis.
 inline std::vector<double> singular_values(const MatrixView& weight, std::size_t first, std::size_t n) {
     const Basis basis = svd_basis(weight, first, n);
     std::vector<double> out(n, 0.0);
     for (std::size_t i = 0; i < n; ++i) {
-        for (std::size_t j = 0; j < n; ++j) {
-            const auto value = static_cast<double>(basis.a[i * n + j]);
-            out[i] += value * value;
-        }
-        out[i] = std::sqrt(out[i]);
+        out[i] = std::sqrt(detail::squared_length(basis.a.data() + i * n, n));
     }
     return out;
 }
@@ -255,8 +262,7 @@ private:
             double largest = 0;
             for (std::size_t i = 0; i < rank; ++i) {
                 float* row = head.matrix.data() + i * dh;
-                double square = 0;
-                for (std::size_t j = 0; j < dh; ++j) square += double{row[j]} * double{row[j]};
+                const double square = detail::squared_length(row, dh);
                 if (i == 0) largest = square;
                 const bool there = square > 1e-12 * largest;
                 for (std::size_t j = 0; j < dh; ++j) {
@@ -291,8 +297,7 @@ private:
             head.constant.clear();
             for (std::size_t i = 0; i < dh; ++i) {
                 float* row = head.matrix.data() + i * dh;
-                double square = 0;
-                for (std::size_t j = 0; j < dh; ++j) square += double{row[j]} * double{row[j]};
+                const double square = detail::squared_length(row, dh);
                 // A direction that no key has: both stay 0.
                 const double size = std::sqrt(square), inverse = size > 0 ? 1 / size : 0.0;
                 const std::size_t column = head.first + i;

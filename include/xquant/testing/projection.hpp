@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include <xquant/backend/simd/backends.hpp>
 #include <xquant/concepts.hpp>
@@ -16,6 +17,11 @@ namespace detail {
 
 /// Rows at positions far apart, and how many.
 inline constexpr std::size_t row_count = 9;
+/// How far two values are apart. NaN is far from everything: (std::max)(worst, NaN) is `worst`.
+inline double distance(double a, double b) noexcept {
+    const double off = std::abs(a - b);
+    return xquant::detail::is_finite(off) ? off : (std::numeric_limits<double>::max)();
+}
 inline std::int64_t position_of(std::size_t row) noexcept { return static_cast<std::int64_t>(37 * row); }
 
 /// Floats in the vectors and matrices of a plan. A latent is kept with its transpose.
@@ -163,7 +169,7 @@ inline void check_heads(const Layer& layer, const xquant::detail::PreparedLayer&
                 for (std::size_t i = 0; i < dh; ++i) {
                     const double value = exact[t * r + head * dh + i];
                     largest = (std::max)(largest, std::abs(value));
-                    worst = (std::max)(worst, std::abs(value - static_cast<double>(found[t * dh + i])));
+                    worst = (std::max)(worst, distance(value, double{found[t * dh + i]}));
                 }
             }
             holds(worst <= tolerance * largest, std::string(key ? "K" : "V") + " of head " + std::to_string(head) +
@@ -173,10 +179,6 @@ inline void check_heads(const Layer& layer, const xquant::detail::PreparedLayer&
         }
     }
 }
-
-}  // namespace detail
-
-namespace detail {
 
 /// Checks a projection on one layer whose input is X or K and V. Returns the rows that it stores.
 template <class P>
@@ -214,7 +216,7 @@ void check_projection(const Layer& layer, double tolerance = 2e-5) {
             double largest = 0, worst = 0;
             for (std::size_t i = 0; i < from_x[stream].size(); ++i) {
                 largest = (std::max)(largest, std::abs(double{from_x[stream][i]}));
-                worst = (std::max)(worst, std::abs(double{from_x[stream][i]} - double{from_kv[stream][i]}));
+                worst = (std::max)(worst, detail::distance(double{from_x[stream][i]}, double{from_kv[stream][i]}));
             }
             // Latents of K are divided by singular values, whose spread adds to the rounding.
             detail::holds(worst <= 10 * tolerance * largest,

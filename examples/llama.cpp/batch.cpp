@@ -1,7 +1,5 @@
 #include "batch.hpp"
 
-#include <algorithm>
-#include <cstring>
 #include <map>
 
 namespace adapter {
@@ -28,38 +26,11 @@ Batch::Batch(const llama_ubatch& ubatch, const std::function<bool(std::size_t)>&
             addition.positions.push_back(ubatch.pos[i]);
         }
     }
-    for (const Addition& addition : additions_) order_.insert(order_.end(), addition.rows.begin(), addition.rows.end());
-    straight_ = order_.size() == ubatch.n_tokens;
-    for (std::size_t i = 0; straight_ && i < order_.size(); ++i) straight_ = order_[i] == i;
-}
-
-xquant::MatrixView Batch::rows(const ggml_tensor* from, std::vector<float>& buffer) const {
-    const auto width = static_cast<std::size_t>(from->ne[0]);
-    const xquant::MatrixView view(static_cast<const float*>(from->data), static_cast<std::size_t>(from->ne[1]), width,
-                                  from->nb[1] / sizeof(float));
-    if (straight_) return view;
-    buffer.resize(order_.size() * width);
-    for (std::size_t i = 0; i < order_.size(); ++i) {
-        std::memcpy(buffer.data() + i * width, view.row(order_[i]), width * sizeof(float));
+    std::uint32_t next = 0;
+    for (const Addition& addition : additions_) {
+        for (const std::uint32_t row : addition.rows) straight_ = straight_ && row == next++;
     }
-    return {buffer.data(), order_.size(), width};
-}
-
-float* Batch::output(ggml_tensor* to, std::vector<float>& buffer) const {
-    if (straight_) return static_cast<float*>(to->data);
-    buffer.resize(order_.size() * static_cast<std::size_t>(to->ne[0]));
-    return buffer.data();
-}
-
-void Batch::spread(const std::vector<float>& buffer, ggml_tensor* to) const {
-    if (straight_) return;
-    const auto width = static_cast<std::size_t>(to->ne[0]);
-    // Of a row that went to several sequences, the first one's answer counts, as in llama.cpp's cache they all see the
-    // same.
-    for (std::size_t i = order_.size(); i-- > 0;) {
-        std::memcpy(static_cast<float*>(to->data) + order_[i] * width, buffer.data() + i * width,
-                    width * sizeof(float));
-    }
+    straight_ = straight_ && next == ubatch.n_tokens;
 }
 
 }  // namespace adapter

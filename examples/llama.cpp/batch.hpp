@@ -1,14 +1,11 @@
 // Which rows of a ubatch go to which sequence, in the order in which a step takes them.
 #pragma once
 
-#include <xquant/types.hpp>
-
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <vector>
 
-#include "ggml.h"
 #include "llama-batch.h"
 
 namespace adapter {
@@ -30,17 +27,12 @@ public:
 
     [[nodiscard]] const std::vector<Addition>& additions() const noexcept { return additions_; }
 
-    /// Rows [W, n] of the graph in the step's order: as they lie, or gathered into `buffer`.
-    [[nodiscard]] xquant::MatrixView rows(const ggml_tensor* from, std::vector<float>& buffer) const;
-
-    /// Where a step may write its rows of `width` floats: into `to`, or into `buffer`, and then spread has to follow.
-    [[nodiscard]] float* output(ggml_tensor* to, std::vector<float>& buffer) const;
-    void spread(const std::vector<float>& buffer, ggml_tensor* to) const;
+    /// Whether the ubatch's rows lie in the step's order: its parts need not name them.
+    [[nodiscard]] bool straight() const noexcept { return straight_; }
 
 private:
     std::vector<Addition> additions_;
-    std::vector<std::uint32_t> order_;  ///< row of the step -> row of the ubatch
-    bool straight_ = true;              ///< both orders are the same
+    bool straight_ = true;
 };
 
 }  // namespace adapter

@@ -39,6 +39,12 @@ ggml_tensor* rows_of_heads(ggml_context* context, ggml_tensor* heads, std::int64
     return ggml_view_2d(context, heads, heads->ne[0] * heads->ne[1], heads->ne[2], heads->nb[2], 0);
 }
 
+/// Rows [W, n] of the graph.
+MatrixView matrix_of(const ggml_tensor* t) {
+    const auto width = static_cast<std::size_t>(t->ne[0]);
+    return {static_cast<const float*>(t->data), static_cast<std::size_t>(t->ne[1]), width, t->nb[1] / sizeof(float)};
+}
+
 const char* name_of(LayerInput input) {
     return input == LayerInput::x ? "X" : input == LayerInput::keys_before_rope ? "K before RoPE, and V" : "K and V";
 }
@@ -257,7 +263,8 @@ bool Rows::begin(const llama_ubatch& ubatch) {
                 }
                 cache_->set_next_position(sequence, positions.front());
             }
-            parts.push_back({sequence, addition.rows.size()});
+            parts.push_back({.sequence = sequence, .tokens = addition.rows.size()});
+            if (!batch_.straight()) parts.back().rows = addition.rows;
         }
         step_.emplace(cache_->begin(parts));
         return true;
@@ -271,18 +278,17 @@ void Rows::store(ggml_tensor* out, const Place& place) {
     if (!unusable_.empty()) throw std::runtime_error(unusable_);
     if (!step_) fail("a graph runs without a batch");
     if (place.stores) {
-        const MatrixView first = batch_.rows(out->src[1], inputs_[0]);
+        const MatrixView first = matrix_of(out->src[1]);
         if (settings_.input == LayerInput::x) {
             step_->append(place.layer, first, team_);
         } else {
-            step_->append_kv(place.layer, first, batch_.rows(out->src[2], inputs_[1]), team_);
+            step_->append_kv(place.layer, first, matrix_of(out->src[2]), team_);
         }
     }
     const bool causal =
         cparams_.causal_attn || (model_.hparams.non_causal_type == LLAMA_NON_CAUSAL_TYPE_SWA_ONLY && !place.windowed);
-    step_->attend(place.layer, batch_.rows(out->src[0], queries_), batch_.output(out, outputs_),
+    step_->attend(place.layer, matrix_of(out->src[0]), static_cast<float*>(out->data),
                   causal ? Visibility::causal : Visibility::whole, 0, team_);
-    batch_.spread(outputs_, out);
 }
 
 void Rows::run(ggml_tensor* out, int thread, int threads, const Place& place) {

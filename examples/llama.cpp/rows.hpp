@@ -113,7 +113,6 @@ private:
 
     std::optional<xquant::Cache<>::Step> step_;
     Batch batch_;
-    std::vector<float> inputs_[2], queries_, outputs_;  ///< gathered rows, where a ubatch mixes sequences
     Team team_;
     std::string unusable_;  ///< why the graph that was built last cannot be run
     std::string failed_;    ///< the first error of the graph that runs

@@ -14,10 +14,12 @@
 #
 # The last lines say where everything is, and how to call it.
 #
-#   --prove          measures, on SmolLM2-135M: divergence, speed and memory, llama.cpp's dummy models of all
-#                    architectures, its own tests, faults. Takes hours on two cores that do nothing else; a phase whose
+#   --prove          measures: divergence, speed and memory, llama.cpp's dummy models of all architectures, its own tests,
+#                    a session of llama-server, faults. Takes hours on two cores that do nothing else; a phase whose
 #                    results are there is not run again. Fails if a test, a fault or an architecture is not as it
 #                    should be
+#   --model FILE     the model (SmolLM2-135M)
+#   --second-model FILE  the divergence is measured on this one, too (Gemma 3 270M; none with an empty name)
 #   --text FILE      text for the divergence (the essays of examples/llm/text, which are short)
 #   --quick          one short run of each, to see that all work
 #   --out DIR        measurements (build/results/llama.cpp)
@@ -46,16 +48,18 @@ build() {
 
 # prove FOLDER OPTION...: measures, and writes the page.
 prove() {
-    local folder=$1 model text=$demo_text out=build/results/llama.cpp page=true options=()
+    local folder=$1 model= second=gemma3 text=$demo_text out=build/results/llama.cpp page=true options=()
     shift
     while [ $# -gt 0 ]; do
         case "$1" in
+            --model) model=${2:?--model needs a file} && shift ;;
+            --second-model) second=${2?--second-model needs a file} && shift ;;
             --text) text=${2:?--text needs a file} && shift ;;
             --out) out=${2:?--out needs a folder} && shift ;;
             --quick)
                 page=false out=build/results/llama.cpp-quick
                 options+=(--rounds 1 --repetitions 1 --tokens 8 --depths 0,256 --threads 1 --contexts 512x1)
-                options+=(--schemes kv4,gqa4)
+                options+=(--schemes kv4,gqa4 --server-schemes f16 --second-contexts 512x1)
                 ;;
             --no-page) page=false ;;
             *) options+=("$1") ;;
@@ -63,10 +67,12 @@ prove() {
         shift
     done
     [ -r "$text" ] || die "there is no text $text"
-    model=$(tools/get-model)
+    [ -n "$model" ] || model=$(tools/get-model)
+    [ "$second" != gemma3 ] || second=$(tools/get-model gemma3)
+    [ -r "$model" ] || die "there is no model $model"
     mkdir -p "$out"
     python3 tools/llama_cpp_prove.py --engine "$folder/engine/bin" --adapter "$folder/xquant" --model "$model" \
-        --text "$text" --out "$out" "${options[@]}"
+        --second-model "$second" --text "$text" --out "$out" "${options[@]}"
     $page || return 0
     "$(python_with matplotlib)" tools/llama_cpp_page.py "$out" docs/llama.cpp.md docs/images/llama_cpp.png
     say "docs/llama.cpp.md and docs/images/llama_cpp.png are written"

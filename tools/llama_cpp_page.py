@@ -28,6 +28,12 @@ without the word, the newest 128 tokens are, as by default.
 """
 
 
+SERVER_MODES = {
+    "slots": "Slots of their own (`-no-kvu`), asked for by number:",
+    "unified": "One cache for all (`-kvu`), and llama-server chooses slots, saves idle ones to its cache of prompts, and takes them back:",
+}
+
+
 def cpu():
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -43,13 +49,19 @@ def table(head, rows):
     return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows]) + "\n"
 
 
+def order(rows, model):
+    return [row.get("model", "") for row in rows].index(model)
+
+
 def divergence(rows):
     out = ["## Divergence\n"]
     out.append("`llama-perplexity --kl-divergence`, against llama.cpp with a cache in f32 and without flash attention. Bytes are those of a token, all")
     out.append("layers. llama.cpp's f16 cache has a divergence, too: it rounds keys, queries and probabilities, and what follows rounds to 8 bits anew.\n")
-    for context in sorted({row["context"] for row in rows}):
-        here = [row for row in rows if row["context"] == context]
-        out.append(f"Contexts of {context:,} tokens, {here[0]['chunks']} of them, of which the second half counts:\n")
+    # Results of one model used not to name it.
+    for model, context in sorted({(row.get("model", ""), row["context"]) for row in rows}, key=lambda pair: (order(rows, pair[0]), pair[1])):
+        here = [row for row in rows if row.get("model", "") == model and row["context"] == context]
+        where = f"{model}, contexts" if model else "Contexts"
+        out.append(f"{where} of {context:,} tokens, {here[0]['chunks']} of them, of which the second half counts:\n")
         reference = next((r["kld"] for r in here if r["cache"] == "llama.cpp q4_0"), None)
         body = []
         for r in here:
@@ -147,6 +159,33 @@ def programs(rows):
     return out
 
 
+def server(rows):
+    """Distances by part and cache, llama.cpp's own first; and what mistakes amount to."""
+    out = ["## llama-server\n"]
+    out.append("A session with eight slots of 256 tokens: eight questions at once behind one prefix, a second turn, a conversation that goes from one")
+    out.append("slot into a file and on in another, answers beyond the context (`--context-shift`), requests that are given up while others run, copied")
+    out.append("slots; then `/health`, and a signal. The first session over llama.cpp's f16 cache is greedy; in the others a grammar admits its tokens")
+    out.append("alone. A distance is the mean of |ln p - ln p'| over them, p and p' being the probabilities before the grammar; the last column is the")
+    out.append("share of tokens for which the same one is the most likely.\n")
+    for mode in dict.fromkeys(row["mode"] for row in rows):
+        here = [row for row in rows if row["mode"] == mode]
+        parts = list(here[0]["parts"])
+        out.append(SERVER_MODES[mode] + "\n")
+        body = []
+        for row in here[1:]:
+            cells = [f"{row['parts'][part]['mean']:.3f}" if part in row["parts"] else "" for part in parts]
+            count = sum(part["tokens"] for part in row["parts"].values())
+            same = sum(part["top1"] * part["tokens"] for part in row["parts"].values()) / count if count else 0
+            body.append([row["cache"], *cells, f"{100 * same:.1f} %", "yes" if not row["wrong"] else "**no**"])
+        out.append(table(["cache", *parts, "equal first token", "as it should be"], body))
+        out += [f"- `{row['cache']}`: {line}" for row in here for line in row["wrong"]]
+    made = [(name, mistake) for row in rows for name, mistake in row["mistakes"].items()]
+    if made:
+        said = ", ".join(f"{name} {mistake['mean']:.3f} ({mistake['part']})" for name, mistake in made)
+        out.append(f"Mistakes made on purpose, over llama.cpp's f16 cache, are this far off: {said}.\n")
+    return out
+
+
 def faults(rows):
     out = ["## Faults\n"]
     out.append("`xquant-llama-faults`: each fault is answered by an error of llama.cpp's, and the context lives on; its logits are afterwards, bit for bit,")
@@ -172,6 +211,7 @@ def plot(data, path):
     for axis, panel in zip(axes[0], panels):
         rows = data[panel]["result"]
         if panel == "divergence":
+            rows = [row for row in rows if row.get("model") == rows[0].get("model")]
             context = max(row["context"] for row in rows)
             for row in rows:
                 if row["context"] != context:
@@ -208,7 +248,7 @@ def main():
     if len(sys.argv) != 4 or sys.argv[1] in ("-h", "--help"):
         sys.exit(__doc__)
     results, page, picture = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
-    writers = {"divergence": divergence, "speed": speed, "architectures": architectures, "programs": programs, "faults": faults}
+    writers = {"divergence": divergence, "speed": speed, "architectures": architectures, "programs": programs, "server": server, "faults": faults}
     data = {name: json.loads((results / f"{name}.json").read_text()) for name in writers if (results / f"{name}.json").exists()}
     if not data:
         sys.exit(f"error: no results in {results}")

@@ -7,9 +7,12 @@ Phases, each of which writes one JSON file into DIR and is not run again while t
 
     architectures  the models that llama.cpp's test-llama-archs writes, one for each architecture: logits with xquant's f16 cache
                    and with llama.cpp's own, against llama.cpp's f32 cache (xquant-llama-compare)
-    divergence     llama-perplexity --kl-divergence against llama.cpp's f32 cache, contexts of --contexts tokens
+    divergence     llama-perplexity --kl-divergence against llama.cpp's f32 cache, contexts of --contexts tokens, and of
+                   --second-contexts tokens on --second-model
     speed          llama-bench, for --depths and --threads, all caches by turns, --rounds times; with the largest memory of each run
     programs       llama.cpp's own tests and examples over xquant's caches: whether they pass
+    server         a session of llama-server with eight slots: shared and cached prompts, requests that are given up, context shifts, slots
+                   in files, copied slots; over llama.cpp's f16 cache, again over that, over its f32 cache, and over xquant's
     faults         xquant-llama-faults: bad rows, no memory, no budget, a save that is killed
 
 Runs of one phase follow each other and never overlap; times need an otherwise idle machine.
@@ -19,11 +22,14 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import llama_cpp_server
 
 SCHEMES = ["f16", "kv8", "kv4", "kivi4", "gqa4"]
 # llama.cpp's own: a name, and the arguments of llama-bench and of the other programs.
@@ -45,15 +51,20 @@ class Engine:
     def __init__(self, binaries, adapter):
         self.binaries, self.adapter = Path(binaries), Path(adapter)
 
-    def run(self, program, arguments, scheme=None, settings=None, folder=None, own=True, timeout=7200):
-        """(exit status, output, seconds, largest resident KiB) of a program of llama.cpp; `scheme`: over xquant's cache."""
+    def environment(self, scheme=None, settings=None):
+        """`scheme`: a program runs over xquant's cache, else over llama.cpp's own."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("XQUANT_")}
         environment["LD_LIBRARY_PATH"] = str(self.binaries)
-        path = (self.binaries if own else self.adapter) / program
+        environment["LD_PRELOAD"] = str(self.adapter / "libxquant-llama.so")
         if scheme is not None:
             environment["XQUANT_CACHE"] = scheme
             environment.update(settings or {})
-        environment["LD_PRELOAD"] = str(self.adapter / "libxquant-llama.so")
+        return environment
+
+    def run(self, program, arguments, scheme=None, settings=None, folder=None, own=True, timeout=7200):
+        """(exit status, output, seconds, largest resident KiB) of a program of llama.cpp; `scheme`: over xquant's cache."""
+        environment = self.environment(scheme, settings)
+        path = (self.binaries if own else self.adapter) / program
         with tempfile.TemporaryFile() as output:
             start = time.monotonic()
             process = subprocess.Popen(
@@ -143,24 +154,27 @@ def divergence_of(text):
 def divergence(engine, options):
     result = []
     strict = {"XQUANT_STRICT": "1", "XQUANT_RECENT": "0"}
-    for context, chunks in options.contexts:
+    runs = [(options.model, *size) for size in options.contexts]
+    runs += [(options.second_model, *size) for size in options.second_contexts if options.second_model]
+    for model, context, chunks in runs:
         with tempfile.TemporaryDirectory(dir=options.out) as folder:
             base = Path(folder) / "logits"
-            common = ["-m", options.model, "-f", options.text, "-c", context, "--chunks", chunks, "-t", max(options.threads)]
+            common = ["-m", model, "-f", options.text, "-c", context, "--chunks", chunks, "-t", max(options.threads)]
             # The log line about the cache's size is of level 3.
             common += ["-lv", "4"]
-            say(f"divergence: context {context}, {chunks} chunks: llama.cpp's f32 cache")
+            say(f"divergence: {Path(model).name}, context {context}, {chunks} chunks: llama.cpp's f32 cache")
             must(
                 engine.run("llama-perplexity", [*common, "-ctk", "f32", "-ctv", "f32", *flash(False), "--save-all-logits", base]),
                 "llama-perplexity",
             )
             compare = [*common, "--kl-divergence", "--kl-divergence-base", base]
-            runs = [(f"llama.cpp {name}", None, {}, [*types, *flash(on)]) for name, (types, on) in OWN.items()]
-            runs += [(f"{s}, strict", s, strict, []) for s in options.schemes]
-            runs += [("gqa4, newest 128 in f16", "gqa4", {}, [])]
-            for name, scheme, settings, arguments in runs:
+            caches = [(f"llama.cpp {name}", None, {}, [*types, *flash(on)]) for name, (types, on) in OWN.items()]
+            caches += [(f"{s}, strict", s, strict, []) for s in options.schemes]
+            caches += [("gqa4, newest 128 in f16", "gqa4", {}, [])]
+            for name, scheme, settings, arguments in caches:
                 out = must(engine.run("llama-perplexity", [*compare, *arguments], scheme, settings), f"llama-perplexity, {name}")
-                row = {"context": context, "chunks": chunks, "cache": name, "own": scheme is None, **divergence_of(out[1])}
+                row = {"model": Path(model).name, "context": context, "chunks": chunks, "cache": name, "own": scheme is None}
+                row |= divergence_of(out[1])
                 row["bytes"], row["weights"] = our_bytes(out[1]) if scheme else (own_bytes(out[1]), 0)
                 if row["kld"] is None:
                     sys.exit(f"error: llama-perplexity, {name}: no divergence in its output:\n{out[1][-1500:]}")
@@ -233,6 +247,78 @@ def faults(engine, options):
     return result
 
 
+def server(engine, options):
+    """Distances of each session's answers from those of a free one over llama.cpp's f16 cache."""
+    types = [*OWN["f16"][0], *flash(False)]
+    runs = [("llama.cpp f16", None, types), ("llama.cpp f16, again", None, types)]
+    runs += [("llama.cpp f32", None, ["-ctk", "f32", "-ctv", "f32", *flash(False)])]
+    runs += [(scheme, scheme, []) for scheme in options.server_schemes]
+    result = []
+    for mode in llama_cpp_server.MODES:
+        script = None
+        for name, scheme, own in runs:
+            row = {"mode": mode, "cache": name, "own": scheme is None, "parts": {}, "mistakes": {}, "wrong": [], "status": None}
+            start = time.monotonic()
+            with tempfile.TemporaryDirectory(dir=options.out) as folder:
+                play = llama_cpp_server.Server(engine, options.model, mode, max(options.threads), f"{folder}/", scheme, own)
+                try:
+                    session = llama_cpp_server.play(play, script, mistakes=script is None and mode == "slots")
+                    row["wrong"] = session.wrong
+                except (OSError, KeyError) as error:
+                    session = None
+                    row["wrong"] = [f"the session broke off: {error}"]
+                row["status"] = play.stop(signal.SIGTERM if mode == "slots" else signal.SIGINT)
+            if row["status"] != 0:
+                row["wrong"].append(f"llama-server ended with {row['status']}")
+            if scheme is not None and "xquant: the cache is" not in play.log:
+                row["wrong"].append("it ran without xquant's cache")
+            if row["wrong"]:
+                (options.out / f"llama-server-{mode}-{name}.log").write_text(play.log)
+            result.append(row)
+            if session is None:
+                if script is None:
+                    break
+                continue
+            script = script or session.parts
+            for part, answers in session.parts.items():
+                row["parts"][part] = llama_cpp_server.compare(script[part], answers)
+            for mistake, (part, answers) in session.mistakes.items():
+                row["mistakes"][mistake] = {"part": part, **llama_cpp_server.compare(script[part], answers)}
+            row["seconds"] = time.monotonic() - start
+            mean = server_mean(row)
+            say(f"server: {mode:8} {name:22} distance {mean:.4f}, {len(row['wrong'])} faults, {row['seconds']:.0f} s")
+    return result
+
+
+def server_mean(row):
+    parts = row["parts"].values()
+    return sum(part["mean"] * part["tokens"] for part in parts) / sum(part["tokens"] for part in parts)
+
+
+# How much further xquant's f16 cache may be from llama.cpp's than llama.cpp's f32 cache is: in a whole session, and in a part of it, which
+# has few tokens. The least of the mistakes that a session makes on purpose has to be further off than that.
+SERVER_BOUNDS = 1.5, 3
+
+
+def server_problems(result):
+    rounding = {row["mode"]: row for row in result if row["cache"] == "llama.cpp f32"}
+    for row in result:
+        where = f"llama-server, {row['mode']}, {row['cache']}"
+        yield from (f"{where}: {line}" for line in row["wrong"])
+        own = rounding.get(row["mode"])
+        if own is None or not own["parts"] or not row["parts"]:
+            continue
+        for name, mistake in row["mistakes"].items():
+            if mistake["mean"] <= SERVER_BOUNDS[1] * own["parts"][mistake["part"]]["mean"]:
+                yield f"{where}: {name} would not be noticed: distance {mistake['mean']:.3f}"
+        if row["cache"] == "f16":
+            if server_mean(row) > SERVER_BOUNDS[0] * server_mean(own):
+                yield f"{where}: distance {server_mean(row):.4f}, llama.cpp's f32 cache {server_mean(own):.4f}"
+            for name, part in row["parts"].items():
+                if part["mean"] > SERVER_BOUNDS[1] * own["parts"][name]["mean"]:
+                    yield f"{where}, {name}: distance {part['mean']:.4f}, llama.cpp's f32 cache {own['parts'][name]['mean']:.4f}"
+
+
 def problems(phase, result):
     """What is not as it should be, a line each. Divergence and speed are figures, and no verdicts."""
     if phase == "architectures":
@@ -248,11 +334,20 @@ def problems(phase, result):
                 yield f"{row['program']} over {row['cache']} ended with {row['status']}, and passes over llama.cpp's cache"
             if not row["served"]:
                 yield f"{row['program']} over {row['cache']} ran without xquant's cache"
+    if phase == "server":
+        yield from server_problems(result)
     if phase == "faults":
         yield from (f"faults over {row['cache']}: {row['lines'][-1:]}" for row in result if row["status"] != 0)
 
 
-PHASES = {"architectures": architectures, "divergence": divergence, "speed": speed, "programs": programs, "faults": faults}
+PHASES = {
+    "architectures": architectures,
+    "divergence": divergence,
+    "speed": speed,
+    "programs": programs,
+    "server": server,
+    "faults": faults,
+}
 
 
 def numbers(text):
@@ -272,7 +367,10 @@ def main():
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--only", default=",".join(PHASES), help="phases, default all: %(default)s")
     parser.add_argument("--schemes", default=",".join(SCHEMES), help="default %(default)s")
+    parser.add_argument("--server-schemes", help="of the phase server, default --schemes")
     parser.add_argument("--contexts", default="1024x4", type=contexts, help="CONTEXTxCHUNKS,..., default 1024x4")
+    parser.add_argument("--second-model", help="for the divergence, too")
+    parser.add_argument("--second-contexts", default="1024x2", type=contexts, help="as --contexts, of --second-model; default 1024x2")
     parser.add_argument("--depths", default="0,4096,16384", type=numbers)
     parser.add_argument("--deep", default=16384, type=int, help="from this depth on decoding alone, one thread count, --deep-caches")
     deep = "llama.cpp f16,llama.cpp q8_0,llama.cpp q4_0,kv8,kv4,gqa4"
@@ -283,6 +381,7 @@ def main():
     parser.add_argument("--tokens", default=32, type=int, help="that llama-bench decodes")
     parser.add_argument("--deviation", default="0.5", help="of the weights of test-llama-archs' models")
     options = parser.parse_args()
+    options.server_schemes = (options.server_schemes or options.schemes).split(",")
     options.schemes = options.schemes.split(",")
     options.out.mkdir(parents=True, exist_ok=True)
     engine = Engine(options.engine, options.adapter)

@@ -14,12 +14,12 @@
 #
 # The last lines say where everything is, and how to call it.
 #
-#   --prove          measures: divergence, speed and memory, llama.cpp's dummy models of all architectures, its own tests,
-#                    a session of llama-server, faults. Takes hours on two cores that do nothing else; a phase whose
-#                    results are there is not run again. Fails if a test, a fault or an architecture is not as it
-#                    should be
+#   --prove          measures: divergence, speed and memory, llama.cpp's dummy models of all architectures, its own
+#                    tests, a session of llama-server, faults. Takes hours on two cores that do nothing else; a phase
+#                    whose results are there is not run again. Fails if a test, a session, a fault or an architecture is
+#                    not as it should be
 #   --model FILE     the model (SmolLM2-135M)
-#   --second-model FILE  the divergence is measured on this one, too (Gemma 3 270M; none with an empty name)
+#   --second-model FILE   one whose divergence is measured, too (Gemma 3 270M; '' for none)
 #   --text FILE      text for the divergence (the essays of examples/llm/text, which are short)
 #   --quick          one short run of each, to see that all work
 #   --out DIR        measurements (build/results/llama.cpp)

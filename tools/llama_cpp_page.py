@@ -166,10 +166,10 @@ def server(rows):
     out.append("slot into a file and on in another, answers beyond the context (`--context-shift`), requests that are given up while others run, copied")
     out.append("slots; then `/health`, and a signal. The first session over llama.cpp's f16 cache is greedy; in the others a grammar admits its tokens")
     out.append("alone. A distance is the mean of |ln p - ln p'| over them, p and p' being the probabilities before the grammar; the last column is the")
-    out.append("share of tokens for which the same one is the most likely.\n")
+    out.append("share of tokens for which the same one is the most likely. xquant's caches keep the newest 32 tokens in f16.\n")
     for mode in dict.fromkeys(row["mode"] for row in rows):
         here = [row for row in rows if row["mode"] == mode]
-        parts = list(here[0]["parts"])
+        parts = list(here[0]["parts"])  # a session that broke off has none
         out.append(SERVER_MODES[mode] + "\n")
         body = []
         for row in here[1:]:

@@ -19,6 +19,7 @@ Runs of one phase follow each other and never overlap; times need an otherwise i
 """
 
 import argparse
+import http.client
 import json
 import os
 import re
@@ -259,21 +260,23 @@ def server(engine, options):
         for name, scheme, own in runs:
             row = {"mode": mode, "cache": name, "own": scheme is None, "parts": {}, "mistakes": {}, "wrong": [], "status": None}
             start = time.monotonic()
+            session = playing = None
             with tempfile.TemporaryDirectory(dir=options.out) as folder:
-                play = llama_cpp_server.Server(engine, options.model, mode, max(options.threads), f"{folder}/", scheme, own)
                 try:
-                    session = llama_cpp_server.play(play, script, mistakes=script is None and mode == "slots")
+                    playing = llama_cpp_server.Server(engine, options.model, mode, max(options.threads), f"{folder}/", scheme, own)
+                    session = llama_cpp_server.play(playing, script, mistakes=script is None and mode == "slots")
                     row["wrong"] = session.wrong
-                except (OSError, KeyError) as error:
-                    session = None
-                    row["wrong"] = [f"the session broke off: {error}"]
-                row["status"] = play.stop(signal.SIGTERM if mode == "slots" else signal.SIGINT)
+                except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+                    row["wrong"] = [f"the session broke off: {error!r}"]
+                finally:
+                    row["status"] = playing.stop(signal.SIGTERM if mode == "slots" else signal.SIGINT) if playing else None
+            log = playing.log if playing else ""
             if row["status"] != 0:
                 row["wrong"].append(f"llama-server ended with {row['status']}")
-            if scheme is not None and "xquant: the cache is" not in play.log:
+            if scheme is not None and "xquant: the cache is" not in log:
                 row["wrong"].append("it ran without xquant's cache")
             if row["wrong"]:
-                (options.out / f"llama-server-{mode}-{name}.log").write_text(play.log)
+                (options.out / f"llama-server-{mode}-{name}.log").write_text(log)
             result.append(row)
             if session is None:
                 if script is None:
@@ -285,38 +288,38 @@ def server(engine, options):
             for mistake, (part, answers) in session.mistakes.items():
                 row["mistakes"][mistake] = {"part": part, **llama_cpp_server.compare(script[part], answers)}
             row["seconds"] = time.monotonic() - start
-            mean = server_mean(row)
+            mean = server_total(row["parts"])["mean"]
             say(f"server: {mode:8} {name:22} distance {mean:.4f}, {len(row['wrong'])} faults, {row['seconds']:.0f} s")
     return result
 
 
-def server_mean(row):
-    parts = row["parts"].values()
-    return sum(part["mean"] * part["tokens"] for part in parts) / sum(part["tokens"] for part in parts)
+def server_total(parts):
+    tokens = sum(part["tokens"] for part in parts.values())
+    return {"tokens": tokens, "mean": sum(part["mean"] * part["tokens"] for part in parts.values()) / tokens}
 
 
-# How much further xquant's f16 cache may be from llama.cpp's than llama.cpp's f32 cache is: in a whole session, and in a part of it, which
-# has few tokens. The least of the mistakes that a session makes on purpose has to be further off than that.
-SERVER_BOUNDS = 1.5, 3
+def server_bound(own):
+    """How far xquant's f16 cache may be from llama.cpp's, where llama.cpp's f32 cache is so far: both differ from it by rounding alone,
+    and a mean over few tokens varies more. Each mistake that a session makes on purpose has to be further off than that."""
+    return own["mean"] * (1 + 10 / own["tokens"] ** 0.5)
 
 
 def server_problems(result):
-    rounding = {row["mode"]: row for row in result if row["cache"] == "llama.cpp f32"}
+    rounding = {row["mode"]: row["parts"] for row in result if row["cache"] == "llama.cpp f32"}
     for row in result:
         where = f"llama-server, {row['mode']}, {row['cache']}"
         yield from (f"{where}: {line}" for line in row["wrong"])
         own = rounding.get(row["mode"])
-        if own is None or not own["parts"] or not row["parts"]:
+        if not own:
             continue
         for name, mistake in row["mistakes"].items():
-            if mistake["mean"] <= SERVER_BOUNDS[1] * own["parts"][mistake["part"]]["mean"]:
-                yield f"{where}: {name} would not be noticed: distance {mistake['mean']:.3f}"
-        if row["cache"] == "f16":
-            if server_mean(row) > SERVER_BOUNDS[0] * server_mean(own):
-                yield f"{where}: distance {server_mean(row):.4f}, llama.cpp's f32 cache {server_mean(own):.4f}"
-            for name, part in row["parts"].items():
-                if part["mean"] > SERVER_BOUNDS[1] * own["parts"][name]["mean"]:
-                    yield f"{where}, {name}: distance {part['mean']:.4f}, llama.cpp's f32 cache {own['parts'][name]['mean']:.4f}"
+            if mistake["mean"] <= server_bound(own[mistake["part"]]):
+                yield f"{where}: {name} would not be noticed: distance {mistake['mean']:.4f}"
+        if row["cache"] == "f16" and row["parts"]:
+            pairs = {part: (row["parts"][part], own[part]) for part in own} | {"all parts": (server_total(row["parts"]), server_total(own))}
+            for part, (ours, theirs) in pairs.items():
+                if ours["mean"] > server_bound(theirs):
+                    yield f"{where}, {part}: distance {ours['mean']:.4f}, llama.cpp's f32 cache {theirs['mean']:.4f}"
 
 
 def problems(phase, result):

@@ -220,16 +220,16 @@ def play(server, script=None, mistakes=False):
     if mistakes:
         wrong = Session(server, session.parts)
         other = {n: (n + 1) % SLOTS for n in numbers}
-        stale = {n: first[n] + session.said("first turn", other[n]) + more for n in numbers}
+        stale = {n: first[n] + session.said("first turn", other[n]) + more for n in shifts}
         gap = {n: kept[n][: len(prefix)] + kept[n][len(prefix) + 1 :] + again for n in shifts}
         for name, part, prompts in [
-            ("another slot's question", "first turn", {n: first[other[n]] for n in numbers}),
+            ("another slot's question", "first turn", {n: first[other[n]] for n in shifts}),
             ("another slot's first answer", "second turn", stale),
             ("a token less after the shift", "after the shift", gap),
             ("rows anew after the shift", "after the shift", {n: kept[n] + again for n in shifts}),
         ]:
             count = len(session.said(part, 1))
-            wrong.ask(name, {n: (p, slot(n), 0) for n, p in prompts.items()}, count, answers_of=part, cache_prompt=False)
+            wrong.ask(name, {n: (prompts[n], slot(n), 0) for n in (1, 2, 3)}, count, answers_of=part, cache_prompt=False)
             session.mistakes[name] = part, wrong.parts[name]
     return session
 

@@ -48,7 +48,7 @@ build() {
 
 # prove FOLDER OPTION...: measures, and writes the page.
 prove() {
-    local folder=$1 model= second=gemma3 text=$demo_text out=build/results/llama.cpp page=true options=()
+    local folder=$1 model='' second=gemma3 text=$demo_text out=build/results/llama.cpp page=true options=()
     shift
     while [ $# -gt 0 ]; do
         case "$1" in

@@ -165,8 +165,9 @@ def server(rows):
     out.append("A session with eight slots of 256 tokens: eight questions at once behind one prefix, a second turn, a conversation that goes from one")
     out.append("slot into a file and on in another, answers beyond the context (`--context-shift`), requests that are given up while others run, copied")
     out.append("slots; then `/health`, and a signal. The first session over llama.cpp's f16 cache is greedy; in the others a grammar admits its tokens")
-    out.append("alone. A distance is the mean of |ln p - ln p'| over them, p and p' being the probabilities before the grammar; the last column is the")
-    out.append("share of tokens for which the same one is the most likely. xquant's caches keep the newest 32 tokens in f16.\n")
+    out.append("alone. A distance is the mean of |ln p - ln p'| over them, p and p' being the probabilities before the grammar; *equal first token*")
+    out.append("is the share of them for which both have the same most likely token. xquant's caches keep the newest 32 tokens in f16. llama.cpp's f32")
+    out.append("cache shows how far rounding alone leads; xquant's f16 cache may be 1 + 10 / sqrt(tokens) times as far off, in each column.\n")
     for mode in dict.fromkeys(row["mode"] for row in rows):
         here = [row for row in rows if row["mode"] == mode]
         parts = list(here[0]["parts"])  # a session that broke off has none
@@ -181,8 +182,8 @@ def server(rows):
         out += [f"- `{row['cache']}`: {line}" for row in here for line in row["wrong"]]
     made = [(name, mistake) for row in rows for name, mistake in row["mistakes"].items()]
     if made:
-        said = ", ".join(f"{name} {mistake['mean']:.3f} ({mistake['part']})" for name, mistake in made)
-        out.append(f"Mistakes made on purpose, over llama.cpp's f16 cache, are this far off: {said}.\n")
+        out.append("Mistakes made on purpose, over llama.cpp's f16 cache:\n")
+        out.append(table(["mistake", "in", "distance"], [[name, mistake["part"], f"{mistake['mean']:.3f}"] for name, mistake in made]))
     return out
 
 

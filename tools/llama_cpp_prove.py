@@ -300,12 +300,14 @@ def server_total(parts):
 
 def server_bound(own):
     """How far xquant's f16 cache may be from llama.cpp's, where llama.cpp's f32 cache is so far: both differ from it by rounding alone,
-    and a mean over few tokens varies more. Each mistake that a session makes on purpose has to be further off than that."""
+    and a mean over few tokens varies more. Each mistake that a session makes on purpose has to be further off than that, and schemes of
+    fewer bits nearer than the least of them."""
     return own["mean"] * (1 + 10 / own["tokens"] ** 0.5)
 
 
 def server_problems(result):
     rounding = {row["mode"]: row["parts"] for row in result if row["cache"] == "llama.cpp f32"}
+    least = min((mistake["mean"] for row in result for mistake in row["mistakes"].values()), default=float("inf"))
     for row in result:
         where = f"llama-server, {row['mode']}, {row['cache']}"
         yield from (f"{where}: {line}" for line in row["wrong"])
@@ -320,6 +322,10 @@ def server_problems(result):
             for part, (ours, theirs) in pairs.items():
                 if ours["mean"] > server_bound(theirs):
                     yield f"{where}, {part}: distance {ours['mean']:.4f}, llama.cpp's f32 cache {theirs['mean']:.4f}"
+        elif not row["own"]:
+            for part, ours in row["parts"].items():
+                if ours["mean"] >= least:
+                    yield f"{where}, {part}: distance {ours['mean']:.4f}, as if rows were wrong ({least:.4f})"
 
 
 def problems(phase, result):

@@ -15,7 +15,8 @@ Phases, each of which writes one JSON file into DIR and is not run again while t
                    in files, copied slots; over llama.cpp's f16 cache, again over that, over its f32 cache, and over xquant's
     faults         xquant-llama-faults: bad rows, no memory, no budget, a save that is killed
 
-Runs of one phase follow each other and never overlap; times need an otherwise idle machine.
+Runs of one phase follow each other and never overlap, but for those of the server, whose times do not count; times need an otherwise idle
+machine.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import llama_cpp_server
@@ -249,47 +251,51 @@ def faults(engine, options):
 
 
 def server(engine, options):
-    """Distances of each session's answers from those of a free one over llama.cpp's f16 cache."""
+    """Distances of each session's answers from those of a free one over llama.cpp's f16 cache. No times are measured: the modes run at
+    once, with a thread each."""
+    with ThreadPoolExecutor() as pool:
+        return sum(pool.map(lambda mode: server_sessions(engine, options, mode), llama_cpp_server.MODES), [])
+
+
+def server_sessions(engine, options, mode):
     types = [*OWN["f16"][0], *flash(False)]
     runs = [("llama.cpp f16", None, types), ("llama.cpp f16, again", None, types)]
     runs += [("llama.cpp f32", None, ["-ctk", "f32", "-ctv", "f32", *flash(False)])]
     runs += [(scheme, scheme, []) for scheme in options.server_schemes]
     result = []
-    for mode in llama_cpp_server.MODES:
-        script = None
-        for name, scheme, own in runs:
-            row = {"mode": mode, "cache": name, "own": scheme is None, "parts": {}, "mistakes": {}, "wrong": [], "status": None}
-            start = time.monotonic()
-            session = playing = None
-            with tempfile.TemporaryDirectory(dir=options.out) as folder:
-                try:
-                    playing = llama_cpp_server.Server(engine, options.model, mode, max(options.threads), f"{folder}/", scheme, own)
-                    session = llama_cpp_server.play(playing, script, mistakes=script is None and mode == "slots")
-                    row["wrong"] = session.wrong
-                except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
-                    row["wrong"] = [f"the session broke off: {error!r}"]
-                finally:
-                    row["status"] = playing.stop(signal.SIGTERM if mode == "slots" else signal.SIGINT) if playing else None
-            log = playing.log if playing else ""
-            if row["status"] != 0:
-                row["wrong"].append(f"llama-server ended with {row['status']}")
-            if scheme is not None and "xquant: the cache is" not in log:
-                row["wrong"].append("it ran without xquant's cache")
-            if row["wrong"]:
-                (options.out / f"llama-server-{mode}-{name}.log").write_text(log)
-            result.append(row)
-            if session is None:
-                if script is None:
-                    break
-                continue
-            script = script or session.parts
-            for part, answers in session.parts.items():
-                row["parts"][part] = llama_cpp_server.compare(script[part], answers)
-            for mistake, (part, answers) in session.mistakes.items():
-                row["mistakes"][mistake] = {"part": part, **llama_cpp_server.compare(script[part], answers)}
-            row["seconds"] = time.monotonic() - start
-            mean = server_total(row["parts"])["mean"]
-            say(f"server: {mode:8} {name:22} distance {mean:.4f}, {len(row['wrong'])} faults, {row['seconds']:.0f} s")
+    script = None
+    for name, scheme, own in runs:
+        row = {"mode": mode, "cache": name, "own": scheme is None, "parts": {}, "mistakes": {}, "wrong": [], "status": None}
+        start = time.monotonic()
+        session = playing = None
+        with tempfile.TemporaryDirectory(dir=options.out) as folder:
+            try:
+                playing = llama_cpp_server.Server(engine, options.model, mode, f"{folder}/", scheme, own)
+                session = llama_cpp_server.play(playing, script, mistakes=script is None and mode == "slots")
+                row["wrong"] = session.wrong
+            except (OSError, ValueError, KeyError, http.client.HTTPException) as error:
+                row["wrong"] = [f"the session broke off: {error!r}"]
+            finally:
+                row["status"] = playing.stop(signal.SIGTERM if mode == "slots" else signal.SIGINT) if playing else None
+        log = playing.log if playing else ""
+        if row["status"] != 0:
+            row["wrong"].append(f"llama-server ended with {row['status']}")
+        if scheme is not None and "xquant: the cache is" not in log:
+            row["wrong"].append("it ran without xquant's cache")
+        if row["wrong"]:
+            (options.out / f"llama-server-{mode}-{name}.log").write_text(log)
+        result.append(row)
+        if session is None:
+            if script is None:
+                break
+            continue
+        script = script or session.parts
+        for part, answers in session.parts.items():
+            row["parts"][part] = llama_cpp_server.compare(script[part], answers)
+        for mistake, (part, answers) in session.mistakes.items():
+            row["mistakes"][mistake] = {"part": part, **llama_cpp_server.compare(script[part], answers)}
+        mean = server_total(row["parts"])["mean"]
+        say(f"server: {mode:8} {name:22} distance {mean:.4f}, {len(row['wrong'])} faults, {time.monotonic() - start:.0f} s")
     return result
 
 

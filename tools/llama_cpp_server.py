@@ -45,12 +45,12 @@ FURTHER = ["\nThe visitor would like to hear more about that.\nLibrarian:", "\nA
 class Server:
     """A running llama-server; what it wrote is in `log` once it is stopped."""
 
-    def __init__(self, engine, model, mode, threads, folder, scheme=None, own=()):
+    def __init__(self, engine, model, mode, folder, scheme=None, own=()):
         self.unified = mode == "unified"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        arguments = ["-m", model, "-np", SLOTS, *MODES[mode], "--context-shift", "--slot-save-path", folder, "-t", threads]
+        arguments = ["-m", model, "-np", SLOTS, *MODES[mode], "--context-shift", "--slot-save-path", folder, "-t", 1]
         arguments += ["--host", "127.0.0.1", "--port", self.port, "--slots", "--no-ui", "-lv", "4", *own]
         self.output = tempfile.TemporaryFile()
         self.process = subprocess.Popen(

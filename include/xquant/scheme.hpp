@@ -141,7 +141,8 @@ private:
         LayerSizes out;
         if (row_widths.empty()) row_widths.assign(footprint.widths.begin(), footprint.widths.end());
         out.row_widths = std::move(row_widths);
-        out.weight_floats = footprint.weight_floats;
+        out.matrix_floats = footprint.matrix_floats;
+        out.vector_floats = footprint.vector_floats;
         [&]<std::size_t... I>(std::index_sequence<I...>) { (add_codecs<I>(out, footprint.widths[I]), ...); }
         (std::make_index_sequence<streams>{});
         return out;

@@ -43,6 +43,14 @@ enum class DType : std::uint8_t { f32, f16, bf16 };
 /// Bytes of an element.
 constexpr std::size_t size_of(DType type) noexcept { return type == DType::f32 ? 4 : 2; }
 
+/// What prepared matrices are kept in. q8: 8 bits, and an f32 scale for every 64 of them.
+enum class WeightType : std::uint8_t { f32, f16, bf16, q8 };
+
+/// Bytes of an entry, its share of a scale apart.
+constexpr std::size_t size_of(WeightType type) noexcept {
+    return type == WeightType::f32 ? 4 : type == WeightType::q8 ? 1 : 2;
+}
+
 /// Whether rows and weights may be made of T: float, f16 or bf16.
 template <class T>
 inline constexpr bool is_element = std::is_same_v<T, float> || std::is_same_v<T, f16> || std::is_same_v<T, bf16>;

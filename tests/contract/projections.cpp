@@ -27,12 +27,12 @@ std::string complaint(const Layer& layer) {
 
 struct WrongWidth : Plain {
     static LayerFootprint<1> footprint(const Layer& layer) noexcept {
-        return {{layer.shape.width + 1}, Plain::footprint(layer).weight_floats};
+        return {{layer.shape.width + 1}, Plain::footprint(layer).matrix_floats, Plain::footprint(layer).vector_floats};
     }
 };
 struct WrongFloats : Plain {
     static LayerFootprint<1> footprint(const Layer& layer) noexcept {
-        return {{layer.shape.width}, Plain::footprint(layer).weight_floats - 1};
+        return {{layer.shape.width}, Plain::footprint(layer).matrix_floats - 1, Plain::footprint(layer).vector_floats};
     }
 };
 struct SwapsKAndV : Plain {
@@ -56,7 +56,7 @@ struct ForgetsAHead : Plain {
 struct OneStreamTooFew {
     static constexpr std::size_t streams = 2;
     static LayerFootprint<2> footprint(const Layer& layer) noexcept {
-        return {{layer.shape.width, 0}, Plain::footprint(layer).weight_floats};
+        return {{layer.shape.width, 0}, Plain::footprint(layer).matrix_floats, Plain::footprint(layer).vector_floats};
     }
     static LayerPlan prepare(const Layer& layer) { return Plain::prepare(layer); }
 };
@@ -70,7 +70,7 @@ struct MakesNan : KeyValue<BeforeRope> {
     }
     static LayerFootprint<2> footprint(const Layer& layer) {
         LayerFootprint<2> out = KeyValue<BeforeRope>::footprint(layer);
-        out.weight_floats += layer.shape.head_dim;
+        out.vector_floats += layer.shape.head_dim;
         return out;
     }
 };
@@ -209,7 +209,7 @@ TEST_CASE("a projection that breaks a rule is told which") {
     const test::Setup setup({.width = 32, .heads = 2, .kv_heads = 2, .head_dim = 8}, RopePairing::halves);
     const Layer& layer = setup.model.layers[0];
     CHECK(contains(complaint<WrongWidth>(layer), "width of stream 0"));
-    CHECK(contains(complaint<WrongFloats>(layer), "weight_floats"));
+    CHECK(contains(complaint<WrongFloats>(layer), "matrix_floats"));
     CHECK(contains(complaint<SwapsKAndV>(layer), "K of head 0 does not come back"));
     CHECK(contains(complaint<MakesNan>(layer), "K of head 0 does not come back"));
     CHECK(contains(complaint<ForgetsAHead>(layer), "plan does not fit the layer"));

@@ -1,5 +1,5 @@
 // Projection: rows of one stream from x (or from K or V), as they will be stored. Drives every backend that has
-// `multiply`.
+// `multiply` and `load_weights`.
 //
 //     z [n, R] = rotate(rope(norms((x - mean) T + b)))
 //
@@ -13,6 +13,7 @@
 #include <xquant/backend/scalar/norm.hpp>
 #include <xquant/backend/scalar/product.hpp>
 #include <xquant/backend/scalar/rope.hpp>
+#include <xquant/backend/weights.hpp>
 #include <xquant/projection/plan.hpp>
 #include <xquant/projection/rotation.hpp>
 
@@ -48,8 +49,8 @@ void project(Backend tag, const StreamEncoder& encoder, Matrix x, const RowPosit
     if (encoder.matrix != nullptr) {
         const std::size_t from = d / encoder.blocks, to = r / encoder.blocks;
         for (std::size_t b = 0; b < encoder.blocks; ++b) {
-            multiply(tag, {rows.data + b * from, rows.stride, 1}, {encoder.matrix + b * from * to, from, to, to},
-                     {out + b * to, n, to, r}, false);
+            multiply_weights(tag, {rows.data + b * from, rows.stride, 1}, encoder.matrix.from(b * from * to), from,
+                             {out + b * to, n, to, r}, false);
         }
     } else {
         for (std::size_t i = 0; i < n; ++i) std::copy_n(rows.data + i * rows.stride, d, out + i * d);

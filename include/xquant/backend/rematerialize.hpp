@@ -1,5 +1,5 @@
-// Rematerialization: keys or values of one head from the codes of a tile. Drives every backend that has `decode_tile`
-// and `multiply`.
+// Rematerialization: keys or values of one head from the codes of a tile. Drives every backend that has `decode_tile`,
+// `load_weights` and `multiply`.
 //
 //     y [tokens, Dh] = z A + c;   with the tag int8<...> by 8-bit products where the codes allow it (scalar/int8.hpp)
 //
@@ -11,6 +11,7 @@
 
 #include <xquant/backend/scalar/int8.hpp>
 #include <xquant/backend/scalar/product.hpp>
+#include <xquant/backend/weights.hpp>
 #include <xquant/projection/plan.hpp>
 
 namespace xquant::backend {
@@ -18,7 +19,7 @@ inline namespace XQUANT_ABI_NS {
 
 /// Floats of scratch that rematerialize needs.
 constexpr std::size_t rematerialize_scratch(std::size_t dh) noexcept {
-    return width_step * tile_tokens + tile_tokens * dh;
+    return width_step * tile_tokens + tile_tokens * dh + width_step * dh;
 }
 
 /// The first out.channels channels of y = z A + c of one head, for a tile of at most 128 tokens from `token` on.
@@ -27,6 +28,7 @@ template <class Backend>
 void rematerialize(Backend tag, const StreamView& in, const HeadDecoder& head, std::size_t token, Tile out,
                    float* scratch) noexcept {
     const std::size_t dh = head.head_dim;
+    float* const room = scratch + width_step * tile_tokens + tile_tokens * dh;
     if (head.matrix == nullptr) {
         decode_tile(tag, in, token, head.first, out);
     } else if (Backend::int8_products && out.by_channel() && fits_int8(in.format, head)) {
@@ -36,7 +38,7 @@ void rematerialize(Backend tag, const StreamView& in, const HeadDecoder& head, s
         for (std::size_t c = 0; c < head.width; c += width_step) {
             const std::size_t channels = (std::min)(width_step, head.width - c);
             decode_tile(tag, in, token, head.first + c, {scratch, out.tokens, channels, tile_tokens, out.order});
-            multiply(tag, {head.matrix + c * dh, 1, dh}, {scratch, channels, out.tokens, tile_tokens},
+            multiply(tag, {weights_as_floats(tag, head.matrix, {c * dh, channels * dh}, room), 1, dh}, {scratch, channels, out.tokens, tile_tokens},
                      {out.data, out.channels, out.tokens, out.stride}, c > 0);
         }
     } else {
@@ -46,7 +48,8 @@ void rematerialize(Backend tag, const StreamView& in, const HeadDecoder& head, s
             const std::size_t channels = (std::min)(width_step, head.width - c);
             decode_tile(tag, in, token, head.first + c,
                         {scratch, out.tokens, channels, width_step, TileOrder::token_major});
-            multiply(tag, {scratch, width_step, 1}, {head.matrix + c * dh, channels, out.channels, dh},
+            const float* const a = weights_as_floats(tag, head.matrix, {c * dh, channels * dh}, room);
+            multiply(tag, {scratch, width_step, 1}, {a, channels, out.channels, dh},
                      {rows, out.tokens, out.channels, row_stride}, c > 0);
         }
         if (out.by_channel()) transpose(tag, {rows, out.tokens, out.channels, row_stride}, out.data, out.stride);

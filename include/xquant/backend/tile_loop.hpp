@@ -8,6 +8,7 @@
 //
 //     decode_tile, encode_rows            codes -> f32, rows -> codes                                scalar/codec.hpp
 //     multiply, multiply_vector, transpose                                                           scalar/product.hpp
+//     load_weights                        prepared matrices -> f32                                   scalar/weights.hpp
 //     rematerialize_int8                  only for tags of int8<...>                                 scalar/int8.hpp
 //     normalize, normalize_keys           RMS norms                                                  scalar/norm.hpp
 //     apply_rope_to_tile, apply_rope      RoPE of a tile of keys, of a query                         scalar/rope.hpp
@@ -85,13 +86,20 @@ constexpr bool turns_queries(const AttendTask& task) noexcept {
     return task.queries() <= direct_queries || absorbs_keys(task);
 }
 
+/// Floats of a copy of A_k in f32, of which a task makes one for all its tiles where A_k is small and kept in less.
+constexpr std::size_t key_copy_floats(const AttendTask& task) noexcept {
+    const WeightMatrix& matrix = task.key.matrix;
+    const bool copies = matrix != nullptr && matrix.type != WeightType::f32 && task.key.width <= int8_channels;
+    return copies ? task.key.width * task.head_dim : 0;
+}
+
 /// Floats of scratch that attend_task needs.
 constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t dh = task.head_dim, queries = row_step * task.queries_per_kv;
     const std::size_t absorbed = absorbs_keys(task) ? queries * (task.key.width + 1) : 0;
     const std::size_t turned = task.stored_rope.pairs > 0 && turns_queries(task) ? task.queries() * dh : 0;
     return rematerialize_scratch(dh) + tile_tokens * (std::max)(dh, width_step) +
-           tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed + turned;
+           tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed + turned + key_copy_floats(task);
 }
 
 /// The parts of attend_scratch.
@@ -103,6 +111,7 @@ struct AttendScratch {
     float* absorbed;  ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
     float* inner;     ///< scratch of rematerialize
     float* turned;    ///< [queries, Dh] of the task, if they are turned back by a span's lag
+    float* key_copy;  ///< A_k in f32, if the task makes a copy
 };
 
 /// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between.
@@ -132,6 +141,7 @@ inline AttendScratch split_scratch(const AttendTask& task, float* scratch) noexc
     out.inner = out.scores + queries * tile_tokens;
     out.absorbed = out.inner + rematerialize_scratch(dh);
     out.turned = out.absorbed + (absorbs_keys(task) ? queries * (task.key.width + 1) : 0);
+    out.key_copy = out.turned + (task.stored_rope.pairs > 0 && turns_queries(task) ? task.queries() * dh : 0);
     return out;
 }
 
@@ -140,15 +150,21 @@ template <class Backend>
 void absorb_queries(Backend tag, const AttendTask& task, const AttendScratch& at) noexcept {
     const std::size_t dh = task.head_dim, rotary = rotary_channels(task), width = task.key.width;
     float* constants = at.absorbed + task.queries() * width;
+    std::array<float, 2 * max_pairs> scaled;
+    for (std::size_t k = 0; k < width; k += width_step) {
+        const std::size_t some = (std::min)(width_step, width - k);
+        const float* const a = weights_as_floats(tag, task.key.matrix, {k * dh, some * dh}, at.inner);
+        for (std::size_t i = 0; i < task.queries(); ++i) {
+            const float* q = task.query(i);
+            for (std::size_t c = rotary; c < dh; ++c) scaled[c] = q[c] * task.rules.scale;
+            multiply_vector(tag, {a + rotary, some, dh - rotary, dh}, scaled.data() + rotary,
+                            at.absorbed + i * width + k);
+        }
+    }
     for (std::size_t i = 0; i < task.queries(); ++i) {
-        const float* q = task.query(i);
-        std::array<float, 2 * max_pairs> scaled;
-        for (std::size_t c = rotary; c < dh; ++c) scaled[c] = q[c] * task.rules.scale;
-        multiply_vector(tag, {task.key.matrix + rotary, width, dh - rotary, dh}, scaled.data() + rotary,
-                        at.absorbed + i * width);
         constants[i] = 0;
         for (std::size_t c = rotary; c < dh && task.key.constant != nullptr; ++c) {
-            constants[i] += scaled[c] * task.key.constant[c];
+            constants[i] += task.query(i)[c] * task.rules.scale * task.key.constant[c];
         }
     }
 }
@@ -328,10 +344,14 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slo
 
 /// The partial result of a task over its tiles. Scratch: attend_scratch(task) floats.
 template <class Backend>
-void attend_task(Backend tag, const AttendTask& task, Partial partial, float* scratch) noexcept {
-    const std::size_t queries = task.queries();
-    clear_partial(tag, partial, queries, partial_width(tag, task.value, queries, task.head_dim));
-    const AttendScratch at = detail::split_scratch(task, scratch);
+void attend_task(Backend tag, const AttendTask& given, Partial partial, float* scratch) noexcept {
+    const std::size_t queries = given.queries();
+    clear_partial(tag, partial, queries, partial_width(tag, given.value, queries, given.head_dim));
+    const AttendScratch at = detail::split_scratch(given, scratch);
+    AttendTask task = given;
+    if (const std::size_t floats = key_copy_floats(given); floats > 0) {
+        task.key.matrix = weights_as_floats(tag, given.key.matrix, {0, floats}, at.key_copy);
+    }
     if (absorbs_keys(task)) detail::absorb_queries(tag, task, at);
     TileAngles angles;
     AttendTask turned = task;  // with the queries that the keys of a span meet
@@ -361,6 +381,7 @@ void finish_partial(Backend tag, const AttendTask& task, Partial partial, Slots 
     const std::size_t dh = task.head_dim, queries = task.queries(), group = task.queries_per_kv;
     const bool absorbed = sums_latents(tag, task.value, queries, dh);
     const std::size_t width = absorbed ? task.value.width : dh;
+    const bool multiplies = absorbed && task.value.matrix != nullptr;
     for (std::size_t i = rows.first * group; i < (rows.first + rows.count) * group; ++i) {
         float* XQUANT_RESTRICT target = out + (i / group - rows.first) * out_stride + i % group * dh;
         if (!xquant::detail::all_finite(task.query(i), dh)) {
@@ -377,14 +398,23 @@ void finish_partial(Backend tag, const AttendTask& task, Partial partial, Slots 
         }
         const float inverse = factor / (partial.total[i] * factor + sink), share = partial.total[i] * inverse;
         for (std::size_t c = 0; c < width; ++c) sum[c] *= inverse;
-        if (absorbed && task.value.matrix != nullptr) {
-            multiply(tag, {sum, width, 1}, {task.value.matrix, width, dh, dh}, {target, 1, dh, dh}, false);
-        } else {
-            std::copy_n(sum, dh, target);
+        for (std::size_t c = 0; c < dh; ++c) {
+            target[c] = (multiplies ? 0.0F : sum[c]) + (task.value.constant != nullptr ? task.value.constant[c] * share : 0.0F);
         }
-        for (std::size_t c = 0; c < dh && task.value.constant != nullptr; ++c) {
-            target[c] += task.value.constant[c] * share;
+    }
+    if (!multiplies) return;
+    // A_v is read as few times as rows or query heads allow.
+    const float* const first = partial.sum + rows.first * group * width;
+    if (rows.count < group) {
+        for (std::size_t row = 0; row < rows.count; ++row) {
+            multiply_weights(tag, {first + row * group * width, width, 1}, task.value.matrix, width,
+                             {out + row * out_stride, group, dh, dh}, true);
         }
+        return;
+    }
+    for (std::size_t head = 0; head < group; ++head) {
+        multiply_weights(tag, {first + head * width, group * width, 1}, task.value.matrix, width,
+                         {out + head * dh, rows.count, dh, out_stride}, true);
     }
 }
 

@@ -11,6 +11,7 @@
 #include <functional>
 
 #include <xquant/backend/simd/backends.hpp>
+#include <xquant/backend/weights.hpp>
 #include <xquant/core/core.hpp>
 #include <xquant/core/run_tasks.hpp>
 
@@ -143,8 +144,8 @@ private:
             decode_rows(tag, read_only(sum), first, n, rows);
             decode_rows(tag, coded, first, n, added);
             if (encoder.spread != nullptr) {
-                multiply(tag, backend::Operand{added, r, 1}, backend::Matrix{encoder.spread, r, d, d},
-                         backend::MutableMatrix{rows, n, d, d}, true);
+                multiply_weights(tag, backend::Operand{added, r, 1}, encoder.spread, r,
+                                 backend::MutableMatrix{rows, n, d, d}, true);
             } else {
                 for (std::size_t i = 0; i < n * d; ++i) rows[i] += added[i];
             }
@@ -166,8 +167,8 @@ void take_difference(Backend tag, const StreamEncoder& encoder, const StreamView
     decode_rows(tag, accumulator, token, n, sum);
     for (std::size_t i = 0; i < n * d; ++i) rows[i] -= sum[i];
     if (encoder.latent != nullptr) {
-        multiply(tag, backend::Operand{rows, d, 1}, backend::Matrix{encoder.latent, d, r, r},
-                 backend::MutableMatrix{out, n, r, r}, false);
+        multiply_weights(tag, backend::Operand{rows, d, 1}, encoder.latent, d, backend::MutableMatrix{out, n, r, r},
+                         false);
     } else {
         std::copy_n(rows, n * d, out);
     }

@@ -26,6 +26,8 @@ inline void check_options(const Options& options) {
             "; at most 1048576 tokens are kept");
     expects(options.rows <= DType::bf16, "Options::rows is ", static_cast<int>(options.rows),
             "; expected DType::f32, f16 or bf16");
+    expects(options.weights <= WeightType::q8, "Options::weights is ", static_cast<int>(options.weights),
+            "; expected WeightType::f32, f16, bf16 or q8");
 }
 
 /// How the tail and the sinks keep rows of a stream.
@@ -118,7 +120,7 @@ public:
         const std::size_t at = page_group_of_[layers_.size()];
         PageGroup& page_group = page_groups_[at];
         const std::size_t levels = learnt_levels(parts.codecs) + learnt_levels(parts.requantized_codecs);
-        layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1,
+        layers_.emplace_back(ledger_, layer, std::move(parts.plan), role, ropes_.size() - 1, options_.weights,
                              layer.borrows() ? 0 : levels);
         PreparedLayer& prepared = layers_.back();
         const bool limited = layer.reach() > 0 && (page_group.layers == 0 || page_group.window > 0);

@@ -7,10 +7,12 @@
 #include <vector>
 
 #include <xquant/attention/task.hpp>
+#include <xquant/core/weight_pool.hpp>
 #include <xquant/error.hpp>
 #include <xquant/model.hpp>
 #include <xquant/position/rope.hpp>
 #include <xquant/projection/plan.hpp>
+#include <xquant/projection/projection.hpp>
 #include <xquant/projection/rotation.hpp>
 #include <xquant/storage/page.hpp>
 
@@ -18,15 +20,13 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-template <class T>
-using WeightVector = LedgerVector<T, Purpose::weights>;
-
 /// One layer, ready for the kernels.
 class PreparedLayer {
 public:
-    /// Leaves room for `levels` floats of keep_levels. Throws shape_error if the plan does not fit the layer.
+    /// Matrices are kept as `type`. Leaves room for `levels` floats of keep_levels. Throws shape_error if the plan does
+    /// not fit the layer.
     PreparedLayer(Ledger& ledger, const Layer& layer, LayerPlan plan, CrossRole cross_role, std::size_t rope_table,
-                  std::size_t levels = 0)
+                  WeightType type = WeightType::f32, std::size_t levels = 0)
         : shape(layer.shape),
           rope(rope_table),
           role(cross_role),
@@ -36,9 +36,9 @@ public:
           encoders(LedgerAllocator<StreamEncoder, Purpose::weights>(ledger)),
           keys(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
           values(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
+          matrices_(ledger, type, (check(plan, layer), matrix_floats(plan))),
           floats_(LedgerAllocator<float, Purpose::weights>(ledger)) {
-        check(plan, layer);
-        floats_.reserve(count(plan) + rule_floats(layer) + levels);
+        floats_.reserve(vector_floats(plan) + rule_floats(layer) + levels);
         encoders.reserve(plan.streams.size());
         const float* gain = keep(layer_floats(layer.k_norm, shape.head_dim));
         for (const StreamPlan& stream : plan.streams) {
@@ -48,7 +48,7 @@ public:
             out.width = stream.width;
             if (stream.by_head) out.blocks = shape.kv_heads;
             out.mean = keep(stream.mean);
-            out.matrix = keep(stream.matrix);
+            out.matrix = matrices_.keep(stream.matrix);
             out.bias = keep(stream.bias);
             const bool own_norm = !stream.row_norm.empty();
             out.norm = own_norm           ? keep(stream.row_norm)
@@ -62,19 +62,22 @@ public:
             out.rotate = stream.rotate;
             if (stream.rotate != 0) out.dct = keep(dct_matrix(dct_size(stream.rotate)));
             out.coded_width = stream.coded_width();
-            out.latent = keep(stream.latent);
-            if (out.latent != nullptr) out.spread = keep_transposed(stream.latent, stream.width);
+            out.latent = matrices_.keep(stream.latent);
+            if (!stream.latent.empty()) {
+                out.spread = matrices_.keep(transpose(stream.latent, stream.width, out.coded_width));
+            }
             encoders.push_back(out);
         }
         const auto keep_heads = [this](const std::vector<HeadPlan>& heads, WeightVector<HeadDecoder>& out) {
             out.reserve(heads.size());
             for (const HeadPlan& head : heads) {
-                out.push_back(
-                    {head.stream, head.first, head.width, keep(head.matrix), keep(head.constant), shape.head_dim});
+                out.push_back({head.stream, head.first, head.width, matrices_.keep(head.matrix), keep(head.constant),
+                               shape.head_dim});
             }
         };
         keep_heads(plan.keys, keys);
         keep_heads(plan.values, values);
+        matrices_.finish();
         rules.scale = static_cast<float>(
             layer.softmax_scale > 0 ? layer.softmax_scale : 1.0 / std::sqrt(static_cast<double>(shape.head_dim)));
         rules.soft_cap = static_cast<float>(layer.soft_cap);
@@ -115,17 +118,19 @@ public:
         encoders.clear();
     }
 
-    /// The matrices and vectors of the plan, one after another: what all pointers of encoders, heads and rules point
-    /// into.
+    /// The matrices of the plan.
+    [[nodiscard]] const WeightPool& matrices() const noexcept { return matrices_; }
+    /// The vectors of the plan, one after another: what all other pointers of encoders, heads and rules point into.
     [[nodiscard]] std::span<const float> floats() const noexcept { return {floats_.data(), floats_.size()}; }
 
     /// Levels that a quantizer learnt become part of the weights.
     const float* keep_levels(const std::vector<float>& levels) { return keep(levels); }
 
-    /// Bytes a layer takes whose plan and learnt levels hold this many floats.
-    static constexpr std::size_t bytes(const Layer& layer, std::size_t floats, std::size_t streams) noexcept {
-        return (floats + rule_floats(layer)) * sizeof(float) + streams * sizeof(StreamEncoder) +
-               2 * layer.shape.kv_heads * sizeof(HeadDecoder);
+    /// Bytes a layer takes whose plan has matrices of this many entries, and with learnt levels this many other floats.
+    static constexpr std::size_t bytes(const Layer& layer, WeightType type, std::size_t entries, std::size_t floats,
+                                       std::size_t streams) noexcept {
+        return WeightPool::bytes(type, entries) + (floats + rule_floats(layer)) * sizeof(float) +
+               streams * sizeof(StreamEncoder) + 2 * layer.shape.kv_heads * sizeof(HeadDecoder);
     }
 
     LayerShape shape;
@@ -214,15 +219,15 @@ private:
         return stream.source == RowSource::x ? shape.width : shape.kv_width();
     }
 
-    [[nodiscard]] std::size_t count(const LayerPlan& plan) const noexcept {
+    [[nodiscard]] std::size_t vector_floats(const LayerPlan& plan) const noexcept {
         std::size_t floats = 0;
         for (const StreamPlan& s : plan.streams) {
             if (s.unit_norm) floats += shape.head_dim;
-            floats += s.mean.size() + s.matrix.size() + s.bias.size() + s.row_norm.size() + 2 * s.latent.size();
+            floats += s.mean.size() + s.bias.size() + s.row_norm.size();
             if (s.rotate != 0) floats += dct_size(s.rotate) * dct_size(s.rotate);
         }
         for (const auto* heads : {&plan.keys, &plan.values}) {
-            for (const HeadPlan& head : *heads) floats += head.matrix.size() + head.constant.size();
+            for (const HeadPlan& head : *heads) floats += head.constant.size();
         }
         return floats;
     }
@@ -238,15 +243,6 @@ private:
         return values != nullptr ? std::vector<float>(values, values + count) : std::vector<float>();
     }
 
-    const float* keep_transposed(const std::vector<float>& source, std::size_t rows) {
-        const std::size_t columns = source.size() / rows;
-        std::vector<float> out(source.size());
-        for (std::size_t i = 0; i < rows; ++i) {
-            for (std::size_t j = 0; j < columns; ++j) out[j * rows + i] = source[i * columns + j];
-        }
-        return keep(out);
-    }
-
     const float* keep(const std::vector<float>& source) {
         if (source.empty()) return nullptr;
         const std::size_t at = floats_.size();
@@ -254,6 +250,7 @@ private:
         return floats_.data() + at;
     }
 
+    WeightPool matrices_;
     WeightVector<float> floats_;
 };
 

@@ -26,7 +26,7 @@ using LearnStream = std::vector<float> (*)(const PreparedLayer&, const Layer&, s
 struct LayerSizes {
     std::vector<StreamCodec> codecs, requantized_codecs;
     std::vector<std::size_t> row_widths;  ///< channels of rows as the tail keeps them
-    std::size_t weight_floats = 0;
+    std::size_t matrix_floats = 0, vector_floats = 0;  ///< of LayerFootprint
 };
 
 /// How one layer is to be stored: its policies as functions.

@@ -37,7 +37,7 @@ struct JointSvd {
     /// Widths and floats of prepare(layer). Cost with EnergyShare: an SVD. Throws shape_error as prepare.
     static LayerFootprint<1> footprint(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), n = rank(layer), m = dct_size(n);
-        return {{n}, n * (d + 2 * r) + (mixed ? m * m : 0) + detail::constant_floats(layer, false)};
+        return {{n}, n * (d + 2 * r), (mixed ? m * m : 0) + detail::constant_floats(layer, false)};
     }
     /// The plan of a layer that stands alone. Cost: an SVD. Throws shape_error if 2 Hkv Dh > D.
     static LayerPlan prepare(const Layer& layer) {
@@ -64,7 +64,10 @@ struct JointSvd {
     /// Widths and floats of prepare_difference(layer).
     static LayerFootprint<1> difference_footprint(const Layer& layer) {
         const std::size_t n = rank(layer);
-        return {{n}, base::footprint(layer).weight_floats + 2 * layer.shape.width * n};
+        LayerFootprint<1> out = base::footprint(layer);
+        out.widths = {n};
+        out.matrix_floats += 2 * layer.shape.width * n;
+        return out;
     }
     /// The plan of a layer of CrossLayer<Delta> that stores a difference. Cost: an SVD.
     static LayerPlan prepare_difference(const Layer& layer) {

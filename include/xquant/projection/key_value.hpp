@@ -49,10 +49,10 @@ struct KeyValue {
     static LayerFootprint<2> footprint(const Layer& layer) noexcept {
         const LayerShape& shape = layer.shape;
         const std::size_t r = shape.kv_width(), m = dct_size(shape.head_dim);
-        const std::size_t mixing = mixed ? 2 * shape.kv_heads * shape.head_dim * shape.head_dim + 2 * m * m : 0;
-        if (layer.input != LayerInput::x) return {{r, r}, mixing};
+        const std::size_t back = mixed ? 2 * r * shape.head_dim : 0, dct = mixed ? 2 * m * m : 0;
+        if (layer.input != LayerInput::x) return {{r, r}, back, dct};
         const std::size_t biases = (layer.b_k != nullptr ? r : 0) + (layer.b_v != nullptr ? r : 0);
-        return {{r, r}, 2 * shape.width * r + mixing + biases};
+        return {{r, r}, 2 * shape.width * r + back, dct + biases};
     }
 
     /// The plan of a layer: stream 0 is K, stream 1 is V.

@@ -24,7 +24,7 @@ struct Latent {
     static LayerFootprint<2> footprint(const Layer& layer) noexcept {
         const std::size_t d = layer.shape.width, r = layer.latent.w_down.rows, dr = layer.latent.w_shared.rows;
         const std::size_t gain = layer.latent.norm != nullptr ? r : 0;
-        return {{r, dr}, d * (r + dr) + gain + 2 * r * layer.shape.kv_width()};
+        return {{r, dr}, d * (r + dr) + 2 * r * layer.shape.kv_width(), gain};
     }
 
     /// The plan of a layer: stream 0 is the latent, stream 1 the shared channels of the keys.

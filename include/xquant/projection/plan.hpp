@@ -11,6 +11,8 @@
 #include <cstddef>
 #include <vector>
 
+#include <xquant/projection/weights.hpp>
+
 namespace xquant {
 
 /// What the rows of a stream are made from: x [D], or K or V [Hkv * Dh] that the engine made.
@@ -63,12 +65,22 @@ struct LayerPlan {
     bool keys_after_rope = false;     ///< keys were stored after RoPE: none is applied when reading
 };
 
+/// Entries of all matrices of a plan; U counts twice, since its transpose is kept as well.
+inline std::size_t matrix_floats(const LayerPlan& plan) noexcept {
+    std::size_t floats = 0;
+    for (const StreamPlan& stream : plan.streams) floats += stream.matrix.size() + 2 * stream.latent.size();
+    for (const auto* heads : {&plan.keys, &plan.values}) {
+        for (const HeadPlan& head : *heads) floats += head.matrix.size();
+    }
+    return floats;
+}
+
 /// A HeadPlan as kernels read it. It owns nothing; pointers are null only where that is stated.
 struct HeadDecoder {
     std::size_t stream = 0,           ///< number of the stream
         first = 0,                    ///< first channel that is read
         width = 0;                    ///< channels that are read
-    const float* matrix = nullptr;    ///< [width, Dh], or null: the identity
+    WeightMatrix matrix;              ///< [width, Dh], or null: the identity
     const float* constant = nullptr;  ///< [Dh], or null: zero
     std::size_t head_dim = 0;         ///< Dh, columns of the matrix
 };
@@ -80,7 +92,7 @@ struct StreamEncoder {
         width = 0;                    ///< R, channels of a row
     std::size_t blocks = 1;           ///< T is [blocks][D / blocks, R / blocks]; 1: [D, R]
     const float* mean = nullptr;      ///< [D] or null
-    const float* matrix = nullptr;    ///< T, or null: the identity
+    WeightMatrix matrix;              ///< T, or null: the identity
     const float* bias = nullptr;      ///< [R] or null
     const float* norm = nullptr;      ///< gain [norm_width] of an RMS norm of each block of so many channels, or null
     std::size_t norm_width = 0;       ///< Dh (k_norm) or R (the row's own norm)
@@ -92,9 +104,9 @@ struct StreamEncoder {
     std::size_t rotate = 0;      ///< block width or 0
     const float* dct = nullptr;  ///< [m, m], m = rotate / largest power of two that divides it
 
-    std::size_t coded_width = 0;    ///< channels of a coded row
-    const float* latent = nullptr;  ///< U [R, coded_width] or null: the identity
-    const float* spread = nullptr;  ///< U^T
+    std::size_t coded_width = 0;  ///< channels of a coded row
+    WeightMatrix latent;  ///< U [R, coded_width] or null: the identity
+    WeightMatrix spread;  ///< U^T
 };
 
 /// What a layer has to do with the accumulator of a cross-layer cache.

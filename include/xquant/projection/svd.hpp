@@ -131,7 +131,7 @@ struct SplitSvdOf {
     static LayerFootprint<2> footprint(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width();
         const std::size_t k = Keep::rank(layer.w_k, 0, r), v = Keep::rank(layer.w_v, 0, r);
-        return {{k, v}, (d + r) * (k + v) + detail::constant_floats(layer, false)};
+        return {{k, v}, (d + r) * (k + v), detail::constant_floats(layer, false)};
     }
     /// The plan of a layer. Cost: two SVDs. Throws shape_error if Hkv Dh > D.
     static LayerPlan prepare(const Layer& layer) {
@@ -183,10 +183,11 @@ struct HeadSvdOf {
         if (layer.input != LayerInput::x) {
             const std::size_t k = layer.b_k != nullptr && layer.k_norm == nullptr ? latent + r : 0,
                               v = layer.b_v != nullptr ? 2 * r : 0;
-            return {{latent, r}, dh * (2 * latent + r) + dct_size(dh) * dct_size(dh) + k + v};
+            return {{latent, r}, dh * (2 * latent + r), dct_size(dh) * dct_size(dh) + k + v};
         }
         return {{latent, r},
-                (d + dh) * (latent + r) + dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false) +
+                (d + dh) * (latent + r),
+                dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false) +
                     (normed(layer, latent) ? dh : 0)};
     }
     /// The plan of a layer. Cost: an SVD for each key head. Throws shape_error if Dh > D, or for K and V that cannot be

@@ -61,7 +61,8 @@ struct Plain : detail::SameForDifference<Plain> {
     /// Widths and floats of prepare(layer).
     static LayerFootprint<1> footprint(const Layer& layer) noexcept {
         return {{layer.shape.width},
-                2 * layer.shape.width * layer.shape.kv_width() + detail::constant_floats(layer, false)};
+                2 * layer.shape.width * layer.shape.kv_width(),
+                detail::constant_floats(layer, false)};
     }
     /// The plan of a layer.
     static LayerPlan prepare(const Layer& layer) { return detail::plan_for_x(layer, false); }
@@ -74,7 +75,7 @@ struct Rotated : detail::SameForDifference<Rotated> {
     static LayerFootprint<1> footprint(const Layer& layer) noexcept {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), m = dct_size(d);
         const bool mean = layer.mean != nullptr;
-        return {{d}, 2 * d * r + m * m + (mean ? d : 0) + detail::constant_floats(layer, mean)};
+        return {{d}, 2 * d * r, m * m + (mean ? d : 0) + detail::constant_floats(layer, mean)};
     }
     /// The plan of a layer.
     static LayerPlan prepare(const Layer& layer) { return detail::plan_for_x(layer, true); }

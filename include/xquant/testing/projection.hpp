@@ -24,17 +24,16 @@ inline double distance(double a, double b) noexcept {
 }
 inline std::int64_t position_of(std::size_t row) noexcept { return static_cast<std::int64_t>(37 * row); }
 
-/// Floats in the vectors and matrices of a plan. A latent is kept with its transpose.
-inline std::size_t plan_floats(const LayerPlan& plan, std::size_t head_dim) {
+/// Floats of a plan that stand in none of its matrices.
+inline std::size_t vector_floats(const LayerPlan& plan, std::size_t head_dim) {
     std::size_t floats = 0;
     for (const StreamPlan& stream : plan.streams) {
-        floats += stream.mean.size() + stream.matrix.size() + stream.bias.size() + stream.row_norm.size() +
-                  2 * stream.latent.size();
+        floats += stream.mean.size() + stream.bias.size() + stream.row_norm.size();
         if (stream.unit_norm) floats += head_dim;
         if (stream.rotate != 0) floats += dct_size(stream.rotate) * dct_size(stream.rotate);
     }
     for (const auto* heads : {&plan.keys, &plan.values}) {
-        for (const HeadPlan& head : *heads) floats += head.matrix.size() + head.constant.size();
+        for (const HeadPlan& head : *heads) floats += head.constant.size();
     }
     return floats;
 }
@@ -49,9 +48,12 @@ void check_footprint(const LayerPlan& plan, const LayerFootprint<Streams>& footp
                                                 std::to_string(footprint.widths[i]) + ", the plan's is " +
                                                 std::to_string(width));
     }
-    const std::size_t floats = plan_floats(plan, head_dim);
-    holds(floats == footprint.weight_floats, "footprint: weight_floats is " + std::to_string(footprint.weight_floats) +
-                                                 ", the plan has " + std::to_string(floats));
+    const auto check = [](const char* name, std::size_t said, std::size_t there) {
+        holds(said == there, "footprint: " + std::string(name) + " is " + std::to_string(said) + ", the plan has " +
+                                 std::to_string(there));
+    };
+    check("matrix_floats", footprint.matrix_floats, matrix_floats(plan));
+    check("vector_floats", footprint.vector_floats, vector_floats(plan, head_dim));
 }
 
 inline xquant::detail::PreparedLayer prepare_plan(xquant::detail::Ledger& ledger, const Layer& layer, LayerPlan plan,
@@ -266,12 +268,10 @@ void check_difference(const Layer& layer, double tolerance = 2e-5) {
     if (u.empty()) return;
     std::vector<float> cut(detail::row_count * coded);
     const StreamEncoder& encoder = prepared.encoders.front();
-    multiply(backend::best{}, backend::Operand{rows[0].data(), width, 1},
-             backend::Matrix{encoder.latent, width, coded, coded},
-             backend::MutableMatrix{cut.data(), detail::row_count, coded, coded}, false);
-    multiply(backend::best{}, backend::Operand{cut.data(), coded, 1},
-             backend::Matrix{encoder.spread, coded, width, width},
-             backend::MutableMatrix{rows[0].data(), detail::row_count, width, width}, false);
+    multiply_weights(backend::best{}, backend::Operand{rows[0].data(), width, 1}, encoder.latent, width,
+                     backend::MutableMatrix{cut.data(), detail::row_count, coded, coded}, false);
+    multiply_weights(backend::best{}, backend::Operand{cut.data(), coded, 1}, encoder.spread, coded,
+                     backend::MutableMatrix{rows[0].data(), detail::row_count, width, width}, false);
     detail::check_heads(layer, prepared, normed, table.view(), x, rows, tolerance);
 }
 

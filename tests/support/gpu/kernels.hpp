@@ -62,7 +62,7 @@ private:
             const float* q = task.query(i);
             for (std::size_t k = 0; k < width; ++k) {
                 for (std::size_t c = 0; c < task.head_dim; ++c) {
-                    queries_[i * width + k] += q[c] * task.key.matrix[k * task.head_dim + c];
+                    queries_[i * width + k] += q[c] * weight_at(task.key.matrix, k * task.head_dim + c);
                 }
             }
         }

@@ -16,6 +16,7 @@
 #include <cstdint>
 
 #include <xquant/backend/scalar/codec.hpp>
+#include <xquant/backend/weights.hpp>
 #include <xquant/projection/plan.hpp>
 
 namespace xquant::backend {
@@ -68,7 +69,7 @@ inline float quantize_weights(const float* a, std::size_t dh, std::size_t channe
 /// The first out.channels channels of z A of one head, for a tile of at most 128 tokens from `token` on; out is
 /// channel-major. fits_int8 holds. Scratch: rematerialize_scratch(Dh) floats.
 inline void rematerialize_int8(scalar tag, const StreamView& in, const HeadDecoder& head, std::size_t token, Tile out,
-                               float*) noexcept {
+                               float* scratch) noexcept {
     const StreamFormat& format = in.format;
     const std::size_t dh = head.head_dim;
     const bool by_channel = format.group_channels == 1;
@@ -93,8 +94,9 @@ inline void rematerialize_int8(scalar tag, const StreamView& in, const HeadDecod
                 unpack_group(tag, in.codes + format.code_offset(row, block), n, format.bits, part, group.data());
                 for (std::size_t k = 0; k < part.count; ++k) (by_channel ? codes[i][k] : codes[k][i]) = group[k];
             }
+            const float* const block = weights_as_floats(tag, head.matrix, {first * dh, channels * dh}, scratch);
             for (std::size_t j = 0; j < out.channels; ++j) {
-                const float* a = head.matrix + first * dh + j;
+                const float* a = block + j;
                 std::array<std::int8_t, int8_channels> weights;
                 const float step = detail::quantize_weights(a, dh, channels, by_channel ? scales.data() : nullptr,
                                                             int8_top, weights.data());

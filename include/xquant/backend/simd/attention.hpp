@@ -96,8 +96,8 @@ void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& i
         const std::size_t some = std::min<std::size_t>(block_tokens, tokens.end() - t);
         load_quads(tag, in, {t, some}, channels, quads);
         load_channel_scales(in, t / block_tokens, channels, scales.data(), zeros.data());
-        const Int8Block block =
-            fold_weights(tag, {head.matrix, head.width, dh, dh}, scales.data(), zeros.data(), memory);
+        const Matrix a{head.matrix.floats(), head.width, dh, dh};  // attend_task has made floats of it
+        const Int8Block block = fold_weights(tag, a, scales.data(), zeros.data(), memory);
         for (std::size_t j = 0; j < dh && head.constant != nullptr; ++j) block.offsets[j] += head.constant[j];
         // at.keys is free: no tile of K is built here.
         float* scores = at.keys;

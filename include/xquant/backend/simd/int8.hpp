@@ -180,6 +180,7 @@ void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& he
     const bool by_channel = format.group_channels == 1;
     auto* quads = reinterpret_cast<std::uint32_t*>(scratch);
     float* memory = scratch + int8_channels / 4 * detail::quad_tokens;
+    float* room = scratch + width_step * tile_tokens + tile_tokens * dh;
     alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales, zeros;
     for (std::size_t t = 0; t < tokens;) {
         const std::size_t left = by_channel ? format.group_tokens - (token + t) % format.group_tokens : tokens;
@@ -187,7 +188,8 @@ void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& he
         const Tile part = out.part({t, some.count}, {0, out.channels});
         for (std::size_t c = 0; c < head.width;) {
             const Slots channels{head.first + c, int8_block(format, head.first + c, head.width - c)};
-            const Matrix a{head.matrix + c * dh, channels.count, dh, dh};
+            const Matrix a{weights_as_floats(tag, head.matrix, {c * dh, channels.count * dh}, room), channels.count, dh,
+                           dh};
             detail::load_quads(tag, in, some, channels, quads);
             detail::Int8Block block;
             if (by_channel) {

@@ -12,6 +12,7 @@
 #include <xquant/backend/scalar/product.hpp>
 #include <xquant/backend/simd/codec.hpp>
 #include <xquant/backend/simd/registers.hpp>
+#include <xquant/backend/simd/weights.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {

@@ -84,6 +84,8 @@ public:
         expects<state_error>(layer.rules.chunk == 0, "layer ", number, ": chunk is ", layer.rules.chunk,
                              ", and a device does not serve chunks; leave it at 0, or use a cache of the processor");
         floats_ = all.add(layer.floats());
+        entries_ = all.add(layer.matrices().entries());
+        weight_scales_ = all.add(layer.matrices().scales());
         table_.shape = layer.shape;
         table_.rope = core.rope(layer);
         table_.rules = layer.rules;
@@ -141,16 +143,24 @@ public:
         const auto move = [&](const float*& pointer) {
             if (pointer != nullptr) pointer = device + (pointer - host);
         };
+        const std::byte* host_entries = layer_->matrices().entries().data();
+        const auto move_matrix = [&](WeightMatrix& matrix) {
+            if (matrix == nullptr) return;
+            matrix.entries = base + entries_ + (static_cast<const std::byte*>(matrix.entries) - host_entries);
+            matrix.scales = at<float>(base, weight_scales_);
+        };
         for (auto& stream : streams_) {
             for (const float** pointer :
-                 {&stream.encoder.mean, &stream.encoder.matrix, &stream.encoder.bias, &stream.encoder.norm,
-                  &stream.encoder.dct, &stream.encoder.latent, &stream.encoder.spread}) {
+                 {&stream.encoder.mean, &stream.encoder.bias, &stream.encoder.norm, &stream.encoder.dct}) {
                 move(*pointer);
+            }
+            for (WeightMatrix* matrix : {&stream.encoder.matrix, &stream.encoder.latent, &stream.encoder.spread}) {
+                move_matrix(*matrix);
             }
         }
         for (auto* heads : {&keys_, &values_}) {
             for (HeadDecoder& head : *heads) {
-                move(head.matrix);
+                move_matrix(head.matrix);
                 move(head.constant);
             }
         }
@@ -259,7 +269,7 @@ private:
     std::vector<HeadDecoder> keys_, values_;
     std::vector<Matrix> key_matrices_, value_matrices_;
     LayerForm form_;
-    std::size_t at_ = 0, floats_ = 0, streams_at_ = 0, keys_at_ = 0, values_at_ = 0, key_matrices_at_ = 0,
+    std::size_t at_ = 0, floats_ = 0, entries_ = 0, weight_scales_ = 0, streams_at_ = 0, keys_at_ = 0, values_at_ = 0, key_matrices_at_ = 0,
                 value_matrices_at_ = 0;
     std::size_t frequencies_ = 0, rope_table_ = 0, gain_ = 0;
 };

@@ -120,21 +120,22 @@ inline PackedMatrix pack_matrix(const HeadDecoder& head, const ChannelOrder& ord
         out.factors.resize(order.size * (coded_depth / group));
     }
     if (head.constant != nullptr) out.constant.resize(order.size);
+    std::vector<float> a(group);  // a part of a column
     for (unsigned set = 0; set < sets; ++set) {
         for (unsigned column = 0; column < set_channels; ++column) {
             const unsigned place = order.place(set, column), c = order.channel(place);
             if (c < masked || c >= dh) continue;
             const std::size_t row = std::size_t{set} * set_channels + column;
             if (head.constant != nullptr) out.constant[place] = head.constant[c];
-            for (std::size_t k = 0; k < width; ++k) out.halves[row * depth + k] = to_f16(head.matrix[k * dh + c]);
+            for (std::size_t k = 0; k < width; ++k) out.halves[row * depth + k] = to_f16(weight_at(head.matrix, k * dh + c));
             for (std::size_t first = 0; codes && first < width; first += group) {
                 const std::size_t some = width - first < group ? width - first : group;
-                const float* a = head.matrix + first * dh + c;
+                for (std::size_t k = 0; k < some; ++k) a[k] = weight_at(head.matrix, (first + k) * dh + c);
                 ColumnFactor& factor =
                     out.factors[(set * (coded_depth / group) + first / group) * set_channels + column];
-                factor.step = backend::detail::quantize_weights(a, dh, some, nullptr, int8_top,
+                factor.step = backend::detail::quantize_weights(a.data(), 1, some, nullptr, int8_top,
                                                                 out.weights.data() + row * coded_depth + first);
-                for (std::size_t k = 0; k < some; ++k) factor.sum += a[k * dh];
+                for (std::size_t k = 0; k < some; ++k) factor.sum += a[k];
             }
         }
     }

@@ -75,7 +75,7 @@ XQUANT_DEVICE_COLD inline float absorbed_query(const DeviceTask& task, const Rop
     const auto q = [&](std::size_t i) { return task.given.at(row, first + i); };
     float sum = 0;
     for (unsigned i = 0; i < task.head_dim; ++i) {
-        sum += undo_rope(rope, cosines, sines, q, i) * task.absorbed[c * task.head_dim + i];
+        sum += undo_rope(rope, cosines, sines, q, i) * weight_at(task.absorbed, c * task.head_dim + i);
     }
     return sum;
 }

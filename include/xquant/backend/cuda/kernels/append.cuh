@@ -110,7 +110,9 @@ struct Difference {
             warp.each([&](unsigned lane) {
                 for (std::size_t j = lane; j < r && encoder.latent != nullptr; j += lanes) {
                     float value = 0;
-                    for (std::size_t c = 0; c < d; ++c) value = std::fma(from[c], encoder.latent[c * r + j], value);
+                    for (std::size_t c = 0; c < d; ++c) {
+                        value = std::fma(from[c], weight_at(encoder.latent, c * r + j), value);
+                    }
                     to[j] = within_f16(value);
                 }
             });
@@ -191,7 +193,8 @@ struct Accumulate {
                         value += stored_value<M>(coded, slot, c);
                     } else {
                         for (std::size_t k = 0; k < r; ++k) {
-                            value = std::fma(stored_value<M>(coded, slot, k), encoder.spread[k * d + c], value);
+                            const float back = weight_at(encoder.spread, k * d + c);
+                            value = std::fma(stored_value<M>(coded, slot, k), back, value);
                         }
                     }
                     row[c] = within_f16(value);

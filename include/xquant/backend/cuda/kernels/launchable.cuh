@@ -118,7 +118,7 @@ struct Absorb {
                 warp.each([&](unsigned lane) {
                     sum[lane] = 0;
                     for (std::size_t c = lane; c < dh; c += lanes) {
-                        sum[lane] = std::fma(input.at(x, y * dh + c), key.matrix[k * dh + c], sum[lane]);
+                        sum[lane] = std::fma(input.at(x, y * dh + c), weight_at(key.matrix, k * dh + c), sum[lane]);
                     }
                 });
                 XQUANT_UNROLL
@@ -215,7 +215,7 @@ struct Finish {
             for (std::size_t c = thread; c < dh; c += warps * lanes) {
                 float sum = absorbed && value.matrix != nullptr ? 0.0F : sums[c];
                 for (std::size_t k = 0; k < width && absorbed && value.matrix != nullptr; ++k) {
-                    sum = std::fma(sums[k], value.matrix[k * dh + c], sum);
+                    sum = std::fma(sums[k], weight_at(value.matrix, k * dh + c), sum);
                 }
                 target[c] = value.constant != nullptr ? sum + value.constant[c] * share : sum;
             }

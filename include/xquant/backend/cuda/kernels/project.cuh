@@ -55,7 +55,7 @@ XQUANT_DEVICE void project_block(typename M::Block& block, const StreamEncoder& 
             }
             for (unsigned i = thread; i < project_depth * project_columns; i += project_warps * lanes) {
                 const std::size_t c = k + i / project_columns, j = column + i % project_columns;
-                right[i] = c < d && j < r ? encoder.matrix[c * r + j] : 0.0F;
+                right[i] = c < d && j < r ? weight_at(encoder.matrix, c * r + j) : 0.0F;
             }
         });
         block.barrier();

@@ -19,7 +19,7 @@ struct Options {
     DType rows = DType::f16;   ///< what sinks and newest tokens are kept in; f32 and bf16 are possible
     /// What prepared matrices are kept in, all of them counted as Bytes::weights. X schemes have large ones: 2 D (D + R)
     /// entries a layer or fewer. Rows are coded, and come back, by what a matrix is after it was rounded.
-    WeightType weights = WeightType::f32;
+    WeightType weights = WeightType::f16;
     /// Queries read every row outside the sinks and the window from codes, rows of their own step included.
     bool strict = false;
     std::size_t base_layer = 2;   ///< CrossLayer<Delta>: the layer whose rows become the accumulator

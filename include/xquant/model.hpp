@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <functional>
 #include <vector>
 
 #include <xquant/error.hpp>
@@ -143,6 +144,12 @@ struct Layer {
 /// What a cache has to know of a model: its attention layers, in order.
 struct Model {
     std::vector<Layer> layers;  ///< one or more
+    /// Called for each layer in turn while a cache is constructed: gives its views and pointers (w_k, w_v, latent,
+    /// biases, ...) what is not in memory before. All of it is read before the next call, so no more than one layer has
+    /// to be there in f32 at a time. What decides sizes stays as it stands in `layers`, and so do `mean` and
+    /// `calibration` of a layer whose rows others read. It may throw. predict does not call it: where an SVD decides
+    /// the rank (EnergyShare), weights have to stand in `layers`. Empty: nothing is called.
+    std::function<void(std::size_t index, Layer& layer)> load_layer;
 
     /// A model whose layers all have this shape and RoPE; the caller fills in the weights.
     static Model uniform(std::size_t layer_count, const LayerShape& shape, const Rope& rope) {
@@ -262,9 +269,24 @@ inline void check_borrowing(const Model& model, std::size_t index) {
             ", and rows_of names layer ", layer.rows_of, ", whose rows have ", from.shape.width, " channels");
 }
 
-/// A layer as it is prepared: of rows that another layer stores, the mean and the calibration are that layer's.
-inline Layer with_mean_of_rows(const Model& model, std::size_t index) {
+/// A layer as it is prepared, with what Model::load_layer gives it. Throws shape_error if that changes a size or a rule.
+inline Layer loaded_layer(const Model& model, std::size_t index) {
     Layer out = model.layers[index];
+    if (!model.load_layer) return out;
+    model.load_layer(index, out);
+    const Layer& before = model.layers[index];
+    expects(out.shape == before.shape && out.rope == before.rope && out.window == before.window &&
+                out.chunk == before.chunk && out.input == before.input && out.rows_of == before.rows_of &&
+                out.latent.w_down.rows == before.latent.w_down.rows &&
+                out.latent.w_shared.rows == before.latent.w_shared.rows,
+            "layer ", index,
+            ": Model::load_layer changed its shape, rope, window, chunk, input, rows_of or the rows of latent; these "
+            "have to stand in Model::layers");
+    return out;
+}
+
+/// Of rows that another layer stores, the mean and the calibration are that layer's.
+inline Layer with_mean_of_rows(const Model& model, std::size_t index, Layer out) {
     if (!out.borrows()) return out;
     const Layer& from = model.layers[out.rows_of];
     out.mean = from.mean;

@@ -97,6 +97,11 @@ struct MatrixView {
 
 inline namespace XQUANT_ABI_NS {
 
+/// The name of a type, as an enumerator is written.
+constexpr const char* to_string(WeightType type) noexcept {
+    return type == WeightType::f32 ? "f32" : type == WeightType::f16 ? "f16" : type == WeightType::bf16 ? "bf16" : "q8";
+}
+
 namespace detail {
 
 /// Whether a number is neither infinite nor NaN. All of these look at bits: a comparison such as x == x is always true

@@ -136,7 +136,7 @@ TEST_CASE("K and V that an engine hands over are stored like those that X gives"
     for (const Case& of : cases) {
         INFO(of.name << (of.input == LayerInput::keys_after_rope ? ", keys after RoPE" : ", keys before RoPE"));
         const Model given = engine.given(of.input, of.needs_weights);
-        const Options options{.recent = 32};
+        const Options options{.recent = 32, .weights = WeightType::f32};
         const auto from_x = make_cache(of.name, engine.model(), options);
         const auto from_kv = make_cache(of.name, given, options);
         const Answers a = answers_of(*from_x, engine, LayerInput::x), b = answers_of(*from_kv, engine, of.input);
@@ -197,7 +197,7 @@ TEST_CASE("exact rows of K and V give the attention of their formulas, whatever 
     for (const std::size_t layer : {0U, 1U}) {
         Model one;
         one.layers = {engine.given(LayerInput::keys_before_rope, true).layers[layer]};
-        const Options options{.rows = DType::f32};
+        const Options options{.rows = DType::f32, .weights = WeightType::f32};
         check(Exact(one, options), layer, 2e-5);
         check(Latents(one, options), layer, 2e-4);
     }

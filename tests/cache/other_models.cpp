@@ -326,6 +326,36 @@ TEST_CASE("weights and rules that differ by rounding are those of the same model
     }
 }
 
+TEST_CASE("caches with matrices in f32 and in f16 read each other's files; others say what they are kept in") {
+    const std::vector<Numbers> own = numbers(1024);
+    const Model model = model_of(own);
+    const auto options = [](WeightType type) {
+        Options out = usual;
+        out.weights = type;
+        return out;
+    };
+    constexpr WeightType types[] = {WeightType::f32, WeightType::f16, WeightType::bf16, WeightType::q8};
+    for (const char* name : {"f32 x, rotated", "head svd 4", "cross-layer svd rotated 4"}) {
+        const test::Scheme& scheme = test::scheme(name);
+        for (const WeightType from : types) {
+            const std::string file = saved(*scheme.make(model, options(from)), model);
+            for (const WeightType to : types) {
+                const std::string problem = refusal(*scheme.make(model, options(to)), file);
+                INFO(name << ", from " << static_cast<int>(from) << " to " << static_cast<int>(to) << ": " << problem);
+                const bool alike = from == to || (from <= WeightType::f16 && to <= WeightType::f16);
+                CHECK((problem == "") == alike);
+                if (alike) continue;
+                const auto name = [](WeightType type) {
+                    return type <= WeightType::f16 ? "f32 or f16" : to_string(type);
+                };
+                const std::string says = std::string("layer 0: weights are kept in ") + name(from) + " there, in " +
+                                         name(to) + " here";
+                CHECK(problem.find(says) != std::string::npos);
+            }
+        }
+    }
+}
+
 TEST_CASE("every number of every rule of a file is compared, and so is how many there are") {
     const std::vector<Numbers> own = numbers(1024);
     const Model model = model_of(own);
@@ -348,7 +378,7 @@ TEST_CASE("every number of every rule of a file is compared, and so is how many 
                 for (std::size_t j = 0; j < (good.about.layers[3].*list)[i].values.size(); ++j) {
                     test::SavedFile file = good;
                     double& value = (file.about.layers[3].*list)[i].values[j];
-                    value = list == &detail::SavedLayer::storage ? value + 1 : value * 1.1 + 1e-6;
+                    value = list == &detail::SavedLayer::storage ? value + 1 : value + 0.1 * std::abs(value) + 0.01;
                     refused(file, rule);
                     value = NAN;
                     refused(file, rule);

@@ -46,6 +46,7 @@ std::vector<std::vector<float>> remembered(const Model& model, const std::vector
     Options options;
     options.sinks = options.recent = 0;
     options.strict = true;
+    options.weights = WeightType::f32;
     Cache cache(model, options);
     const Sequence sequence = cache.create();
     auto step = cache.begin({{sequence, 1}});

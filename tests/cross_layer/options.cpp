@@ -46,6 +46,7 @@ template <class Cache>
 Result run(Options options = {}) {
     options.sinks = options.recent = 0;
     options.strict = true;
+    options.weights = WeightType::f32;
     const std::size_t q_width = shape.heads * shape.head_dim;
     Cache cache(data().setup.model, options);
     const Sequence sequence = cache.create();

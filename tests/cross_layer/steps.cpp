@@ -96,6 +96,7 @@ TEST_CASE("unquantized differences are plain attention, whatever the steps, sink
         for (const std::size_t recent : {std::size_t{0}, std::size_t{50}}) {
             Options options;
             options.rows = DType::f32;
+            options.weights = WeightType::f32;
             options.recent = recent;
             options.strict = strict;
             INFO("strict " << strict << ", recent " << recent);

@@ -36,6 +36,10 @@ const std::vector<Case>& cases() {
         {"everything at once", {192, 6, 2, 64}, 300, 1, true, true, 200, true},
         {"nothing in the cache", {192, 6, 2, 64}, 0, 5},
         {"chunks", {192, 6, 2, 64}, 500, 2, true, false, 0, false, 0, 150},
+        {"weights in f16", {192, 6, 2, 64}, 300, 1, true, false, 0, true, 0, 0, xquant::WeightType::f16},
+        {"weights in bf16, many queries", {192, 6, 2, 64}, 200, 40, false, false, 0, true, 0, 0, xquant::WeightType::bf16},
+        {"weights in 8 bits, head_dim 80", {200, 2, 1, 80}, 270, 3, true, true, 0, false, 0, 0, xquant::WeightType::q8},
+        {"weights in 8 bits, groups over two heads", {60, 4, 2, 20}, 200, 2, true, true, 0, false, 0, 0, xquant::WeightType::q8},
         {"chunks, many queries", {192, 6, 2, 64}, 300, 60, true, false, 0, false, 0, 100},
     };
     return all;

@@ -45,6 +45,7 @@ struct Case {
     bool many_things = false;  ///< soft cap, ALiBi, sink logits, biases
     float bad_query = 0;       ///< not 0: channel 1 of the last head of the first query
     std::size_t chunk = 0;     ///< Llama 4's; not on a device
+    xquant::WeightType weights = xquant::WeightType::f32;
 };
 
 /// Attention of the last step, [queries, H * Dh].

@@ -13,7 +13,7 @@ template <class Cache>
 std::vector<float> attend(const xquant::Model& model, const Case& c, const std::vector<float>& x,
                           const std::vector<float>& q) {
     using xquant::MatrixView;
-    Cache cache(model, {.sinks = 4, .recent = 16});
+    Cache cache(model, {.sinks = 4, .recent = 16, .weights = c.weights});
     const xquant::Sequence sequence = cache.create();
     const std::size_t d = c.shape.width, width = c.shape.heads * c.shape.head_dim;
     if (c.tokens > 0) {

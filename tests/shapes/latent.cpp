@@ -151,6 +151,7 @@ TEST_CASE("latent attention, unquantized, is the model's") {
         for (const bool strict : {false, true}) {
             Options options;
             options.rows = DType::f32;
+            options.weights = WeightType::f32;
             options.recent = 10;
             options.strict = strict;
             CHECK(error_of<Exact>(m, options) < 1e-5);

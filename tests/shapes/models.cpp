@@ -200,6 +200,7 @@ std::vector<Input> inputs_for(const Model& model) {
 Options exact_options(std::size_t recent, bool strict) {
     Options options;
     options.rows = DType::f32;
+    options.weights = WeightType::f32;
     options.recent = recent;
     options.strict = strict;
     return options;

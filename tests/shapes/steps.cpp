@@ -47,7 +47,7 @@ TEST_CASE("steps of 1, 7, 128 and 300 tokens, for MHA, GQA and MQA with head_dim
                     INFO(name << ", " << heads << " heads, " << kv_heads << " kv heads, head_dim " << dh
                               << (pairing == RopePairing::halves ? ", halves" : ", interleaved"));
                     const auto cache = test::scheme(name).make(
-                        setup.model, {.sinks = 4, .recent = 32, .rows = DType::f32, .strict = which % 2 == 0});
+                        setup.model, {.sinks = 4, .recent = 32, .rows = DType::f32, .weights = WeightType::f32, .strict = which % 2 == 0});
                     CHECK(error_of(exact, test::outputs_of(*cache, setup.model, steps)[0]) < 1e-5);
                 }
                 ++cases;

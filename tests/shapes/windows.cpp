@@ -121,7 +121,7 @@ TEST_CASE("chunks are counted from position 0 on, for tokens that were shifted b
     const std::vector<float> x = random.rows(tokens * 24), q = random.rows(tokens * 16, 2);
     for (const std::int64_t begins : {-12, -8, -3, 5}) {
         XCache<Unquantized<float>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>> cache(
-            setup.model, {.sinks = 0, .recent = 0, .rows = DType::f32});
+            setup.model, {.sinks = 0, .recent = 0, .rows = DType::f32, .weights = WeightType::f32});
         const Sequence sequence = cache.create();
         cache.shift(sequence, 0, begins);
         double worst = 0;
@@ -163,7 +163,7 @@ TEST_CASE("pages of a window or a chunk are kept to the last token that sees the
         const std::vector<float> x = random.rows(tokens * 24), q = random.rows(tokens * 16, 2);
         const std::vector<double> exact = test::oracle_attention(layer, x, q);
         XCache<Unquantized<float>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>> cache(
-            setup.model, {.sinks = 0, .recent = recent, .rows = DType::f32});
+            setup.model, {.sinks = 0, .recent = recent, .rows = DType::f32, .weights = WeightType::f32});
         const Sequence sequence = cache.create();
         double worst = 0;
         for (std::size_t t = 0; t < tokens; ++t) {

@@ -46,15 +46,15 @@ Cache<Backend>::Body::Body(const Options& options, const Model& model, const det
     if (recipe.accumulator != nullptr) core.set_accumulator(recipe.accumulator(model.layers.front().shape.width));
     const Rope* previous = nullptr;
     for (std::size_t i = 0; i < model.layers.size(); ++i) {
-        const Layer& layer = model.layers[i];
         detail::check_borrowing(model, i);
+        const Layer layer = detail::loaded_layer(model, i);
         detail::check_layer(layer, i);
         detail::expects(!layer.borrows() || recipe.accumulator == nullptr, "layer ", i, ": rows_of is ", layer.rows_of,
                         ", and CrossLayer<Delta> stores differences between layers; each has rows of its own there");
-        const Layer prepared = detail::with_mean_of_rows(model, i);
+        const Layer prepared = detail::with_mean_of_rows(model, i, layer);
         core.add_layer(prepared, recipe.layers[i].role, recipe.layers[i].prepare(prepared), previous,
                        &detail::learn_stream<Backend>);
-        previous = &layer.rope;
+        previous = &model.layers[i].rope;
     }
     state.prepare(core);
 }

@@ -111,11 +111,6 @@ private:
         closed_ = 0;        ///< groups that have their scale
 };
 
-/// The name of a type, as an enumerator is written.
-constexpr const char* to_string(WeightType type) noexcept {
-    return type == WeightType::f32 ? "f32" : type == WeightType::f16 ? "f16" : type == WeightType::bf16 ? "bf16" : "q8";
-}
-
 }  // namespace detail
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -89,6 +90,17 @@ inline SavedRule matrix_rule(std::string name, const WeightMatrix& matrix, std::
     return out;
 }
 
+/// The name of the rule that says so of a type which is not the usual one.
+inline std::string weights_kept_in(WeightType type) { return std::string("weights kept in ") + to_string(type); }
+
+/// The type that a rule of this name tells; of any other rule, the usual ones.
+inline std::string_view weights_of(const std::string& name) {
+    for (const WeightType type : {WeightType::bf16, WeightType::q8}) {
+        if (name == weights_kept_in(type)) return to_string(type);
+    }
+    return "f32 or f16";
+}
+
 /// What the projection decides: which rows are stored, and which channels of them a head reads.
 inline std::vector<SavedRule> storage_rules(const PreparedLayer& layer) {
     std::vector<SavedRule> out{whole("keys stored after RoPE", layer.keys_after_rope),
@@ -96,7 +108,7 @@ inline std::vector<SavedRule> storage_rules(const PreparedLayer& layer) {
                                whole("shared key channels", layer.shared.width)};
     // Matrices in f32 and in f16 are close enough to read each other's rows; others say what they are.
     const WeightType type = layer.matrices().type();
-    if (type > WeightType::f16) out.push_back(whole("weights kept in " + std::string(to_string(type)), 1));
+    if (type > WeightType::f16) out.push_back(whole(weights_kept_in(type), 1));
     if (layer.keys_in_place) out.push_back(whole("keys that cannot move", 1));
     if (layer.borrows()) out.push_back(whole("layer whose rows are read", layer.rows_of));
     for (std::size_t i = 0; i < layer.encoders.size(); ++i) {
@@ -174,12 +186,14 @@ inline std::string difference(const std::vector<SavedRule>& file, const std::vec
         std::snprintf(text, sizeof text, "%.9g", number);
         return std::string(text);
     };
-    if (file.size() != cache.size())
-        return text_of("number of rules: ", file.size(), " there, ", cache.size(), " here");
-    for (std::size_t i = 0; i < cache.size(); ++i) {
+    for (std::size_t i = 0; i < (std::min)(file.size(), cache.size()); ++i) {
         const SavedRule &a = file[i], &b = cache[i];
-        // A file's name may be any bytes, and is not shown.
-        if (a.name != b.name) return text_of(b.name, ": another rule stands in its place there");
+        if (a.name != b.name) {
+            const std::string_view there = weights_of(a.name), here = weights_of(b.name);
+            if (there != here) return text_of("weights are kept in ", there, " there, in ", here, " here");
+            // A file's name may be any bytes, and is not shown.
+            return text_of(b.name, ": another rule stands in its place there");
+        }
         if (a.values.size() != b.values.size()) {
             return text_of(b.name, ": ", a.values.size(), " of them there, ", b.values.size(), " here");
         }
@@ -191,6 +205,8 @@ inline std::string difference(const std::vector<SavedRule>& file, const std::vec
             return text_of(b.name, which, ": ", digits(a.values[j]), " there, ", digits(b.values[j]), " here");
         }
     }
+    if (file.size() != cache.size())
+        return text_of("number of rules: ", file.size(), " there, ", cache.size(), " here");
     return "";
 }
 

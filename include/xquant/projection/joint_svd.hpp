@@ -97,7 +97,7 @@ private:
         const std::size_t n = 2 * layer.shape.kv_width(), d = layer.shape.width;
         detail::expects(n <= d, "JointSvd: 2 kv_heads * head_dim = ", n, " is more than width = ", d,
                         "; X itself is smaller: Projection<Rotated>");
-        if (std::is_same_v<Keep, FullRank>) return n;
+        if (std::is_same_v<Keep, FullRank> || layer.w_k.empty()) return Keep::rank(layer.w_k, 0, n);
         const std::vector<float> rows = both(layer);
         return Keep::rank(MatrixView(rows.data(), n, d), 0, n);
     }

@@ -85,6 +85,9 @@ struct EnergyShare {
     static_assert(PerMille >= 1 && PerMille <= 1000, "xquant: EnergyShare<PerMille> is 1 to 1000");
     /// Of the rows first .. first + n of a weight [out, D]. Cost: an SVD.
     static std::size_t rank(const MatrixView& weight, std::size_t first, std::size_t n) {
+        detail::expects(!weight.empty(),
+                        "EnergyShare finds its rank in Layer::w_k and w_v, which are empty; predict reads them in "
+                        "Model::layers, and does not call Model::load_layer");
         double total = 0, sum = 0;
         const std::vector<double> values = singular_values(weight, first, n);
         for (const double value : values) total += value * value;

@@ -171,13 +171,16 @@ void Rows::make_cache() {
              std::to_string(own_layers_.size()));
     }
     Model model = described();
-    std::vector<std::pair<std::vector<float>, std::vector<float>>> weights;  // while the cache is made
-    for (const auto& [il, description] : layers_) {
-        if (!settings_.reads_w_k) break;
-        Layer& layer = model.layers[weights.size()];
-        const auto& [w_k, w_v] = weights.emplace_back(description.weights());
-        layer.w_k = MatrixView(w_k.data(), layer.shape.kv_width(), layer.shape.width);
-        if (!w_v.empty()) layer.w_v = MatrixView(w_v.data(), layer.shape.kv_width(), layer.shape.width);
+    std::pair<std::vector<float>, std::vector<float>> weights;  // of one layer at a time
+    auto next = layers_.begin();
+    if (settings_.reads_w_k) {
+        model.load_layer = [&](std::size_t, Layer& layer) {
+            weights = {};
+            weights = next++->second.weights();
+            const auto& [w_k, w_v] = weights;
+            layer.w_k = MatrixView(w_k.data(), layer.shape.kv_width(), layer.shape.width);
+            if (!w_v.empty()) layer.w_v = MatrixView(w_v.data(), layer.shape.kv_width(), layer.shape.width);
+        };
     }
     cache_ = xquant::make_cache(settings_.scheme, model, settings_.options);
     const auto stored = [&](std::size_t tokens) {
@@ -185,11 +188,11 @@ void Rows::make_cache() {
     };
     constexpr std::size_t many = 8192;
     LLAMA_LOG_INFO(
-        "xquant: the cache is %s: %zu layers, %s; %.0f bytes a token, %zu of prepared weights; "
+        "xquant: the cache is %s: %zu layers, %s; %.0f bytes a token, %zu of prepared weights in %s; "
         "%zu sinks and %zu newest tokens in f16\n",
         settings_.asked.c_str(), layers_.size(), name_of(settings_.input),
-        static_cast<double>(stored(2 * many) - stored(many)) / many, cache_->bytes().weights, settings_.options.sinks,
-        settings_.options.recent);
+        static_cast<double>(stored(2 * many) - stored(many)) / many, cache_->bytes().weights,
+        xquant::to_string(settings_.options.weights), settings_.options.sinks, settings_.options.recent);
     if (!shiftable_)
         LLAMA_LOG_WARN("xquant: how this model turns its keys is not known: positions cannot be shifted\n");
 }

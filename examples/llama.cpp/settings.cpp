@@ -48,6 +48,15 @@ std::size_t number(const char* variable, std::size_t otherwise, bool suffix = fa
     return value << shift;
 }
 
+WeightType weight_type(const char* variable, WeightType otherwise) {
+    const char* const text = std::getenv(variable);
+    if (text == nullptr || *text == 0) return otherwise;
+    for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16, WeightType::q8}) {
+        if (std::string_view(text) == to_string(type)) return type;
+    }
+    throw std::runtime_error(std::string(variable) + " is '" + text + "'; expected f32, f16, bf16 or q8");
+}
+
 }  // namespace
 
 std::string scheme_list() {
@@ -77,6 +86,7 @@ std::optional<Settings> settings_from_environment() {
     options.recent = number("XQUANT_RECENT", options.recent);
     options.strict = number("XQUANT_STRICT", 0) != 0;
     options.budget = number("XQUANT_BUDGET", 0, true);
+    options.weights = weight_type("XQUANT_WEIGHTS", options.weights);
     try {
         const SchemeInfo info = find_scheme(out.scheme);
         if (info.needs != Needs::nothing) {

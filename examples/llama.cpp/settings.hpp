@@ -8,7 +8,7 @@
 
 namespace adapter {
 
-/// XQUANT_CACHE, XQUANT_SINKS, XQUANT_RECENT, XQUANT_STRICT, XQUANT_BUDGET.
+/// XQUANT_CACHE, XQUANT_SINKS, XQUANT_RECENT, XQUANT_STRICT, XQUANT_BUDGET, XQUANT_WEIGHTS.
 struct Settings {
     std::string asked;   ///< the scheme as XQUANT_CACHE names it
     std::string scheme;  ///< as the library names it

@@ -55,6 +55,7 @@ xq::Options library_options(const SchemeOptions& options) {
     out.sinks = options.sinks;
     out.recent = options.tail;
     out.strict = options.strict;
+    out.weights = options.weights;
     return out;
 }
 

@@ -1,5 +1,6 @@
 /// xquant-llm: a small engine that shows what quantized attention caches cost, in bytes and in quality.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -7,6 +8,7 @@
 #include <string>
 
 #include "bench.hpp"
+#include "bytes.hpp"
 #include "generate.hpp"
 #include "gguf.hpp"
 #include "inspect.hpp"
@@ -141,6 +143,20 @@ int main(int argc, char** argv) {
     number(*bench, "--threads", b.threads, "threads; 0: as many as the machine has");
     bench->add_option("--json", b.json, "also write the samples to this file")->type_name("FILE");
 
+    llm::BytesOptions s;
+    CLI::App* bytes = app.add_subcommand("bytes", "Say what caches of a model will take; reads no model");
+    bytes->add_option("--shape", s.shape, fmt::format("{}", fmt::join(llm::shape_names(), ", ")))
+        ->capture_default_str()
+        ->type_name("NAME");
+    bytes->add_option("--schemes", s.schemes, "names, separated by commas; without it, all")
+        ->delimiter(',')
+        ->type_name("A,B,C");
+    number(*bytes, "--tokens", s.tokens, "tokens of one sequence");
+    bytes->add_option("--json", s.json, "also write the figures to this file, in bytes")->type_name("FILE");
+    bytes->footer(
+        "Sequence: what is stored of it, 4 sinks and the newest 128 tokens in f16. Weights: the matrices that a cache "
+        "prepares, for all sequences, where it is given X; and in f16 where it is given K and V.");
+
     std::string model, text;
     CLI::App* tokens = app.add_subcommand("tokenize", "Print the token ids of a text, one a line");
     add_model(*tokens, model);
@@ -153,6 +169,7 @@ int main(int argc, char** argv) {
         if (*perplexity) llm::perplexity(p);
         if (*generate) llm::generate(g);
         if (*bench) llm::bench(b);
+        if (*bytes) llm::bytes(s);
         if (*tokens) tokenize(model, text);
         if (*inspect && !llm::inspect(saved, saved_json)) return 1;
     } catch (const std::exception& error) {

@@ -32,6 +32,14 @@ std::size_t number(std::string_view digits, const std::string& scheme) {
     return value;
 }
 
+xquant::WeightType weight_type(std::string_view name, const std::string& scheme) {
+    using xquant::WeightType;
+    for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16, WeightType::q8}) {
+        if (name == xquant::to_string(type)) return type;
+    }
+    throw Error(fmt::format("scheme '{}': weights is '{}'; expected f32, f16, bf16 or q8", scheme, name));
+}
+
 }  // namespace
 
 Place parse_place(const std::string& name) {
@@ -72,6 +80,7 @@ std::string schemes_help() {
            "  :tail=N                            newest tokens that stay exact\n"
            "  :sinks=N                           first tokens that stay exact\n"
            "  :group=N                           32, 64 or 128 values share a scale (f16 and ggml's have no choice)\n"
+           "  :weights=T                         prepared matrices are kept in f32, f16 (the default), bf16 or q8\n"
            "like svd_head4:group=64:tail=128\n";
 }
 
@@ -90,12 +99,17 @@ Scheme parse_scheme(const std::string& text) {
         const std::string_view suffix = next();
         const std::size_t equals = suffix.find('=');
         const std::string_view key = suffix.substr(0, equals);
+        if (key == "weights" && equals != std::string_view::npos) {
+            if (scheme.weights) throw Error(fmt::format("scheme '{}': weights stands there twice", text));
+            scheme.weights = weight_type(suffix.substr(equals + 1), text);
+            continue;
+        }
         std::optional<std::size_t>* value = key == "tail"    ? &scheme.tail
                                             : key == "sinks" ? &scheme.sinks
                                             : key == "group" ? &scheme.group
                                                              : nullptr;
         if (value == nullptr || equals == std::string_view::npos)
-            throw Error(fmt::format("scheme '{}': '{}' is not tail=N, sinks=N or group=N", text, suffix));
+            throw Error(fmt::format("scheme '{}': '{}' is not tail=N, sinks=N, group=N or weights=T", text, suffix));
         if (value->has_value()) throw Error(fmt::format("scheme '{}': {} stands there twice", text, key));
         *value = number(suffix.substr(equals + 1), text);
     }
@@ -119,6 +133,7 @@ std::unique_ptr<AttentionCache> make_cache(const Scheme& scheme, const Model& mo
     SchemeOptions own = options;
     own.tail = scheme.tail.value_or(options.tail);
     own.sinks = scheme.sinks.value_or(options.sinks);
+    own.weights = scheme.weights.value_or(options.weights);
     return make_library_sequence(scheme, model, own);
 }
 

@@ -28,6 +28,7 @@ struct SchemeOptions {
     std::size_t sinks = 4;  // first tokens kept exact
     std::size_t tail = 0;   // newest tokens kept exact
     bool strict = false;    // quantize before the layer attends, unfinished groups included
+    xquant::WeightType weights = xquant::WeightType::f16;  // what prepared matrices are kept in
     Place place = Place::processor;
     ThreadPool* pool = nullptr;
     const Calibration* calibration = nullptr;  // for schemes that need one
@@ -37,15 +38,16 @@ struct SchemeOptions {
 using xquant::Needs;
 
 struct Scheme {
-    std::string text, name;                  // "svd_head4:tail=128", "svd_head4"
-    std::optional<std::size_t> tail, sinks;  // instead of the options'
-    std::optional<std::size_t> group;        // values that share a scale, instead of the scheme's first choice
-    Needs needs = Needs::nothing;            // of SchemeOptions::calibration
+    std::string text, name;                     // "svd_head4:tail=128", "svd_head4"
+    std::optional<std::size_t> tail, sinks;     // instead of the options'
+    std::optional<std::size_t> group;           // values that share a scale, instead of the scheme's first choice
+    std::optional<xquant::WeightType> weights;  // what prepared matrices are kept in, instead of f16
+    Needs needs = Needs::nothing;               // of SchemeOptions::calibration
 
     std::string library_name() const;  // as xquant::make_cache has it: "svd_head4:group=64"
 };
 
-/// NAME[:tail=N][:sinks=N][:group=N]. Throws llm::Error for names that aren't known, listing those that are, and for
+/// NAME[:tail=N][:sinks=N][:group=N][:weights=T]. Throws llm::Error for names that aren't known, listing those that are, and for
 /// suffixes that the scheme doesn't take.
 Scheme parse_scheme(const std::string& text);
 

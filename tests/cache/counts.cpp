@@ -24,7 +24,11 @@ std::vector<Options> all_options() {
     for (const std::size_t sinks : {0, 4}) {
         for (const std::size_t recent : {0, 1, 32, 128}) {
             for (const bool strict : {false, true}) {
-                all.push_back({.sinks = sinks, .recent = recent, .rows = DType::f32, .weights = WeightType::f32, .strict = strict});
+                all.push_back({.sinks = sinks,
+                               .recent = recent,
+                               .rows = DType::f32,
+                               .weights = WeightType::f32,
+                               .strict = strict});
             }
         }
     }
@@ -126,7 +130,8 @@ TEST_CASE("all tokens in one step, unquantized") {
             for (const std::size_t n : {1, 127, 128, 129, 255, 256, 257}) {
                 INFO(name << ", " << n << " tokens, strict " << strict);
                 const auto cache = test::scheme(name).make(
-                    setup.model, {.sinks = 4, .recent = 32, .rows = DType::f32, .weights = WeightType::f32, .strict = strict});
+                    setup.model,
+                    {.sinks = 4, .recent = 32, .rows = DType::f32, .weights = WeightType::f32, .strict = strict});
                 CHECK(largest_error(exact, test::outputs_of(*cache, setup.model, {n})) < 1e-5);
             }
         }

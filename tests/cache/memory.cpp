@@ -112,7 +112,8 @@ TEST_CASE("predict() is bytes() of one sequence, to the byte") {
     const test::Setup setup = small_model();
     for (const Scheme& scheme : test::schemes()) {
         for (const Options& options :
-             {Options{}, Options{.sinks = 0, .recent = 0}, Options{.sinks = 5, .recent = 1, .rows = DType::f32, .weights = WeightType::q8},
+             {Options{}, Options{.sinks = 0, .recent = 0},
+              Options{.sinks = 5, .recent = 1, .rows = DType::f32, .weights = WeightType::q8},
               Options{.sinks = 4, .recent = 33, .rows = DType::bf16, .weights = WeightType::bf16, .strict = true}}) {
             INFO(scheme.name << ", sinks " << options.sinks << ", recent " << options.recent);
             const auto cache = scheme.make(setup.model, options);

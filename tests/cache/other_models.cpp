@@ -348,8 +348,8 @@ TEST_CASE("caches with matrices in f32 and in f16 read each other's files; other
                 const auto name = [](WeightType type) {
                     return type <= WeightType::f16 ? "f32 or f16" : to_string(type);
                 };
-                const std::string says = std::string("layer 0: weights are kept in ") + name(from) + " there, in " +
-                                         name(to) + " here";
+                const std::string says =
+                    std::string("layer 0: weights are kept in ") + name(from) + " there, in " + name(to) + " here";
                 CHECK(problem.find(says) != std::string::npos);
             }
         }

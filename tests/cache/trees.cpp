@@ -117,7 +117,8 @@ TEST_CASE("every path of a tree answers as a sequence that took that path alone,
             for (const bool strict : {false, true}) {
                 // Strict caches read what is old from codes, and in a tree more tokens are.
                 const std::size_t recent = strict ? 30 : tokens % 50;
-                const Options options{.sinks = 4, .recent = recent, .rows = DType::f32, .weights = WeightType::f32, .strict = strict};
+                const Options options{
+                    .sinks = 4, .recent = recent, .rows = DType::f32, .weights = WeightType::f32, .strict = strict};
                 const auto cache = scheme.make(setup.model, options);
                 const Feed base = base_of(*cache, setup.model, tokens);
                 if (tokens > 10) cache->shift(base.sequence, 6, -2 + 9);
@@ -159,7 +160,11 @@ TEST_CASE("a path that is kept goes on as a sequence that took it alone, whateve
                     INFO(scheme.name << ", behind " << tokens << " tokens, recent " << recent << ", a path of "
                                      << path.size());
                     test::CountingMemory memory;
-                    const Options options{.sinks = 4, .recent = recent, .rows = DType::f32, .weights = WeightType::f32, .memory = &memory};
+                    const Options options{.sinks = 4,
+                                          .recent = recent,
+                                          .rows = DType::f32,
+                                          .weights = WeightType::f32,
+                                          .memory = &memory};
                     const auto cache = scheme.make(setup.model, options), alone = scheme.make(setup.model, options);
                     Feed a = base_of(*cache, setup.model, tokens), b = base_of(*alone, setup.model, tokens);
                     {

@@ -179,8 +179,9 @@ TEST_CASE("a layer that fails to load, or is another one than the model says, ma
         load(index, layer);
         if (index == 1) layer.window = 7;
     };
-    CHECK(test::complaint<shape_error>([&] { make_cache("x4_rot", model, options); })
-              .find("layer 1: Model::load_layer changed its shape, rope, window") != std::string::npos);
+    CHECK(test::complaint<shape_error>([&] {
+              make_cache("x4_rot", model, options);
+          }).find("layer 1: Model::load_layer changed its shape, rope, window") != std::string::npos);
     model.load_layer = [&](std::size_t index, Layer& layer) {
         if (index != 1) load(index, layer);
     };
@@ -189,6 +190,7 @@ TEST_CASE("a layer that fails to load, or is another one than the model says, ma
     CHECK(memory.bytes() == 0);
     // A rank that is found in weights needs them beforehand.
     using Cut = XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Off>, Projection<SplitSvdOf<EnergyShare<900>>>>;
-    CHECK(test::complaint<shape_error>([&] { static_cast<void>(Cut::predict(model, {}, 1)); })
-              .find("does not call Model::load_layer") != std::string::npos);
+    CHECK(test::complaint<shape_error>([&] {
+              static_cast<void>(Cut::predict(model, {}, 1));
+          }).find("does not call Model::load_layer") != std::string::npos);
 }

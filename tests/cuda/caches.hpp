@@ -155,8 +155,10 @@ void for_each_case(F&& f, bool few = false) {
     run(Uniform<4>{}, Split{}, head, {"svd_head4", gqa});
     run(Uniform<3>{}, Split{}, head, {"svd_head3", gqa});
     run(Uniform<4, 32>{}, Split{}, head, {"svd_head4, groups of 32", gqa});
-    run(Uniform<4>{}, Split{}, head, {"svd_head4, a norm of K", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::f32}, true});
-    run(Uniform<4>{}, Split{}, head, {"svd_head4, strict", gqa, {.sinks = 4, .recent = 0, .weights = WeightType::f32, .strict = true}});
+    run(Uniform<4>{}, Split{}, head,
+        {"svd_head4, a norm of K", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::f32}, true});
+    run(Uniform<4>{}, Split{}, head,
+        {"svd_head4, strict", gqa, {.sinks = 4, .recent = 0, .weights = WeightType::f32, .strict = true}});
     run(Uniform<2, 64>{}, Split{}, head, {"svd_head2, groups of 64", gqa});
     run(Uniform<3, 64>{}, Token{}, Projection<KeyValue<AfterRope>>{}, {"kv3", gqa});
     run(Uniform<4>{}, Split{}, Projection<SplitSvd>{}, {"svd_split4", gqa});
@@ -164,21 +166,38 @@ void for_each_case(F&& f, bool few = false) {
     run(Uniform<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, MHA", {256, 4, 4, 64}});
     run(Uniform<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, head_dim 128", {256, 2, 2, 128}});
     run(Uniform<4>{}, Split{}, head,
-        {"svd_head4, head_dim 128", {512, 4, 1, 128}, {.sinks = 4, .recent = 16, .weights = WeightType::f32}, false, true});
+        {"svd_head4, head_dim 128",
+         {512, 4, 1, 128},
+         {.sinks = 4, .recent = 16, .weights = WeightType::f32},
+         false,
+         true});
     run(Uniform<4>{}, Split{}, head,
-        {"svd_head4, head_dim 256", {512, 4, 1, 256}, {.sinks = 4, .recent = 16, .weights = WeightType::f32}, false, true});
+        {"svd_head4, head_dim 256",
+         {512, 4, 1, 256},
+         {.sinks = 4, .recent = 16, .weights = WeightType::f32},
+         false,
+         true});
     run(Uniform<4>{}, Split{}, head,
-        {"svd_head4, head_dim 80", {240, 3, 1, 80}, {.sinks = 4, .recent = 16, .weights = WeightType::f32}, false, true});
+        {"svd_head4, head_dim 80",
+         {240, 3, 1, 80},
+         {.sinks = 4, .recent = 16, .weights = WeightType::f32},
+         false,
+         true});
     run(Uniform<4>{}, Split{}, head,
-        {"svd_head4, half of a head turned", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::f32}, false, true, 16});
+        {"svd_head4, half of a head turned",
+         gqa,
+         {.sinks = 4, .recent = 16, .weights = WeightType::f32},
+         false,
+         true,
+         16});
     run(Uniform<4>{}, Token{}, Projection<Rotated>{},
         {"x4_rot, weights in 8 bits", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::q8}});
     run(Uniform<4>{}, Split{}, head,
         {"svd_head4, weights in f16", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::f16}});
     run_deltas(Uniform<4>{}, f16{}, Projection<Rotated>{}, "cl_x_rot4");
     run_deltas(Uniform<2, 128, MinMse>{}, Uniform<8>{}, Projection<Rotated>{}, "cl_x_rot2, sums in 8 bits");
-    run_deltas(Uniform<3, 128, MinMse>{}, float{}, Projection<JointSvd<Hadamard, FullRank>>{}, "cl_svd_rot3, weights in bf16",
-               WeightType::bf16);
+    run_deltas(Uniform<3, 128, MinMse>{}, float{}, Projection<JointSvd<Hadamard, FullRank>>{},
+               "cl_svd_rot3, weights in bf16", WeightType::bf16);
 }
 
 /// The same for caches whose codes meet 8-bit weights; `few`: for one of them.

@@ -89,7 +89,8 @@ TEST_CASE("every backend copies and multiplies weights alike") {
         const Pair pair(type);
         const auto check = [&]<class Tag>(Tag tag) {
             INFO(Tag::name << ", " << to_string(type));
-            for (const auto& [first, count] : {std::pair<std::size_t, std::size_t>{0, 1650}, {1, 100}, {50, 37}, {64, 3}, {1649, 1}}) {
+            for (const auto& [first, count] :
+                 {std::pair<std::size_t, std::size_t>{0, 1650}, {1, 100}, {50, 37}, {64, 3}, {1649, 1}}) {
                 std::vector<float> copy(count + 1, -7.0F);
                 backend::load_weights(tag, pair.b, {first, count}, copy.data());
                 bool equal = copy[count] == -7.0F;

@@ -19,7 +19,8 @@ TEST_CASE("tokens beyond 2048 are all attended to, by one query row and by as ma
         for (const auto& [before, erased] :
              {std::pair<std::size_t, std::size_t>{2047, 0}, {2049, 0}, {5000, 0}, {5000, 150}}) {
             const test::Rows fed = test::rows_of(layer, 0, 1, 0, before);
-            const auto cache = test::scheme(name).make(setup.model, {.sinks = 4, .recent = 32, .rows = DType::f32, .weights = WeightType::f32});
+            const auto cache = test::scheme(name).make(
+                setup.model, {.sinks = 4, .recent = 32, .rows = DType::f32, .weights = WeightType::f32});
             const Sequence sequence = cache->create();
             {
                 auto step = cache->begin({{sequence, before}});

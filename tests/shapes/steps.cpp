@@ -46,8 +46,11 @@ TEST_CASE("steps of 1, 7, 128 and 300 tokens, for MHA, GQA and MQA with head_dim
                     const char* name = projections[which++ % std::size(projections)];
                     INFO(name << ", " << heads << " heads, " << kv_heads << " kv heads, head_dim " << dh
                               << (pairing == RopePairing::halves ? ", halves" : ", interleaved"));
-                    const auto cache = test::scheme(name).make(
-                        setup.model, {.sinks = 4, .recent = 32, .rows = DType::f32, .weights = WeightType::f32, .strict = which % 2 == 0});
+                    const auto cache = test::scheme(name).make(setup.model, {.sinks = 4,
+                                                                             .recent = 32,
+                                                                             .rows = DType::f32,
+                                                                             .weights = WeightType::f32,
+                                                                             .strict = which % 2 == 0});
                     CHECK(error_of(exact, test::outputs_of(*cache, setup.model, steps)[0]) < 1e-5);
                 }
                 ++cases;

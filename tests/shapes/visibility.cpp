@@ -53,7 +53,8 @@ TEST_CASE("rows of a step that see each other are attention without a mask over 
                     INFO(one.name << ", " << name << (slopes ? ", slopes" : "") << (strict ? ", strict" : "")
                                   << (late ? ", late" : ""));
                     const auto cache = test::scheme(name).make(
-                        setup.model, {.sinks = 4, .recent = 20, .rows = DType::f32, .weights = WeightType::f32, .strict = strict});
+                        setup.model,
+                        {.sinks = 4, .recent = 20, .rows = DType::f32, .weights = WeightType::f32, .strict = strict});
                     const Sequence sequence = cache->create();
                     std::size_t done = 0;
                     double worst = 0;

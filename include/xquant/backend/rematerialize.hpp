@@ -38,8 +38,9 @@ void rematerialize(Backend tag, const StreamView& in, const HeadDecoder& head, s
         for (std::size_t c = 0; c < head.width; c += width_step) {
             const std::size_t channels = (std::min)(width_step, head.width - c);
             decode_tile(tag, in, token, head.first + c, {scratch, out.tokens, channels, tile_tokens, out.order});
-            multiply(tag, {weights_as_floats(tag, head.matrix, {c * dh, channels * dh}, room), 1, dh}, {scratch, channels, out.tokens, tile_tokens},
-                     {out.data, out.channels, out.tokens, out.stride}, c > 0);
+            multiply(tag, {weights_as_floats(tag, head.matrix, {c * dh, channels * dh}, room), 1, dh},
+                     {scratch, channels, out.tokens, tile_tokens}, {out.data, out.channels, out.tokens, out.stride},
+                     c > 0);
         }
     } else {
         float* rows = out.by_channel() ? scratch + width_step * tile_tokens : out.data;

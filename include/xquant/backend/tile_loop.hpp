@@ -99,7 +99,8 @@ constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t absorbed = absorbs_keys(task) ? queries * (task.key.width + 1) : 0;
     const std::size_t turned = task.stored_rope.pairs > 0 && turns_queries(task) ? task.queries() * dh : 0;
     return rematerialize_scratch(dh) + tile_tokens * (std::max)(dh, width_step) +
-           tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed + turned + key_copy_floats(task);
+           tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed + turned +
+           key_copy_floats(task);
 }
 
 /// The parts of attend_scratch.
@@ -399,7 +400,8 @@ void finish_partial(Backend tag, const AttendTask& task, Partial partial, Slots 
         const float inverse = factor / (partial.total[i] * factor + sink), share = partial.total[i] * inverse;
         for (std::size_t c = 0; c < width; ++c) sum[c] *= inverse;
         for (std::size_t c = 0; c < dh; ++c) {
-            target[c] = (multiplies ? 0.0F : sum[c]) + (task.value.constant != nullptr ? task.value.constant[c] * share : 0.0F);
+            target[c] =
+                (multiplies ? 0.0F : sum[c]) + (task.value.constant != nullptr ? task.value.constant[c] * share : 0.0F);
         }
     }
     if (!multiplies) return;

@@ -30,8 +30,7 @@ inline Bytes predict_bytes(const Model& model, const Options& options, std::size
         const LayerSizes sizes = recipe.layers[i].sizes(layer);
         const std::size_t levels = learnt_levels(sizes.codecs) + learnt_levels(sizes.requantized_codecs);
         const std::size_t floats = sizes.vector_floats + (layer.borrows() ? 0 : levels);
-        bytes.weights +=
-            PreparedLayer::bytes(layer, options.weights, sizes.matrix_floats, floats, sizes.codecs.size());
+        bytes.weights += PreparedLayer::bytes(layer, options.weights, sizes.matrix_floats, floats, sizes.codecs.size());
         if (previous == nullptr || !(*previous == layer.rope)) {
             bytes.weights += RopeTable::bytes(layer.rope.inverse_frequencies.size(), Core::tile_tokens);
         }

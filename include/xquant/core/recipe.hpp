@@ -25,7 +25,7 @@ using LearnStream = std::vector<float> (*)(const PreparedLayer&, const Layer&, s
 /// The sizes of LayerParts, known without preparing weights.
 struct LayerSizes {
     std::vector<StreamCodec> codecs, requantized_codecs;
-    std::vector<std::size_t> row_widths;  ///< channels of rows as the tail keeps them
+    std::vector<std::size_t> row_widths;               ///< channels of rows as the tail keeps them
     std::size_t matrix_floats = 0, vector_floats = 0;  ///< of LayerFootprint
 };
 

@@ -105,8 +105,8 @@ struct StreamEncoder {
     const float* dct = nullptr;  ///< [m, m], m = rotate / largest power of two that divides it
 
     std::size_t coded_width = 0;  ///< channels of a coded row
-    WeightMatrix latent;  ///< U [R, coded_width] or null: the identity
-    WeightMatrix spread;  ///< U^T
+    WeightMatrix latent;          ///< U [R, coded_width] or null: the identity
+    WeightMatrix spread;          ///< U^T
 };
 
 /// What a layer has to do with the accumulator of a cross-layer cache.

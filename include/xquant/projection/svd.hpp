@@ -190,8 +190,7 @@ struct HeadSvdOf {
         }
         return {{latent, r},
                 (d + dh) * (latent + r),
-                dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false) +
-                    (normed(layer, latent) ? dh : 0)};
+                dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false) + (normed(layer, latent) ? dh : 0)};
     }
     /// The plan of a layer. Cost: an SVD for each key head. Throws shape_error if Dh > D, or for K and V that cannot be
     /// served.

@@ -60,9 +60,8 @@ struct Plain : detail::SameForDifference<Plain> {
     static constexpr std::size_t streams = 1;  ///< stored rows per token and layer
     /// Widths and floats of prepare(layer).
     static LayerFootprint<1> footprint(const Layer& layer) noexcept {
-        return {{layer.shape.width},
-                2 * layer.shape.width * layer.shape.kv_width(),
-                detail::constant_floats(layer, false)};
+        return {
+            {layer.shape.width}, 2 * layer.shape.width * layer.shape.kv_width(), detail::constant_floats(layer, false)};
     }
     /// The plan of a layer.
     static LayerPlan prepare(const Layer& layer) { return detail::plan_for_x(layer, false); }

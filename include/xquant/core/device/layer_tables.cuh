@@ -269,8 +269,8 @@ private:
     std::vector<HeadDecoder> keys_, values_;
     std::vector<Matrix> key_matrices_, value_matrices_;
     LayerForm form_;
-    std::size_t at_ = 0, floats_ = 0, entries_ = 0, weight_scales_ = 0, streams_at_ = 0, keys_at_ = 0, values_at_ = 0, key_matrices_at_ = 0,
-                value_matrices_at_ = 0;
+    std::size_t at_ = 0, floats_ = 0, entries_ = 0, weight_scales_ = 0, streams_at_ = 0, keys_at_ = 0, values_at_ = 0,
+                key_matrices_at_ = 0, value_matrices_at_ = 0;
     std::size_t frequencies_ = 0, rope_table_ = 0, gain_ = 0;
 };
 

@@ -127,7 +127,8 @@ inline PackedMatrix pack_matrix(const HeadDecoder& head, const ChannelOrder& ord
             if (c < masked || c >= dh) continue;
             const std::size_t row = std::size_t{set} * set_channels + column;
             if (head.constant != nullptr) out.constant[place] = head.constant[c];
-            for (std::size_t k = 0; k < width; ++k) out.halves[row * depth + k] = to_f16(weight_at(head.matrix, k * dh + c));
+            for (std::size_t k = 0; k < width; ++k)
+                out.halves[row * depth + k] = to_f16(weight_at(head.matrix, k * dh + c));
             for (std::size_t first = 0; codes && first < width; first += group) {
                 const std::size_t some = width - first < group ? width - first : group;
                 for (std::size_t k = 0; k < some; ++k) a[k] = weight_at(head.matrix, (first + k) * dh + c);

@@ -21,10 +21,10 @@ struct DeviceTask : AttendTask {
     const float* key_gain = nullptr;  ///< [size], by place: norm_scale * key_norm, or null
     PackedRope rope_table;            ///< pairs: 0 where keys are not turned
     std::size_t key_channels =
-        0;  ///< of a query, and of what it meets: head_dim, or the latent's where A is in the queries
+        0;                  ///< of a query, and of what it meets: head_dim, or the latent's where A is in the queries
     WeightMatrix absorbed;  ///< A [key_channels, head_dim] where it is in the queries, or null
-    DeviceRows given{};               ///< queries before A was folded into them: row 0 is the task's
-    std::size_t given_channel = 0;    ///< where the kv head's queries begin
+    DeviceRows given{};     ///< queries before A was folded into them: row 0 is the task's
+    std::size_t given_channel = 0;  ///< where the kv head's queries begin
 };
 
 /// The scores of a warp: C of 16 queries and 8 slots each.

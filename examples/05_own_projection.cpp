@@ -15,7 +15,8 @@ namespace xq = xquant;
 struct Normalized {
     static constexpr std::size_t streams = 1;  // rows that are stored for a token and layer
 
-    /// Their widths, and the entries of the matrices that prepare will make: T [D, D], and A [D, Dh] for K and V of each head.
+    /// Their widths, and the entries of the matrices that prepare will make: T [D, D], and A [D, Dh] for K and V of
+    /// each head.
     static xq::LayerFootprint<1> footprint(const xq::Layer& layer) noexcept {
         const std::size_t d = layer.shape.width;
         return {{d}, d * d + 2 * d * layer.shape.kv_width()};

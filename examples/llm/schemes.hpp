@@ -41,14 +41,14 @@ struct Scheme {
     std::string text, name;                     // "svd_head4:tail=128", "svd_head4"
     std::optional<std::size_t> tail, sinks;     // instead of the options'
     std::optional<std::size_t> group;           // values that share a scale, instead of the scheme's first choice
-    std::optional<xquant::WeightType> weights;  // what prepared matrices are kept in, instead of f16
+    std::optional<xquant::WeightType> weights;  // what prepared matrices are kept in, instead of the options'
     Needs needs = Needs::nothing;               // of SchemeOptions::calibration
 
     std::string library_name() const;  // as xquant::make_cache has it: "svd_head4:group=64"
 };
 
-/// NAME[:tail=N][:sinks=N][:group=N][:weights=T]. Throws llm::Error for names that aren't known, listing those that are, and for
-/// suffixes that the scheme doesn't take.
+/// NAME[:tail=N][:sinks=N][:group=N][:weights=T]. Throws llm::Error for names that aren't known, listing those that
+/// are, and for suffixes that the scheme doesn't take.
 Scheme parse_scheme(const std::string& text);
 
 /// Adds the schemes of schemes_rank.cpp to the library's. Once.

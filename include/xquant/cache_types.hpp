@@ -17,8 +17,8 @@ struct Options {
     std::size_t sinks = 4;
     std::size_t recent = 128;  ///< newest tokens kept in f16, at most 1048576
     DType rows = DType::f16;   ///< what sinks and newest tokens are kept in; f32 and bf16 are possible
-    /// What prepared matrices are kept in, all of them counted as Bytes::weights. X schemes have large ones: 2 D (D + R)
-    /// entries a layer or fewer. Rows are coded, and come back, by what a matrix is after it was rounded.
+    /// What prepared matrices are kept in. They count as Bytes::weights, and are large where X is taken: 2 D Hkv Dh
+    /// entries a layer (`xquant-llm bytes`). Rows are coded, and come back, by a matrix as it is after rounding.
     WeightType weights = WeightType::f16;
     /// Queries read every row outside the sinks and the window from codes, rows of their own step included.
     bool strict = false;

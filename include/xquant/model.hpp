@@ -269,7 +269,7 @@ inline void check_borrowing(const Model& model, std::size_t index) {
             ", and rows_of names layer ", layer.rows_of, ", whose rows have ", from.shape.width, " channels");
 }
 
-/// A layer as it is prepared, with what Model::load_layer gives it. Throws shape_error if that changes a size or a rule.
+/// A layer with what Model::load_layer gives it. Throws shape_error if that changes a size or a rule.
 inline Layer loaded_layer(const Model& model, std::size_t index) {
     Layer out = model.layers[index];
     if (!model.load_layer) return out;
@@ -286,7 +286,7 @@ inline Layer loaded_layer(const Model& model, std::size_t index) {
 }
 
 /// Of rows that another layer stores, the mean and the calibration are that layer's.
-inline Layer with_mean_of_rows(const Model& model, std::size_t index, Layer out) {
+inline Layer with_mean_of_rows(const Model& model, Layer out) {
     if (!out.borrows()) return out;
     const Layer& from = model.layers[out.rows_of];
     out.mean = from.mean;

@@ -11,7 +11,7 @@
 
 #include <xquant/backend/scalar/int8.hpp>
 #include <xquant/backend/scalar/product.hpp>
-#include <xquant/backend/weights.hpp>
+#include <xquant/backend/scalar/weights.hpp>
 #include <xquant/projection/plan.hpp>
 
 namespace xquant::backend {

@@ -16,14 +16,6 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
-/// Entries of a matrix in f32: where they lie, or copied to `room` [entries.count].
-template <class Backend>
-const float* weights_as_floats(Backend tag, const WeightMatrix& matrix, Slots entries, float* room) noexcept {
-    if (matrix.type == WeightType::f32) return matrix.floats() + entries.first;
-    load_weights(tag, matrix, entries, room);
-    return room;
-}
-
 /// C [rows, columns] = (or +=) A [rows, depth] W [depth, columns]; rows and columns are those of C.
 template <class Backend>
 void multiply_weights(Backend tag, Operand a, const WeightMatrix& weights, std::size_t depth, MutableMatrix c,

@@ -5,6 +5,7 @@
 #include <span>
 
 #include <xquant/attention/task.hpp>
+#include <xquant/backend/finish.hpp>
 #include <xquant/backend/simd/backends.hpp>
 #include <xquant/core/run_tasks.hpp>
 #include <xquant/core/step_base.hpp>

@@ -16,7 +16,7 @@
 #include <cstdint>
 
 #include <xquant/backend/scalar/codec.hpp>
-#include <xquant/backend/weights.hpp>
+#include <xquant/backend/scalar/weights.hpp>
 #include <xquant/projection/plan.hpp>
 
 namespace xquant::backend {

@@ -23,7 +23,11 @@ public:
     virtual void commit() = 0;
 };
 
-/// A one-layer cache with the library's default options.
+/// The library's default options, but for Options::weights, which the environment's XQUANT_BENCH_WEIGHTS may name. Throws
+/// std::runtime_error for a name that is none.
+const xquant::Options& options();
+
+/// A one-layer cache with these options.
 class Cache {
 public:
     virtual ~Cache() = default;

@@ -32,7 +32,7 @@ class CacheOf final : public Cache {
 
 public:
     explicit CacheOf(const xq::Model& model)
-        : model_(model), plan_(Library::scheme::prepare(model.layers.front()).plan), cache_(model) {}
+        : model_(model), plan_(Library::scheme::prepare(model.layers.front()).plan), cache_(model, options()) {}
 
     xq::Sequence create() override { return cache_.create(); }
     void drop(xq::Sequence sequence) override { cache_.drop(sequence); }
@@ -77,7 +77,7 @@ public:
     [[nodiscard]] Work append_work() const override {
         Work work;
         for (const xq::StreamPlan& stream : plan_.streams) {
-            work.bytes += 4.0 * static_cast<double>(stream.matrix.size());
+            work.bytes += static_cast<double>(xq::size_of(cache_.options().weights) * stream.matrix.size());
             work.bytes += 4.0 * static_cast<double>(stream.width);
             work.operations += 2.0 * static_cast<double>(stream.matrix.size());
         }

@@ -47,6 +47,7 @@ int main(int argc, char** argv) {
         benchmark::AddCustomContext(
             "xquant", fmt::format("{}.{}.{}", XQUANT_VERSION_MAJOR, XQUANT_VERSION_MINOR, XQUANT_VERSION_PATCH));
         benchmark::AddCustomContext("best backend", bench::backends().back().name);
+        benchmark::AddCustomContext("weights", xquant::to_string(bench::options().weights));
         benchmark::AddCustomContext("stream GB/s", fmt::format("{:.2f}", peak.stream * 1e-9));
         benchmark::AddCustomContext("f32 GOP/s", fmt::format("{:.2f}", peak.f32 * 1e-9));
         benchmark::AddCustomContext("f32 form", peak.f32_form);

@@ -23,8 +23,8 @@ public:
     virtual void commit() = 0;
 };
 
-/// The library's default options, but for Options::weights, which the environment's XQUANT_BENCH_WEIGHTS may name. Throws
-/// std::runtime_error for a name that is none.
+/// The library's default options, but for Options::weights, which the environment's XQUANT_BENCH_WEIGHTS may name.
+/// Throws std::runtime_error for a name that is none.
 const xquant::Options& options();
 
 /// A one-layer cache with these options.

@@ -18,8 +18,7 @@ const xquant::Options& options() {
             out.weights = type;
             if (std::string(name) == xquant::to_string(type)) return out;
         }
-        throw std::runtime_error("XQUANT_BENCH_WEIGHTS is '" + std::string(name) +
-                                 "'; expected f32, f16, bf16 or q8");
+        throw std::runtime_error("XQUANT_BENCH_WEIGHTS is '" + std::string(name) + "'; expected f32, f16, bf16 or q8");
     }();
     return chosen;
 }

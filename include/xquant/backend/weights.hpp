@@ -24,12 +24,15 @@ void multiply_weights(Backend tag, Operand a, const WeightMatrix& weights, std::
         multiply(tag, a, {weights.floats(), depth, c.columns, c.columns}, c, add);
         return;
     }
-    constexpr std::size_t step = 64;
-    alignas(64) std::array<float, step * step> panel;
-    for (std::size_t j = 0; j < c.columns; j += step) {
-        const std::size_t columns = (std::min)(step, c.columns - j);
-        for (std::size_t k = 0; k < depth; k += step) {
-            const std::size_t rows = (std::min)(step, depth - k);
+    // The matrix is read from its beginning to its end, long pieces of rows at a time, which processors fetch ahead. C
+    // stays in the cache.
+    constexpr std::size_t most = 4096;
+    alignas(64) std::array<float, most> panel;
+    const std::size_t deep = c.rows < 4 ? 4 : 16, wide = most / deep;
+    for (std::size_t k = 0; k < depth; k += deep) {
+        const std::size_t rows = (std::min)(deep, depth - k);
+        for (std::size_t j = 0; j < c.columns; j += wide) {
+            const std::size_t columns = (std::min)(wide, c.columns - j);
             for (std::size_t i = 0; i < rows; ++i) {
                 load_weights(tag, weights, {(k + i) * c.columns + j, columns}, panel.data() + i * columns);
             }

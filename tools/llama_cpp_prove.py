@@ -171,7 +171,9 @@ def divergence(engine, options):
                 "llama-perplexity",
             )
             compare = [*common, "--kl-divergence", "--kl-divergence-base", base]
-            caches = [(f"llama.cpp {name}", None, {}, [*types, *flash(on)]) for name, (types, on) in OWN.items()]
+            # The mixes are slow: some 20 tokens a second behind 4,096 of them.
+            own = {name: of for name, of in OWN.items() if context < options.long or name in ("f16", "q8_0", "q4_0")}
+            caches = [(f"llama.cpp {name}", None, {}, [*types, *flash(on)]) for name, (types, on) in own.items()]
             caches += [(f"{s}, strict", s, strict, []) for s in options.schemes]
             caches += [("gqa4, newest 128 in f16", "gqa4", {}, [])]
             for name, scheme, settings, arguments in caches:
@@ -194,6 +196,8 @@ def speed(engine, options):
         for threads in options.threads:
             for depth in options.depths:
                 for name, scheme, arguments in caches:
+                    if round_ > 0 and name in options.once:
+                        continue
                     if depth >= options.deep and (name not in options.deep_caches or threads != min(options.threads)):
                         continue
                     run = ["-m", options.model, "-t", threads, "-d", depth, "-r", options.repetitions, "-n", options.tokens]
@@ -383,13 +387,15 @@ def main():
     parser.add_argument("--only", default=",".join(PHASES), help="phases, default all: %(default)s")
     parser.add_argument("--schemes", default=",".join(SCHEMES), help="default %(default)s")
     parser.add_argument("--server-schemes", help="of the phase server, default --schemes")
-    parser.add_argument("--contexts", default="1024x4", type=contexts, help="CONTEXTxCHUNKS,..., default 1024x4")
+    parser.add_argument("--contexts", default="1024x4,8192x1", type=contexts, help="CONTEXTxCHUNKS,..., default 1024x4,8192x1")
+    parser.add_argument("--long", default=8192, type=int, help="divergence: from this context on without llama.cpp's mixes of two types")
     parser.add_argument("--second-model", help="for the divergence, too")
-    parser.add_argument("--second-contexts", default="1024x2", type=contexts, help="as --contexts, of --second-model; default 1024x2")
+    parser.add_argument("--second-contexts", default="1024x2,8192x1", type=contexts, help="as --contexts, of --second-model; default 1024x2,8192x1")
     parser.add_argument("--depths", default="0,4096,16384", type=numbers)
     parser.add_argument("--deep", default=16384, type=int, help="from this depth on decoding alone, one thread count, --deep-caches")
     deep = "llama.cpp f16,llama.cpp q8_0,llama.cpp q4_0,kv8,kv4,gqa4"
     parser.add_argument("--deep-caches", default=deep, type=lambda text: text.split(","), help="default %(default)s")
+    parser.add_argument("--once", default="", type=lambda text: text.split(","), help="caches that are timed in the first round alone")
     parser.add_argument("--threads", default="1,2", type=numbers)
     parser.add_argument("--rounds", default=3, type=int)
     parser.add_argument("--repetitions", default=2, type=int, help="of llama-bench within a run")

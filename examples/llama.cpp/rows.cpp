@@ -193,6 +193,16 @@ void Rows::make_cache() {
         settings_.asked.c_str(), layers_.size(), name_of(settings_.input),
         static_cast<double>(stored(2 * many) - stored(many)) / many, cache_->bytes().weights,
         xquant::to_string(settings_.options.weights), settings_.options.sinks, settings_.options.recent);
+    const auto on_gpu = [&](const auto& layer) {
+        const auto type = ggml_backend_dev_type(model_.dev_layer(layer.first));
+        return type == GGML_BACKEND_DEVICE_TYPE_GPU || type == GGML_BACKEND_DEVICE_TYPE_IGPU;
+    };
+    if (const auto count = std::count_if(layers_.begin(), layers_.end(), on_gpu); count > 0) {
+        LLAMA_LOG_WARN(
+            "xquant: %zu of %zu layers are on a GPU: their attention runs on the processor, where q, K and V are "
+            "copied, and the answer back\n",
+            static_cast<std::size_t>(count), layers_.size());
+    }
     if (!shiftable_)
         LLAMA_LOG_WARN("xquant: how this model turns its keys is not known: positions cannot be shifted\n");
 }

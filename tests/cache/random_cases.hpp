@@ -159,6 +159,7 @@ Case of_policies(std::string name, xquant::Options options) {
     Case out;
     out.name = std::move(name);
     out.options = options;
+    if (std::is_same_v<Quantizer, Unquantized<float>>) out.options.weights = WeightType::f32;
     out.make = [](const Model& model, const Options& with) {
         return std::static_pointer_cast<test::Cache>(
             std::make_shared<XCache<Quantizer, Layout, Rule, Projection<P>>>(model, with));
@@ -185,7 +186,10 @@ inline std::vector<Case> make_cases() {
         one.make = scheme.make;
         if (!scheme.exact) one.make_exact = test::scheme("f32 x").make;
         one.options = options[all.size() % 3];
-        if (scheme.exact) one.options.rows = DType::f32;
+        if (scheme.exact) {
+            one.options.rows = DType::f32;
+            one.options.weights = WeightType::f32;
+        }
         one.window = all.size() % 5 == 4 ? 40 : 0;
         one.requantizes = scheme.name.find("requantizable") != std::string::npos;
         const bool turned =

@@ -3,7 +3,8 @@
 
     llama_cpp_prove.py --engine BIN --adapter DIR --model FILE --text FILE --out DIR [--only PHASE,...] [...]
 
-Phases, each of which writes one JSON file into DIR and is not run again while that is there:
+Phases, each of which writes one JSON file into DIR and is not run again while that is there; contexts of the divergence and rounds of the
+speed have a file each, so that a run which is stopped goes on:
 
     architectures  the models that llama.cpp's test-llama-archs writes, one for each architecture: logits with xquant's f16 cache
                    and with llama.cpp's own, against llama.cpp's f32 cache (xquant-llama-compare)
@@ -159,7 +160,16 @@ def divergence(engine, options):
     strict = {"XQUANT_STRICT": "1", "XQUANT_RECENT": "0"}
     runs = [(options.model, *size) for size in options.contexts]
     runs += [(options.second_model, *size) for size in options.second_contexts if options.second_model]
+    caches = [(f"llama.cpp {name}", None, {}, [*types, *flash(on)]) for name, (types, on) in OWN.items()]
+    caches += [(f"{s}, strict", s, strict, []) for s in options.schemes]
+    caches += [("gqa4, newest 128 in f16", "gqa4", {}, [])]
     for model, context, chunks in runs:
+        # Contexts one after the other: a run that is stopped goes on behind the last one that is whole.
+        part = options.out / f"divergence-{Path(model).stem}-{context}x{chunks}.json"
+        if part.exists():
+            result += json.loads(part.read_text())
+            continue
+        rows = []
         with tempfile.TemporaryDirectory(dir=options.out) as folder:
             base = Path(folder) / "logits"
             common = ["-m", model, "-f", options.text, "-c", context, "--chunks", chunks, "-t", max(options.threads)]
@@ -171,20 +181,19 @@ def divergence(engine, options):
                 "llama-perplexity",
             )
             compare = [*common, "--kl-divergence", "--kl-divergence-base", base]
-            # The mixes are slow: some 20 tokens a second behind 4,096 of them.
-            own = {name: of for name, of in OWN.items() if context < options.long or name in ("f16", "q8_0", "q4_0")}
-            caches = [(f"llama.cpp {name}", None, {}, [*types, *flash(on)]) for name, (types, on) in own.items()]
-            caches += [(f"{s}, strict", s, strict, []) for s in options.schemes]
-            caches += [("gqa4, newest 128 in f16", "gqa4", {}, [])]
             for name, scheme, settings, arguments in caches:
+                if context >= options.long and name.split(",")[0] not in options.long_caches:
+                    continue
                 out = must(engine.run("llama-perplexity", [*compare, *arguments], scheme, settings), f"llama-perplexity, {name}")
                 row = {"model": Path(model).name, "context": context, "chunks": chunks, "cache": name, "own": scheme is None}
                 row |= divergence_of(out[1])
                 row["bytes"], row["weights"] = our_bytes(out[1]) if scheme else (own_bytes(out[1]), 0)
                 if row["kld"] is None:
                     sys.exit(f"error: llama-perplexity, {name}: no divergence in its output:\n{out[1][-1500:]}")
-                result.append(row)
+                rows.append(row)
                 say(f"  {name:24} {row['bytes'] or 0:8.0f} bytes a token, mean KLD {row['kld']:.5f}, {out[2]:.0f} s")
+        part.write_text(json.dumps(rows, indent=1))
+        result += rows
     return result
 
 
@@ -193,6 +202,11 @@ def speed(engine, options):
     caches = [(f"llama.cpp {name}", None, [*types, "-fa", "1" if on else "0"]) for name, (types, on) in OWN.items() if "K" not in name]
     caches += [(name, name, []) for name in options.schemes]
     for round_ in range(options.rounds):
+        part = options.out / f"speed-round{round_ + 1}.json"
+        if part.exists():
+            result += json.loads(part.read_text())
+            continue
+        rows = []
         for threads in options.threads:
             for depth in options.depths:
                 for name, scheme, arguments in caches:
@@ -203,15 +217,17 @@ def speed(engine, options):
                     run = ["-m", options.model, "-t", threads, "-d", depth, "-r", options.repetitions, "-n", options.tokens]
                     run += ["-p", 0 if depth >= options.deep else 512, "-o", "json", *arguments]
                     status, text, seconds, kib = must(engine.run("llama-bench", run, scheme), f"llama-bench, {name}")
-                    rows = json.loads(text[text.index("[\n") : text.rindex("]") + 1])
+                    tests = json.loads(text[text.index("[\n") : text.rindex("]") + 1])
                     row = {"round": round_, "threads": threads, "depth": depth, "cache": name, "own": scheme is None, "rss": kib}
-                    for test in rows:
+                    for test in tests:
                         row["decode" if test["n_gen"] > 0 else "prompt"] = test["avg_ts"]
-                    result.append(row)
+                    rows.append(row)
                     say(
                         f"speed: round {round_ + 1} of {options.rounds}, {threads} threads, depth {depth:5}, {name:20}"
                         f" {row['decode']:7.2f} tokens/s, prompt {row.get('prompt', 0):7.1f}, {kib / 1024:.0f} MiB, {seconds:.0f} s"
                     )
+        part.write_text(json.dumps(rows, indent=1))
+        result += rows
     return result
 
 
@@ -388,7 +404,9 @@ def main():
     parser.add_argument("--schemes", default=",".join(SCHEMES), help="default %(default)s")
     parser.add_argument("--server-schemes", help="of the phase server, default --schemes")
     parser.add_argument("--contexts", default="1024x4,8192x1", type=contexts, help="CONTEXTxCHUNKS,..., default 1024x4,8192x1")
-    parser.add_argument("--long", default=8192, type=int, help="divergence: from this context on without llama.cpp's mixes of two types")
+    parser.add_argument("--long", default=8192, type=int, help="divergence: from this context on --long-caches alone, since some are slow")
+    names = "llama.cpp f16,llama.cpp q8_0,llama.cpp q4_0,kv8,kv4,gqa4"
+    parser.add_argument("--long-caches", default=names, type=lambda text: text.split(","), help="default %(default)s")
     parser.add_argument("--second-model", help="for the divergence, too")
     parser.add_argument("--second-contexts", default="1024x2,8192x1", type=contexts, help="as --contexts, of --second-model; default 1024x2,8192x1")
     parser.add_argument("--depths", default="0,4096,16384", type=numbers)

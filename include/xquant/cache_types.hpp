@@ -18,7 +18,8 @@ struct Options {
     std::size_t recent = 128;  ///< newest tokens kept in f16, at most 1048576
     DType rows = DType::f16;   ///< what sinks and newest tokens are kept in; f32 and bf16 are possible
     /// What prepared matrices are kept in. They count as Bytes::weights, and are large where X is taken: 2 D Hkv Dh
-    /// entries a layer (`xquant-llm bytes`). Rows are coded, and come back, by a matrix as it is after rounding.
+    /// entries a layer (`xquant-llm bytes`). Rows are coded, and come back, by a matrix as it is after rounding. A
+    /// matrix that makes latents of K or of V, Dh x Dh a head, stays in f32.
     WeightType weights = WeightType::f16;
     /// Queries read every row outside the sinks and the window from codes, rows of their own step included.
     bool strict = false;

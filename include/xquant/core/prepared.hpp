@@ -48,7 +48,7 @@ public:
             out.width = stream.width;
             if (stream.by_head) out.blocks = shape.kv_heads;
             out.mean = keep(stream.mean);
-            out.matrix = matrices_.keep(stream.matrix);
+            out.matrix = keeps_f32(stream) ? WeightMatrix(keep(stream.matrix)) : matrices_.keep(stream.matrix);
             out.bias = keep(stream.bias);
             const bool own_norm = !stream.row_norm.empty();
             out.norm = own_norm           ? keep(stream.row_norm)
@@ -223,7 +223,7 @@ private:
         std::size_t floats = 0;
         for (const StreamPlan& s : plan.streams) {
             if (s.unit_norm) floats += shape.head_dim;
-            floats += s.mean.size() + s.bias.size() + s.row_norm.size();
+            floats += s.mean.size() + s.bias.size() + s.row_norm.size() + (keeps_f32(s) ? s.matrix.size() : 0);
             if (s.rotate != 0) floats += dct_size(s.rotate) * dct_size(s.rotate);
         }
         for (const auto* heads : {&plan.keys, &plan.values}) {

@@ -65,10 +65,17 @@ struct LayerPlan {
     bool keys_after_rope = false;     ///< keys were stored after RoPE: none is applied when reading
 };
 
-/// Entries of all matrices of a plan; U counts twice, since its transpose is kept as well.
+/// Whether T of a stream stays in f32, whatever Options::weights says. Made for K or V it is small, and inverts A: its
+/// terms cancel, and their rounding would be many times that of what is left.
+constexpr bool keeps_f32(const StreamPlan& stream) noexcept { return stream.source != RowSource::x; }
+
+/// Entries of the matrices of a plan that Options::weights is about; U counts twice, since its transpose is kept as
+/// well.
 inline std::size_t matrix_floats(const LayerPlan& plan) noexcept {
     std::size_t floats = 0;
-    for (const StreamPlan& stream : plan.streams) floats += stream.matrix.size() + 2 * stream.latent.size();
+    for (const StreamPlan& stream : plan.streams) {
+        floats += (keeps_f32(stream) ? 0 : stream.matrix.size()) + 2 * stream.latent.size();
+    }
     for (const auto* heads : {&plan.keys, &plan.values}) {
         for (const HeadPlan& head : *heads) floats += head.matrix.size();
     }

@@ -35,8 +35,8 @@ namespace xquant {
 template <std::size_t Streams>
 struct LayerFootprint {
     std::array<std::size_t, Streams> widths{};  ///< channels of each stream's rows
-    std::size_t matrix_floats = 0;              ///< entries of the matrices of its LayerPlan: T, A, and U twice
-    std::size_t vector_floats = 0;              ///< floats of its other members: means, biases, constants, gains
+    std::size_t matrix_floats = 0;              ///< entries of the matrices of its LayerPlan: T (of X), A, and U twice
+    std::size_t vector_floats = 0;              ///< all other floats: means, biases, constants, gains, T of K or of V
 };
 
 /// Names the slot; the policy is Policy itself.

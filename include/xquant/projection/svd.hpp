@@ -186,7 +186,7 @@ struct HeadSvdOf {
         if (layer.input != LayerInput::x) {
             const std::size_t k = layer.b_k != nullptr && layer.k_norm == nullptr ? latent + r : 0,
                               v = layer.b_v != nullptr ? 2 * r : 0;
-            return {{latent, r}, dh * (2 * latent + r), dct_size(dh) * dct_size(dh) + k + v};
+            return {{latent, r}, dh * (latent + r), dh * latent + dct_size(dh) * dct_size(dh) + k + v};
         }
         return {{latent, r},
                 (d + dh) * (latent + r),

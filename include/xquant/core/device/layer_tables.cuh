@@ -145,7 +145,7 @@ public:
         };
         const std::byte* host_entries = layer_->matrices().entries().data();
         const auto move_matrix = [&](WeightMatrix& matrix) {
-            if (matrix == nullptr) return;
+            if (matrix == nullptr) return;  // a device takes X alone, whose matrices are all there
             matrix.entries = base + entries_ + (static_cast<const std::byte*>(matrix.entries) - host_entries);
             matrix.scales = at<float>(base, weight_scales_);
         };

@@ -49,8 +49,8 @@ void project(Backend tag, const StreamEncoder& encoder, Matrix x, const RowPosit
     if (encoder.matrix != nullptr) {
         const std::size_t from = d / encoder.blocks, to = r / encoder.blocks;
         for (std::size_t b = 0; b < encoder.blocks; ++b) {
-            multiply_weights(tag, {rows.data + b * from, rows.stride, 1}, encoder.matrix.from(b * from * to), from,
-                             {out + b * to, n, to, r}, false);
+            multiply_weights(tag, {rows.data + b * from, rows.stride, 1}, weights_from(encoder.matrix, b * from * to),
+                             from, {out + b * to, n, to, r}, false);
         }
     } else {
         for (std::size_t i = 0; i < n; ++i) std::copy_n(rows.data + i * rows.stride, d, out + i * d);

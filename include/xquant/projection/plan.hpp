@@ -65,6 +65,8 @@ struct LayerPlan {
     bool keys_after_rope = false;     ///< keys were stored after RoPE: none is applied when reading
 };
 
+inline namespace XQUANT_ABI_NS {
+
 /// Whether T of a stream stays in f32, whatever Options::weights says. Made for K or V it is small, and inverts A: its
 /// terms cancel, and their rounding would be many times that of what is left.
 constexpr bool keeps_f32(const StreamPlan& stream) noexcept { return stream.source != RowSource::x; }
@@ -81,6 +83,8 @@ inline std::size_t matrix_floats(const LayerPlan& plan) noexcept {
     }
     return floats;
 }
+
+}  // namespace XQUANT_ABI_NS
 
 /// A HeadPlan as kernels read it. It owns nothing; pointers are null only where that is stated.
 struct HeadDecoder {

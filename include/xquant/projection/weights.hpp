@@ -37,17 +37,17 @@ struct WeightMatrix {
 
     /// The entries of a matrix in f32, and of no other.
     [[nodiscard]] constexpr const float* floats() const noexcept { return static_cast<const float*>(entries); }
-
-    /// What begins at entry n.
-    [[nodiscard]] XQUANT_DEVICE WeightMatrix from(std::size_t n) const noexcept {
-        WeightMatrix out = *this;
-        out.entries = static_cast<const std::byte*>(entries) + n * size_of(type);
-        out.first += n;
-        return out;
-    }
 };
 
 inline namespace XQUANT_ABI_NS {
+
+/// What begins at entry n of a matrix.
+[[nodiscard]] inline WeightMatrix weights_from(const WeightMatrix& matrix, std::size_t n) noexcept {
+    WeightMatrix out = matrix;
+    out.entries = static_cast<const std::byte*>(matrix.entries) + n * size_of(matrix.type);
+    out.first += n;
+    return out;
+}
 
 /// Entry i.
 [[nodiscard]] XQUANT_DEVICE inline float weight_at(const WeightMatrix& matrix, std::size_t i) noexcept {

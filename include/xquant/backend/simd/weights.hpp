@@ -17,7 +17,7 @@ inline namespace XQUANT_ABI_NS {
 template <class R>
 void load_weights(simd<R>, const WeightMatrix& matrix, Slots entries, float* out) noexcept {
     const std::size_t n = entries.count, whole = n / R::lanes * R::lanes;
-    const WeightMatrix in = matrix.from(entries.first);
+    const WeightMatrix in = weights_from(matrix, entries.first);
     if (in.type == WeightType::f32) {
         std::copy_n(in.floats(), n, out);
         return;

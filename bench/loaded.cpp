@@ -10,15 +10,16 @@ namespace bench {
 
 const xquant::Options& options() {
     static const xquant::Options chosen = [] {
-        using xquant::WeightType;
         xquant::Options out;
         const char* const name = std::getenv("XQUANT_BENCH_WEIGHTS");
         if (name == nullptr) return out;
-        for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16, WeightType::q8}) {
-            out.weights = type;
-            if (std::string(name) == xquant::to_string(type)) return out;
+        const auto type = xquant::find_weight_type(name);
+        if (!type) {
+            throw std::runtime_error("XQUANT_BENCH_WEIGHTS is '" + std::string(name) +
+                                     "'; expected f32, f16, bf16 or q8");
         }
-        throw std::runtime_error("XQUANT_BENCH_WEIGHTS is '" + std::string(name) + "'; expected f32, f16, bf16 or q8");
+        out.weights = *type;
+        return out;
     }();
     return chosen;
 }

@@ -210,8 +210,6 @@ def speed(engine, options):
         for threads in options.threads:
             for depth in options.depths:
                 for name, scheme, arguments in caches:
-                    if round_ > 0 and name in options.once:
-                        continue
                     if depth >= options.deep and (name not in options.deep_caches or threads != min(options.threads)):
                         continue
                     run = ["-m", options.model, "-t", threads, "-d", depth, "-r", options.repetitions, "-n", options.tokens]
@@ -413,7 +411,6 @@ def main():
     parser.add_argument("--deep", default=16384, type=int, help="from this depth on decoding alone, one thread count, --deep-caches")
     deep = "llama.cpp f16,llama.cpp q8_0,llama.cpp q4_0,kv8,kv4,gqa4"
     parser.add_argument("--deep-caches", default=deep, type=lambda text: text.split(","), help="default %(default)s")
-    parser.add_argument("--once", default="", type=lambda text: text.split(","), help="caches that are timed in the first round alone")
     parser.add_argument("--threads", default="1,2", type=numbers)
     parser.add_argument("--rounds", default=3, type=int)
     parser.add_argument("--repetitions", default=2, type=int, help="of llama-bench within a run")

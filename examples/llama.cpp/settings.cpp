@@ -51,9 +51,7 @@ std::size_t number(const char* variable, std::size_t otherwise, bool suffix = fa
 WeightType weight_type(const char* variable, WeightType otherwise) {
     const char* const text = std::getenv(variable);
     if (text == nullptr || *text == 0) return otherwise;
-    for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16, WeightType::q8}) {
-        if (std::string_view(text) == to_string(type)) return type;
-    }
+    if (const auto type = find_weight_type(text)) return *type;
     throw std::runtime_error(std::string(variable) + " is '" + text + "'; expected f32, f16, bf16 or q8");
 }
 

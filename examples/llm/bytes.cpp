@@ -61,13 +61,13 @@ std::optional<Row> row_of(const Shape& shape, const std::string& scheme, std::si
             return xq::predict(scheme, of, options, 0).weights;
         };
         Row row;
-        row.stored = static_cast<double>(xq::predict(scheme, model, {}, tokens).stored());
-        // Between two large counts, so that sinks, the newest tokens and tables fall away.
-        constexpr std::size_t many = std::size_t{1} << 20U;
-        const auto coded = [&](std::size_t n) {
+        const auto stored = [&](std::size_t n) {
             return static_cast<double>(xq::predict(scheme, model, {}, n).stored());
         };
-        row.bits = 8 * (coded(2 * many) - coded(many)) / static_cast<double>(many * shape.layers);
+        row.stored = stored(tokens);
+        // Between two large counts, so that sinks, the newest tokens and tables fall away.
+        constexpr std::size_t many = std::size_t{1} << 20U;
+        row.bits = 8 * (stored(2 * many) - stored(many)) / static_cast<double>(many * shape.layers);
         row.from_x = {weights(model, xq::WeightType::f32), weights(model, xq::WeightType::f16),
                       weights(model, xq::WeightType::q8)};
         const std::vector<xq::LayerInput> inputs = xq::find_scheme(scheme).inputs;

@@ -33,10 +33,7 @@ std::size_t number(std::string_view digits, const std::string& scheme) {
 }
 
 xquant::WeightType weight_type(std::string_view name, const std::string& scheme) {
-    using xquant::WeightType;
-    for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16, WeightType::q8}) {
-        if (name == xquant::to_string(type)) return type;
-    }
+    if (const auto type = xquant::find_weight_type(name)) return *type;
     throw Error(fmt::format("scheme '{}': weights is '{}'; expected f32, f16, bf16 or q8", scheme, name));
 }
 

@@ -7,6 +7,9 @@
 #include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string_view>
 #include <type_traits>
 
 #include <xquant/config.hpp>
@@ -100,6 +103,14 @@ inline namespace XQUANT_ABI_NS {
 /// The name of a type, as an enumerator is written.
 constexpr const char* to_string(WeightType type) noexcept {
     return type == WeightType::f32 ? "f32" : type == WeightType::f16 ? "f16" : type == WeightType::bf16 ? "bf16" : "q8";
+}
+
+/// The type of that name; none where there is none.
+constexpr std::optional<WeightType> find_weight_type(std::string_view name) noexcept {
+    for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16, WeightType::q8}) {
+        if (name == to_string(type)) return type;
+    }
+    return std::nullopt;
 }
 
 namespace detail {

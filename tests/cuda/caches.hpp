@@ -20,10 +20,13 @@ struct Outcome {
     bool same_pages = true, bad_rows = false;
 };
 
+/// What a case has where it says nothing else.
+inline constexpr xquant::Options usual{.sinks = 4, .recent = 16, .weights = xquant::WeightType::f32};
+
 struct Case {
     const char* name;
     xquant::LayerShape shape;
-    xquant::Options options{.sinks = 4, .recent = 16, .weights = xquant::WeightType::f32};
+    xquant::Options options = usual;
     bool normed = false, halves = false;
     std::size_t pairs = static_cast<std::size_t>(-1);
     std::size_t layers = 2;
@@ -155,8 +158,7 @@ void for_each_case(F&& f, bool few = false) {
     run(Uniform<4>{}, Split{}, head, {"svd_head4", gqa});
     run(Uniform<3>{}, Split{}, head, {"svd_head3", gqa});
     run(Uniform<4, 32>{}, Split{}, head, {"svd_head4, groups of 32", gqa});
-    run(Uniform<4>{}, Split{}, head,
-        {"svd_head4, a norm of K", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::f32}, true});
+    run(Uniform<4>{}, Split{}, head, {"svd_head4, a norm of K", gqa, usual, true});
     run(Uniform<4>{}, Split{}, head,
         {"svd_head4, strict", gqa, {.sinks = 4, .recent = 0, .weights = WeightType::f32, .strict = true}});
     run(Uniform<2, 64>{}, Split{}, head, {"svd_head2, groups of 64", gqa});
@@ -165,31 +167,10 @@ void for_each_case(F&& f, bool few = false) {
     run(Uniform<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot", gqa});
     run(Uniform<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, MHA", {256, 4, 4, 64}});
     run(Uniform<4>{}, Token{}, Projection<Rotated>{}, {"x4_rot, head_dim 128", {256, 2, 2, 128}});
-    run(Uniform<4>{}, Split{}, head,
-        {"svd_head4, head_dim 128",
-         {512, 4, 1, 128},
-         {.sinks = 4, .recent = 16, .weights = WeightType::f32},
-         false,
-         true});
-    run(Uniform<4>{}, Split{}, head,
-        {"svd_head4, head_dim 256",
-         {512, 4, 1, 256},
-         {.sinks = 4, .recent = 16, .weights = WeightType::f32},
-         false,
-         true});
-    run(Uniform<4>{}, Split{}, head,
-        {"svd_head4, head_dim 80",
-         {240, 3, 1, 80},
-         {.sinks = 4, .recent = 16, .weights = WeightType::f32},
-         false,
-         true});
-    run(Uniform<4>{}, Split{}, head,
-        {"svd_head4, half of a head turned",
-         gqa,
-         {.sinks = 4, .recent = 16, .weights = WeightType::f32},
-         false,
-         true,
-         16});
+    run(Uniform<4>{}, Split{}, head, {"svd_head4, head_dim 128", {512, 4, 1, 128}, usual, false, true});
+    run(Uniform<4>{}, Split{}, head, {"svd_head4, head_dim 256", {512, 4, 1, 256}, usual, false, true});
+    run(Uniform<4>{}, Split{}, head, {"svd_head4, head_dim 80", {240, 3, 1, 80}, usual, false, true});
+    run(Uniform<4>{}, Split{}, head, {"svd_head4, half of a head turned", gqa, usual, false, true, 16});
     run(Uniform<4>{}, Token{}, Projection<Rotated>{},
         {"x4_rot, weights in 8 bits", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::q8}});
     run(Uniform<4>{}, Split{}, head,

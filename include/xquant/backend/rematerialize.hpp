@@ -17,9 +17,14 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
+/// Where in its scratch rematerialize has room for a part of A in f32, [width_step, Dh].
+constexpr std::size_t rematerialize_room(std::size_t dh) noexcept {
+    return width_step * tile_tokens + tile_tokens * dh;
+}
+
 /// Floats of scratch that rematerialize needs.
 constexpr std::size_t rematerialize_scratch(std::size_t dh) noexcept {
-    return width_step * tile_tokens + tile_tokens * dh + width_step * dh;
+    return rematerialize_room(dh) + width_step * dh;
 }
 
 /// The first out.channels channels of y = z A + c of one head, for a tile of at most 128 tokens from `token` on.
@@ -28,7 +33,7 @@ template <class Backend>
 void rematerialize(Backend tag, const StreamView& in, const HeadDecoder& head, std::size_t token, Tile out,
                    float* scratch) noexcept {
     const std::size_t dh = head.head_dim;
-    float* const room = scratch + width_step * tile_tokens + tile_tokens * dh;
+    float* const room = scratch + rematerialize_room(dh);
     if (head.matrix == nullptr) {
         decode_tile(tag, in, token, head.first, out);
     } else if (Backend::int8_products && out.by_channel() && fits_int8(in.format, head)) {

@@ -38,7 +38,7 @@ public:
           values(LedgerAllocator<HeadDecoder, Purpose::weights>(ledger)),
           matrices_(ledger, type, (check(plan, layer), matrix_floats(plan))),
           floats_(LedgerAllocator<float, Purpose::weights>(ledger)) {
-        floats_.reserve(vector_floats(plan) + rule_floats(layer) + levels);
+        floats_.reserve(vector_floats(plan, shape.head_dim) + rule_floats(layer) + levels);
         encoders.reserve(plan.streams.size());
         const float* gain = keep(layer_floats(layer.k_norm, shape.head_dim));
         for (const StreamPlan& stream : plan.streams) {
@@ -217,19 +217,6 @@ private:
     /// Channels of what a stream is made from.
     [[nodiscard]] std::size_t input_width(const StreamPlan& stream) const noexcept {
         return stream.source == RowSource::x ? shape.width : shape.kv_width();
-    }
-
-    [[nodiscard]] std::size_t vector_floats(const LayerPlan& plan) const noexcept {
-        std::size_t floats = 0;
-        for (const StreamPlan& s : plan.streams) {
-            if (s.unit_norm) floats += shape.head_dim;
-            floats += s.mean.size() + s.bias.size() + s.row_norm.size() + (keeps_f32(s) ? s.matrix.size() : 0);
-            if (s.rotate != 0) floats += dct_size(s.rotate) * dct_size(s.rotate);
-        }
-        for (const auto* heads : {&plan.keys, &plan.values}) {
-            for (const HeadPlan& head : *heads) floats += head.constant.size();
-        }
-        return floats;
     }
 
     /// Floats of a layer that are not in its plan. The gain of k_norm is kept once, for the encoder or for the reader.

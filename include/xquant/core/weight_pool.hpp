@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <span>
@@ -11,7 +10,6 @@
 
 #include <xquant/error.hpp>
 #include <xquant/projection/weights.hpp>
-#include <xquant/storage/ledger.hpp>
 #include <xquant/storage/page.hpp>
 
 namespace xquant {
@@ -76,10 +74,15 @@ private:
         return type == WeightType::q8 ? (count + weight_group - 1) / weight_group : 0;
     }
 
+    static float largest_of(std::span<const float> values) noexcept {
+        float largest = 0;
+        for (const float value : values) largest = (std::max)(largest, std::abs(value));
+        return largest;
+    }
+
     /// The power of two that brings the largest entry to 2^14 .. 2^15. Entries down to 2^-28 of it keep 11 bits.
     static float factor_of(const std::vector<float>& matrix) noexcept {
-        float largest = 0;
-        for (const float value : matrix) largest = (std::max)(largest, std::abs(value));
+        const float largest = largest_of(matrix);
         // Beyond these powers, the factor or its inverse would be no normal f32.
         return largest > 0 ? std::ldexp(1.0F, std::clamp(std::ilogb(largest) - 14, -125, 125)) : 1.0F;
     }
@@ -90,9 +93,7 @@ private:
     }
 
     void close_group() noexcept {
-        float largest = 0;
-        for (std::size_t i = 0; i < pending_; ++i) largest = (std::max)(largest, std::abs(group_[i]));
-        const float scale = largest / 127.0F;
+        const float scale = largest_of({group_.data(), pending_}) / 127.0F;
         auto* const to = reinterpret_cast<std::uint8_t*>(entries_.data()) + closed_ * weight_group;
         for (std::size_t i = 0; i < pending_; ++i) {
             const float code = scale > 0 ? std::clamp(std::nearbyint(group_[i] / scale), -127.0F, 127.0F) : 0.0F;

@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <vector>
 
+#include <xquant/projection/rotation.hpp>
 #include <xquant/projection/weights.hpp>
 
 namespace xquant {
@@ -80,6 +81,21 @@ inline std::size_t matrix_floats(const LayerPlan& plan) noexcept {
     }
     for (const auto* heads : {&plan.keys, &plan.values}) {
         for (const HeadPlan& head : *heads) floats += head.matrix.size();
+    }
+    return floats;
+}
+
+/// Floats of a plan that matrix_floats does not count, and the tables that its norms and rotations need.
+inline std::size_t vector_floats(const LayerPlan& plan, std::size_t head_dim) noexcept {
+    std::size_t floats = 0;
+    for (const StreamPlan& stream : plan.streams) {
+        floats += stream.mean.size() + stream.bias.size() + stream.row_norm.size() +
+                  (keeps_f32(stream) ? stream.matrix.size() : 0);
+        if (stream.unit_norm) floats += head_dim;
+        if (stream.rotate != 0) floats += dct_size(stream.rotate) * dct_size(stream.rotate);
+    }
+    for (const auto* heads : {&plan.keys, &plan.values}) {
+        for (const HeadPlan& head : *heads) floats += head.constant.size();
     }
     return floats;
 }

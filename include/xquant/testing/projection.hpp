@@ -24,21 +24,6 @@ inline double distance(double a, double b) noexcept {
 }
 inline std::int64_t position_of(std::size_t row) noexcept { return static_cast<std::int64_t>(37 * row); }
 
-/// Floats of a plan that matrix_floats does not count.
-inline std::size_t vector_floats(const LayerPlan& plan, std::size_t head_dim) {
-    std::size_t floats = 0;
-    for (const StreamPlan& stream : plan.streams) {
-        floats += stream.mean.size() + stream.bias.size() + stream.row_norm.size() +
-                  (keeps_f32(stream) ? stream.matrix.size() : 0);
-        if (stream.unit_norm) floats += head_dim;
-        if (stream.rotate != 0) floats += dct_size(stream.rotate) * dct_size(stream.rotate);
-    }
-    for (const auto* heads : {&plan.keys, &plan.values}) {
-        for (const HeadPlan& head : *heads) floats += head.constant.size();
-    }
-    return floats;
-}
-
 template <std::size_t Streams>
 void check_footprint(const LayerPlan& plan, const LayerFootprint<Streams>& footprint, std::size_t head_dim) {
     holds(plan.streams.size() == Streams, "the plan has " + std::to_string(plan.streams.size()) +

@@ -180,7 +180,7 @@ void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& he
     const bool by_channel = format.group_channels == 1;
     auto* quads = reinterpret_cast<std::uint32_t*>(scratch);
     float* memory = scratch + int8_channels / 4 * detail::quad_tokens;
-    float* room = scratch + width_step * tile_tokens + tile_tokens * dh;
+    float* room = scratch + rematerialize_room(dh);
     alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales, zeros;
     for (std::size_t t = 0; t < tokens;) {
         const std::size_t left = by_channel ? format.group_tokens - (token + t) % format.group_tokens : tokens;

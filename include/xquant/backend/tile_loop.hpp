@@ -30,6 +30,7 @@
 #include <cmath>
 
 #include <xquant/attention/task.hpp>
+#include <xquant/backend/key_columns.hpp>
 #include <xquant/backend/rematerialize.hpp>
 #include <xquant/backend/scalar/lag.hpp>
 #include <xquant/backend/scalar/norm.hpp>
@@ -45,9 +46,6 @@ inline constexpr std::size_t rope_on_queries_rows = 4;
 
 /// Query rows handled together: their scores stay in L2.
 inline constexpr std::size_t row_step = 32;
-
-/// Up to this many query heads (of all rows), vector backends take scores from the codes; more share a tile of K.
-inline constexpr std::size_t direct_queries = 8;
 
 /// Whether scores are products with stored rows: with K itself, or with a latent whose A was folded into the queries.
 constexpr bool reads_latent(const AttendTask& task) noexcept {
@@ -100,19 +98,21 @@ constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t turned = task.stored_rope.pairs > 0 && turns_queries(task) ? task.queries() * dh : 0;
     return rematerialize_scratch(dh) + tile_tokens * (std::max)(dh, width_step) +
            tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed + turned +
-           key_copy_floats(task);
+           key_copy_floats(task) + key_columns_floats(task);
 }
 
 /// The parts of attend_scratch.
 struct AttendScratch {
-    float* keys;      ///< [max(Dh, 128), tokens]
-    float* values;    ///< [tokens, max(Dh, width)]
-    float* queries;   ///< [32 rows, Dh] turned back by the tile's start
-    float* scores;    ///< [32 rows, tokens]
-    float* absorbed;  ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
-    float* inner;     ///< scratch of rematerialize
-    float* turned;    ///< [queries, Dh] of the task, if they are turned back by a span's lag
-    float* key_copy;  ///< A_k in f32, if the task makes a copy
+    float* keys;          ///< [max(Dh, 128), tokens]
+    float* values;        ///< [tokens, max(Dh, width)]
+    float* queries;       ///< [32 rows, Dh] turned back by the tile's start
+    float* scores;        ///< [32 rows, tokens]
+    float* absorbed;      ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
+    float* inner;         ///< scratch of rematerialize
+    float* turned;        ///< [queries, Dh] of the task, if they are turned back by a span's lag
+    float* key_copy;      ///< A_k in f32, if the task makes a copy
+    float* sorted;        ///< memory of `columns`
+    KeyColumns* columns;  ///< of scores_by_products; made at the first tile that takes them
 };
 
 /// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between.
@@ -143,6 +143,7 @@ inline AttendScratch split_scratch(const AttendTask& task, float* scratch) noexc
     out.absorbed = out.inner + rematerialize_scratch(dh);
     out.turned = out.absorbed + (absorbs_keys(task) ? queries * (task.key.width + 1) : 0);
     out.key_copy = out.turned + (task.stored_rope.pairs > 0 && turns_queries(task) ? task.queries() * dh : 0);
+    out.sorted = out.key_copy + key_copy_floats(task);
     return out;
 }
 
@@ -206,6 +207,7 @@ struct RebuiltKeys {
     std::size_t channels;          ///< how many: the channels that RoPE turns, or all
     const TileAngles* on_queries;  ///< angles that the queries are to be turned back by, or null
     const LagAngles* lag;          ///< angles that the tile is to be turned by, or null
+    bool without_slow;             ///< slow pairs are not to meet the queries
 };
 
 /// scores [queries of `rows`, tokens] against the tile.
@@ -222,6 +224,8 @@ void score_rows(Backend tag, const AttendTask& task, const StreamView& in, const
         if (keys.on_queries != nullptr) {
             apply_rope(tag, task.rope, keys.on_queries->cosines.data(), keys.on_queries->sines.data(), -1.0F, query);
         }
+        const std::size_t slow = keys.without_slow ? at.columns->slow : 0, built = dh - slow;
+        for (std::size_t k = 0; k < slow; ++k) query[at.columns->channels[built + k]] = 0;
     }
     const bool rounds = rounds_queries<Backend>(task, in);
     if (rounds && channels > 0) round_queries(in.format, task.key, at.queries, count, at.queries);
@@ -302,8 +306,10 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slo
     const bool on_queries = task.rows <= rope_on_queries_rows && task.rope.pairs > 0;
     angles.move_to(task.rope, start);
     const bool turns = span.rope_lag != 0 && !turns_queries(task);
+    const bool by_products = scores_by_products<Backend>(task, span.keys);
     const RebuiltKeys keys{tokens, absorbs_keys(task) ? rotary_channels(task) : dh, on_queries ? &angles : nullptr,
-                           turns ? &lag : nullptr};
+                           turns ? &lag : nullptr, by_products};
+    if (by_products && !at.columns->ready) order_columns(tag, task, at.sorted, at.inner, *at.columns);
     const bool direct_scores = scores_from_codes(tag, task, span.keys),
                direct_values = adds_from_codes(tag, task, span.values);
     if (!direct_scores) rebuild_keys(tag, task, span, keys, angles, at);
@@ -312,12 +318,14 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slo
     const auto end = static_cast<std::size_t>(stop);
     for (auto row = static_cast<std::size_t>(skip); row < end; row += row_step) {
         const Slots rows{row, (std::min)(row_step, end - row)};
+        const std::size_t first_query = row * group, count = rows.count * group;
+        if (by_products) make_slow_columns(tag, task, rows, angles, *at.columns);
         if (direct_scores) {
             score_codes(tag, task, span.keys, tokens, angles, rows, at);
         } else {
             score_rows(tag, task, span.keys, keys, rows, at);
+            if (by_products) add_slow_scores(tag, task, span.keys, tokens, count, *at.columns, at.scores);
         }
-        const std::size_t first_query = row * group, count = rows.count * group;
         float* sums = partial.sum + first_query * width;
         for (std::size_t i = 0; i < count; ++i) {
             float* scores = at.scores + i * tile_tokens;
@@ -348,7 +356,9 @@ template <class Backend>
 void attend_task(Backend tag, const AttendTask& given, Partial partial, float* scratch) noexcept {
     const std::size_t queries = given.queries();
     clear_partial(tag, partial, queries, partial_width(tag, given.value, queries, given.head_dim));
-    const AttendScratch at = detail::split_scratch(given, scratch);
+    AttendScratch at = detail::split_scratch(given, scratch);
+    KeyColumns columns;
+    at.columns = &columns;
     AttendTask task = given;
     if (const std::size_t floats = key_copy_floats(given); floats > 0) {
         task.key.matrix = weights_as_floats(tag, given.key.matrix, {0, floats}, at.key_copy);

@@ -5,7 +5,7 @@
 // Everything else (other formats, many query rows) goes through a tile of K or z in f32, and `multiply`.
 #pragma once
 
-#include <xquant/backend/simd/rope.hpp>
+#include <xquant/backend/simd/key_products.hpp>
 #include <xquant/backend/simd/values.hpp>
 
 namespace xquant::backend {
@@ -67,56 +67,6 @@ void online_softmax(simd<R>, float* scores, VisibleTokens seen, SoftmaxRow row) 
     std::fill_n(scores, begin, 0.0F);
     std::fill_n(scores + end, whole - end, 0.0F);
 }
-
-namespace detail {
-
-/// Scores by ScoreForm::products, one token block after another. For each block, queries are turned back by the
-/// position of its first token.
-template <class Backend>
-void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& in, Slots tokens, TileAngles& angles,
-                        Slots rows, const AttendScratch& at) noexcept {
-    using R = typename Backend::registers;
-    const HeadDecoder& head = task.key;
-    const StreamFormat& format = in.format;
-    const std::size_t dh = task.head_dim, count = rows.count * task.queries_per_kv, block_tokens = format.group_tokens;
-    const Slots channels{head.first, head.width};
-    auto* quads = reinterpret_cast<std::uint32_t*>(at.inner);
-    float* memory = at.inner + int8_channels / 4 * quad_tokens;
-    std::array<float, int8_channels> scales, zeros;
-    const std::int64_t start = angles.start();
-    const std::size_t first = tokens.first, first_block = first / block_tokens * block_tokens;
-    for (std::size_t t = first_block; t < tokens.end(); t += block_tokens) {
-        if (task.rope.pairs > 0) {
-            angles.move_to(task.rope, start + static_cast<std::int64_t>(t) - static_cast<std::int64_t>(first));
-            if (t > first_block) scale_queries(task, rows, at.queries);
-            for (std::size_t i = 0; i < count; ++i) {
-                apply_rope(tag, task.rope, angles.cosines.data(), angles.sines.data(), -1.0F, at.queries + i * dh);
-            }
-        }
-        const std::size_t some = std::min<std::size_t>(block_tokens, tokens.end() - t);
-        load_quads(tag, in, {t, some}, channels, quads);
-        load_channel_scales(in, t / block_tokens, channels, scales.data(), zeros.data());
-        const Matrix a{head.matrix.floats(), head.width, dh, dh};  // attend_task has made floats of it
-        const Int8Block block = fold_weights(tag, a, scales.data(), zeros.data(), memory);
-        for (std::size_t j = 0; j < dh && head.constant != nullptr; ++j) block.offsets[j] += head.constant[j];
-        // at.keys is free: no tile of K is built here.
-        float* scores = at.keys;
-        const ScoredQueries of{at.queries, count, scores};
-        const std::size_t run = R::dot_run(format.bits);
-        if (task.rules.key_norm != nullptr) {
-            score_products<R, true>(task, quads, some, block, run, of);
-        } else {
-            score_products<R, false>(task, quads, some, block, run, of);
-        }
-        const std::size_t skip = t < first ? first - t : 0;
-        for (std::size_t i = 0; i < count; ++i) {
-            std::copy_n(scores + i * tile_tokens + skip, some - skip, at.scores + i * tile_tokens + (t + skip - first));
-        }
-    }
-    angles.move_to(task.rope, start);
-}
-
-}  // namespace detail
 
 template <class Backend>
     requires requires { typename Backend::registers; }

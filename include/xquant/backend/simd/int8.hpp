@@ -16,13 +16,13 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// A block of A [channels, Dh] in 8 bits: factor_c A[c][j] ~ scale[j] weight[c][j]. columns: Dh, rounded up to whole
-/// registers.
+/// A block of A [channels, columns] in 8 bits: factor_c A[c][j] ~ scale[j] weight[c][j].
 struct Int8Block {
-    std::size_t columns;
-    std::uint32_t* weights;  ///< [channels / 4][columns], 4 channels a word
-    float* scales;           ///< [columns]
-    float* offsets;          ///< [columns] sum over c of zero_c A[c][j]
+    std::size_t column_step,  ///< words from a column's weights to the next one's
+        quad_step;            ///< words from the weights of 4 channels to those of the next 4
+    std::uint32_t* weights;   ///< 4 channels a word
+    float* scales;            ///< [columns]
+    float* offsets;           ///< [columns] sum over c of zero_c A[c][j]
 
     static constexpr std::size_t floats(std::size_t channels, std::size_t dh) noexcept {
         return (channels / 4 + 2) * (dh + 15);
@@ -36,9 +36,10 @@ Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const floa
     constexpr std::size_t lanes = R::lanes;
     const float* const a = weights.data;
     const std::size_t dh = weights.columns, channels = weights.rows;
-    Int8Block out{(dh + lanes - 1) / lanes * lanes, reinterpret_cast<std::uint32_t*>(memory), nullptr, nullptr};
-    out.scales = memory + channels / 4 * out.columns;
-    out.offsets = out.scales + out.columns;
+    const std::size_t columns = (dh + lanes - 1) / lanes * lanes;
+    Int8Block out{1, columns, reinterpret_cast<std::uint32_t*>(memory), nullptr, nullptr};
+    out.scales = memory + channels / 4 * columns;
+    out.offsets = out.scales + columns;
     const auto byte = R::splat_i32(0xFF), magnitude = R::splat_i32(0x7FFFFFFF);
     for (std::size_t j = 0; j < dh; j += lanes) {
         const std::size_t n = (std::min)(lanes, dh - j);
@@ -67,7 +68,7 @@ Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const floa
                            scaled = factors != nullptr ? R::mul(R::splat(factors[c + k]), value) : value;
                 word = R::bits_or(R::shift_left(word, 8), R::bits_and(R::round(R::mul(scaled, up)), byte));
             }
-            R::store_i32(out.weights + c / 4 * out.columns + j, word);
+            R::store_i32(out.weights + c / 4 * columns + j, word);
         }
     }
     return out;
@@ -100,7 +101,8 @@ XQUANT_INLINE DotSums<R, Vectors> dot_run(const std::uint32_t* quads, std::size_
         for (std::size_t v = 0; v < Vectors; ++v) codes[v] = R::load_i32(quads + q * quad_tokens + t + v * R::lanes);
         XQUANT_UNROLL
         for (std::size_t k = 0; k < dot_columns; ++k) {
-            const auto weight = R::template repeat<4>(block.weights + q * block.columns + columns[k]);
+            const auto weight =
+                R::template repeat<4>(block.weights + q * block.quad_step + columns[k] * block.column_step);
             XQUANT_UNROLL
             for (std::size_t v = 0; v < Vectors; ++v) sums.at[k][v] = R::dot(sums.at[k][v], codes[v], weight);
         }

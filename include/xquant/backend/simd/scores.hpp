@@ -5,7 +5,7 @@
 //                are applied to the sums. Codes of at most 5 bits meet queries in 8 bits, one dot instruction for 4
 //                channels
 //     products   per channel, with A, int8: products, A's step, RoPE and q in one pass over 4 columns of K; K itself is
-//                never stored
+//                never stored, and what RoPE hardly turns is never built (backend/key_columns.hpp)
 //     tile     everything else: a tile of K in f32, and `multiply`
 //
 // Limit   rows: memory, then FMA. codes: FMA and conversion. products: the dot instruction is half of some 120
@@ -40,7 +40,6 @@ template <class Backend>
 constexpr ScoreForm score_form(const AttendTask& task, const StreamView& in) noexcept {
     const StreamFormat& format = in.format;
     const HeadDecoder& head = task.key;
-    const std::size_t dh = task.head_dim;
     if (task.queries() > direct_queries || task.shared_channels > 0 || format.outliers > 0) return ScoreForm::tile;
     if (reads_latent(task)) {
         const bool half = format.kind == CodeKind::f16 || format.kind == CodeKind::bf16;
@@ -48,13 +47,7 @@ constexpr ScoreForm score_form(const AttendTask& task, const StreamView& in) noe
         if (half && whole) return ScoreForm::rows;
         if (has_code_words(format, head)) return ScoreForm::codes;
     }
-    if constexpr (Backend::int8_products) {
-        const bool one_block = format.group_channels == 1 && head.width <= int8_channels;
-        if (one_block && fits_int8(format, head) && dh % 2 == 0 && !absorbs_keys(task)) {
-            return ScoreForm::products;
-        }
-    }
-    return ScoreForm::tile;
+    return scores_by_products<Backend>(task, in) ? ScoreForm::products : ScoreForm::tile;
 }
 
 /// The queries [count, Dh] of some rows, times the scale of scores.
@@ -297,80 +290,6 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
             }
         });
         c += channels;
-    }
-}
-
-/// Scores from codes per channel: K = code w, RoPE, q K^T, four columns of K at a time. The tokens begin a
-/// token block and do not leave it; `run` is how many quads a sum of integers may hold.
-template <class R, bool Norm>
-void score_products(const AttendTask& task, const std::uint32_t* quads, std::size_t tokens, const Int8Block& block,
-                    std::size_t run, const ScoredQueries& of) noexcept {
-    constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes, lanes = R::lanes;
-    const std::size_t dh = task.head_dim, pairs = task.rope.pairs, all = dh / 2, count = of.count;
-    const float* const queries = of.queries;
-    float* const scores = of.scores;
-    const auto columns = [&](std::size_t p, std::size_t& a, std::size_t& b) {
-        a = p < pairs ? task.rope.first(p) : 2 * p;
-        b = p < pairs ? task.rope.second(p) : 2 * p + 1;
-    };
-    for (std::size_t t = 0; t < tokens; t += wide) {
-        typename R::f32 squares[vectors];
-        for (auto& square : squares) square = R::zero();
-        for (std::size_t p = 0; p < all; p += 2) {
-            std::size_t at[dot_columns];
-            columns(p, at[0], at[1]);
-            columns((std::min)(p + 1, all - 1), at[2], at[3]);
-            const auto sums = dot_quads<R, vectors>(quads, task.key.width, t, block, at, run);
-            // An odd pair out stands twice: its second copy counts for nothing.
-            const float last = p + 1 < all ? 1.0F : 0.0F;
-            XQUANT_UNROLL
-            for (std::size_t v = 0; v < vectors; ++v) {
-                typename R::f32 key[dot_columns];
-                XQUANT_UNROLL
-                for (std::size_t k = 0; k < dot_columns; ++k) {
-                    const float here = k < 2 ? 1.0F : last;
-                    key[k] = R::fma(R::to_f32(sums.at[k][v]), R::splat(block.scales[at[k]] * here),
-                                    R::splat(block.offsets[at[k]] * here));
-                    if constexpr (Norm) {
-                        squares[v] = R::fma(key[k], key[k], squares[v]);
-                        key[k] = R::mul(key[k], R::splat(task.rules.key_norm[at[k]]));
-                    }
-                }
-                XQUANT_UNROLL
-                for (std::size_t k = 0; k < 2; ++k) {
-                    const std::size_t pair = (std::min)(p + k, all - 1);
-                    if (pair >= pairs) continue;
-                    const std::size_t place =
-                        pair * task.rope.tokens + (std::min)(t + v * lanes, task.rope.tokens - lanes);
-                    const auto cosine = R::load(task.rope.cosines + place), sine = R::load(task.rope.sines + place);
-                    const auto x = key[2 * k], y = key[2 * k + 1];
-                    key[2 * k] = R::sub(R::mul(x, cosine), R::mul(y, sine));
-                    key[2 * k + 1] = R::fma(x, sine, R::mul(y, cosine));
-                }
-                for (std::size_t i = 0; i < count; ++i) {
-                    const float* q = queries + i * dh;
-                    float* to = scores + i * tile_tokens + t + v * lanes;
-                    auto score = p == 0 ? R::zero() : R::load(to);
-                    XQUANT_UNROLL
-                    for (std::size_t k = 0; k < dot_columns; ++k) score = R::fma(key[k], R::splat(q[at[k]]), score);
-                    R::store(to, score);
-                }
-            }
-        }
-        if constexpr (Norm) {
-            XQUANT_UNROLL
-            for (std::size_t v = 0; v < vectors; ++v) {
-                alignas(64) float factor[lanes];
-                R::store(factor, squares[v]);
-                for (float& value : factor) {
-                    value = 1.0F / std::sqrt(value / static_cast<float>(dh) + task.rules.key_norm_epsilon);
-                }
-                for (std::size_t i = 0; i < count; ++i) {
-                    float* to = scores + i * tile_tokens + t + v * lanes;
-                    R::store(to, R::mul(R::load(to), R::load(factor)));
-                }
-            }
-        }
     }
 }
 

@@ -1,0 +1,252 @@
+// Vector attention, scores from codes per channel in 8 bits: a few columns of K at a time, and slow pairs without K
+// (backend/key_columns.hpp).
+//
+// Shapes  weights [columns][width] in 8 bits, one column behind the other: built channels, nought up to a multiple of
+//         4 of them, four for each query where there are slow pairs. Scores [queries][128].
+// Limit   the dot instruction, width / 4 for each column and register of tokens. With Dh = 64, 3 queries and base
+//         100,000 there are 40 columns; two fifths of the time are their sums, K's step, RoPE and q, a tenth is u A^T,
+//         a fifteenth rounding columns for a block of tokens, the rest P z, softmax and the unpacking of codes.
+// Tried   Every pair built, A folded 16 columns at a time as in rematerialize_int8: 1.5 times the time.
+#pragma once
+
+#include <xquant/backend/simd/int8.hpp>
+#include <xquant/backend/simd/rope.hpp>
+#include <xquant/backend/simd/scores.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Where the weights of KeyColumns lie: those of built channels, nought up to a multiple of 4 of them, those of slow
+/// pairs. And the queries that built channels meet.
+struct KeyWeights {
+    std::size_t built;  ///< columns that are built, with those that are nought
+    Int8Block block;
+    float* queries;  ///< [queries][built], in the order of the columns
+
+    KeyWeights(const KeyColumns& columns, std::size_t width) noexcept
+        : built((columns.built + dot_columns - 1) / dot_columns * dot_columns) {
+        const std::size_t all = built + columns.terms_of(direct_queries);
+        block = {width / 4, 1, reinterpret_cast<std::uint32_t*>(columns.rest), nullptr, nullptr};
+        block.scales = columns.rest + all * (width / 4) + tile_overrun;
+        block.offsets = block.scales + all;
+        queries = block.offsets + all;
+    }
+
+    static constexpr std::size_t tile_overrun = 16;  ///< floats behind the last column's weights, in whole registers
+};
+
+/// The weights of quantize_weights (scalar) for columns [of.count][channels] that lie one behind the other: columns
+/// `of.first` and the next ones of a block.
+template <class R>
+void round_columns(const float* columns, std::size_t channels, Slots of, const float* factors, const float* zeros,
+                   const Int8Block& out) noexcept {
+    constexpr std::size_t lanes = R::lanes;
+    auto* const bytes = reinterpret_cast<std::uint8_t*>(out.weights);
+    const auto byte = R::splat_i32(0xFF), magnitude = R::splat_i32(0x7FFFFFFF);
+    const auto some = [channels](const float* from, std::size_t c) {
+        return channels - c >= lanes ? R::load(from + c) : R::load_first(from + c, channels - c);
+    };
+    for (std::size_t j = of.first; j < of.end(); ++j, columns += channels) {
+        auto largest = R::zero(), offset = R::zero();
+        for (std::size_t c = 0; c < channels; c += lanes) {
+            const auto value = some(columns, c), scaled = R::mul(some(factors, c), value);
+            largest = R::maximum(largest, R::as_f32(R::bits_and(R::as_i32(scaled), magnitude)));
+            offset = R::fma(some(zeros, c), value, offset);
+        }
+        const float most = R::reduce_max(largest);
+        out.scales[j] = most / int8_top;
+        out.offsets[j] = R::reduce_add(offset);
+        const auto up = R::splat(most > 0 ? int8_top / most : 0.0F);
+        for (std::size_t c = 0; c < channels; c += lanes) {
+            const auto scaled = R::mul(some(factors, c), some(columns, c));
+            R::store_u8(bytes + j * channels + c, R::bits_and(R::round(R::mul(scaled, up)), byte));
+        }
+    }
+}
+
+/// Weights of all columns for a block of tokens with these scales and zeros [width].
+template <class R>
+void round_key_columns(const AttendTask& task, const KeyColumns& columns, std::size_t queries, const float* scales,
+                       const float* zeros, const KeyWeights& out) noexcept {
+    const std::size_t width = task.key.width, terms = columns.terms_of(queries);
+    round_columns<R>(columns.columns, width, {0, columns.built}, scales, zeros, out.block);
+    for (std::size_t j = 0; j < columns.built && task.key.constant != nullptr; ++j) {
+        out.block.offsets[j] += task.key.constant[columns.channels[j]];
+    }
+    const std::size_t nought = out.built - columns.built;
+    std::fill_n(out.block.weights + columns.built * (width / 4), nought * (width / 4), 0U);
+    std::fill_n(out.block.scales + columns.built, nought, 0.0F);
+    std::fill_n(out.block.offsets + columns.built, nought, 0.0F);
+    round_columns<R>(columns.slow_columns, width, {out.built, terms}, scales, zeros, out.block);
+    for (std::size_t i = 0; i < terms; ++i) out.block.offsets[out.built + i] += columns.constants[i];
+}
+
+/// Tokens of a token block: `count` from the block's first on, which is token `first` of the tile.
+struct BlockTokens {
+    std::ptrdiff_t first;
+    std::size_t count;
+};
+
+/// scores [queries][128] of the slow pairs: four columns for a query, by the polynomials of turn_table.
+template <class R>
+void score_slow_pairs(const std::uint32_t* quads, BlockTokens tokens, std::size_t width, const KeyWeights& weights,
+                      std::size_t run, std::size_t queries, float* scores) noexcept {
+    constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes;
+    const Int8Block& block = weights.block;
+    const float* turns[slow_terms];
+    for (std::size_t m = 1; m < slow_terms; ++m) {
+        turns[m] = turn_table.at[m - 1].data() + TurnTable::before + tokens.first;
+    }
+    for (std::size_t t = 0; t < tokens.count; t += wide) {
+        for (std::size_t i = 0; i < queries; ++i) {
+            const std::size_t j = weights.built + slow_terms * i;
+            const auto sums = dot_quads<R, vectors>(quads, width, t, block, {j, j + 1, j + 2, j + 3}, run);
+            typename R::f32 score[vectors];
+            XQUANT_UNROLL
+            for (std::size_t m = 0; m < slow_terms; ++m) {
+                const auto scale = R::splat(block.scales[j + m]), offset = R::splat(block.offsets[j + m]);
+                XQUANT_UNROLL
+                for (std::size_t v = 0; v < vectors; ++v) {
+                    const auto part = R::fma(R::to_f32(sums.at[m][v]), scale, offset);
+                    score[v] = m == 0 ? part : R::fma(part, R::load(turns[m] + t + v * R::lanes), score[v]);
+                }
+            }
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) R::store(scores + i * tile_tokens + t + v * R::lanes, score[v]);
+        }
+    }
+}
+
+/// scores [queries][128] (+)= those of the channels that are built: K = code w, RoPE, q K^T, four columns of K at a
+/// time. `run` is how many quads a sum of integers may hold.
+template <class R, bool Norm>
+void score_products(const AttendTask& task, const std::uint32_t* quads, std::size_t tokens, const KeyColumns& columns,
+                    const KeyWeights& weights, std::size_t run, const ScoredQueries& of) noexcept {
+    constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes, lanes = R::lanes;
+    const std::size_t dh = task.head_dim, built = weights.built, count = of.count;
+    const Int8Block& block = weights.block;
+    float* const scores = of.scores;
+    for (std::size_t t = 0; t < tokens; t += wide) {
+        typename R::f32 squares[vectors];
+        for (auto& square : squares) square = R::zero();
+        for (std::size_t j = 0; j < built; j += dot_columns) {
+            const auto sums = dot_quads<R, vectors>(quads, task.key.width, t, block, {j, j + 1, j + 2, j + 3}, run);
+            typename R::f32 key[dot_columns][vectors];
+            XQUANT_UNROLL
+            for (std::size_t k = 0; k < dot_columns; ++k) {
+                const auto scale = R::splat(block.scales[j + k]), offset = R::splat(block.offsets[j + k]);
+                XQUANT_UNROLL
+                for (std::size_t v = 0; v < vectors; ++v) key[k][v] = R::fma(R::to_f32(sums.at[k][v]), scale, offset);
+                if constexpr (Norm) {
+                    const auto gain = R::splat(j + k < dh ? task.rules.key_norm[columns.channels[j + k]] : 0.0F);
+                    XQUANT_UNROLL
+                    for (std::size_t v = 0; v < vectors; ++v) {
+                        squares[v] = R::fma(key[k][v], key[k][v], squares[v]);
+                        key[k][v] = R::mul(key[k][v], gain);
+                    }
+                }
+            }
+            XQUANT_UNROLL
+            for (std::size_t k = 0; k < dot_columns; k += 2) {
+                const std::size_t pair = (j + k) / 2;
+                if (pair >= columns.pairs) continue;
+                const std::size_t row = columns.numbers[pair] * task.rope.tokens;
+                XQUANT_UNROLL
+                for (std::size_t v = 0; v < vectors; ++v) {
+                    const std::size_t place = row + (std::min)(t + v * lanes, task.rope.tokens - lanes);
+                    const auto cosine = R::load(task.rope.cosines + place), sine = R::load(task.rope.sines + place);
+                    const auto x = key[k][v], y = key[k + 1][v];
+                    key[k][v] = R::sub(R::mul(x, cosine), R::mul(y, sine));
+                    key[k + 1][v] = R::fma(x, sine, R::mul(y, cosine));
+                }
+            }
+            const bool is_first = j == 0 && columns.slow == 0;
+            for (std::size_t i = 0; i < count; ++i) {
+                const float* const q = of.queries + i * built + j;
+                float* const to = scores + i * tile_tokens + t;
+                typename R::f32 score[vectors];
+                XQUANT_UNROLL
+                for (std::size_t v = 0; v < vectors; ++v) score[v] = is_first ? R::zero() : R::load(to + v * lanes);
+                XQUANT_UNROLL
+                for (std::size_t k = 0; k < dot_columns; ++k) {
+                    const auto value = R::splat(q[k]);
+                    XQUANT_UNROLL
+                    for (std::size_t v = 0; v < vectors; ++v) score[v] = R::fma(key[k][v], value, score[v]);
+                }
+                XQUANT_UNROLL
+                for (std::size_t v = 0; v < vectors; ++v) R::store(to + v * lanes, score[v]);
+            }
+        }
+        if constexpr (Norm) {
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) {
+                alignas(64) float factor[lanes];
+                R::store(factor, squares[v]);
+                for (float& value : factor) {
+                    value = 1.0F / std::sqrt(value / static_cast<float>(dh) + task.rules.key_norm_epsilon);
+                }
+                for (std::size_t i = 0; i < count; ++i) {
+                    float* to = scores + i * tile_tokens + t + v * lanes;
+                    R::store(to, R::mul(R::load(to), R::load(factor)));
+                }
+            }
+        }
+    }
+}
+
+/// Scores by ScoreForm::products, one token block after another. For each block, queries are turned back by the
+/// position of its first token.
+template <class Backend>
+void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& in, Slots tokens, TileAngles& angles,
+                        Slots rows, const AttendScratch& at) noexcept {
+    using R = typename Backend::registers;
+    const HeadDecoder& head = task.key;
+    const StreamFormat& format = in.format;
+    const std::size_t dh = task.head_dim, count = rows.count * task.queries_per_kv, block_tokens = format.group_tokens;
+    const Slots channels{head.first, head.width};
+    auto* quads = reinterpret_cast<std::uint32_t*>(at.inner);
+    std::array<float, int8_channels> scales, zeros;
+    const std::int64_t start = angles.start();
+    const KeyColumns& columns = *at.columns;
+    const KeyWeights weights(columns, head.width);
+    const std::size_t first = tokens.first, first_block = first / block_tokens * block_tokens;
+    for (std::size_t t = first_block; t < tokens.end(); t += block_tokens) {
+        const auto ahead = static_cast<std::ptrdiff_t>(t) - static_cast<std::ptrdiff_t>(first);
+        if (task.rope.pairs > 0) {
+            angles.move_to(task.rope, start + ahead);
+            if (t > first_block) scale_queries(task, rows, at.queries);
+            for (std::size_t i = 0; i < count; ++i) {
+                apply_rope(tag, task.rope, angles.cosines.data(), angles.sines.data(), -1.0F, at.queries + i * dh);
+            }
+        }
+        for (std::size_t i = 0; i < count; ++i) {
+            float* const to = weights.queries + i * weights.built;
+            for (std::size_t j = 0; j < columns.built; ++j) to[j] = at.queries[i * dh + columns.channels[j]];
+            std::fill(to + columns.built, to + weights.built, 0.0F);
+        }
+        const std::size_t some = std::min<std::size_t>(block_tokens, tokens.end() - t);
+        load_quads(tag, in, {t, some}, channels, quads);
+        load_channel_scales(in, t / block_tokens, channels, scales.data(), zeros.data());
+        round_key_columns<R>(task, columns, count, scales.data(), zeros.data(), weights);
+        // at.keys is free: no tile of K is built here.
+        float* scores = at.keys;
+        const ScoredQueries of{weights.queries, count, scores};
+        const std::size_t run = R::dot_run(format.bits);
+        if (columns.slow > 0) score_slow_pairs<R>(quads, {ahead, some}, head.width, weights, run, count, scores);
+        if (task.rules.key_norm != nullptr) {
+            score_products<R, true>(task, quads, some, columns, weights, run, of);
+        } else {
+            score_products<R, false>(task, quads, some, columns, weights, run, of);
+        }
+        const std::size_t skip = t < first ? first - t : 0;
+        for (std::size_t i = 0; i < count; ++i) {
+            std::copy_n(scores + i * tile_tokens + skip, some - skip, at.scores + i * tile_tokens + (t + skip - first));
+        }
+    }
+    angles.move_to(task.rope, start);
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

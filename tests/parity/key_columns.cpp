@@ -1,0 +1,158 @@
+/// Slow pairs: which they are, how well their polynomials turn them, and what that changes in scores.
+#include <xquant/backend/key_columns.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "parity/machines.hpp"
+#include "support/catch.hpp"
+#include "support/model.hpp"
+
+using namespace xquant;
+
+namespace {
+
+constexpr std::size_t head_dim = 64, width = 64, tokens = 128;
+
+QuantizedRows some_rows() {
+    test::Random random(2);
+    const std::vector<float> z = random.rows(tokens * width);
+    return quantize<Uniform<4>, PerChannel>(MatrixView(z.data(), tokens, width));
+}
+
+/// A task of one query row over one tile of random codes per channel, with what it points to.
+struct OneTile {
+    explicit OneTile(std::size_t queries, double base = 100000, RopePairing pairing = RopePairing::interleaved)
+        : rope(Rope::standard(head_dim, base, pairing)),
+          cosines(rope.inverse_frequencies.size() * tokens),
+          sines(cosines.size()),
+          rows(some_rows()) {
+        test::Random random(5);
+        matrix = random.rows(width * head_dim);
+        constant = random.rows(head_dim);
+        q = random.rows(queries * head_dim);
+        rope.factor = 1.25;
+        fill_rope_table(rope, tokens, cosines.data(), sines.data());
+        task.key = {0, 0, width, matrix.data(), constant.data(), head_dim};
+        task.rope = {rope.pairing,   rope.inverse_frequencies.size(),
+                     tokens,         rope.inverse_frequencies.data(),
+                     cosines.data(), sines.data(),
+                     rope.factor};
+        task.head_dim = head_dim;
+        task.rows = 1;
+        task.queries_per_kv = queries;
+        task.first_position = 5000;
+        task.q = q.data();
+        task.q_stride = q.size();
+        task.rules.scale = 0.125F;
+    }
+    OneTile(const OneTile&) = delete;
+
+    Rope rope;
+    std::vector<float> cosines, sines;
+    QuantizedRows rows;
+    std::vector<float> matrix, constant, q;
+    AttendTask task;
+};
+
+backend::KeyColumns ordered(const AttendTask& task, std::vector<float>& memory) {
+    std::vector<float> room(task.head_dim * task.key.width);
+    memory.assign(backend::key_columns_floats(task), 0);
+    backend::KeyColumns out;
+    backend::detail::order_columns(backend::int8<backend::scalar>{}, task, memory.data(), room.data(), out);
+    return out;
+}
+
+}  // namespace
+
+TEST_CASE("four polynomials turn a slow pair by every angle of a tile, to a thousandth") {
+    double most = 0;
+    for (const double x : {0.0, 1e-4, 0.1, -0.3, 0.5, backend::slow_angle, -backend::slow_angle}) {
+        const auto series = backend::detail::bessel_series(x);
+        for (std::size_t t = 0; t < tokens; ++t) {
+            const auto turn = [&](std::size_t m) {
+                return static_cast<double>(backend::turn_table.at[m - 1][backend::TurnTable::before + t]);
+            };
+            const double s = (static_cast<double>(t) - 64) / 64;
+            const double cosine = static_cast<double>(series[0]) + static_cast<double>(series[2]) * turn(2);
+            const double sine = static_cast<double>(series[1]) * turn(1) + static_cast<double>(series[3]) * turn(3);
+            most = std::max({most, std::abs(cosine - std::cos(x * s)), std::abs(sine - std::sin(x * s))});
+        }
+    }
+    CHECK(most < 1e-3);
+    CHECK(most > 5e-4);  // the most that a pair may turn is used up
+}
+
+TEST_CASE("slow pairs are those that turn little within a tile, where enough of them share a query") {
+    for (const RopePairing pairing : {RopePairing::interleaved, RopePairing::halves}) {
+        const OneTile three(3, 100000, pairing);
+        std::vector<float> memory;
+        const backend::KeyColumns columns = ordered(three.task, memory);
+        // 64 / 100000^(j / 32) is 0.61 for j = 13 and 0.87 for j = 12.
+        CHECK(columns.pairs == 13);
+        CHECK(columns.built == 26);
+        CHECK(columns.slow == 38);
+        std::vector<std::size_t> channels(columns.channels.begin(), columns.channels.begin() + head_dim);
+        CHECK(channels[26] == three.task.rope.first(13));
+        CHECK(channels[27] == three.task.rope.second(13));
+        for (std::size_t k = 0; k < head_dim; ++k) {
+            CHECK(columns.columns[k * width + 3] == three.matrix[3 * head_dim + channels[k]]);
+        }
+        std::sort(channels.begin(), channels.end());
+        for (std::size_t k = 0; k < head_dim; ++k) CHECK(channels[k] == k);
+    }
+    std::vector<float> memory;
+    CHECK(ordered(OneTile(8).task, memory).slow == 0);     // 32 columns would take the place of 38
+    CHECK(ordered(OneTile(3, 3).task, memory).slow == 0);  // every pair turns fast
+    CHECK(ordered(OneTile(1, 1e9).task, memory).slow > 38);
+    OneTile normed(3);
+    normed.task.rules.key_norm = normed.constant.data();
+    CHECK(ordered(normed.task, memory).slow == 0);
+}
+
+TEST_CASE("scores of slow pairs are those of keys that are turned one by one, and 8 bits") {
+    const OneTile at(3);
+    std::vector<float> memory;
+    backend::KeyColumns columns = ordered(at.task, memory);
+    constexpr std::int64_t start = 4321;
+    backend::TileAngles angles;
+    angles.move_to(at.task.rope, start);
+    const backend::int8<backend::scalar> tag;
+    backend::detail::make_slow_columns(tag, at.task, {0, 1}, angles, columns);
+    std::vector<float> scores(3 * backend::tile_tokens, 0.0F), z(tokens * width);
+    backend::detail::add_slow_scores(tag, at.task, at.rows.view(), {0, tokens}, 3, columns, scores.data());
+    backend::decode_tile(backend::scalar{}, at.rows.view(), 0, 0,
+                         {z.data(), tokens, width, width, backend::TileOrder::token_major});
+    double difference = 0, size = 0;
+    for (std::size_t i = 0; i < 3; ++i) {
+        for (std::size_t t = 0; t < tokens; ++t) {
+            double exact = 0;
+            for (std::size_t k = 0; k < columns.slow; k += 2) {
+                double key[2];
+                for (std::size_t half = 0; half < 2; ++half) {
+                    const std::size_t c = columns.channels[columns.built + k + half];
+                    key[half] = static_cast<double>(at.constant[c]);
+                    for (std::size_t r = 0; r < width; ++r) {
+                        key[half] +=
+                            static_cast<double>(z[t * width + r]) * static_cast<double>(at.matrix[r * head_dim + c]);
+                    }
+                }
+                const std::size_t j = columns.numbers[columns.pairs + k / 2];
+                const double angle =
+                    static_cast<double>(start + static_cast<std::int64_t>(t)) * at.rope.inverse_frequencies[j];
+                const float* const q = at.task.query(i) + columns.channels[columns.built + k];
+                const float* const p = at.task.query(i) + columns.channels[columns.built + k + 1];
+                exact += 1.25 * 0.125 *
+                         (static_cast<double>(*q) * (key[0] * std::cos(angle) - key[1] * std::sin(angle)) +
+                          static_cast<double>(*p) * (key[0] * std::sin(angle) + key[1] * std::cos(angle)));
+            }
+            difference += std::pow(static_cast<double>(scores[i * backend::tile_tokens + t]) - exact, 2);
+            size += exact * exact;
+        }
+    }
+    const double off = std::sqrt(difference / size);
+    INFO(off);
+    CHECK(off < 0.01);
+    CHECK(off > 1e-4);  // rounded to 8 bits
+}

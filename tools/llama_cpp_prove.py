@@ -212,6 +212,8 @@ def speed(engine, options):
                 for name, scheme, arguments in caches:
                     if depth >= options.deep and (name not in options.deep_caches or threads != min(options.threads)):
                         continue
+                    if round_ > 0 and name in options.once:
+                        continue
                     run = ["-m", options.model, "-t", threads, "-d", depth, "-r", options.repetitions, "-n", options.tokens]
                     run += ["-p", 0 if depth >= options.deep else 512, "-o", "json", *arguments]
                     status, text, seconds, kib = must(engine.run("llama-bench", run, scheme), f"llama-bench, {name}")
@@ -411,6 +413,7 @@ def main():
     parser.add_argument("--deep", default=16384, type=int, help="from this depth on decoding alone, one thread count, --deep-caches")
     deep = "llama.cpp f16,llama.cpp q8_0,llama.cpp q4_0,kv8,kv4,gqa4"
     parser.add_argument("--deep-caches", default=deep, type=lambda text: text.split(","), help="default %(default)s")
+    parser.add_argument("--once", default="", type=lambda text: text.split(","), help="speed: caches of the first round alone, since some are slow")
     parser.add_argument("--threads", default="1,2", type=numbers)
     parser.add_argument("--rounds", default=3, type=int)
     parser.add_argument("--repetitions", default=2, type=int, help="of llama-bench within a run")

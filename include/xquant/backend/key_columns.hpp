@@ -3,13 +3,14 @@
 //
 // A token at s = (number - 64) / 64 of its tile is turned by x s more than the tile's middle, x = 64 |frequency|, and
 //
-//     cos(x s) ~ J0(x) - 2 J2(x) T2(s),   sin(x s) ~ 2 J1(x) T1(s) - 2 J3(x) T3(s)         T: Chebyshev's polynomials
+//     cos(x s) ~ J0(x) - 2 J2(x) T2(s) + ...,   sin(x s) ~ 2 J1(x) T1(s) - 2 J3(x) T3(s) + ...    Chebyshev's T
 //
 // so the part that all slow pairs have in q K^T is  sum over m < 4 of T_m(s) (u_m A^T z)  with four vectors u_m of the
 // query: four columns for a query where a pair has two.
 //
-// Error   at most 2 J4(slow_angle) = 1e-3 of |q| |K| over the slow pairs; then u_m A^T is rounded to 8 bits, as the
-//         columns of A are.
+// Error   at most 2 J4(slow_angle) = 1e-3 of |q| |z A| over the slow pairs; then u_m A^T is rounded to 8 bits, as the
+//         columns of A are. A constant c_k may be far larger than z A, as biases of keys are: its part has six terms,
+//         at most 4e-6 of |q| |c_k| off.
 // Tried   Three and five terms: as many columns in sum for 3 queries and base 100,000.
 #pragma once
 
@@ -28,8 +29,8 @@ inline namespace XQUANT_ABI_NS {
 /// Up to this many query heads (of all rows), vector backends take scores from the codes; more share a tile of K.
 inline constexpr std::size_t direct_queries = 8;
 
-/// Columns that stand for the slow pairs, for each query.
-inline constexpr std::size_t slow_terms = 4;
+/// Columns that stand for the slow pairs, for each query; and terms of a constant.
+inline constexpr std::size_t slow_terms = 4, constant_terms = 6;
 
 /// The most that a slow pair turns within half a tile, in radians.
 inline constexpr double slow_angle = 0.66;
@@ -42,18 +43,22 @@ constexpr bool scores_by_products(const AttendTask& task, const StreamView& in) 
            task.head_dim % 2 == 0 && !absorbs_keys(task);
 }
 
-/// T_1, T_2 and T_3 of the tokens -128 .. 255 of a tile; T_0 is 1.
+/// T_1 to T_5 of the tokens -128 .. 255 of a tile, [term - 1][before + token]; T_0 is 1.
 struct TurnTable {
     static constexpr std::size_t before = tile_tokens;  ///< tokens that stand before the tile's first
-    std::array<std::array<float, 3 * tile_tokens>, slow_terms - 1> at{};
+    std::array<std::array<float, 3 * tile_tokens>, constant_terms - 1> at{};
 
     constexpr TurnTable() noexcept {
         constexpr double half = tile_tokens / 2;
         for (std::size_t i = 0; i < 3 * tile_tokens; ++i) {
             const double s = (static_cast<double>(i) - static_cast<double>(before) - half) / half;
-            at[0][i] = static_cast<float>(s);
-            at[1][i] = static_cast<float>(2 * s * s - 1);
-            at[2][i] = static_cast<float>((4 * s * s - 3) * s);
+            double last = 1, term = s;
+            for (auto& row : at) {
+                row[i] = static_cast<float>(term);
+                const double next = 2 * s * term - last;
+                last = term;
+                term = next;
+            }
         }
     }
 };
@@ -62,18 +67,18 @@ inline constexpr TurnTable turn_table;
 /// The columns of A_k of a task in the order in which scores use them, and what its slow pairs need. Memory: of
 /// key_columns_floats.
 struct KeyColumns {
-    bool ready = false;                                  ///< whether all of this is made
-    std::size_t pairs = 0,                               ///< that are built and turned
-        built = 0,                                       ///< channels that are built: 2 pairs, and those without RoPE
-        slow = 0;                                        ///< channels of slow pairs, behind them
-    std::array<std::uint16_t, 2 * max_pairs> channels;   ///< [built + slow] which channel of a head it is
-    std::array<std::uint16_t, max_pairs> numbers;        ///< [pairs + slow / 2] which pair of RoPE's it is
-    std::array<std::array<float, 4>, max_pairs> series;  ///< [slow / 2] J0, 2 J1, -2 J2, -2 J3
-    float* columns = nullptr;                            ///< [built + slow][width]
-    float* terms = nullptr;                              ///< [4 queries][slow] u of the tile's queries
-    float* slow_columns = nullptr;                       ///< [4 queries][width] u A^T of them
-    std::array<float, slow_terms * direct_queries> constants;  ///< [4 queries] u c_k
-    float* rest = nullptr;                                     ///< room for what a backend makes of it
+    bool ready = false;                                 ///< whether all of this is made
+    std::size_t pairs = 0,                              ///< that are built and turned
+        built = 0,                                      ///< channels that are built: 2 pairs, and those without RoPE
+        slow = 0;                                       ///< channels of slow pairs, behind them
+    std::array<std::uint16_t, 2 * max_pairs> channels;  ///< [built + slow] which channel of a head it is
+    std::array<std::uint16_t, max_pairs> numbers;       ///< [pairs + slow / 2] which pair of RoPE's it is
+    std::array<std::array<float, constant_terms>, max_pairs> series;  ///< [slow / 2] bessel_series
+    float* columns = nullptr;                                         ///< [built + slow][width]
+    float* terms = nullptr;                                           ///< [4 queries][slow] u of the tile's queries
+    float* slow_columns = nullptr;                                    ///< [4 queries][width] u A^T of them
+    std::array<float, constant_terms * direct_queries> constants;     ///< [6 queries] u c_k, nought without a constant
+    float* rest = nullptr;                                            ///< room for what a backend makes of it
 
     /// Four columns of a query, or none.
     [[nodiscard]] constexpr std::size_t terms_of(std::size_t queries) const noexcept {
@@ -96,12 +101,15 @@ constexpr bool worth_it(std::size_t slow_pairs, std::size_t queries) noexcept {
     return queries < 12 && slow_pairs * (12 - queries) > 24 * queries;
 }
 
-/// J0, 2 J1, -2 J2 and -2 J3 of x, by their series; the first term left out is below 1e-6 of one for x <= slow_angle.
-inline std::array<float, 4> bessel_series(double x) noexcept {
+/// J0, 2 J1, -2 J2, -2 J3, 2 J4, 2 J5 of x, by their series; what is left out is below 1e-6 for x <= slow_angle.
+inline std::array<float, constant_terms> bessel_series(double x) noexcept {
     const double half = x / 2, h = half * half;
     return {static_cast<float>(1 - h + h * h / 4 - h * h * h / 36),
-            static_cast<float>(2 * half * (1 - h / 2 + h * h / 12)), static_cast<float>(-h * (1 - h / 3 + h * h / 24)),
-            static_cast<float>(-half * h / 3 * (1 - h / 4 + h * h / 40))};
+            static_cast<float>(2 * half * (1 - h / 2 + h * h / 12)),
+            static_cast<float>(-h * (1 - h / 3 + h * h / 24)),
+            static_cast<float>(-half * h / 3 * (1 - h / 4 + h * h / 40)),
+            static_cast<float>(h * h / 12 * (1 - h / 5)),
+            static_cast<float>(half * h * h / 60 * (1 - h / 6))};
 }
 
 /// Sorts the channels of a task's keys, and copies the columns of A_k in that order. `memory` is of key_columns_floats,
@@ -152,6 +160,7 @@ void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const Ti
     const std::size_t width = task.key.width, slow = out.slow, middle = tile_tokens / 2;
     const std::size_t first = rows.first * task.queries_per_kv, count = rows.count * task.queries_per_kv;
     if (slow == 0) return;
+    out.constants.fill(0);
     for (std::size_t k = 0; k < slow / 2; ++k) {
         const std::size_t j = out.numbers[out.pairs + k], at = j * task.rope.tokens + middle;
         const std::size_t a = out.channels[out.built + 2 * k], b = out.channels[out.built + 2 * k + 1];
@@ -167,17 +176,17 @@ void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const Ti
                 u[m * slow] = out.series[k][m] * (m % 2 == 0 ? x : y);
                 u[m * slow + 1] = out.series[k][m] * (m % 2 == 0 ? y : -x);
             }
+            if (task.key.constant == nullptr) continue;
+            const float along = x * task.key.constant[a] + y * task.key.constant[b];
+            const float across = y * task.key.constant[a] - x * task.key.constant[b];
+            float* const constants = out.constants.data() + constant_terms * i;
+            for (std::size_t m = 0; m < constant_terms; ++m) {
+                constants[m] += out.series[k][m] * (m % 2 == 0 ? along : across);
+            }
         }
     }
-    const std::size_t terms = slow_terms * count;
     multiply(tag, {out.terms, slow, 1}, {out.columns + out.built * width, slow, width, width},
-             {out.slow_columns, terms, width, width}, false);
-    for (std::size_t i = 0; i < terms; ++i) {
-        out.constants[i] = 0;
-        for (std::size_t k = 0; k < slow && task.key.constant != nullptr; ++k) {
-            out.constants[i] += out.terms[i * slow + k] * task.key.constant[out.channels[out.built + k]];
-        }
-    }
+             {out.slow_columns, slow_terms * count, width, width}, false);
 }
 
 /// scores [queries of `rows`, 128] += the part of the slow pairs, token by token: what vector backends must equal.
@@ -199,18 +208,25 @@ inline void add_slow_scores(scalar tag, const AttendTask& task, const StreamView
             unpack_group(tag, in.codes + format.code_offset(block, head.first + c), format.group_tokens, format.bits,
                          {in_block, some}, codes[c].data());
         }
+        const auto turn = [&](std::size_t m, std::size_t k) {
+            return m == 0 ? 1.0F : turn_table.at[m - 1][TurnTable::before + t + k];
+        };
         for (std::size_t i = 0; i < slow_terms * queries; ++i) {
             const float* const column = columns.slow_columns + i * head.width;
             std::array<std::int8_t, int8_channels> weights;
             const float step = quantize_weights(column, 1, head.width, scales.data(), int8_top, weights.data());
-            float offset = columns.constants[i];
+            float offset = 0;
             for (std::size_t c = 0; c < head.width; ++c) offset += zeros[c] * column[c];
             for (std::size_t k = 0; k < some; ++k) {
                 std::int32_t sum = 0;
                 for (std::size_t c = 0; c < head.width; ++c) sum += codes[c][k] * weights[c];
-                const std::size_t m = i % slow_terms;
-                const float turn = m == 0 ? 1.0F : turn_table.at[m - 1][TurnTable::before + t + k];
-                scores[i / slow_terms * tile_tokens + t + k] += turn * (static_cast<float>(sum) * step + offset);
+                const float part = static_cast<float>(sum) * step + offset;
+                scores[i / slow_terms * tile_tokens + t + k] += turn(i % slow_terms, k) * part;
+            }
+        }
+        for (std::size_t i = 0; i < constant_terms * queries; ++i) {
+            for (std::size_t k = 0; k < some; ++k) {
+                scores[i / constant_terms * tile_tokens + t + k] += turn(i % constant_terms, k) * columns.constants[i];
             }
         }
         t += some;

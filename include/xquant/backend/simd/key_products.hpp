@@ -79,7 +79,9 @@ void round_key_columns(const AttendTask& task, const KeyColumns& columns, std::s
     std::fill_n(out.block.scales + columns.built, nought, 0.0F);
     std::fill_n(out.block.offsets + columns.built, nought, 0.0F);
     round_columns<R>(columns.slow_columns, width, {out.built, terms}, scales, zeros, out.block);
-    for (std::size_t i = 0; i < terms; ++i) out.block.offsets[out.built + i] += columns.constants[i];
+    for (std::size_t i = 0; i < terms; ++i) {
+        out.block.offsets[out.built + i] += columns.constants[i / slow_terms * constant_terms + i % slow_terms];
+    }
 }
 
 /// Tokens of a token block: `count` from the block's first on, which is token `first` of the tile.
@@ -90,18 +92,18 @@ struct BlockTokens {
 
 /// scores [queries][128] of the slow pairs: four columns for a query, by the polynomials of turn_table.
 template <class R>
-void score_slow_pairs(const std::uint32_t* quads, BlockTokens tokens, std::size_t width, const KeyWeights& weights,
-                      std::size_t run, std::size_t queries, float* scores) noexcept {
+void score_slow_pairs(const AttendTask& task, const std::uint32_t* quads, BlockTokens tokens, const KeyColumns& columns,
+                      const KeyWeights& weights, std::size_t run, std::size_t queries, float* scores) noexcept {
     constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes;
     const Int8Block& block = weights.block;
-    const float* turns[slow_terms];
-    for (std::size_t m = 1; m < slow_terms; ++m) {
-        turns[m] = turn_table.at[m - 1].data() + TurnTable::before + tokens.first;
-    }
+    const std::size_t terms = task.key.constant != nullptr ? constant_terms : slow_terms;
     for (std::size_t t = 0; t < tokens.count; t += wide) {
+        const auto turn = [at = static_cast<std::ptrdiff_t>(TurnTable::before + t) + tokens.first](std::size_t m) {
+            return turn_table.at[m - 1].data() + at;
+        };
         for (std::size_t i = 0; i < queries; ++i) {
             const std::size_t j = weights.built + slow_terms * i;
-            const auto sums = dot_quads<R, vectors>(quads, width, t, block, {j, j + 1, j + 2, j + 3}, run);
+            const auto sums = dot_quads<R, vectors>(quads, task.key.width, t, block, {j, j + 1, j + 2, j + 3}, run);
             typename R::f32 score[vectors];
             XQUANT_UNROLL
             for (std::size_t m = 0; m < slow_terms; ++m) {
@@ -109,7 +111,14 @@ void score_slow_pairs(const std::uint32_t* quads, BlockTokens tokens, std::size_
                 XQUANT_UNROLL
                 for (std::size_t v = 0; v < vectors; ++v) {
                     const auto part = R::fma(R::to_f32(sums.at[m][v]), scale, offset);
-                    score[v] = m == 0 ? part : R::fma(part, R::load(turns[m] + t + v * R::lanes), score[v]);
+                    score[v] = m == 0 ? part : R::fma(part, R::load(turn(m) + v * R::lanes), score[v]);
+                }
+            }
+            for (std::size_t m = slow_terms; m < terms; ++m) {
+                const auto constant = R::splat(columns.constants[i * constant_terms + m]);
+                XQUANT_UNROLL
+                for (std::size_t v = 0; v < vectors; ++v) {
+                    score[v] = R::fma(constant, R::load(turn(m) + v * R::lanes), score[v]);
                 }
             }
             XQUANT_UNROLL
@@ -233,7 +242,7 @@ void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& i
         float* scores = at.keys;
         const ScoredQueries of{weights.queries, count, scores};
         const std::size_t run = R::dot_run(format.bits);
-        if (columns.slow > 0) score_slow_pairs<R>(quads, {ahead, some}, head.width, weights, run, count, scores);
+        if (columns.slow > 0) score_slow_pairs<R>(task, quads, {ahead, some}, columns, weights, run, count, scores);
         if (task.rules.key_norm != nullptr) {
             score_products<R, true>(task, quads, some, columns, weights, run, of);
         } else {

@@ -198,6 +198,18 @@ def faults(rows):
     return out
 
 
+def near(rows):
+    """Rows in groups whose points would lie in each other's labels."""
+    groups = []
+    for row in rows:
+        last = groups[-1][-1] if groups else None
+        if last and row["bytes"] < 1.06 * last["bytes"] and row["kld"] < 1.12 * last["kld"]:
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
+
+
 def plot(data, path):
     import matplotlib
 
@@ -214,11 +226,21 @@ def plot(data, path):
         if panel == "divergence":
             rows = [row for row in rows if row.get("model") == rows[0].get("model")]
             context = max(row["context"] for row in rows)
+            rows = sorted((row for row in rows if row["context"] == context), key=lambda row: (row["bytes"], row["kld"]))
             for row in rows:
-                if row["context"] != context:
-                    continue
                 axis.plot(row["bytes"], row["kld"], "o" if row["own"] else "s", color="#555555" if row["own"] else "#1a7837")
-                axis.annotate(row["cache"].removeprefix("llama.cpp "), (row["bytes"], row["kld"]), xytext=(6, -9 if row["own"] else 4), textcoords="offset points", fontsize=8)
+            for group in near(rows):
+                right = group[0]["bytes"] > 0.6 * rows[-1]["bytes"]
+                names = "\n".join(row["cache"] if row["own"] else f"xquant {row['cache']}" for row in reversed(group))
+                axis.annotate(
+                    names,
+                    (group[0]["bytes"], group[-1]["kld"]),
+                    xytext=(-7 if right else 7, 0),
+                    textcoords="offset points",
+                    fontsize=8,
+                    ha="right" if right else "left",
+                    va="center",
+                )
             axis.margins(x=0.16)
             axis.set(xscale="log", yscale="log", xlabel="bytes a token, all layers", ylabel="mean KLD against an f32 cache")
             axis.set_title(f"divergence, contexts of {context:,}")

@@ -67,9 +67,9 @@ backend::KeyColumns ordered(const AttendTask& task, std::vector<float>& memory) 
 
 }  // namespace
 
-TEST_CASE("four polynomials turn a slow pair by every angle of a tile, to a thousandth; six turn a constant") {
-    double four = 0, six = 0;
-    for (const double x : {0.0, 1e-4, 0.1, -0.3, 0.5, backend::slow_angle, -backend::slow_angle}) {
+TEST_CASE("three polynomials turn a slow pair by every angle of a tile, to 3 thousandths; five turn a constant") {
+    double three = 0, five = 0;
+    for (const double x : {0.0, 1e-4, 0.1, -0.3, 0.4, backend::slow_angle, -backend::slow_angle}) {
         const auto series = backend::detail::bessel_series(x);
         for (std::size_t t = 0; t < tokens; ++t) {
             const double angle = x * (static_cast<double>(t) - 64) / 64;
@@ -78,15 +78,15 @@ TEST_CASE("four polynomials turn a slow pair by every angle of a tile, to a thou
                 const double turn = m == 0 ? 1 : static_cast<double>(backend::turn_table.at[m - 1][tokens + t]);
                 (m % 2 == 0 ? cosine : sine) += static_cast<double>(series[m]) * turn;
                 const double off = std::max(std::abs(cosine - std::cos(angle)), std::abs(sine - std::sin(angle)));
-                if (m + 1 == backend::slow_terms) four = std::max(four, off);
-                if (m + 1 == backend::constant_terms) six = std::max(six, off);
+                if (m + 1 == backend::slow_terms) three = std::max(three, off);
+                if (m + 1 == backend::constant_terms) five = std::max(five, off);
             }
         }
     }
-    CHECK(four < 1e-3);
-    CHECK(four > 5e-4);  // the most that a pair may turn is used up
-    CHECK(six < 5e-6);
-    CHECK(six > 5e-7);
+    CHECK(three < 3.1e-3);
+    CHECK(three > 2e-3);  // the most that a pair may turn is used up
+    CHECK(five < 8e-6);
+    CHECK(five > 1e-6);
 }
 
 TEST_CASE("slow pairs are those that turn little within a tile, where enough of them share a query") {
@@ -94,13 +94,15 @@ TEST_CASE("slow pairs are those that turn little within a tile, where enough of 
         const OneTile three(3, 100000, pairing);
         std::vector<float> memory;
         const backend::KeyColumns columns = ordered(three.task, memory);
-        // 64 / 100000^(j / 32) is 0.61 for j = 13 and 0.87 for j = 12.
-        CHECK(columns.pairs == 13);
-        CHECK(columns.built == 26);
-        CHECK(columns.slow == 38);
+        // 64 / 100000^(j / 32) is 0.416 for j = 14 and 0.60 for j = 13.
+        CHECK(columns.pairs == 14);
+        CHECK(columns.built == 28);
+        CHECK(columns.slow == 36);
         std::vector<std::size_t> channels(columns.channels.begin(), columns.channels.begin() + head_dim);
         CHECK(channels[26] == three.task.rope.first(13));
         CHECK(channels[27] == three.task.rope.second(13));
+        CHECK(channels[28] == three.task.rope.first(14));
+        CHECK(channels[28 + 18] == three.task.rope.second(14));
         for (std::size_t k = 0; k < head_dim; ++k) {
             CHECK(columns.columns[k * width + 3] == three.matrix[3 * head_dim + channels[k]]);
         }
@@ -108,9 +110,9 @@ TEST_CASE("slow pairs are those that turn little within a tile, where enough of 
         for (std::size_t k = 0; k < head_dim; ++k) CHECK(channels[k] == k);
     }
     std::vector<float> memory;
-    CHECK(ordered(OneTile(8).task, memory).slow == 0);     // 32 columns would take the place of 38
+    CHECK(ordered(OneTile(8).task, memory).slow == 0);     // 24 columns and their making would take the place of 36
     CHECK(ordered(OneTile(3, 3).task, memory).slow == 0);  // every pair turns fast
-    CHECK(ordered(OneTile(1, 1e9).task, memory).slow > 38);
+    CHECK(ordered(OneTile(1, 1e9).task, memory).slow > 36);
     OneTile normed(3);
     normed.task.rules.key_norm = normed.constant.data();
     CHECK(ordered(normed.task, memory).slow == 0);
@@ -134,21 +136,22 @@ TEST_CASE("scores of slow pairs are those of keys that are turned one by one, an
     for (std::size_t i = 0; i < 3; ++i) {
         for (std::size_t t = 0; t < tokens; ++t) {
             double exact = 0;
-            for (std::size_t k = 0; k < columns.slow; k += 2) {
+            for (std::size_t k = 0; k < columns.slow / 2; ++k) {
                 double key[2];
+                const std::size_t places[2] = {columns.built + k, columns.built + columns.slow / 2 + k};
                 for (std::size_t half = 0; half < 2; ++half) {
-                    const std::size_t c = columns.channels[columns.built + k + half];
+                    const std::size_t c = columns.channels[places[half]];
                     key[half] = static_cast<double>(at.constant[c]);
                     for (std::size_t r = 0; r < width; ++r) {
                         key[half] +=
                             static_cast<double>(z[t * width + r]) * static_cast<double>(at.matrix[r * head_dim + c]);
                     }
                 }
-                const std::size_t j = columns.numbers[columns.pairs + k / 2];
+                const std::size_t j = columns.numbers[columns.pairs + k];
                 const double angle =
                     static_cast<double>(start + static_cast<std::int64_t>(t)) * at.rope.inverse_frequencies[j];
-                const float* const q = at.task.query(i) + columns.channels[columns.built + k];
-                const float* const p = at.task.query(i) + columns.channels[columns.built + k + 1];
+                const float* const q = at.task.query(i) + columns.channels[places[0]];
+                const float* const p = at.task.query(i) + columns.channels[places[1]];
                 exact += 1.25 * 0.125 *
                          (static_cast<double>(*q) * (key[0] * std::cos(angle) - key[1] * std::sin(angle)) +
                           static_cast<double>(*p) * (key[0] * std::sin(angle) + key[1] * std::cos(angle)));
@@ -159,6 +162,6 @@ TEST_CASE("scores of slow pairs are those of keys that are turned one by one, an
     }
     const double off = std::sqrt(difference / size);
     INFO(off);
-    CHECK(off < (is_large ? 1e-5 : 0.01));
+    CHECK(off < (is_large ? 1e-5 : 0.015));
     CHECK(off > (is_large ? 1e-8 : 1e-4));  // the codes' part is rounded to 8 bits
 }

@@ -3,15 +3,17 @@
 //
 // A token at s = (number - 64) / 64 of its tile is turned by x s more than the tile's middle, x = 64 |frequency|, and
 //
-//     cos(x s) ~ J0(x) - 2 J2(x) T2(s) + ...,   sin(x s) ~ 2 J1(x) T1(s) - 2 J3(x) T3(s) + ...    Chebyshev's T
+//     cos(x s) ~ J0(x) - 2 J2(x) T2(s) + ...,   sin(x s) ~ 2 J1(x) T1(s) - ...               T: Chebyshev's polynomials
 //
-// so the part that all slow pairs have in q K^T is  sum over m < 4 of T_m(s) (u_m A^T z)  with four vectors u_m of the
-// query: four columns for a query where a pair has two.
+// so the part that all slow pairs have in q K^T is  sum over m < 3 of T_m(s) (u_m A^T z)  with three vectors u_m of the
+// query: three columns for a query where a pair has two.
 //
-// Error   at most 2 J4(slow_angle) = 1e-3 of |q| |z A| over the slow pairs; then u_m A^T is rounded to 8 bits, as the
-//         columns of A are. A constant c_k may be far larger than z A, as biases of keys are: its part has six terms,
-//         at most 4e-6 of |q| |c_k| off.
-// Tried   Three and five terms: as many columns in sum for 3 queries and base 100,000.
+// Error   at most 2 J3(slow_angle) = 3e-3 of |q| |z A| of a pair, at the ends of a tile, and a hundredth of that for a
+//         pair that turns a fifth as fast; u_m A^T is rounded to 8 bits, as the columns of A are, which is off by more.
+//         A constant c_k may be far larger than z A, as biases of keys are: its part has five terms, at most 7e-6 of
+//         |q| |c_k| off.
+// Tried   Four terms and 1e-3: 12 columns in place of 9 for 3 queries, and u A^T, which is made for each tile, took 1.6
+//         times as long.
 #pragma once
 
 #include <array>
@@ -30,10 +32,10 @@ inline namespace XQUANT_ABI_NS {
 inline constexpr std::size_t direct_queries = 8;
 
 /// Columns that stand for the slow pairs, for each query; and terms of a constant.
-inline constexpr std::size_t slow_terms = 4, constant_terms = 6;
+inline constexpr std::size_t slow_terms = 3, constant_terms = 5;
 
 /// The most that a slow pair turns within half a tile, in radians.
-inline constexpr double slow_angle = 0.66;
+inline constexpr double slow_angle = 0.42;
 
 /// Whether a backend with 8-bit products takes scores from codes per channel, a few columns of K at a time.
 template <class Backend>
@@ -43,7 +45,7 @@ constexpr bool scores_by_products(const AttendTask& task, const StreamView& in) 
            task.head_dim % 2 == 0 && !absorbs_keys(task);
 }
 
-/// T_1 to T_5 of the tokens -128 .. 255 of a tile, [term - 1][before + token]; T_0 is 1.
+/// T_1 to T_4 of the tokens -128 .. 255 of a tile, [term - 1][before + token]; T_0 is 1.
 struct TurnTable {
     static constexpr std::size_t before = tile_tokens;  ///< tokens that stand before the tile's first
     std::array<std::array<float, 3 * tile_tokens>, constant_terms - 1> at{};
@@ -67,20 +69,20 @@ inline constexpr TurnTable turn_table;
 /// The columns of A_k of a task in the order in which scores use them, and what its slow pairs need. Memory: of
 /// key_columns_floats.
 struct KeyColumns {
-    bool ready = false;                                 ///< whether all of this is made
-    std::size_t pairs = 0,                              ///< that are built and turned
-        built = 0,                                      ///< channels that are built: 2 pairs, and those without RoPE
-        slow = 0;                                       ///< channels of slow pairs, behind them
-    std::array<std::uint16_t, 2 * max_pairs> channels;  ///< [built + slow] which channel of a head it is
-    std::array<std::uint16_t, max_pairs> numbers;       ///< [pairs + slow / 2] which pair of RoPE's it is
-    std::array<std::array<float, constant_terms>, max_pairs> series;  ///< [slow / 2] bessel_series
+    bool ready = false;     ///< whether all of this is made
+    std::size_t pairs = 0,  ///< that are built and turned
+        built = 0,          ///< channels that are built: 2 pairs, and those without RoPE
+        slow = 0;           ///< channels of slow pairs, behind them: first ones, second ones
+    std::array<std::uint16_t, 2 * max_pairs> channels;                ///< [built + slow] which channel of a head it is
+    std::array<std::uint16_t, max_pairs> numbers;                     ///< [pairs + slow / 2] which pair of RoPE's it is
+    std::array<std::array<float, max_pairs>, constant_terms> series;  ///< [terms][slow / 2] bessel_series
     float* columns = nullptr;                                         ///< [built + slow][width]
-    float* terms = nullptr;                                           ///< [4 queries][slow] u of the tile's queries
-    float* slow_columns = nullptr;                                    ///< [4 queries][width] u A^T of them
-    std::array<float, constant_terms * direct_queries> constants;     ///< [6 queries] u c_k, nought without a constant
+    float* terms = nullptr;                                           ///< [3 queries][slow] u of the tile's queries
+    float* slow_columns = nullptr;                                    ///< [3 queries][width] u A^T of them
+    std::array<float, constant_terms * direct_queries> constants;     ///< [5 queries] u c_k, nought without a constant
     float* rest = nullptr;                                            ///< room for what a backend makes of it
 
-    /// Four columns of a query, or none.
+    /// Columns of all queries that stand for slow pairs.
     [[nodiscard]] constexpr std::size_t terms_of(std::size_t queries) const noexcept {
         return slow > 0 ? slow_terms * queries : 0;
     }
@@ -96,20 +98,17 @@ constexpr std::size_t key_columns_floats(const AttendTask& task) noexcept {
 
 namespace detail {
 
-/// Whether slow pairs are worth their columns: by operations, with products at 2 of 3 of them.
+/// Whether slow pairs are worth their columns: by operations, rounding columns and u A^T included.
 constexpr bool worth_it(std::size_t slow_pairs, std::size_t queries) noexcept {
-    return queries < 12 && slow_pairs * (12 - queries) > 24 * queries;
+    return slow_pairs * (20 - queries) > 27 * queries;
 }
 
-/// J0, 2 J1, -2 J2, -2 J3, 2 J4, 2 J5 of x, by their series; what is left out is below 1e-6 for x <= slow_angle.
+/// J0, 2 J1, -2 J2, -2 J3, 2 J4 of x, by their series; what is left out is below 1e-6 for x <= slow_angle.
 inline std::array<float, constant_terms> bessel_series(double x) noexcept {
     const double half = x / 2, h = half * half;
     return {static_cast<float>(1 - h + h * h / 4 - h * h * h / 36),
-            static_cast<float>(2 * half * (1 - h / 2 + h * h / 12)),
-            static_cast<float>(-h * (1 - h / 3 + h * h / 24)),
-            static_cast<float>(-half * h / 3 * (1 - h / 4 + h * h / 40)),
-            static_cast<float>(h * h / 12 * (1 - h / 5)),
-            static_cast<float>(half * h * h / 60 * (1 - h / 6))};
+            static_cast<float>(2 * half * (1 - h / 2 + h * h / 12)), static_cast<float>(-h * (1 - h / 3 + h * h / 24)),
+            static_cast<float>(-half * h / 3 * (1 - h / 4)), static_cast<float>(h * h / 12 * (1 - h / 5))};
 }
 
 /// Sorts the channels of a task's keys, and copies the columns of A_k in that order. `memory` is of key_columns_floats,
@@ -128,17 +127,17 @@ void order_columns(Backend tag, const AttendTask& task, float* memory, float* ro
     out.built = dh - 2 * slow;
     out.slow = 2 * slow;
     std::size_t turned = 0, left = 0;
-    const auto put = [&](std::size_t at, std::size_t j) {
-        out.numbers[at] = static_cast<std::uint16_t>(j);
-        return at;
-    };
     for (std::size_t j = 0; j < pairs; ++j) {
         const bool is_left = slow > 0 && is_slow(j);
-        if (is_left) out.series[left] = bessel_series(angle(j));
-        const std::size_t at = is_left ? put(out.pairs + left++, j) : put(turned++, j);
-        const std::size_t first = is_left ? out.built + 2 * (at - out.pairs) : 2 * at;
-        out.channels[first] = static_cast<std::uint16_t>(task.rope.first(j));
-        out.channels[first + 1] = static_cast<std::uint16_t>(task.rope.second(j));
+        out.numbers[is_left ? out.pairs + left : turned] = static_cast<std::uint16_t>(j);
+        out.channels[is_left ? out.built + left : 2 * turned] = static_cast<std::uint16_t>(task.rope.first(j));
+        out.channels[is_left ? out.built + slow + left : 2 * turned + 1] =
+            static_cast<std::uint16_t>(task.rope.second(j));
+        if (is_left) {
+            const std::array<float, constant_terms> terms = bessel_series(angle(j));
+            for (std::size_t m = 0; m < constant_terms; ++m) out.series[m][left] = terms[m];
+        }
+        ++(is_left ? left : turned);
     }
     for (std::size_t c = 2 * pairs; c < dh; ++c) out.channels[c - out.slow] = static_cast<std::uint16_t>(c);
 
@@ -157,31 +156,42 @@ void order_columns(Backend tag, const AttendTask& task, float* memory, float* ro
 template <class Backend>
 void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const TileAngles& angles,
                        KeyColumns& out) noexcept {
-    const std::size_t width = task.key.width, slow = out.slow, middle = tile_tokens / 2;
+    const std::size_t width = task.key.width, slow = out.slow, n = slow / 2;
     const std::size_t first = rows.first * task.queries_per_kv, count = rows.count * task.queries_per_kv;
     if (slow == 0) return;
+    std::array<float, max_pairs> cosines, sines, x, y;
+    for (std::size_t k = 0; k < n; ++k) {
+        // The angle of the tile's middle; RoPE's factor is in the table, and the scale of scores comes to it.
+        const std::size_t j = out.numbers[out.pairs + k], middle = j * task.rope.tokens + tile_tokens / 2;
+        const float c = task.rope.cosines[middle] * task.rules.scale, s = task.rope.sines[middle] * task.rules.scale;
+        cosines[k] = angles.cosines[j] * c - angles.sines[j] * s;
+        sines[k] = angles.cosines[j] * s + angles.sines[j] * c;
+    }
     out.constants.fill(0);
-    for (std::size_t k = 0; k < slow / 2; ++k) {
-        const std::size_t j = out.numbers[out.pairs + k], at = j * task.rope.tokens + middle;
-        const std::size_t a = out.channels[out.built + 2 * k], b = out.channels[out.built + 2 * k + 1];
-        // The angle of the tile's middle; RoPE's factor is in the table.
-        const float cosine = angles.cosines[j] * task.rope.cosines[at] - angles.sines[j] * task.rope.sines[at];
-        const float sine = angles.cosines[j] * task.rope.sines[at] + angles.sines[j] * task.rope.cosines[at];
-        for (std::size_t i = 0; i < count; ++i) {
-            const float* const q = task.query(first + i);
-            const float x = (q[a] * cosine + q[b] * sine) * task.rules.scale;
-            const float y = (q[b] * cosine - q[a] * sine) * task.rules.scale;
-            float* const u = out.terms + slow_terms * i * slow + 2 * k;
-            for (std::size_t m = 0; m < slow_terms; ++m) {
-                u[m * slow] = out.series[k][m] * (m % 2 == 0 ? x : y);
-                u[m * slow + 1] = out.series[k][m] * (m % 2 == 0 ? y : -x);
+    const std::uint16_t* const channels = out.channels.data() + out.built;
+    for (std::size_t i = 0; i < count; ++i) {
+        const float* const q = task.query(first + i);
+        for (std::size_t k = 0; k < n; ++k) {
+            const float a = q[channels[k]], b = q[channels[n + k]];
+            x[k] = a * cosines[k] + b * sines[k];
+            y[k] = b * cosines[k] - a * sines[k];
+        }
+        for (std::size_t m = 0; m < slow_terms; ++m) {
+            float* XQUANT_RESTRICT const u = out.terms + (slow_terms * i + m) * slow;
+            const float* XQUANT_RESTRICT const series = out.series[m].data();
+            const float* const one = m % 2 == 0 ? x.data() : y.data();
+            const float* const other = m % 2 == 0 ? y.data() : x.data();
+            const float sign = m % 2 == 0 ? 1.0F : -1.0F;
+            for (std::size_t k = 0; k < n; ++k) {
+                u[k] = series[k] * one[k];
+                u[n + k] = sign * series[k] * other[k];
             }
-            if (task.key.constant == nullptr) continue;
-            const float along = x * task.key.constant[a] + y * task.key.constant[b];
-            const float across = y * task.key.constant[a] - x * task.key.constant[b];
-            float* const constants = out.constants.data() + constant_terms * i;
+        }
+        for (std::size_t k = 0; k < n && task.key.constant != nullptr; ++k) {
+            const float a = task.key.constant[channels[k]], b = task.key.constant[channels[n + k]];
             for (std::size_t m = 0; m < constant_terms; ++m) {
-                constants[m] += out.series[k][m] * (m % 2 == 0 ? along : across);
+                out.constants[constant_terms * i + m] +=
+                    out.series[m][k] * (m % 2 == 0 ? x[k] * a + y[k] * b : y[k] * a - x[k] * b);
             }
         }
     }

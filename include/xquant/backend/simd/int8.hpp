@@ -80,18 +80,19 @@ inline constexpr std::size_t dot_vectors = R::count >= 32 ? 4 : 2;
 inline constexpr std::size_t dot_columns = 4;
 
 /// Sums of products, [columns][registers of tokens].
-template <class R, std::size_t Vectors>
+template <class R, std::size_t Vectors, std::size_t Columns = dot_columns>
 struct DotSums {
-    typename R::i32 at[dot_columns][Vectors];
+    typename R::i32 at[Columns][Vectors];
 };
 
 /// at[k][v] = for column columns[k]: sum over quads begin .. end of code * weight, for tokens t + v * lanes ..
-template <class R, std::size_t Vectors>
-XQUANT_INLINE DotSums<R, Vectors> dot_run(const std::uint32_t* quads, std::size_t begin, std::size_t end, std::size_t t,
-                                          const Int8Block& block, const std::size_t (&columns)[dot_columns]) noexcept {
-    DotSums<R, Vectors> sums;
+template <class R, std::size_t Vectors, std::size_t Columns>
+XQUANT_INLINE DotSums<R, Vectors, Columns> dot_run(const std::uint32_t* quads, std::size_t begin, std::size_t end,
+                                                   std::size_t t, const Int8Block& block,
+                                                   const std::size_t (&columns)[Columns]) noexcept {
+    DotSums<R, Vectors, Columns> sums;
     XQUANT_UNROLL
-    for (std::size_t k = 0; k < dot_columns; ++k) {
+    for (std::size_t k = 0; k < Columns; ++k) {
         XQUANT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) sums.at[k][v] = R::zero_i32();
     }
@@ -100,7 +101,7 @@ XQUANT_INLINE DotSums<R, Vectors> dot_run(const std::uint32_t* quads, std::size_
         XQUANT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) codes[v] = R::load_i32(quads + q * quad_tokens + t + v * R::lanes);
         XQUANT_UNROLL
-        for (std::size_t k = 0; k < dot_columns; ++k) {
+        for (std::size_t k = 0; k < Columns; ++k) {
             const auto weight =
                 R::template repeat<4>(block.weights + q * block.quad_step + columns[k] * block.column_step);
             XQUANT_UNROLL
@@ -108,7 +109,7 @@ XQUANT_INLINE DotSums<R, Vectors> dot_run(const std::uint32_t* quads, std::size_
         }
     }
     XQUANT_UNROLL
-    for (std::size_t k = 0; k < dot_columns; ++k) {
+    for (std::size_t k = 0; k < Columns; ++k) {
         XQUANT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) sums.at[k][v] = R::dot_end(sums.at[k][v]);
     }
@@ -116,16 +117,16 @@ XQUANT_INLINE DotSums<R, Vectors> dot_run(const std::uint32_t* quads, std::size_
 }
 
 /// Sums over all channels, from runs of dot_run.
-template <class R, std::size_t Vectors>
-XQUANT_INLINE DotSums<R, Vectors> dot_quads(const std::uint32_t* quads, std::size_t channels, std::size_t t,
-                                            const Int8Block& block, const std::size_t (&columns)[dot_columns],
-                                            std::size_t run) noexcept {
+template <class R, std::size_t Vectors, std::size_t Columns>
+XQUANT_INLINE DotSums<R, Vectors, Columns> dot_quads(const std::uint32_t* quads, std::size_t channels, std::size_t t,
+                                                     const Int8Block& block, const std::size_t (&columns)[Columns],
+                                                     std::size_t run) noexcept {
     const std::size_t end = channels / 4;
-    DotSums<R, Vectors> sums = dot_run<R, Vectors>(quads, 0, (std::min)(run, end), t, block, columns);
+    DotSums<R, Vectors, Columns> sums = dot_run<R, Vectors>(quads, 0, (std::min)(run, end), t, block, columns);
     for (std::size_t q = run; q < end && run < end; q += run) {
-        const DotSums<R, Vectors> more = dot_run<R, Vectors>(quads, q, (std::min)(q + run, end), t, block, columns);
+        const auto more = dot_run<R, Vectors>(quads, q, (std::min)(q + run, end), t, block, columns);
         XQUANT_UNROLL
-        for (std::size_t k = 0; k < dot_columns; ++k) {
+        for (std::size_t k = 0; k < Columns; ++k) {
             XQUANT_UNROLL
             for (std::size_t v = 0; v < Vectors; ++v) sums.at[k][v] = R::add_i32(sums.at[k][v], more.at[k][v]);
         }
@@ -195,8 +196,8 @@ void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& he
             detail::load_quads(tag, in, some, channels, quads);
             detail::Int8Block block;
             if (by_channel) {
-                detail::load_channel_scales(in, some.first / format.group_tokens, channels, scales.data(),
-                                            zeros.data());
+                detail::load_channel_scales<R>(in, some.first / format.group_tokens, channels, scales.data(),
+                                               zeros.data());
                 block = detail::fold_weights(tag, a, scales.data(), zeros.data(), memory);
             } else {
                 detail::load_token_scales<R>(in, some, channels.first / format.group_channels, scales.data(),

@@ -2,7 +2,7 @@
 // (backend/key_columns.hpp).
 //
 // Shapes  weights [columns][width] in 8 bits, one column behind the other: built channels, nought up to a multiple of
-//         4 of them, four for each query where there are slow pairs. Scores [queries][128].
+//         4 of them, three for each query where there are slow pairs. Scores [queries][128].
 // Limit   the dot instruction, width / 4 for each column and register of tokens. With Dh = 64, 3 queries and base
 //         100,000 there are 40 columns; two fifths of the time are their sums, K's step, RoPE and q, a tenth is u A^T,
 //         a fifteenth rounding columns for a block of tokens, the rest P z, softmax and the unpacking of codes.
@@ -90,7 +90,7 @@ struct BlockTokens {
     std::size_t count;
 };
 
-/// scores [queries][128] of the slow pairs: four columns for a query, by the polynomials of turn_table.
+/// scores [queries][128] of the slow pairs: three columns for a query, by the polynomials of turn_table.
 template <class R>
 void score_slow_pairs(const AttendTask& task, const std::uint32_t* quads, BlockTokens tokens, const KeyColumns& columns,
                       const KeyWeights& weights, std::size_t run, std::size_t queries, float* scores) noexcept {
@@ -103,7 +103,7 @@ void score_slow_pairs(const AttendTask& task, const std::uint32_t* quads, BlockT
         };
         for (std::size_t i = 0; i < queries; ++i) {
             const std::size_t j = weights.built + slow_terms * i;
-            const auto sums = dot_quads<R, vectors>(quads, task.key.width, t, block, {j, j + 1, j + 2, j + 3}, run);
+            const auto sums = dot_quads<R, vectors>(quads, task.key.width, t, block, {j, j + 1, j + 2}, run);
             typename R::f32 score[vectors];
             XQUANT_UNROLL
             for (std::size_t m = 0; m < slow_terms; ++m) {
@@ -210,6 +210,7 @@ template <class Backend>
 void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& in, Slots tokens, TileAngles& angles,
                         Slots rows, const AttendScratch& at) noexcept {
     using R = typename Backend::registers;
+    constexpr std::size_t wide = dot_vectors<R> * R::lanes;
     const HeadDecoder& head = task.key;
     const StreamFormat& format = in.format;
     const std::size_t dh = task.head_dim, count = rows.count * task.queries_per_kv, block_tokens = format.group_tokens;
@@ -236,10 +237,11 @@ void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& i
         }
         const std::size_t some = std::min<std::size_t>(block_tokens, tokens.end() - t);
         load_quads(tag, in, {t, some}, channels, quads);
-        load_channel_scales(in, t / block_tokens, channels, scales.data(), zeros.data());
+        load_channel_scales<R>(in, t / block_tokens, channels, scales.data(), zeros.data());
         round_key_columns<R>(task, columns, count, scales.data(), zeros.data(), weights);
-        // at.keys is free: no tile of K is built here.
-        float* scores = at.keys;
+        // Scores of whole registers, and of tokens before the tile, go through at.keys: no tile of K is built here.
+        const bool fits = ahead >= 0 && t - first + (some + wide - 1) / wide * wide <= tile_tokens;
+        float* const scores = fits ? at.scores + (t - first) : at.keys;
         const ScoredQueries of{weights.queries, count, scores};
         const std::size_t run = R::dot_run(format.bits);
         if (columns.slow > 0) score_slow_pairs<R>(task, quads, {ahead, some}, columns, weights, run, count, scores);
@@ -248,6 +250,7 @@ void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& i
         } else {
             score_products<R, false>(task, quads, some, columns, weights, run, of);
         }
+        if (fits) continue;
         const std::size_t skip = t < first ? first - t : 0;
         for (std::size_t i = 0; i < count; ++i) {
             std::copy_n(scores + i * tile_tokens + skip, some - skip, at.scores + i * tile_tokens + (t + skip - first));

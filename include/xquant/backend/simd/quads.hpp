@@ -33,15 +33,36 @@ void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_cha
                    std::uint32_t* to = quads;
                    const std::size_t count_q = channels / 4, runs = ((std::min)(tokens, n()) + bytes - 1) / bytes;
                    for (std::size_t q = 0; q < count_q; ++q, from += 4 * size, to += quad_tokens) {
+                       const auto put = [&](std::size_t r, const typename R::i32* words) {
+                           for (std::size_t i = 0; i < std::min<std::size_t>(4, n() / lanes); ++i) {
+                               R::store_i32(to + r * bytes + i * lanes, words[i]);
+                           }
+                       };
+                       constexpr std::size_t half = n() / 2;  // bytes of a channel in 4 bits: tokens t and t + n / 2
+                       if constexpr (bits() == 4 && half % bytes == 0) {
+                           const auto nibble = R::splat_i32(0x0F0F0F0F);
+                           for (std::size_t r = 0; r < (std::min)(runs, half / bytes); ++r) {
+                               typename R::i32 both[4], low[4], high[4];
+                               const std::byte* const at = from + r * bytes;
+                               R::interleave_bytes(R::load_i32(at), R::load_i32(at + size), R::load_i32(at + 2 * size),
+                                                   R::load_i32(at + 3 * size), both);
+                               XQUANT_UNROLL
+                               for (std::size_t i = 0; i < 4; ++i) {
+                                   low[i] = R::bits_and(both[i], nibble);
+                                   high[i] = R::bits_and(R::shift_right(both[i], 4), nibble);
+                               }
+                               put(r, low);
+                               if (r + half / bytes < runs) put(r + half / bytes, high);
+                           }
+                           continue;
+                       }
                        for (std::size_t r = 0; r < runs; ++r) {
                            typename R::i32 words[4];
                            R::interleave_bytes(code_bytes<R, bits(), n()>(from, r),
                                                code_bytes<R, bits(), n()>(from + size, r),
                                                code_bytes<R, bits(), n()>(from + 2 * size, r),
                                                code_bytes<R, bits(), n()>(from + 3 * size, r), words);
-                           for (std::size_t i = 0; i < std::min<std::size_t>(4, n() / lanes); ++i) {
-                               R::store_i32(to + r * bytes + i * lanes, words[i]);
-                           }
+                           put(r, words);
                        }
                    }
                });
@@ -108,9 +129,15 @@ void load_token_scales(const StreamView& in, Slots of_tokens, std::size_t channe
 }
 
 /// Scales and zeros of some channels (at most 128) in one token block.
-inline void load_channel_scales(const StreamView& in, std::size_t token_block, Slots channels, float* scales,
-                                float* zeros) noexcept {
+template <class R>
+void load_channel_scales(const StreamView& in, std::size_t token_block, Slots channels, float* scales,
+                         float* zeros) noexcept {
     const std::size_t first = in.format.group_index(token_block, channels.first), step = in.format.group_index(0, 1);
+    if (step == 1 && in.format.stores_zero) {
+        load_halves<R>(CodeKind::f16, reinterpret_cast<const std::byte*>(in.scales + first), channels.count, scales);
+        load_halves<R>(CodeKind::f16, reinterpret_cast<const std::byte*>(in.zeros + first), channels.count, zeros);
+        return;
+    }
     for (std::size_t c = 0; c < channels.count; ++c) {
         const GroupScale scale = stored_scale(in, first + c * step);
         scales[c] = scale.scale;

@@ -199,7 +199,7 @@ def divergence(engine, options):
 
 def speed(engine, options):
     result = []
-    caches = [(f"llama.cpp {name}", None, [*types, "-fa", "1" if on else "0"]) for name, (types, on) in OWN.items() if "K" not in name]
+    caches = [(f"llama.cpp {name}", None, [*types, "-fa", "1" if on else "0"]) for name, (types, on) in OWN.items() if name in options.own]
     caches += [(name, name, []) for name in options.schemes]
     for round_ in range(options.rounds):
         part = options.out / f"speed-round{round_ + 1}.json"
@@ -413,6 +413,8 @@ def main():
     parser.add_argument("--deep", default=16384, type=int, help="from this depth on decoding alone, one thread count, --deep-caches")
     deep = "llama.cpp f16,llama.cpp q8_0,llama.cpp q4_0,kv8,kv4,gqa4"
     parser.add_argument("--deep-caches", default=deep, type=lambda text: text.split(","), help="default %(default)s")
+    own = "f16,f16 flash,q8_0,q4_0"
+    parser.add_argument("--own", default=own, type=lambda text: text.split(","), help="speed: llama.cpp's own caches, default %(default)s")
     parser.add_argument("--once", default="", type=lambda text: text.split(","), help="speed: caches of the first round alone, since some are slow")
     parser.add_argument("--threads", default="1,2", type=numbers)
     parser.add_argument("--rounds", default=3, type=int)

@@ -4,9 +4,10 @@
 // Shapes  weights [columns][width] in 8 bits, one column behind the other: built channels, nought up to a multiple of
 //         4 of them, three for each query where there are slow pairs. Scores [queries][128].
 // Limit   the dot instruction, width / 4 for each column and register of tokens. With Dh = 64, 3 queries and base
-//         100,000 there are 40 columns; two fifths of the time are their sums, K's step, RoPE and q, a tenth is u A^T,
-//         a fifteenth rounding columns for a block of tokens, the rest P z, softmax and the unpacking of codes.
-// Tried   Every pair built, A folded 16 columns at a time as in rematerialize_int8: 1.5 times the time.
+//         100,000 there are 37 columns; a third of the time are their sums, K's step, RoPE and q, a twelfth each u A^T
+//         and rounding columns for a block of tokens, the rest P z, softmax and the unpacking of codes.
+// Tried   Every pair built: 1.2 times the time of a token (inside llama.cpp). Finding the largest entries
+//         and the offsets of 16 columns together, by transposing registers: no faster.
 #pragma once
 
 #include <xquant/backend/simd/int8.hpp>

@@ -231,15 +231,16 @@ def plot(data, path):
                 axis.plot(row["bytes"], row["kld"], "o" if row["own"] else "s", color="#555555" if row["own"] else "#1a7837")
             for group in near(rows):
                 right = group[0]["bytes"] > 0.6 * rows[-1]["bytes"]
-                names = "\n".join(row["cache"] if row["own"] else f"xquant {row['cache']}" for row in reversed(group))
+                group = sorted(group, key=lambda row: -row["kld"])  # as the points stand
+                names = "\n".join(row["cache"] if row["own"] else f"xquant {row['cache']}" for row in group)
                 axis.annotate(
                     names,
-                    (group[0]["bytes"], group[-1]["kld"]),
-                    xytext=(-7 if right else 7, 0),
+                    (group[0]["bytes"], group[0]["kld"]),
+                    xytext=(4, 6) if right else (7, 0),
                     textcoords="offset points",
                     fontsize=8,
                     ha="right" if right else "left",
-                    va="center",
+                    va="bottom" if right else "center",
                 )
             axis.margins(x=0.16)
             axis.set(xscale="log", yscale="log", xlabel="bytes a token, all layers", ylabel="mean KLD against an f32 cache")

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "parity/machines.hpp"
+#include "parity/some_rows.hpp"
 #include "support/catch.hpp"
 #include "support/model.hpp"
 
@@ -15,12 +16,6 @@ namespace {
 
 constexpr std::size_t head_dim = 64, width = 64, tokens = 128;
 
-QuantizedRows some_rows() {
-    test::Random random(2);
-    const std::vector<float> z = random.rows(tokens * width);
-    return quantize<Uniform<4>, PerChannel>(MatrixView(z.data(), tokens, width));
-}
-
 /// A task of one query row over one tile of random codes per channel, with what it points to.
 struct OneTile {
     explicit OneTile(std::size_t queries, double base = 100000, RopePairing pairing = RopePairing::interleaved,
@@ -28,7 +23,7 @@ struct OneTile {
         : rope(Rope::standard(head_dim, base, pairing)),
           cosines(rope.inverse_frequencies.size() * tokens),
           sines(cosines.size()),
-          rows(some_rows()) {
+          rows(parity::some_rows(tokens, width)) {
         test::Random random(5);
         matrix = random.rows(width * head_dim);
         constant = random.rows(head_dim, constants);

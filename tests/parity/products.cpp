@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "parity/machines.hpp"
+#include "parity/some_rows.hpp"
 #include "support/catch.hpp"
 #include "support/model.hpp"
 
@@ -13,12 +14,6 @@ using namespace xquant;
 namespace {
 
 constexpr std::size_t tokens = 128, width = 64, head_dim = 20;
-
-QuantizedRows some_rows() {
-    test::Random random(2);
-    const std::vector<float> x = random.rows(tokens * width);
-    return quantize<Uniform<4>, PerChannel>(MatrixView(x.data(), tokens, width));
-}
 
 /// Calls f(name, keys [Dh, tokens]) for the scalar and each vector backend.
 template <class F>
@@ -43,7 +38,7 @@ TEST_CASE("a scale that is not finite gives keys that are not, never a cast of w
     test::Random random(3);
     const std::vector<float> matrix = random.rows(width * head_dim);
     for (const std::size_t channel : {std::size_t{0}, width / 2, width - 1}) {
-        QuantizedRows rows = some_rows();
+        QuantizedRows rows = parity::some_rows(tokens, width);
         f16& scale = rows.view().scales[channel];
         scale = to_f16(std::numeric_limits<float>::infinity());
         for_each_backend(rows, matrix, [](const std::vector<float>& keys) {
@@ -56,7 +51,7 @@ TEST_CASE("a scale that is not finite gives keys that are not, never a cast of w
 
 TEST_CASE("a matrix so small that its inverse is no float gives keys as small") {
     const std::vector<float> matrix(width * head_dim, 1e-39F);
-    for_each_backend(some_rows(), matrix, [](const std::vector<float>& keys) {
+    for_each_backend(parity::some_rows(tokens, width), matrix, [](const std::vector<float>& keys) {
         for (const float key : keys) REQUIRE(std::abs(key) < 1e-35F);
     });
 }

@@ -88,11 +88,14 @@ struct KeyColumns {
     }
 };
 
+/// Floats behind the weights of a backend's last column, which are written in whole registers.
+inline constexpr std::size_t column_overrun = 16;
+
 /// Floats that KeyColumns need.
 constexpr std::size_t key_columns_floats(const AttendTask& task) noexcept {
     const std::size_t dh = task.head_dim, width = task.key.width, terms = slow_terms * direct_queries;
     if (task.key.matrix == nullptr || width > int8_channels || task.queries() > direct_queries) return 0;
-    const std::size_t weights = (dh + 4 + terms) * (width / 4 + 2) + 16;  // with their scales and offsets
+    const std::size_t weights = (dh + 4 + terms) * (width / 4 + 2) + column_overrun;  // with their scales and offsets
     return dh * width + terms * (dh + width) + weights + direct_queries * (dh + 4);
 }
 

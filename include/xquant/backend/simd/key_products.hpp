@@ -29,12 +29,10 @@ struct KeyWeights {
         : built((columns.built + dot_columns - 1) / dot_columns * dot_columns) {
         const std::size_t all = built + columns.terms_of(direct_queries);
         block = {width / 4, 1, reinterpret_cast<std::uint32_t*>(columns.rest), nullptr, nullptr};
-        block.scales = columns.rest + all * (width / 4) + tile_overrun;
+        block.scales = columns.rest + all * (width / 4) + column_overrun;
         block.offsets = block.scales + all;
         queries = block.offsets + all;
     }
-
-    static constexpr std::size_t tile_overrun = 16;  ///< floats behind the last column's weights, in whole registers
 };
 
 /// The weights of quantize_weights (scalar) for columns [of.count][channels] that lie one behind the other: columns
@@ -132,11 +130,10 @@ void score_slow_pairs(const AttendTask& task, const std::uint32_t* quads, BlockT
 /// time. `run` is how many quads a sum of integers may hold.
 template <class R, bool Norm>
 void score_products(const AttendTask& task, const std::uint32_t* quads, std::size_t tokens, const KeyColumns& columns,
-                    const KeyWeights& weights, std::size_t run, const ScoredQueries& of) noexcept {
+                    const KeyWeights& weights, std::size_t run, std::size_t queries, float* scores) noexcept {
     constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes, lanes = R::lanes;
-    const std::size_t dh = task.head_dim, built = weights.built, count = of.count;
+    const std::size_t dh = task.head_dim, built = weights.built;
     const Int8Block& block = weights.block;
-    float* const scores = of.scores;
     for (std::size_t t = 0; t < tokens; t += wide) {
         typename R::f32 squares[vectors];
         for (auto& square : squares) square = R::zero();
@@ -172,8 +169,8 @@ void score_products(const AttendTask& task, const std::uint32_t* quads, std::siz
                 }
             }
             const bool is_first = j == 0 && columns.slow == 0;
-            for (std::size_t i = 0; i < count; ++i) {
-                const float* const q = of.queries + i * built + j;
+            for (std::size_t i = 0; i < queries; ++i) {
+                const float* const q = weights.queries + i * built + j;
                 float* const to = scores + i * tile_tokens + t;
                 typename R::f32 score[vectors];
                 XQUANT_UNROLL
@@ -196,7 +193,7 @@ void score_products(const AttendTask& task, const std::uint32_t* quads, std::siz
                 for (float& value : factor) {
                     value = 1.0F / std::sqrt(value / static_cast<float>(dh) + task.rules.key_norm_epsilon);
                 }
-                for (std::size_t i = 0; i < count; ++i) {
+                for (std::size_t i = 0; i < queries; ++i) {
                     float* to = scores + i * tile_tokens + t + v * lanes;
                     R::store(to, R::mul(R::load(to), R::load(factor)));
                 }
@@ -243,13 +240,12 @@ void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& i
         // Scores of whole registers, and of tokens before the tile, go through at.keys: no tile of K is built here.
         const bool fits = ahead >= 0 && t - first + (some + wide - 1) / wide * wide <= tile_tokens;
         float* const scores = fits ? at.scores + (t - first) : at.keys;
-        const ScoredQueries of{weights.queries, count, scores};
         const std::size_t run = R::dot_run(format.bits);
         if (columns.slow > 0) score_slow_pairs<R>(task, quads, {ahead, some}, columns, weights, run, count, scores);
         if (task.rules.key_norm != nullptr) {
-            score_products<R, true>(task, quads, some, columns, weights, run, of);
+            score_products<R, true>(task, quads, some, columns, weights, run, count, scores);
         } else {
-            score_products<R, false>(task, quads, some, columns, weights, run, of);
+            score_products<R, false>(task, quads, some, columns, weights, run, count, scores);
         }
         if (fits) continue;
         const std::size_t skip = t < first ? first - t : 0;

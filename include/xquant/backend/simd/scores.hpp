@@ -8,11 +8,10 @@
 //                never stored, and what RoPE hardly turns is never built (backend/key_columns.hpp)
 //     tile     everything else: a tile of K in f32, and `multiply`
 //
-// Limit   rows: memory, then FMA. codes: FMA and conversion. products: the dot instruction is half of some 120
-//         operations a token (AVX-512, Dh = 64, 3 heads), the rest is conversion, RoPE and P z.
+// Limit   rows: memory, then FMA. codes: FMA and conversion. products: simd/key_products.hpp.
 #pragma once
 
-#include <xquant/backend/simd/int8.hpp>
+#include <xquant/backend/simd/quads.hpp>
 #include <xquant/backend/tile_loop.hpp>
 
 namespace xquant::backend {

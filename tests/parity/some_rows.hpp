@@ -1,0 +1,18 @@
+/// Random rows that were quantized in 4 bits along channels.
+#pragma once
+
+#include <vector>
+
+#include <xquant/xquant.hpp>
+
+#include "support/model.hpp"
+
+namespace parity {
+
+inline xquant::QuantizedRows some_rows(std::size_t tokens, std::size_t width) {
+    test::Random random(2);
+    const std::vector<float> x = random.rows(tokens * width);
+    return xquant::quantize<xquant::Uniform<4>, xquant::PerChannel>(xquant::MatrixView(x.data(), tokens, width));
+}
+
+}  // namespace parity

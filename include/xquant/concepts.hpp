@@ -38,6 +38,10 @@ concept outlier_policy = requires(std::span<const float> x, std::span<std::uint8
     requires Q::outliers >= 1 && Q::outliers <= 255 && Q::group <= 256;
 };
 
+/// A quantizer by which rows are rounded for the metric of their stream: WithFeedback<...>. Its projection needs metric.
+template <class Q>
+concept feedback_policy = requires { requires Q::feeds_back; };
+
 /// Turns the values of one group into codes. Requires:
 ///     bits                1 to 8, bits of a code
 ///     group               8 to 4096, values that share a scale

@@ -106,6 +106,7 @@ struct Layer {
     LayerShape shape;               ///< D, H, Hkv, Dh
     MatrixView w_k,                 ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them
         w_v;                        ///< [Hkv * Dh, D], one row per output channel
+    MatrixView w_o;                 ///< [D, H * Dh] of the product behind attention, for WithFeedback; or empty
     Rope rope;                      ///< no RoPE unless set
     double softmax_scale = 0;       ///< factor of q k^T, 1e-6 to 1e6; 0: 1 / sqrt(Dh)
     const float* mean = nullptr;    ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
@@ -326,8 +327,13 @@ inline void check_layer(const Layer& layer, std::size_t index) {
         check(layer.w_k, "w_k");
         check(layer.w_v, "w_v");
     }
+    if (!layer.w_o.empty()) {
+        check_shape(index, layer.w_o, "w_o", "[one or more rows, heads * head_dim]",
+                    {std::max<std::size_t>(1, layer.w_o.rows), s.heads * s.head_dim});
+    }
     check_finite(index, layer.w_k, "w_k");
     check_finite(index, layer.w_v, "w_v");
+    check_finite(index, layer.w_o, "w_o");
     check_finite(index, layer.mean, layer.input == LayerInput::x ? s.width : 0, "mean");
     check_finite(index, layer.b_k, s.kv_width(), "b_k");
     check_finite(index, layer.b_v, s.kv_width(), "b_v");

@@ -35,7 +35,7 @@ struct Scheme {
     /// What a layer takes, before anything is prepared. Throws shape_error.
     static LayerSizes sizes(const Layer& layer) {
         check_kind(layer);
-        return sizes_of(Policy::footprint(layer), {});
+        return sizes_of(Policy::footprint(layer), {}, layer);
     }
     /// The layer's plan and codecs. Throws shape_error, value_error. Cost: that of the projection.
     static LayerParts prepare(const Layer& layer) {
@@ -43,18 +43,18 @@ struct Scheme {
         detail::expects(
             !learns || !layer.calibration.empty(),
             "Layer::calibration is empty, and the quantizer learns its levels from rows of X (NonUniform does)");
-        return with_codecs(Policy::prepare(layer));
+        return with_codecs(Policy::prepare(layer), layer);
     }
 
     /// Like sizes, but for a layer that stores a difference to the layers below.
     static LayerSizes difference_sizes(const Layer& layer) {
         check_kind(layer);
-        return sizes_of(Policy::difference_footprint(layer), {layer.shape.width});
+        return sizes_of(Policy::difference_footprint(layer), {layer.shape.width}, layer);
     }
     /// Like prepare, but for a layer that stores a difference to the layers below.
     static LayerParts prepare_difference(const Layer& layer) {
         check_kind(layer);
-        return with_codecs(Policy::prepare_difference(layer));
+        return with_codecs(Policy::prepare_difference(layer), layer);
     }
 
     /// Bits of a stored value, its share of scales, zeros and outliers included; the mean over the streams.
@@ -137,24 +137,41 @@ private:
         out.codecs.push_back(make_codec<quantizer<I>, axis<I>>(width));
         if constexpr (requantizes) out.requantized_codecs.push_back(make_codec<requantizer<I>, axis<I>>(width));
     }
-    static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths) {
+    /// Whether stream I is rounded for its metric, by one of its quantizers.
+    template <std::size_t I>
+    static constexpr bool feeds_back = feedback_policy<quantizer<I>> || feedback_policy<requantizer<I>>;
+
+    static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths,
+                               const Layer& layer) {
         LayerSizes out;
         if (row_widths.empty()) row_widths.assign(footprint.widths.begin(), footprint.widths.end());
         out.row_widths = std::move(row_widths);
         out.matrix_floats = footprint.matrix_floats;
         out.vector_floats = footprint.vector_floats;
-        [&]<std::size_t... I>(std::index_sequence<I...>) { (add_codecs<I>(out, footprint.widths[I]), ...); }
+        const auto add = [&]<std::size_t I>(std::integral_constant<std::size_t, I>) {
+            add_codecs<I>(out, footprint.widths[I]);
+            if constexpr (feeds_back<I> && detail::has_metric<Policy>) {
+                out.matrix_floats += feedback_floats(footprint.widths[I], Policy::metric_block(layer, I));
+            }
+        };
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (add(std::integral_constant<std::size_t, I>{}), ...); }
         (std::make_index_sequence<streams>{});
+        static_cast<void>(layer);
         return out;
     }
-    static LayerParts with_codecs(LayerPlan plan) {
+    static LayerParts with_codecs(LayerPlan plan, const Layer& layer) {
         detail::expects(plan.streams.size() == streams, "the projection's plan has ", plan.streams.size(),
                         " streams; its member `streams` says ", streams);
         LayerParts out{std::move(plan), {}, {}};
-        [&]<std::size_t... I>(std::index_sequence<I...>) {
-            (add_codecs<I>(out, out.plan.streams[I].coded_width()), ...);
-        }
+        const auto add = [&]<std::size_t I>(std::integral_constant<std::size_t, I>) {
+            add_codecs<I>(out, out.plan.streams[I].coded_width());
+            if constexpr (feeds_back<I> && detail::has_metric<Policy>) {
+                out.plan.streams[I].metric = Policy::metric(layer, I);
+            }
+        };
+        [&]<std::size_t... I>(std::index_sequence<I...>) { (add(std::integral_constant<std::size_t, I>{}), ...); }
         (std::make_index_sequence<streams>{});
+        static_cast<void>(layer);
         return out;
     }
 };

@@ -20,6 +20,7 @@
 #include <xquant/projection/latent.hpp>
 #include <xquant/projection/x.hpp>
 #include <xquant/quantizer/codebook.hpp>
+#include <xquant/quantizer/feedback.hpp>
 #include <xquant/quantizer/ggml.hpp>
 #include <xquant/quantizer/non_uniform.hpp>
 #include <xquant/quantizer/outliers.hpp>

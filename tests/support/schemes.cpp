@@ -159,6 +159,13 @@ std::vector<Scheme> make_schemes() {
         Entry<Alone<Requantizable<Uniform<4>, Uniform<2>>, Tokens, Rotated>>("x rotated 4, requantizable to 2",
                                                                              x_per_token<4>),
         Entry<Alone<Uniform<6>, Layout<PerChannel>, Rotated>>("x per channel 6", x_per_channel<6>),
+        Entry<Alone<WithFeedback<Uniform<4>>, Tokens, Rotated>>("x rotated 4, feedback", x_per_token<4>),
+        Entry<Alone<WithFeedback<Uniform<3, 128, MinMse>>, Layout<PerChannel>, Rotated>>("x per channel 3, feedback",
+                                                                                         x_per_channel<3>),
+        Entry<Alone<Requantizable<WithFeedback<Uniform<4>>, WithFeedback<Uniform<2>>>, Tokens, Rotated>>(
+            "x rotated 4, requantizable to 2, feedback", x_per_token<4>),
+        Entry<XCache<WithFeedback<Uniform<3>>, Tokens, CrossLayer<Delta>, Projection<Rotated>>>(
+            "cross-layer x rotated 3, feedback", x_differences<3>),
         Entry<Alone<Uniform<2, 128, MinMse>, Tokens, Rotated>>("x clipped 2", x_per_token<2>),
         Entry<Alone<Uniform<5, 8, Symmetric>, Tokens, KeyValue<BeforeRope>>>("k and v symmetric 5", kv_symmetric<5, 8>),
         Entry<Alone<Nf4<>, Tokens, KeyValue<BeforeRope>>>("k and v in levels", kv_symmetric<4, 64>),

@@ -47,6 +47,7 @@ StreamCodec make_codec(std::size_t width) {
         }
         StreamCodec codec{format, &detail::encode_group<Q>};
         if constexpr (learning_policy<Q>) codec.learn = &Q::learn;
+        codec.feeds_back = feedback_policy<Q>;
         if constexpr (requires { Q::scale_rule; }) codec.rule = Q::scale_rule;
         if constexpr (requires(Range range) { Q::scale_of(range); }) codec.scale_of = &Q::scale_of;
         if constexpr (outlier_policy<Q>) {

@@ -66,6 +66,13 @@ public:
             if (!stream.latent.empty()) {
                 out.spread = matrices_.keep(transpose(stream.latent, stream.width, out.coded_width));
             }
+            if (const std::size_t n = stream.metric.block; n > 0) {
+                std::vector<float> columns;
+                for (std::size_t first = 0; first < stream.metric.values.size(); first += n * n) {
+                    factor_metric(stream.metric.values.data() + first, n, columns);
+                }
+                out.feedback = {n, matrices_.keep(columns)};
+            }
             encoders.push_back(out);
         }
         const auto keep_heads = [this](const std::vector<HeadPlan>& heads, WeightVector<HeadDecoder>& out) {
@@ -181,6 +188,11 @@ private:
             must(s.latent.size() % s.width == 0, "latent has ", s.latent.size(), " floats; expected [width = ", s.width,
                  ", coded channels]");
             must(s.latent.empty() || role == CrossRole::difference, "latent is for layers that store a difference");
+            const std::size_t n = s.metric.block, coded = s.coded_width();
+            must(n == 0 || coded % n == 0, "the metric has blocks of ", n, " channels; expected a divisor of ", coded,
+                 ", the coded channels");
+            must(s.metric.values.size() == (n > 0 ? coded / n * n * n : 0), "the metric has ", s.metric.values.size(),
+                 " values; expected [", n > 0 ? coded / n : 0, "] blocks [", n, ", ", n, "]");
         }
         if (plan.shared.width > 0) {
             const std::size_t turned = 2 * layer.rope.inverse_frequencies.size();

@@ -47,8 +47,8 @@ void recode_page(Backend tag, Core& core, std::size_t page_group, Page* from, Pa
                 // What a scale and a zero of f16 make of a code may lie beyond the largest f16.
                 clamp_to_f16(rows, tokens * encoder.coded_width);
             }
-            encode_rows(tag, codec_of(i, stream),
-                        backend::Matrix{rows, tokens, encoder.coded_width, encoder.coded_width}, 0, target);
+            encode_coded(tag, core, codec_of(i, stream), encoder,
+                         backend::Matrix{rows, tokens, encoder.coded_width, encoder.coded_width}, 0, target);
         }
         new_sums.advance(tag, core, i, Serial{});
     }

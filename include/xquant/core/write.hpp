@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include <xquant/backend/feedback.hpp>
 #include <xquant/core/step_base.hpp>
 
 namespace xquant {
@@ -15,6 +16,15 @@ struct StreamWrite {
     const Write& write;
     std::size_t layer, stream;
 };
+
+/// Encodes coded rows of a stream, rounded for its metric where the codec asks for it.
+template <class Backend>
+void encode_coded(Backend tag, Core& core, const StreamCodec& codec, const StreamEncoder& encoder,
+                  backend::Matrix rows, std::size_t first, MutableStreamView out) {
+    if (!codec.feeds_back) return encode_rows(tag, codec, rows, first, out);
+    ScratchPool::Loan scratch(core.scratch(), backend::feedback_scratch(out.format, encoder.feedback));
+    encode_with_feedback(tag, codec, encoder.feedback, rows, first, out, scratch.data());
+}
 
 /// Encodes the rows of a write into its page. `step_rows` [n, width] are the step's own rows.
 template <class Backend>
@@ -31,8 +41,8 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums
     const bool difference = coded && prepared.role == CrossRole::difference;
     const Piece* pieces = of.plan.pieces.data() + write.first_piece;
     if (write.pieces == 1 && pieces->page == nullptr && !difference) {
-        encode_rows(tag, codec, backend::Matrix{step_rows + pieces->begin * width, write.count, width, width},
-                    write.slot, target);
+        encode_coded(tag, core, codec, encoder,
+                     backend::Matrix{step_rows + pieces->begin * width, write.count, width, width}, write.slot, target);
         return;
     }
     ScratchPool::Loan scratch(core.scratch(), write.count * width * (difference ? 2 : 1));
@@ -52,10 +62,11 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums
     if (difference) {
         float* coded_rows = rows + write.count * width;
         take_difference(tag, encoder, read_only(sums.view(write.page)), write.slot, write.count, rows, coded_rows);
-        encode_rows(tag, codec, backend::Matrix{coded_rows, write.count, encoder.coded_width, encoder.coded_width},
-                    write.slot, target);
+        encode_coded(tag, core, codec, encoder,
+                     backend::Matrix{coded_rows, write.count, encoder.coded_width, encoder.coded_width}, write.slot,
+                     target);
     } else {
-        encode_rows(tag, codec, backend::Matrix{rows, write.count, width, width}, write.slot, target);
+        encode_coded(tag, core, codec, encoder, backend::Matrix{rows, write.count, width, width}, write.slot, target);
     }
 }
 

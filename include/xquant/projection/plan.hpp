@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <vector>
 
+#include <xquant/projection/metric.hpp>
 #include <xquant/projection/rotation.hpp>
 #include <xquant/projection/weights.hpp>
 
@@ -36,6 +37,7 @@ struct StreamPlan {
     std::size_t rotate = 0;       ///< then rotate each block of this many channels; 0: do not
     std::vector<float>
         latent;  ///< U [R, coded channels], orthonormal columns, of a cross-layer difference; empty: identity
+    StreamMetric metric;  ///< of coded rows, where they are rounded for one; a scheme asks its projection for it
 
     /// Channels of a coded row.
     [[nodiscard]] std::size_t coded_width() const noexcept { return latent.empty() ? width : latent.size() / width; }
@@ -72,12 +74,18 @@ inline namespace XQUANT_ABI_NS {
 /// terms cancel, and their rounding would be many times that of what is left.
 constexpr bool keeps_f32(const StreamPlan& stream) noexcept { return stream.source != RowSource::x; }
 
+/// Entries of F of a stream with this many coded channels and blocks of n in its metric, 0: none.
+constexpr std::size_t feedback_floats(std::size_t coded_width, std::size_t n) noexcept {
+    return n > 0 ? coded_width / n * feedback_entries(n) : 0;
+}
+
 /// Entries of the matrices of a plan that Options::weights is about; U counts twice, since its transpose is kept as
 /// well.
 inline std::size_t matrix_floats(const LayerPlan& plan) noexcept {
     std::size_t floats = 0;
     for (const StreamPlan& stream : plan.streams) {
-        floats += (keeps_f32(stream) ? 0 : stream.matrix.size()) + 2 * stream.latent.size();
+        floats += (keeps_f32(stream) ? 0 : stream.matrix.size()) + 2 * stream.latent.size() +
+                  feedback_floats(stream.coded_width(), stream.metric.block);
     }
     for (const auto* heads : {&plan.keys, &plan.values}) {
         for (const HeadPlan& head : *heads) floats += head.matrix.size();
@@ -134,6 +142,7 @@ struct StreamEncoder {
     std::size_t coded_width = 0;  ///< channels of a coded row
     WeightMatrix latent;          ///< U [R, coded_width] or null: the identity
     WeightMatrix spread;          ///< U^T
+    FeedbackView feedback;        ///< of coded rows, where they are rounded for a metric
 };
 
 /// What a layer has to do with the accumulator of a cross-layer cache.

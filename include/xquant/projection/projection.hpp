@@ -17,6 +17,9 @@
 //     static constexpr bool takes(LayerInput)                which layers it serves beside those that hand over X:
 //                                                            StreamPlan::source is K or V then
 //     static constexpr bool reads_w_k = true                 if it reads Layer::w_k even where K and V are handed over
+// to serve WithFeedback<...>,
+//     static std::size_t metric_block(const Layer&, std::size_t stream)   channels of a block of the stream's metric
+//     static StreamMetric metric(const Layer&, std::size_t stream)        what errors of its coded rows cost
 // and, to serve CrossLayer<Delta>,
 //     below, base                       projections of the layers below the base layer and of the base layer itself
 //     difference_footprint, prepare_difference(const Layer&)   the plan of a layer that stores a difference: its rows
@@ -24,6 +27,7 @@
 #pragma once
 
 #include <array>
+#include <concepts>
 #include <cstddef>
 
 #include <xquant/model.hpp>
@@ -77,6 +81,13 @@ constexpr bool reads_w_k() noexcept {
     if constexpr (requires { Policy::reads_w_k; }) return Policy::reads_w_k;
     return false;
 }
+
+/// Whether a projection says what errors of its streams cost.
+template <class Policy>
+concept has_metric = requires(const Layer& layer, std::size_t stream) {
+    { Policy::metric(layer, stream) } -> std::same_as<StreamMetric>;
+    { Policy::metric_block(layer, stream) } -> std::convertible_to<std::size_t>;
+};
 
 /// Rows first .. first + count of a weight [out, in] as f32, [count, in].
 inline std::vector<float> load_rows(const MatrixView& weight, std::size_t first, std::size_t count) {

@@ -42,6 +42,7 @@ struct StreamCodec {
     ScaleOfRange scale_of =
         nullptr;  ///< not null: encode is encode_affine with this scale, so backends may do it themselves
     ScaleRule rule = ScaleRule::other;  ///< for backends that cannot call `encode`
+    bool feeds_back = false;            ///< whether rows are rounded for their stream's metric
 
     /// Floats of levels that have to be learnt.
     [[nodiscard]] constexpr std::size_t learnt_levels() const noexcept {

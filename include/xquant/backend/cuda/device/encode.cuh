@@ -20,7 +20,8 @@ inline namespace XQUANT_ABI_NS {
 
 /// Whether encode_rows serves a stream.
 constexpr bool encodes(const StreamCodec& codec) noexcept {
-    return !codec.format.quantized() || (codec.rule != ScaleRule::other && codec.format.outliers == 0);
+    return !codec.format.quantized() ||
+           (codec.rule != ScaleRule::other && codec.format.outliers == 0 && !codec.feeds_back);
 }
 
 namespace detail {

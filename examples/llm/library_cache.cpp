@@ -34,6 +34,7 @@ xq::Model describe(const Model& model, Needs needs, const Calibration* calibrati
         to.shape = {config.width, config.heads, config.kv_heads, config.head_dim};
         to.w_k = view(from.W_k);
         to.w_v = view(from.W_v);
+        to.w_o = view(from.W_o);
         to.b_k = or_null(from.b_k);
         to.b_v = or_null(from.b_v);
         to.k_norm = or_null(from.k_norm);

@@ -3,6 +3,7 @@
 
 #include <xquant/backend/project.hpp>
 #include <xquant/backend/simd/attention.hpp>
+#include <xquant/backend/simd/feedback.hpp>
 
 #if defined(XQUANT_HAS_AVX512)
 #include <xquant/backend/avx512/registers.hpp>

@@ -179,10 +179,9 @@ TEST_CASE("feedback costs a fraction of rounding to the nearest code, and its by
         QuantizedRows in_steps = nearest(c, rows);
         std::vector<float> scratch(backend::feedback_scratch(in_steps.view().format, metric.view()));
         for (std::size_t t = 0; t < c.tokens; t += step) {
-            backend::encode_with_feedback(
-                backend::scalar{}, in_steps.codec(), metric.view(),
-                {rows.data() + t * c.width, std::min(step, c.tokens - t), c.width, c.width}, t, in_steps.view(),
-                scratch.data());
+            backend::encode_with_feedback(backend::scalar{}, in_steps.codec(), metric.view(),
+                                          {rows.data() + t * c.width, std::min(step, c.tokens - t), c.width, c.width},
+                                          t, in_steps.view(), scratch.data());
         }
         CHECK(same_bytes(in_steps, by_scalar));
     }

@@ -53,10 +53,10 @@ const float* column_of(Backend tag, const FeedbackView& of, std::size_t first, s
 struct FeedbackWork {
     const StreamCodec& codec;
     const FeedbackView& feedback;
-    Matrix rows;                   ///< [tokens, width]
-    Slots unit;                    ///< the channels
-    float *targets, *group, *room; ///< [unit][tokens], [group][tokens], [block]
-    std::uint8_t* codes;           ///< [group][tokens]
+    Matrix rows;                    ///< [tokens, width]
+    Slots unit;                     ///< the channels
+    float *targets, *group, *room;  ///< [unit][tokens], [group][tokens], [block]
+    std::uint8_t* codes;            ///< [group][tokens]
     std::array<float, tile_tokens> scales, zeros, inverses;
 
     [[nodiscard]] TokenScalesOf by() noexcept { return {scales.data(), zeros.data(), inverses.data()}; }
@@ -126,7 +126,7 @@ void encode_unit(Backend tag, FeedbackWork& at, std::size_t first, MutableStream
         }
         for (std::size_t i = 0; i < size; ++i) {
             const std::size_t token = i % tokens;
-            lost[token - token % format.group_tokens] |= !fits_f16(at.group[i]);
+            lost[token - token % format.group_tokens] |= !xquant::detail::fits_f16(at.group[i]);
         }
         if (channels.count > 1) std::copy_n(given, size, at.group);
         round_group(tag, at, channels, true);

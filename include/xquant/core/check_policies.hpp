@@ -134,10 +134,11 @@ constexpr bool check_scheme() noexcept {
                 ...);
     }
     (std::make_index_sequence<sound_projection<Projection>::streams>{});
-    static_assert(!feeds_back || has_metric<Projection>,
-                  "xquant: WithFeedback rounds rows for what their errors cost; the projection needs static StreamMetric "
-                  "metric(const Layer&, std::size_t stream) and static std::size_t metric_block(const Layer&, std::size_t "
-                  "stream), as Rotated has them");
+    static_assert(
+        !feeds_back || has_metric<Projection>,
+        "xquant: WithFeedback rounds rows for what their errors cost; the projection needs static StreamMetric "
+        "metric(const Layer&, std::size_t stream) and static std::size_t metric_block(const Layer&, std::size_t "
+        "stream), as Rotated has them");
     return true;
 }
 

@@ -19,8 +19,8 @@ struct StreamWrite {
 
 /// Encodes coded rows of a stream, rounded for its metric where the codec asks for it.
 template <class Backend>
-void encode_coded(Backend tag, Core& core, const StreamCodec& codec, const StreamEncoder& encoder,
-                  backend::Matrix rows, std::size_t first, MutableStreamView out) {
+void encode_coded(Backend tag, Core& core, const StreamCodec& codec, const StreamEncoder& encoder, backend::Matrix rows,
+                  std::size_t first, MutableStreamView out) {
     if (!codec.feeds_back) return encode_rows(tag, codec, rows, first, out);
     ScratchPool::Loan scratch(core.scratch(), backend::feedback_scratch(out.format, encoder.feedback));
     encode_with_feedback(tag, codec, encoder.feedback, rows, first, out, scratch.data());

@@ -15,14 +15,14 @@ namespace xquant {
 
 /// G of a stream's coded rows: zero outside blocks of channels along its diagonal.
 struct StreamMetric {
-    std::size_t block = 0;        ///< n, channels of a block: a divisor of the coded channels; 0: there is no metric
-    std::vector<float> values;    ///< [blocks][n, n], symmetric and positive definite; lower triangles are read
+    std::size_t block = 0;      ///< n, channels of a block: a divisor of the coded channels; 0: there is no metric
+    std::vector<float> values;  ///< [blocks][n, n], symmetric and positive definite; lower triangles are read
 };
 
 /// F of a StreamMetric.
 struct FeedbackView {
-    std::size_t block = 0;   ///< n; 0: there is none
-    WeightMatrix columns;    ///< [blocks], of each the columns below the diagonal, one behind the other
+    std::size_t block = 0;  ///< n; 0: there is none
+    WeightMatrix columns;   ///< [blocks], of each the columns below the diagonal, one behind the other
 };
 
 inline namespace XQUANT_ABI_NS {

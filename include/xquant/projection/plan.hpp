@@ -36,7 +36,7 @@ struct StreamPlan {
     bool rope = false;            ///< then turn each head by its position (keys stored after RoPE)
     std::size_t rotate = 0;       ///< then rotate each block of this many channels; 0: do not
     std::vector<float>
-        latent;  ///< U [R, coded channels], orthonormal columns, of a cross-layer difference; empty: identity
+        latent;           ///< U [R, coded channels], orthonormal columns, of a cross-layer difference; empty: identity
     StreamMetric metric;  ///< of coded rows, where they are rounded for one; a scheme asks its projection for it
 
     /// Channels of a coded row.

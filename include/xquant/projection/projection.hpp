@@ -83,8 +83,7 @@ constexpr bool reads_w_k() noexcept {
 }
 
 /// Whether a projection says what errors of its streams cost.
-template <class Policy>
-concept has_metric = requires(const Layer& layer, std::size_t stream) {
+template <class Policy> concept has_metric = requires(const Layer& layer, std::size_t stream) {
     { Policy::metric(layer, stream) } -> std::same_as<StreamMetric>;
     { Policy::metric_block(layer, stream) } -> std::convertible_to<std::size_t>;
 };

@@ -68,8 +68,8 @@ inline void add_metric(const float* a, const float* b, std::size_t rows, std::si
 }
 
 /// rows [Dh, D] -> (sum over heads first .. first + count of W_o W_o^T) rows, W_o [D, H * Dh] those of one head each.
-inline std::vector<float> through_w_o(const MatrixView& w_o, std::size_t first, std::size_t count,
-                                      const float* rows, std::size_t dh, std::size_t d) {
+inline std::vector<float> through_w_o(const MatrixView& w_o, std::size_t first, std::size_t count, const float* rows,
+                                      std::size_t dh, std::size_t d) {
     std::vector<double> products(dh * dh, 0.0);
     std::vector<float> row(w_o.cols), out(dh * d, 0.0F);
     for (std::size_t r = 0; r < w_o.rows; ++r) {

@@ -15,8 +15,9 @@ namespace xquant {
 /// @tparam Quantizer  any quantizer policy without outliers, in a layout and a projection whose streams have a metric
 template <class Quantizer>
 struct WithFeedback : Quantizer {
-    static_assert(!requires { Quantizer::outliers; },
-                  "xquant: WithFeedback takes no outliers: channels behind them would make up for errors that are none");
+    static_assert(
+        !requires { Quantizer::outliers; },
+        "xquant: WithFeedback takes no outliers: channels behind them would make up for errors that are none");
     static constexpr bool feeds_back = true;  ///< rows are rounded for their stream's metric
 };
 

@@ -37,8 +37,7 @@ inline void find_scales(scalar, const StreamCodec& codec, const float* targets, 
         for (std::size_t k = 0; k < some; ++k) {
             for (std::size_t i = 0; i < n; ++i) values[k * n + i] = targets[i * tokens + t + k];
         }
-        const GroupScale scale =
-            codec.encode({values.data(), some * n}, {codes.data(), some * n}, codec.format.levels);
+        const GroupScale scale = codec.encode({values.data(), some * n}, {codes.data(), some * n}, codec.format.levels);
         std::fill_n(out.scales + t, some, scale.scale);
         std::fill_n(out.zeros + t, some, scale.zero);
         std::fill_n(out.inverses + t, some, inverse_scale(scale));
@@ -65,8 +64,7 @@ inline std::uint8_t nearest_level(float x, GroupScale group, const float* levels
 
 /// codes [tokens] of one channel's targets [tokens], and errors [tokens] = what is stored - values [tokens].
 inline void round_channel(scalar, const StreamFormat& format, const float* targets, const float* values,
-                          std::size_t tokens, const TokenScalesOf& by, std::uint8_t* codes,
-                          float* errors) noexcept {
+                          std::size_t tokens, const TokenScalesOf& by, std::uint8_t* codes, float* errors) noexcept {
     const std::size_t count = std::size_t{1} << format.bits;
     const auto top = static_cast<float>(count - 1);
     for (std::size_t k = 0; k < tokens; ++k) {

@@ -31,7 +31,8 @@ void find_scales(simd<R>, const StreamCodec& codec, const float* targets, std::s
     }
     for (std::size_t t = 0; t < tokens; t += block) {
         const std::size_t some = (std::min)(block, tokens - t);
-        const GroupScale scale = codec.scale_of({range_of({low.data() + t, some}).low, range_of({high.data() + t, some}).high});
+        const GroupScale scale =
+            codec.scale_of({range_of({low.data() + t, some}).low, range_of({high.data() + t, some}).high});
         std::fill_n(out.scales + t, some, scale.scale);
         std::fill_n(out.zeros + t, some, scale.zero);
         std::fill_n(out.inverses + t, some, inverse_scale(scale));
@@ -62,8 +63,8 @@ void feed_back(simd<R>, const float* column, std::size_t n, const float* errors,
         const auto error = R::splat(-errors[0]);
         for (std::size_t c = 0; c < n; c += R::lanes) {
             const std::size_t some = (std::min)(R::lanes, n - c);
-            R::store_first(targets + c, R::fma(R::load_first(column + c, some), error, R::load_first(targets + c, some)),
-                           some);
+            R::store_first(targets + c,
+                           R::fma(R::load_first(column + c, some), error, R::load_first(targets + c, some)), some);
         }
         return;
     }

@@ -12,17 +12,20 @@
 #include "sequence_cache.hpp"
 
 namespace llm {
-namespace {
 
 namespace xq = xquant;
+
+namespace {
 
 xq::Rope describe(const Rope& rope) {
     return xq::Rope::standard(rope.dims, rope.base,
                               rope.pairs == Pairs::halves ? xq::RopePairing::halves : xq::RopePairing::interleaved);
 }
 
-xq::Model describe(const Model& model, Needs needs, const Calibration* calibration) {
-    const Config& config = model.config();
+}  // namespace
+
+xq::Model describe(const Model& model) {
+const Config& config = model.config();
     const auto view = [](const Matrix& matrix) {
         return xq::MatrixView(matrix.values.data(), matrix.rows, matrix.columns);
     };
@@ -42,15 +45,26 @@ xq::Model describe(const Model& model, Needs needs, const Calibration* calibrati
         to.rope = describe(from.rope);
         to.window = from.window;
         to.softmax_scale = static_cast<double>(config.softmax_scale);
-        if (needs == Needs::mean) to.mean = calibration->mean[i].data();
-        if (needs == Needs::calibration) {
-            const std::vector<float>& rows = calibration->rows[i];
-            to.calibration = xq::MatrixView(rows.data(), rows.size() / config.width, config.width);
-        }
     }
     return out;
 }
 
+namespace {
+
+/// With what the scheme needs.
+xq::Model described_for(const Scheme& scheme, const Model& model, const SchemeOptions& options) {
+    xq::Model out = describe(model);
+    for (std::size_t i = 0; i < out.layers.size(); ++i) {
+        xq::Layer& layer = out.layers[i];
+        if (scheme.needs == Needs::mean) layer.mean = options.calibration->mean[i].data();
+        if (scheme.needs == Needs::calibration) {
+            const std::vector<float>& rows = options.calibration->rows[i];
+            layer.calibration = xq::MatrixView(rows.data(), rows.size() / layer.shape.width, layer.shape.width);
+        }
+    }
+    if (options.statistics != nullptr) options.statistics->attach(out);
+    return out;
+}
 xq::Options library_options(const SchemeOptions& options) {
     xq::Options out;
     out.sinks = options.sinks;
@@ -63,7 +77,7 @@ xq::Options library_options(const SchemeOptions& options) {
 class LibraryCache final : public SequenceCache<xq::Cache<>> {
 public:
     LibraryCache(const Scheme& scheme, const Model& model, const SchemeOptions& options)
-        : SequenceCache(xq::make_cache(scheme.library_name(), describe(model, scheme.needs, options.calibration),
+        : SequenceCache(xq::make_cache(scheme.library_name(), described_for(scheme, model, options),
                                        library_options(options))),
           shape_(model.config()),
           pool_(options.pool) {}
@@ -107,11 +121,13 @@ private:
 
 std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, const Model& model,
                                                       const SchemeOptions& options) {
-    if (scheme.needs != Needs::nothing && options.calibration == nullptr)
+    if (scheme.needs == Needs::statistics && options.statistics == nullptr)
+        throw Error(fmt::format("scheme '{}' needs --calibration FILE, which `xquant-llm calibrate` makes", scheme.text));
+    if (scheme.needs != Needs::nothing && scheme.needs != Needs::statistics && options.calibration == nullptr)
         throw Error(fmt::format("{} needs a calibration, which only perplexity has", scheme.name));
     if (options.place == Place::processor) return std::make_unique<LibraryCache>(scheme, model, options);
     const DeviceShape shape{model.config().width, model.config().q_width()};
-    const xq::Model described = describe(model, scheme.needs, options.calibration);
+    const xq::Model described = described_for(scheme, model, options);
 #if defined(XQUANT_LLM_CUDA)
     if (options.place == Place::cuda)
         return make_cuda_cache(scheme.library_name(), described, library_options(options), shape);

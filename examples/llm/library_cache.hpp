@@ -10,6 +10,9 @@ namespace llm {
 
 class Model;
 
+/// The model as the library sees it; its views point into `model`.
+xquant::Model describe(const Model& model);
+
 std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, const Model& model,
                                                       const SchemeOptions& options);
 

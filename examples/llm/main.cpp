@@ -14,6 +14,7 @@
 #include "inspect.hpp"
 #include "perplexity.hpp"
 #include "schemes.hpp"
+#include "statistics.hpp"
 #include "tokenizer.hpp"
 
 namespace {
@@ -22,6 +23,11 @@ void add_model(CLI::App& command, std::string& model) {
     command.add_option("--model", model, "GGUF file: llama, qwen2, qwen3, gemma3 or gpt2")
         ->envname("XQUANT_MODEL")
         ->required()
+        ->type_name("FILE");
+}
+
+void add_calibration(CLI::App& command, std::string& file) {
+    command.add_option("--calibration", file, "what `calibrate` saved of this model, for head*, joint* and their kind")
         ->type_name("FILE");
 }
 
@@ -85,7 +91,24 @@ int main(int argc, char** argv) {
             "in plain C++, hundreds of times slower")
         ->capture_default_str()
         ->type_name("NAME");
+    add_calibration(*perplexity, p.calibration);
     perplexity->add_option("--json", p.json, "also write the figures to this file")->type_name("FILE");
+
+    llm::CalibrateOptions c;
+    CLI::App* calibrate_text = app.add_subcommand("calibrate", "Learn from a text what errors of a model's cache cost");
+    add_model(*calibrate_text, c.model);
+    calibrate_text->add_option("--text", c.texts, "UTF-8 texts, separated by commas; places of several texts are better")
+        ->delimiter(',')
+        ->required()
+        ->type_name("FILE,...");
+    calibrate_text->add_option("--out", c.out, "file to write")->required()->type_name("FILE");
+    number(*calibrate_text, "--context", c.context, "tokens of a context");
+    number(*calibrate_text, "--contexts", c.contexts, "contexts, spread evenly over each text");
+    number(*calibrate_text, "--from", c.from, "first token of each text that may be used");
+    number(*calibrate_text, "--to", c.to, "token behind the last one that may be used; 0: all");
+    number(*calibrate_text, "--sinks", c.sinks, "first tokens of a context that caches will keep exact");
+    calibrate_text->add_flag("--x", c.x, "also what the schemes of X need: D^2 floats a layer");
+    number(*calibrate_text, "--threads", c.threads, "threads; 0: as many as the machine has");
 
     llm::GenerateOptions g;
     CLI::App* generate = app.add_subcommand("generate", "Continue a prompt");
@@ -167,6 +190,7 @@ int main(int argc, char** argv) {
         if (*bos_flag) p.bos = bos;
         if (*calibrate) p.calibrate_offset = calibrate_offset;
         if (*perplexity) llm::perplexity(p);
+        if (*calibrate_text) llm::calibrate_texts(c);
         if (*generate) llm::generate(g);
         if (*bench) llm::bench(b);
         if (*bytes) llm::bytes(s);

@@ -19,6 +19,7 @@
 #include "model.hpp"
 #include "progress.hpp"
 #include "schemes.hpp"
+#include "statistics.hpp"
 #include "tokenizer.hpp"
 
 namespace llm {
@@ -247,7 +248,8 @@ void perplexity(const PerplexityOptions& o) {
         throw Error(fmt::format("{}: the text has {} tokens, but --offset {} with {} x {} tokens asks for {}", o.text,
                                 tokens.size(), o.offset, o.chunks, o.context, o.offset + evaluated));
     const bool calibrates =
-        std::any_of(schemes.begin(), schemes.end(), [](const Scheme& s) { return s.needs != Needs::nothing; });
+        std::any_of(schemes.begin(), schemes.end(),
+                    [](const Scheme& s) { return s.needs == Needs::mean || s.needs == Needs::calibration; });
     const std::size_t calibration = calibrates ? calibration_start(o, tokens.size()) : 0;
     std::ofstream json;
     if (!o.json.empty()) {
@@ -289,6 +291,8 @@ void perplexity(const PerplexityOptions& o) {
     options.place = place;
     options.pool = &pool;
     options.calibration = calibrates ? &learnt : nullptr;
+    std::optional<xquant::Calibration> statistics;
+    if (!o.calibration.empty()) options.statistics = &statistics.emplace(read_statistics(o.calibration, model));
 
     Evaluation evaluation(model, chunks, first_scored(o), pool, progress);
     std::size_t width = 15;

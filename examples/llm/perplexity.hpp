@@ -13,7 +13,7 @@
 namespace llm {
 
 struct PerplexityOptions {
-    std::string model, text, json;                       // files; json may be empty
+    std::string model, text, json, calibration;          // files; json and calibration may be empty
     std::size_t offset = 0, context = 1024, chunks = 1;  // tokens, tokens, contexts
     // Names, which may have suffixes of their own: "svd_head4:tail=128".
     std::vector<std::string> schemes{"f16", "q8_0", "q4_0_hadamard", "kivi4", "x4", "x4_rot", "svd_head4"};

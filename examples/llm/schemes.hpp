@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include <xquant/calibration/calibrator.hpp>
 #include <xquant/registry.hpp>
 #include "compiled/best.hpp"
 
@@ -32,6 +33,7 @@ struct SchemeOptions {
     Place place = Place::processor;
     ThreadPool* pool = nullptr;
     const Calibration* calibration = nullptr;  // for schemes that need one
+    const xquant::Calibration* statistics = nullptr;  // for schemes that need them
 };
 
 /// What a scheme takes of a calibration.

@@ -12,6 +12,8 @@
 
 namespace xquant {
 
+struct LayerStatistics;  // calibration/statistics.hpp
+
 /// Shape of one attention layer. GQA: kv_heads < heads; MHA: equal; MQA: kv_heads = 1.
 struct LayerShape {
     std::size_t width = 0;     ///< D, channels of X; may be 0 where the engine hands over K and V
@@ -111,6 +113,7 @@ struct Layer {
     double softmax_scale = 0;       ///< factor of q k^T, 1e-6 to 1e6; 0: 1 / sqrt(Dh)
     const float* mean = nullptr;    ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
     MatrixView calibration;         ///< [n, D] rows of X of other text, for quantizers that learn; or empty
+    const LayerStatistics* statistics = nullptr;  ///< of other text, for KeyValueLatent and its kind; or null
     const float* b_k = nullptr;     ///< [Hkv * Dh] or null
     const float* b_v = nullptr;     ///< [Hkv * Dh] or null
     const float* k_norm = nullptr;  ///< [Dh] gain of an RMS norm of each key head, before RoPE; or null

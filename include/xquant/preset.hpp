@@ -10,13 +10,17 @@
 namespace xquant::preset {
 inline namespace XQUANT_ABI_NS {
 
+/// Codes that are rounded for what errors cost. Below 4 bits, clipping a group's range pays.
+template <unsigned Bits, unsigned Group = 128>
+using FedBack = WithFeedback<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>>;
+
 /// X itself per token. The paper's form for MHA.
 template <unsigned Bits, unsigned Group = 128>
 using plain_x = XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;
 
-/// X rotated per token; less its mean where Layer::mean is given.
+/// X rotated per token, rounded for what errors of it cost in K and V; less its mean where Layer::mean is given.
 template <unsigned Bits, unsigned Group = 128>
-using rotated_x = XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>>;
+using rotated_x = XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>>;
 
 /// Latents of W_k per channel and of W_v per token. The paper's form for GQA. Needs <xquant/projection/svd.hpp>.
 template <unsigned Bits, unsigned Group = 128>
@@ -75,6 +79,17 @@ using f16_kv = XCache<Unquantized<f16>, Layout<PerToken>, CrossLayer<Off>, Proje
 /// without the rotation).
 template <unsigned Bits>
 using kv = XCache<Uniform<Bits, 64>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
+
+/// K before RoPE per channel and V per token, each head in a basis in which its errors cost least, and rounded so. Needs
+/// Layer::statistics, and <xquant/projection/key_value_latent.hpp>. KeyBits of K, Bits of V.
+template <unsigned KeyBits, unsigned Bits = KeyBits, unsigned Group = 128>
+using head_latent = XCache<PerStream<FedBack<KeyBits, Group>, FedBack<Bits, Group>>, Layout<PerChannel, PerToken>,
+                           CrossLayer<Off>, Projection<KeyValueLatent<EachHead>>>;
+
+/// Likewise with one basis for the K of all heads and one for V: less error, and Hkv times the work when it is read.
+template <unsigned KeyBits, unsigned Bits = KeyBits, unsigned Group = 128>
+using joint_latent = XCache<PerStream<FedBack<KeyBits, Group>, FedBack<Bits, Group>>, Layout<PerChannel, PerToken>,
+                            CrossLayer<Off>, Projection<KeyValueLatent<AllHeads>>>;
 
 /// ggml's 8-bit cache.
 using q8_0 = XCache<GgmlQ8_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;

@@ -4,6 +4,7 @@
 // schemes.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <utility>
 #include <vector>
@@ -43,7 +44,7 @@ struct Scheme {
         detail::expects(
             !learns || !layer.calibration.empty(),
             "Layer::calibration is empty, and the quantizer learns its levels from rows of X (NonUniform does)");
-        return with_codecs(Policy::prepare(layer), layer);
+        return with_codecs(plan_of(layer), layer);
     }
 
     /// Like sizes, but for a layer that stores a difference to the layers below.
@@ -132,6 +133,18 @@ private:
         }
     }
 
+    /// The projection's plan; some choose their bases by the bits of a code.
+    static LayerPlan plan_of(const Layer& layer) {
+        return [&]<std::size_t... I>(std::index_sequence<I...>) {
+            if constexpr (requires(const std::array<unsigned, streams>& bits) { Policy::prepare(layer, bits); }) {
+                return Policy::prepare(layer, {quantizer<I>::bits...});
+            } else {
+                return Policy::prepare(layer);
+            }
+        }
+        (std::make_index_sequence<streams>{});
+    }
+
     template <std::size_t I, class Codecs>
     static void add_codecs(Codecs& out, std::size_t width) {
         out.codecs.push_back(make_codec<quantizer<I>, axis<I>>(width));
@@ -150,7 +163,7 @@ private:
         out.vector_floats = footprint.vector_floats;
         const auto add = [&]<std::size_t I>(std::integral_constant<std::size_t, I>) {
             add_codecs<I>(out, footprint.widths[I]);
-            if constexpr (feeds_back<I> && detail::has_metric<Policy>) {
+            if constexpr (feeds_back<I> && detail::has_metric_block<Policy>) {
                 out.matrix_floats += feedback_floats(footprint.widths[I], Policy::metric_block(layer, I));
             }
         };
@@ -165,8 +178,11 @@ private:
         LayerParts out{std::move(plan), {}, {}};
         const auto add = [&]<std::size_t I>(std::integral_constant<std::size_t, I>) {
             add_codecs<I>(out, out.plan.streams[I].coded_width());
-            if constexpr (feeds_back<I> && detail::has_metric<Policy>) {
-                out.plan.streams[I].metric = Policy::metric(layer, I);
+            StreamMetric& metric = out.plan.streams[I].metric;
+            if constexpr (!feeds_back<I>) {
+                metric = {};
+            } else if constexpr (detail::has_metric<Policy>) {
+                if (metric.block == 0) metric = Policy::metric(layer, I);
             }
         };
         [&]<std::size_t... I>(std::index_sequence<I...>) { (add(std::integral_constant<std::size_t, I>{}), ...); }

@@ -15,7 +15,8 @@ namespace xquant {
 enum class Needs : unsigned char {
     nothing,
     mean,        ///< Layer::mean; without it nothing is subtracted
-    calibration  ///< Layer::calibration; without it the constructor throws shape_error
+    calibration,  ///< Layer::calibration; without it the constructor throws shape_error
+    statistics    ///< Layer::statistics; without them the constructor throws value_error
 };
 
 /// A scheme that make_cache knows.

@@ -29,7 +29,7 @@ struct RandomMetric {
                         const double weight = std::pow(100.0, -static_cast<double>(k) / static_cast<double>(n));
                         sum += weight * static_cast<double>(factor[k * n + i]) * static_cast<double>(factor[k * n + j]);
                     }
-                    values[(b * n + i) * n + j] = static_cast<float>(sum);
+                    values[(b * n + i) * n + j] = sum;
                 }
             }
             factor_metric(values.data() + b * n * n, n, columns);
@@ -55,7 +55,8 @@ struct RandomMetric {
     }
 
     std::size_t block;
-    std::vector<float> values, columns;
+    std::vector<double> values;
+    std::vector<float> columns;
 };
 
 /// How rows are grouped, and how wide a block of the metric is.
@@ -75,6 +76,7 @@ const std::vector<Case>& cases() {
         {"tokens, groups over blocks", 256, 16, 64, false},
         {"tokens, one group, 2 bits", 48, 5, 48, false, 2},
         {"tokens, one token", 192, 1, 192, false, 3},
+        {"tokens, a block that straddles groups", 288, 20, 96, false},
     };
     return all;
 }
@@ -143,7 +145,7 @@ TEST_CASE("a metric is F^T D F, D_i what is left of its diagonal behind channel 
         }
         CHECK(worst < 1e-4 * static_cast<double>(n));
     }
-    const std::vector<float> indefinite{1, 2, 2, 1};
+    const std::vector<double> indefinite{1, 2, 2, 1};
     std::vector<float> out;
     CHECK_THROWS_AS(factor_metric(indefinite.data(), 2, out), value_error);
 }

@@ -14,6 +14,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 
 #include <xquant/backend/rematerialize.hpp>
 #include <xquant/backend/scalar/feedback.hpp>
@@ -25,7 +26,7 @@ namespace detail {
 
 /// Channels that are rounded together.
 constexpr std::size_t feedback_unit(const StreamFormat& format, const FeedbackView& feedback) noexcept {
-    return (std::max)(feedback.block, std::size_t{format.group_channels});
+    return (std::min)(std::lcm(feedback.block, std::size_t{format.group_channels}), std::size_t{format.width});
 }
 /// Tokens that are: whole token blocks.
 constexpr std::size_t feedback_tokens(const StreamFormat& format) noexcept {
@@ -148,7 +149,7 @@ inline MutableStreamView some_channels(MutableStreamView view, Slots channels) n
 }  // namespace detail
 
 /// Writes rows [count, width] into the slots first .. first + count of a stream, as encode_rows does, but rounded for
-/// the metric whose F is given; its block divides the width, and is a multiple or a divisor of a group's channels.
+/// the metric whose F is given; its block divides the width.
 /// Scratch: feedback_scratch floats.
 template <class Backend>
 void encode_with_feedback(Backend tag, const StreamCodec& codec, const FeedbackView& feedback, Matrix rows,

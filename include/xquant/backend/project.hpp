@@ -1,7 +1,7 @@
 // Projection: rows of one stream from x (or from K or V), as they will be stored. Drives every backend that has
 // `multiply` and `load_weights`.
 //
-//     z [n, R] = rotate(rope(norms((x - mean) T + b)))
+//     z [n, R] = mix(rotate(rope(norms((x - mean) T + b))))
 //
 // Limit   the product, by FMA throughput: 2 n D R operations.
 #pragma once
@@ -32,6 +32,22 @@ struct RowPositions {
     const RopeView& rope;
     std::size_t head_dim = 0;
 };
+
+/// Multiplies each block of channels of some rows by its matrix. Scratch: `floats` of them, a row's or more.
+template <class Backend>
+void mix_blocks(Backend tag, const StreamEncoder& encoder, MutableMatrix rows, float* scratch,
+                std::size_t floats) noexcept {
+    const std::size_t n = encoder.mixed, step = (std::min)(floats / n, rows.rows);
+    for (std::size_t c = 0; c < rows.columns; c += n) {
+        const WeightMatrix matrix = encoder.mix + c / n * n * n;
+        for (std::size_t t = 0; t < rows.rows; t += step) {
+            const std::size_t some = (std::min)(step, rows.rows - t);
+            float* const block = rows.data + t * rows.stride + c;
+            for (std::size_t i = 0; i < some; ++i) std::copy_n(block + i * rows.stride, n, scratch + i * n);
+            multiply_weights(tag, {scratch, n, 1}, matrix, n, {block, some, n, rows.stride}, false);
+        }
+    }
+}
 
 /// Rows of one stream from x [n, D], D as the encoder reads it. Shape out: [n, R]. Scratch: project_scratch(D, R, n)
 /// floats.
@@ -70,6 +86,7 @@ void project(Backend tag, const StreamEncoder& encoder, Matrix x, const RowPosit
     for (std::size_t i = 0; i < n && encoder.rotate != 0; ++i) {
         rotate_blocks(out + i * r, r, encoder.rotate, encoder.dct, scratch + n * d);
     }
+    if (encoder.mix != nullptr) mix_blocks(tag, encoder, {out, n, r, r}, scratch, project_scratch(d, r, n));
 }
 
 }  // namespace XQUANT_ABI_NS

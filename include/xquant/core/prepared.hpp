@@ -61,6 +61,8 @@ public:
             out.comes_with_rope = plan.keys_after_rope && stream.source == RowSource::keys && !stream.rope;
             out.rotate = stream.rotate;
             if (stream.rotate != 0) out.dct = keep(dct_matrix(dct_size(stream.rotate)));
+            out.mixed = stream.mixed;
+            out.mix = keep(stream.mix);
             out.coded_width = stream.coded_width();
             out.latent = matrices_.keep(stream.latent);
             if (!stream.latent.empty()) {
@@ -177,6 +179,9 @@ private:
                  " floats; expected none, or D = ", d);
             must(s.rotate == 0 || s.width % s.rotate == 0, "rotate is ", s.rotate,
                  "; expected a divisor of width = ", s.width);
+            must(s.mixed == 0 ? s.mix.empty() : s.width % s.mixed == 0 && s.mix.size() == s.width * s.mixed, "mix has ",
+                 s.mix.size(), " floats for blocks of ", s.mixed, " channels; expected [width / n][n, n] for a divisor ",
+                 "n of width = ", s.width);
             must(!(s.rope || s.norm || s.unit_norm) || s.width % dh == 0,
                  "rope, norm and unit_norm take whole heads of ", dh, " channels; width is ", s.width);
             must(s.row_norm.empty() || s.row_norm.size() == s.width, "row_norm has ", s.row_norm.size(),

@@ -16,7 +16,7 @@ namespace xquant {
 /// G of a stream's coded rows: zero outside blocks of channels along its diagonal.
 struct StreamMetric {
     std::size_t block = 0;      ///< n, channels of a block: a divisor of the coded channels; 0: there is no metric
-    std::vector<float> values;  ///< [blocks][n, n], symmetric and positive definite; lower triangles are read
+    std::vector<double> values;  ///< [blocks][n, n], symmetric and positive definite; lower triangles are read
 };
 
 /// F of a StreamMetric.
@@ -32,9 +32,11 @@ constexpr std::size_t feedback_entries(std::size_t n) noexcept { return n * (n -
 /// Where column i begins among them: entry (i + 1, i).
 constexpr std::size_t feedback_column(std::size_t n, std::size_t i) noexcept { return i * n - i * (i + 1) / 2; }
 
-/// Appends F of a block of a metric, G [n, n], to `out`: its columns below the diagonal. Throws value_error where G is
-/// not positive definite. Cost: n^3 / 6 multiplications and additions in f64.
-inline void factor_metric(const float* values, std::size_t n, std::vector<float>& out) {
+namespace detail {
+
+/// D F of a metric, G [n, n], in the lower triangle: entry (c, i) is D_c F_ci, D_c on the diagonal. Throws value_error
+/// where G is not positive definite. Cost: n^3 / 6 multiplications and additions.
+inline std::vector<double> reduced_metric(const double* values, std::size_t n) {
     constexpr std::size_t block = 64, strip = 512;  // what is read again and again stays in L2
     std::vector<double> g(values, values + n * n), factors(block);
     for (std::size_t end = n; end > 0;) {
@@ -43,8 +45,8 @@ inline void factor_metric(const float* values, std::size_t n, std::vector<float>
         for (std::size_t i = end; i-- > begin;) {
             const double* const row = g.data() + i * n;
             if (!(row[i] > 0)) {
-                detail::raise<value_error>("the metric of a stream is not positive definite: pivot ", i, " of ", n,
-                                           " is ", row[i]);
+                raise<value_error>("the metric of a stream is not positive definite: pivot ", i, " of ", n,
+                                   " is ", row[i]);
             }
             for (std::size_t j = begin; j < i; ++j) {
                 const double factor = row[j] / row[i];
@@ -65,6 +67,23 @@ inline void factor_metric(const float* values, std::size_t n, std::vector<float>
         }
         end = begin;
     }
+    return g;
+}
+
+/// The sum of D of a metric.
+inline double metric_sum(const std::vector<double>& metric, std::size_t n) {
+    const std::vector<double> g = reduced_metric(metric.data(), n);
+    double sum = 0;
+    for (std::size_t i = 0; i < n; ++i) sum += g[i * n + i];
+    return sum;
+}
+
+}  // namespace detail
+
+/// Appends F of a block of a metric, G [n, n], to `out`: its columns below the diagonal. Throws value_error where G is
+/// not positive definite. Cost: n^3 / 6 multiplications and additions in f64.
+inline void factor_metric(const double* values, std::size_t n, std::vector<float>& out) {
+    const std::vector<double> g = detail::reduced_metric(values, n);
     for (std::size_t i = 0; i < n; ++i) {
         for (std::size_t c = i + 1; c < n; ++c) out.push_back(static_cast<float>(g[c * n + i] / g[c * n + c]));
     }

@@ -1,6 +1,6 @@
 // What a projection policy hands back for one layer: how rows are made from X, and how K and V come back. Plain data.
 //
-//     write  z = rotate(rope(norms((x - mean) T + b)))
+//     write  z = mix(rotate(rope(norms((x - mean) T + b))))
 //     read   K_h = z[first .. first + width] A_k,h + c_k,h, V_h likewise
 //
 // Every projection answers with such a plan, and one set of kernels serves all. A layer of a cross-layer cache codes
@@ -35,6 +35,8 @@ struct StreamPlan {
     bool unit_norm = false;       ///< then such a norm without its gain (latents of keys that are as long as the keys)
     bool rope = false;            ///< then turn each head by its position (keys stored after RoPE)
     std::size_t rotate = 0;       ///< then rotate each block of this many channels; 0: do not
+    std::size_t mixed = 0;        ///< then multiply each block of this many channels, n, by a matrix; 0: do not
+    std::vector<float> mix;       ///< [width / n][n, n] these matrices; they stay in f32, as keeps_f32 says of others
     std::vector<float>
         latent;           ///< U [R, coded channels], orthonormal columns, of a cross-layer difference; empty: identity
     StreamMetric metric;  ///< of coded rows, where they are rounded for one; a scheme asks its projection for it
@@ -97,7 +99,7 @@ inline std::size_t matrix_floats(const LayerPlan& plan) noexcept {
 inline std::size_t vector_floats(const LayerPlan& plan, std::size_t head_dim) noexcept {
     std::size_t floats = 0;
     for (const StreamPlan& stream : plan.streams) {
-        floats += stream.mean.size() + stream.bias.size() + stream.row_norm.size() +
+        floats += stream.mean.size() + stream.bias.size() + stream.row_norm.size() + stream.mix.size() +
                   (keeps_f32(stream) ? stream.matrix.size() : 0);
         if (stream.unit_norm) floats += head_dim;
         if (stream.rotate != 0) floats += dct_size(stream.rotate) * dct_size(stream.rotate);
@@ -138,6 +140,8 @@ struct StreamEncoder {
     bool comes_with_rope = false;
     std::size_t rotate = 0;      ///< block width or 0
     const float* dct = nullptr;  ///< [m, m], m = rotate / largest power of two that divides it
+    std::size_t mixed = 0;       ///< block width n or 0
+    const float* mix = nullptr;  ///< [R / n][n, n], or null where nothing is mixed
 
     std::size_t coded_width = 0;  ///< channels of a coded row
     WeightMatrix latent;          ///< U [R, coded_width] or null: the identity

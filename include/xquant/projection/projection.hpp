@@ -19,7 +19,10 @@
 //     static constexpr bool reads_w_k = true                 if it reads Layer::w_k even where K and V are handed over
 // to serve WithFeedback<...>,
 //     static std::size_t metric_block(const Layer&, std::size_t stream)   channels of a block of the stream's metric
-//     static StreamMetric metric(const Layer&, std::size_t stream)        what errors of its coded rows cost
+//     static StreamMetric metric(const Layer&, std::size_t stream)        what errors of its coded rows cost, unless
+//                                                                         StreamPlan::metric says it
+// to choose its bases by the bits of codes,
+//     static LayerPlan prepare(const Layer&, const std::array<unsigned, streams>& bits)     in place of prepare(layer)
 // and, to serve CrossLayer<Delta>,
 //     below, base                       projections of the layers below the base layer and of the base layer itself
 //     difference_footprint, prepare_difference(const Layer&)   the plan of a layer that stores a difference: its rows
@@ -49,16 +52,24 @@ struct Projection {
     using policy = Policy;  ///< the parameter
 };
 
+/// Each head has a basis of its own.
+struct EachHead {};
+/// All heads have one basis together.
+struct AllHeads {};
+
 inline namespace XQUANT_ABI_NS {
 
 /// Rank of an SVD: all of it.
 struct FullRank;
 
-/// These need Eigen: include <xquant/projection/svd.hpp>, <xquant/projection/joint_svd.hpp>.
+/// These need Eigen: include <xquant/projection/svd.hpp>, <xquant/projection/joint_svd.hpp>,
+/// <xquant/projection/key_value_latent.hpp>.
 template <class Keep>
 struct SplitSvdOf;
 template <class Keep>
 struct HeadSvdOf;
+template <class Over>
+struct KeyValueLatent;
 template <class Mix, class Keep>
 struct JointSvd;
 using SplitSvd = SplitSvdOf<FullRank>;
@@ -82,10 +93,14 @@ constexpr bool reads_w_k() noexcept {
     return false;
 }
 
-/// Whether a projection says what errors of its streams cost.
-template <class Policy> concept has_metric = requires(const Layer& layer, std::size_t stream) {
-    { Policy::metric(layer, stream) } -> std::same_as<StreamMetric>;
+/// Whether a projection's streams have a metric: its plan has it, or it answers `metric`.
+template <class Policy>
+concept has_metric_block = requires(const Layer& layer, std::size_t stream) {
     { Policy::metric_block(layer, stream) } -> std::convertible_to<std::size_t>;
+};
+template <class Policy>
+concept has_metric = has_metric_block<Policy> && requires(const Layer& layer, std::size_t stream) {
+    { Policy::metric(layer, stream) } -> std::same_as<StreamMetric>;
 };
 
 /// Rows first .. first + count of a weight [out, in] as f32, [count, in].

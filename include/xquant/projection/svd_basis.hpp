@@ -1,4 +1,4 @@
-// The singular value decomposition behind svd.hpp and joint_svd.hpp: the only header that includes Eigen.
+// The decompositions behind svd.hpp, joint_svd.hpp and latent_basis.hpp: the only header that includes Eigen.
 #pragma once
 
 #include <xquant/config.hpp>
@@ -17,6 +17,7 @@ XQUANT_UNDEFINED_REGISTERS_END
 #include <cstddef>
 #include <vector>
 
+#include <xquant/projection/latent_basis.hpp>
 #include <xquant/projection/svd.hpp>
 
 namespace xquant {
@@ -55,6 +56,46 @@ Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t n) {
     Eigen::Map<RowMajor>(basis.u.data(), d, columns) = u.template cast<float>();
     Eigen::Map<RowMajor>(basis.a.data(), columns, columns) = a.template cast<float>();
     return basis;
+}
+
+template <class Real>
+CommonBasis common_basis(const std::vector<double>& c, const std::vector<double>& m, std::size_t n) {
+    using Matrix = Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+    const auto size = static_cast<Eigen::Index>(n);
+    const auto matrix = [&](const std::vector<double>& values) -> Matrix {
+        return Eigen::Map<const Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>(
+                   values.data(), size, size)
+            .template cast<Real>();
+    };
+    const Eigen::SelfAdjointEigenSolver<Matrix> spread(matrix(c));
+    const auto least = static_cast<double>(spread.eigenvalues()(0)),
+               most = static_cast<double>(spread.eigenvalues()(size - 1));
+    if (!(least > 0) || !detail::is_finite(most)) {
+        detail::raise<value_error>("the spread of rows of ", n, " channels is not positive definite: its eigenvalues are ",
+                                   least, " to ", most);
+    }
+    const auto root = spread.eigenvalues().cwiseSqrt().eval();
+    const Matrix whole = spread.eigenvectors() * root.asDiagonal();
+    const Eigen::SelfAdjointEigenSolver<Matrix> cost(whole.transpose() * matrix(m) * whole);
+    Matrix basis = whole * cost.eigenvectors();
+    Matrix inverse = cost.eigenvectors().transpose() * root.cwiseInverse().asDiagonal() * spread.eigenvectors().transpose();
+    CommonBasis out{std::vector<double>(n * n), std::vector<double>(n * n), std::vector<double>(n)};
+    for (Eigen::Index j = 0; j < size; ++j) {
+        Eigen::Index at = 0;
+        basis.col(j).cwiseAbs().maxCoeff(&at);
+        if (basis(at, j) < 0) {
+            basis.col(j) *= Real(-1);
+            inverse.row(j) *= Real(-1);
+        }
+        out.lambda[static_cast<std::size_t>(j)] = static_cast<double>(cost.eigenvalues()(j));
+    }
+    for (Eigen::Index i = 0; i < size; ++i) {
+        for (Eigen::Index j = 0; j < size; ++j) {
+            out.basis[static_cast<std::size_t>(i * size + j)] = static_cast<double>(basis(i, j));
+            out.inverse[static_cast<std::size_t>(i * size + j)] = static_cast<double>(inverse(i, j));
+        }
+    }
+    return out;
 }
 
 }  // namespace XQUANT_ABI_NS

@@ -105,18 +105,19 @@ inline StreamMetric metric_of_x(const Layer& layer) {
         for (std::size_t i = 0; i < dh; ++i) rotate_row(rows.data() + i * d, d, dct.data(), scratch.data());
         return rows;
     };
-    StreamMetric out{d, std::vector<float>(d * d, 0.0F)};
+    std::vector<float> sum(d * d, 0.0F);
     for (std::size_t head = 0; head < shape.kv_heads; ++head) {
         const std::vector<float> keys = rotated(layer.w_k, head), values = rotated(layer.w_v, head);
-        add_metric(keys.data(), keys.data(), dh, d, out.values.data());
+        add_metric(keys.data(), keys.data(), dh, d, sum.data());
         const std::vector<float> costs =
             layer.w_o.empty() ? values : through_w_o(layer.w_o, head * group, group, values.data(), dh, d);
-        add_metric(values.data(), costs.data(), dh, d, out.values.data());
+        add_metric(values.data(), costs.data(), dh, d, sum.data());
     }
+    StreamMetric out{d, std::vector<double>(sum.begin(), sum.end())};
     double trace = 0;
-    for (std::size_t c = 0; c < d; ++c) trace += static_cast<double>(out.values[c * d + c]);
+    for (std::size_t c = 0; c < d; ++c) trace += out.values[c * d + c];
     const double floor = trace > 0 ? 0.01 * trace / static_cast<double>(d) : 1.0;
-    for (std::size_t c = 0; c < d; ++c) out.values[c * d + c] += static_cast<float>(floor);
+    for (std::size_t c = 0; c < d; ++c) out.values[c * d + c] += floor;
     return out;
 }
 

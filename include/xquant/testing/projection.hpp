@@ -174,6 +174,7 @@ std::vector<std::vector<float>> check_rows(const Layer& layer, double tolerance)
     namespace core = xquant::detail;
     core::check_layer(layer, 0);
     LayerPlan plan = P::prepare(layer);
+    for (StreamPlan& stream : plan.streams) stream.metric = {};  // counted where rows are rounded for it
     check_footprint(plan, P::footprint(layer), layer.shape.head_dim);
     const bool normed = plan.keys_normed;
     core::Ledger ledger(nullptr);

@@ -1,0 +1,119 @@
+#include "statistics.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <xquant/calibration/file.hpp>
+
+#include "error.hpp"
+#include "exact_cache.hpp"
+#include "gguf.hpp"
+#include "library_cache.hpp"
+#include "model.hpp"
+#include "progress.hpp"
+#include "threads.hpp"
+#include "tokenizer.hpp"
+
+namespace llm {
+namespace {
+
+namespace xq = xquant;
+
+/// The exact cache; a calibrator hears what goes in.
+class CalibratingCache final : public AttentionCache {
+public:
+    CalibratingCache(const Model& model, ThreadPool& pool, xq::Calibrator& calibrator)
+        : pool_(&pool), calibrator_(&calibrator), cache_(make_exact_cache(model, pool)), width_(model.config().width) {}
+
+    void reset() override { cache_->reset(); }
+    void begin(std::size_t n) override { cache_->begin(step_ = n); }
+    void append(std::size_t layer, const float* x) override {
+        x_.assign(x, x + step_ * width_);
+        cache_->append(layer, x);
+    }
+    void attend(std::size_t layer, const float* q, float* out) override {
+        calibrator_->add(layer, step_, x_.data(), q, *pool_);
+        cache_->attend(layer, q, out);
+    }
+    void commit() override { cache_->commit(); }
+    void seal() override { cache_->seal(); }
+    std::size_t size() const override { return cache_->size(); }
+    double bits_per_token_layer() const override { return cache_->bits_per_token_layer(); }
+    CacheBytes bytes() const override { return cache_->bytes(); }
+
+private:
+    ThreadPool* pool_;
+    xq::Calibrator* calibrator_;
+    std::unique_ptr<AttentionCache> cache_;
+    std::size_t width_, step_ = 0;
+    std::vector<float> x_;
+};
+
+/// Contexts of a text, spread evenly over the tokens that may be used.
+std::vector<std::vector<Token>> contexts_of(const std::string& file, const Tokenizer& tokenizer,
+                                            const CalibrateOptions& o, std::size_t count) {
+    const std::vector<Token> tokens = tokenizer.encode(read_text(file));
+    const std::size_t end = o.to == 0 ? tokens.size() : std::min(o.to, tokens.size());
+    if (end < o.from || end - o.from < o.context)
+        throw Error(fmt::format("{}: --context {} needs as many tokens; between --from {} and {} there are {}", file,
+                                o.context, o.from, end, end > o.from ? end - o.from : 0));
+    const std::size_t room = end - o.from - o.context, most = room / o.context + 1;
+    count = std::min(count, most);
+    std::vector<std::vector<Token>> out;
+    for (std::size_t i = 0; i < count; ++i) {
+        const std::size_t first = o.from + (count > 1 ? room * i / (count - 1) : room / 2);
+        const auto begin = tokens.begin() + static_cast<std::ptrdiff_t>(first);
+        out.emplace_back(begin, begin + static_cast<std::ptrdiff_t>(o.context));
+        if (tokenizer.adds_bos()) out.back().front() = tokenizer.bos();
+    }
+    return out;
+}
+
+}  // namespace
+
+void calibrate_texts(const CalibrateOptions& o) {
+    if (o.contexts < 1) throw Error("--contexts must be 1 or more");
+    if (o.context < o.sinks + 2)
+        throw Error(fmt::format("--context {} leaves nothing to learn from behind {} sinks", o.context, o.sinks));
+    ThreadPool pool(o.threads);
+    std::optional<Gguf> gguf = Gguf::open(o.model);
+    const Tokenizer tokenizer(*gguf);
+    std::vector<std::vector<Token>> contexts;
+    for (std::size_t i = 0; i < o.texts.size(); ++i) {
+        const std::size_t count = o.contexts * (i + 1) / o.texts.size() - o.contexts * i / o.texts.size();
+        for (auto& one : contexts_of(o.texts[i], tokenizer, o, count)) contexts.push_back(std::move(one));
+    }
+    const Model model(*gguf);
+    gguf.reset();
+    if (o.context > model.config().context)
+        throw Error(fmt::format("--context {} is more than the {} tokens that the model was made for", o.context,
+                                model.config().context));
+    xq::CalibratorOptions options;
+    options.sinks = o.sinks;
+    options.x = o.x;
+    const xq::Model described = describe(model);
+    xq::Calibrator calibrator(described, options);
+    CalibratingCache cache(model, pool, calibrator);
+    Progress progress(contexts.size());
+    progress.label("calibration");
+    for (const std::vector<Token>& context : contexts) {
+        cache.reset();
+        model.forward(context, cache, pool);
+        progress.advance(1);
+    }
+    progress.clear();
+    const xq::Calibration found = calibrator.finish();
+    xq::save_calibration(found, described, o.out);
+    fmt::print("{}: learnt from {} tokens in {} places\n", o.out, found.tokens, found.contexts);
+    if (found.tokens < 4096)
+        fmt::print(stderr, "warning: {} tokens are few; from 4,096 on, half of what can be gained is there\n", found.tokens);
+    if (found.contexts == 1) fmt::print(stderr, "warning: all of them stand in one place; spread them over texts\n");
+}
+
+xq::Calibration read_statistics(const std::string& file, const Model& model) {
+    return xq::load_calibration(file, describe(model));
+}
+
+}  // namespace llm

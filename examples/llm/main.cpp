@@ -107,6 +107,9 @@ int main(int argc, char** argv) {
     number(*calibrate_text, "--from", c.from, "first token of each text that may be used");
     number(*calibrate_text, "--to", c.to, "token behind the last one that may be used; 0: all");
     number(*calibrate_text, "--sinks", c.sinks, "first tokens of a context that caches will keep exact");
+    number(*calibrate_text, "--measured", c.measured,
+           "contexts of 512 tokens on which K and V of each layer are measured by themselves; 0: they are not, and only "
+           "uniform schemes can be made");
     calibrate_text->add_flag("--x", c.x, "also what the schemes of X need: D^2 floats a layer");
     number(*calibrate_text, "--threads", c.threads, "threads; 0: as many as the machine has");
 

@@ -77,6 +77,7 @@ std::string schemes_help() {
            "  :tail=N                            newest tokens that stay exact\n"
            "  :sinks=N                           first tokens that stay exact\n"
            "  :group=N                           32, 64 or 128 values share a scale (f16 and ggml's have no choice)\n"
+           "  :uniform                           all layers have as many bits (head*, joint*: more go where errors cost more)\n"
            "  :weights=T                         prepared matrices are kept in f32, f16 (the default), bf16 or q8\n"
            "like svd_head4:group=64:tail=128\n";
 }
@@ -94,6 +95,10 @@ Scheme parse_scheme(const std::string& text) {
     scheme.name = next();
     while (rest.data() != nullptr) {
         const std::string_view suffix = next();
+        if (suffix == "uniform") {
+            scheme.uniform = true;
+            continue;
+        }
         const std::size_t equals = suffix.find('=');
         const std::string_view key = suffix.substr(0, equals);
         if (key == "weights" && equals != std::string_view::npos) {
@@ -106,7 +111,7 @@ Scheme parse_scheme(const std::string& text) {
                                             : key == "group" ? &scheme.group
                                                              : nullptr;
         if (value == nullptr || equals == std::string_view::npos)
-            throw Error(fmt::format("scheme '{}': '{}' is not tail=N, sinks=N, group=N or weights=T", text, suffix));
+            throw Error(fmt::format("scheme '{}': '{}' is not tail=N, sinks=N, group=N, uniform or weights=T", text, suffix));
         if (value->has_value()) throw Error(fmt::format("scheme '{}': {} stands there twice", text, key));
         *value = number(suffix.substr(equals + 1), text);
     }
@@ -123,7 +128,9 @@ Scheme parse_scheme(const std::string& text) {
     return scheme;
 }
 
-std::string Scheme::library_name() const { return group ? fmt::format("{}:group={}", name, *group) : name; }
+std::string Scheme::library_name() const {
+    return name + (uniform ? ":uniform" : "") + (group ? fmt::format(":group={}", *group) : "");
+}
 
 std::unique_ptr<AttentionCache> make_cache(const Scheme& scheme, const Model& model, const SchemeOptions& options) {
     if (scheme.name == exact_name) return make_exact_cache(model, *options.pool);

@@ -44,6 +44,7 @@ struct Scheme {
     std::optional<std::size_t> tail, sinks;     // instead of the options'
     std::optional<std::size_t> group;           // values that share a scale, instead of the scheme's first choice
     std::optional<xquant::WeightType> weights;  // what prepared matrices are kept in, instead of the options'
+    bool uniform = false;                       // all layers have as many bits
     Needs needs = Needs::nothing;               // of SchemeOptions::calibration
 
     std::string library_name() const;  // as xquant::make_cache has it: "svd_head4:group=64"

@@ -6,13 +6,16 @@
 #include <memory>
 #include <optional>
 #include <xquant/calibration/file.hpp>
+#include <xquant/mixed_bits.hpp>
 
+#include "compare.hpp"
 #include "error.hpp"
 #include "exact_cache.hpp"
 #include "gguf.hpp"
 #include "library_cache.hpp"
 #include "model.hpp"
 #include "progress.hpp"
+#include "sequence_cache.hpp"
 #include "threads.hpp"
 #include "tokenizer.hpp"
 
@@ -50,6 +53,57 @@ private:
     std::size_t width_, step_ = 0;
     std::vector<float> x_;
 };
+
+/// The library's cache by a recipe.
+class RecipeCache final : public SequenceCache<xq::Cache<>> {
+public:
+    RecipeCache(const xq::BitRecipe& recipe, const xq::Model& model, std::size_t sinks, const Config& shape,
+                ThreadPool& pool)
+        : SequenceCache(xq::make_cache(recipe, model, xq::Options{.sinks = sinks, .strict = true})),
+          shape_(shape),
+          pool_(&pool) {}
+
+    void append(std::size_t layer, const float* x) override {
+        step_->append(layer, xq::MatrixView(x, step_->size(), shape_.width), *pool_);
+    }
+    void attend(std::size_t layer, const float* q, float* out) override {
+        step_->attend(layer, xq::MatrixView(q, step_->size(), shape_.q_width()), out, 0, *pool_);
+    }
+
+private:
+    Config shape_;
+    ThreadPool* pool_;
+};
+
+/// What codes of 3 bits of one layer's K, or V, cost by themselves: the divergence from the cache in f16, on contexts of
+/// 512 tokens.
+void measure_sensitivities(const Model& model, xq::Model described, const std::vector<std::vector<Token>>& contexts,
+                           std::size_t sinks, ThreadPool& pool, Progress& progress, xq::Calibration& found) {
+    found.attach(described);
+    const std::size_t layers = found.layers.size();
+    std::vector<Reference> references;
+    const std::unique_ptr<AttentionCache> exact = make_exact_cache(model, pool);
+    for (const std::vector<Token>& ids : contexts) {
+        exact->reset();
+        const std::vector<float> hidden = model.forward(ids, *exact, pool);
+        references.push_back(make_reference(model, ids, hidden.data(), 0, pool));
+    }
+    for (std::size_t i = 0; i < 2 * layers; ++i) {
+        xq::BitRecipe recipe{xq::BitForm::heads, std::vector<xq::LayerBits>(layers, {16, 16})};
+        (i % 2 == 0 ? recipe.layers[i / 2].keys : recipe.layers[i / 2].values) = 3;
+        RecipeCache cache(recipe, described, sinks, model.config(), pool);
+        Predictions predictions;
+        for (std::size_t k = 0; k < contexts.size(); ++k) {
+            cache.reset();
+            const std::vector<float> hidden = model.forward(contexts[k], cache, pool);
+            compare(model, contexts[k], hidden.data(), references[k], pool, predictions);
+        }
+        xq::LayerStatistics& statistics = found.layers[i / 2];
+        (i % 2 == 0 ? statistics.key_sensitivity : statistics.value_sensitivity) =
+            static_cast<float>(std::max(predictions.kld_mean(), 1e-9));
+        progress.advance(1);
+    }
+}
 
 /// Contexts of a text, spread evenly over the tokens that may be used.
 std::vector<std::vector<Token>> contexts_of(const std::string& file, const Tokenizer& tokenizer,
@@ -96,15 +150,24 @@ void calibrate_texts(const CalibrateOptions& o) {
     const xq::Model described = describe(model);
     xq::Calibrator calibrator(described, options);
     CalibratingCache cache(model, pool, calibrator);
-    Progress progress(contexts.size());
+    // The first tokens of some contexts are enough to measure a layer by itself.
+    std::vector<std::vector<Token>> measured;
+    for (std::size_t i = 0; i < std::min(o.measured, contexts.size()); ++i) {
+        const std::vector<Token>& of = contexts[contexts.size() * i / std::min(o.measured, contexts.size())];
+        measured.emplace_back(of.begin(), of.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(512, of.size())));
+    }
+    const std::size_t trials = measured.empty() ? 0 : 2 * model.config().layers;
+    Progress progress(contexts.size() + trials);
     progress.label("calibration");
     for (const std::vector<Token>& context : contexts) {
         cache.reset();
         model.forward(context, cache, pool);
         progress.advance(1);
     }
+    xq::Calibration found = calibrator.finish();
+    progress.label("sensitivities");
+    if (!measured.empty()) measure_sensitivities(model, described, measured, o.sinks, pool, progress, found);
     progress.clear();
-    const xq::Calibration found = calibrator.finish();
     xq::save_calibration(found, described, o.out);
     fmt::print("{}: learnt from {} tokens in {} places\n", o.out, found.tokens, found.contexts);
     if (found.tokens < 4096)

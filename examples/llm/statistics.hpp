@@ -19,6 +19,7 @@ struct CalibrateOptions {
     std::size_t from = 0, to = 0;    // tokens of each text that may be used; to 0: all
     std::size_t sinks = 4;           // first tokens of a context that are left out
     bool x = false;                  // also statistics of x
+    std::size_t measured = 4;        // contexts on which layers are measured one by one; 0: they are not
     std::size_t threads = 0;         // 0: as many as the machine has
 };
 

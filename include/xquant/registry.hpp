@@ -31,8 +31,8 @@ public:
 
     /// Adds a scheme, or another group of one that is there. Throws state_error if there is one of that name and group,
     /// shape_error for a name that could not be asked for.
-    /// `scheme` has one form.
-    void add(const SchemeInfo& scheme, MakeRecipe recipe) {
+    /// `scheme` has one form. Where its bits are divided, `uniform` does not divide them.
+    void add(const SchemeInfo& scheme, MakeRecipe recipe, MakeRecipe uniform = nullptr) {
         const std::string& name = scheme.name;
         const SchemeInfo::Form& form = scheme.forms.front();
         expects(!name.empty() && name.find_first_of(": \t\n") == std::string::npos, "register_scheme: the name is '",
@@ -41,7 +41,7 @@ public:
         const auto known =
             std::find_if(all_.begin(), all_.end(), [&](const Entry& entry) { return entry.info.name == name; });
         if (known == all_.end()) {
-            all_.push_back({scheme, {recipe}});
+            all_.push_back({scheme, {recipe}, {uniform}});
             return;
         }
         Entry& entry = *known;
@@ -53,6 +53,7 @@ public:
         }
         entry.info.forms.push_back(form);
         entry.recipes.push_back(recipe);
+        entry.uniform.push_back(uniform);
     }
 
     [[nodiscard]] std::vector<SchemeInfo> list() const {
@@ -67,14 +68,19 @@ public:
         MakeRecipe recipe;
     };
 
-    /// "NAME" or "NAME:group=N". Throws shape_error with the names that are nearest, or the groups that there are.
+    /// "NAME", "NAME:uniform", and ":group=N" behind either. Throws shape_error with the names that are nearest, or the groups that there are.
     [[nodiscard]] Found find(std::string_view text) const {
         const std::lock_guard lock(mutex_);
         const std::string_view name = text.substr(0, text.find(':'));
         for (const Entry& entry : all_) {
             if (entry.info.name != name) continue;
-            const std::size_t form = form_of(entry, text);
-            Found found{entry.info, entry.recipes[form]};
+            constexpr std::string_view key = ":uniform";
+            std::string_view suffix = text.substr(name.size());
+            const bool uniform = entry.info.divides_bits && suffix.starts_with(key) &&
+                                 (suffix.size() == key.size() || suffix[key.size()] == ':');
+            if (uniform) suffix.remove_prefix(key.size());
+            const std::size_t form = form_of(entry, text, suffix);
+            Found found{entry.info, uniform ? entry.uniform[form] : entry.recipes[form]};
             found.info.name = text;
             found.info.forms = {entry.info.forms[form]};
             return found;
@@ -87,12 +93,12 @@ private:
     struct Entry {
         SchemeInfo info;
         std::vector<MakeRecipe> recipes;  ///< one for each of info.forms
+        std::vector<MakeRecipe> uniform;  ///< likewise; null unless info.divides_bits
     };
 
-    /// Which of a scheme's forms "NAME:group=N" names.
-    static std::size_t form_of(const Entry& entry, std::string_view text) {
+    /// Which of a scheme's forms the suffix of a name, ":group=N" or nothing, asks for.
+    static std::size_t form_of(const Entry& entry, std::string_view text, std::string_view suffix) {
         constexpr std::string_view key = ":group=";
-        const std::string_view suffix = text.substr(entry.info.name.size());
         if (suffix.empty()) return 0;
         std::string groups;
         for (std::size_t i = 0; i < entry.info.forms.size(); ++i) {
@@ -103,7 +109,9 @@ private:
         raise<shape_error>("scheme '" + std::string(text) + "': " +
                            (entry.info.forms.front().group == 0
                                 ? entry.info.name + " has no groups, and takes no suffix"
-                                : "after " + entry.info.name + " there may be :group=N, with N one of " + groups));
+                                : "after " + entry.info.name + " there may be " +
+                                      (entry.info.divides_bits ? ":uniform and " : "") + ":group=N, with N one of " +
+                                      groups));
     }
 
     /// ", did you mean ...", of at most three names that few letters tell apart.
@@ -146,7 +154,7 @@ private:
 template <class Cached>
 void add_scheme(Registry& to, const std::string& name, const std::string& summary, Needs needs = Needs::nothing) {
     using Stored = typename Cached::scheme;
-    to.add({name, summary, {{Stored::group(), Stored::bits_per_value()}}, needs, Stored::inputs(), Stored::reads_w_k()},
+    to.add({name, summary, {{Stored::group(), Stored::bits_per_value()}}, needs, Stored::inputs(), false, Stored::reads_w_k()},
            &CacheAccess::recipe<Cached>);
 }
 
@@ -202,7 +210,7 @@ inline Registry& registry() {
 /// Throws shape_error if there is none, with the names that are nearest or the groups that there are.
 [[nodiscard]] inline SchemeInfo find_scheme(std::string_view name) { return detail::registry().find(name).info; }
 
-/// A cache of a scheme, "NAME" or "NAME:group=N". Throws as find_scheme, and as the constructor of XCache.
+/// A cache of a scheme, "NAME", "NAME:group=N", or of one whose bits are divided "NAME:uniform" too. Throws as find_scheme, and as the constructor of XCache.
 template <class Backend = backend::best>
 [[nodiscard]] std::unique_ptr<Cache<Backend>> make_cache(std::string_view name, const Model& model,
                                                          const Options& options = {}) {

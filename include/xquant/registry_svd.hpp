@@ -3,27 +3,47 @@
 #pragma once
 
 #include <xquant/projection/joint_svd.hpp>
-#include <xquant/projection/key_value_latent.hpp>
+#include <xquant/mixed_bits.hpp>
 #include <xquant/registry.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-template <unsigned Bits, unsigned Group>
-using HeadLatent = preset::head_latent<Bits, Bits, Group>;
-template <unsigned Bits, unsigned Group>
-using JointLatent = preset::joint_latent<Bits, Bits, Group>;
+/// Bits that are divided among layers, Bits on average.
+template <BitForm Form, unsigned Bits, unsigned Group>
+Recipe divided_recipe(const Model& model, const Options&) {
+    return recipe_of<Group>(allocate_bits(Form, model, Bits), model);
+}
+
+template <BitForm Form, unsigned Bits, unsigned Group>
+void add_divided(Registry& to, const std::string& name, const char* summary) {
+    using Uniform = std::conditional_t<Form == BitForm::heads, preset::head_latent<Bits, Bits, Group>,
+                                       preset::joint_latent<Bits, Bits, Group>>;
+    using Stored = typename Uniform::scheme;
+    to.add({name + std::to_string(Bits),
+            summary,
+            {{Stored::group(), Stored::bits_per_value()}},
+            Needs::statistics,
+            Stored::inputs(),
+            true,
+            false},
+           &divided_recipe<Form, Bits, Group>, &CacheAccess::recipe<Uniform>);
+}
+
+template <BitForm Form, unsigned Group>
+void add_divided_bits(Registry& to, const std::string& name, const char* summary) {
+    add_divided<Form, 4, Group>(to, name, summary);
+    add_divided<Form, 3, Group>(to, name, summary);
+    add_divided<Form, 2, Group>(to, name, summary);
+}
 
 template <unsigned Group>
 void add_svd_presets(Registry& to) {
     add_bits<Group, preset::split_svd>(to, "svd_joint", "latents of W_k per channel and of W_v per token");
     add_bits<Group, preset::head_svd>(to, "svd_head", "a latent of each key head per channel, V rotated per token");
-    constexpr Needs statistics = Needs::statistics;
-    add_bits<Group, HeadLatent>(to, "head", "each head's K per channel and V per token, in bases of least cost", "",
-                                statistics);
-    add_bits<Group, JointLatent>(to, "joint", "all heads' K per channel and V per token, in bases of least cost", "",
-                                 statistics);
+    add_divided_bits<BitForm::heads, Group>(to, "head", "each head's K per channel, V per token, in bases of least cost");
+    add_divided_bits<BitForm::joint, Group>(to, "joint", "all heads' K per channel, V per token, in bases of least cost");
     add_bits<Group, preset::cross_layer_svd>(to, "cl_svd", "what latents of [W_k W_v] add from layer to layer");
     add_bits<Group, preset::cross_layer_rotated_svd>(to, "cl_svd_rot", "what rotated latents of [W_k W_v] add");
 }

@@ -89,17 +89,17 @@ struct Scheme {
     }
 
     /// How a layer that stands alone is stored.
-    static detail::LayerRecipe recipe() noexcept { return {sizes, prepare, streams, CrossRole::none, requantizes}; }
+    static detail::LayerRecipe recipe() noexcept { return recipe_of(CrossRole::none); }
     /// How the base layer of CrossLayer<Delta> is stored.
-    static detail::LayerRecipe base_recipe() noexcept {
-        return {sizes, prepare, streams, CrossRole::base, requantizes};
-    }
+    static detail::LayerRecipe base_recipe() noexcept { return recipe_of(CrossRole::base); }
     /// How a layer of CrossLayer<Delta> that stores a difference is stored.
     static detail::LayerRecipe difference_recipe() noexcept {
         static_assert(!learns,
                       "xquant: a quantizer that learns its levels from rows of X has none of the differences that "
                       "CrossLayer<Delta> stores");
-        return {difference_sizes, prepare_difference, streams, CrossRole::difference, requantizes};
+        return {[](const Layer& layer, detail::StreamBits) { return difference_sizes(layer); },
+                [](const Layer& layer, detail::StreamBits) { return prepare_difference(layer); },
+                streams, CrossRole::difference, requantizes, {}};
     }
 
 private:
@@ -110,6 +110,11 @@ private:
     template <std::size_t I>
     using axis = detail::sound_axis<typename Layout::template axis<I>>;
     static constexpr bool requantizes = detail::is_requantizable<Quantizer>;
+    static detail::LayerRecipe recipe_of(CrossRole role) noexcept {
+        return {[](const Layer& layer, detail::StreamBits) { return sizes(layer); },
+                [](const Layer& layer, detail::StreamBits) { return prepare(layer); },
+                streams, role, requantizes, {}};
+    }
     static constexpr bool learns = []<std::size_t... I>(std::index_sequence<I...>) {
         return ((learning_policy<quantizer<I>> || learning_policy<requantizer<I>>) || ...);
     }

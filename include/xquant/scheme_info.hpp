@@ -32,6 +32,9 @@ struct SchemeInfo {
     std::vector<Form> forms;                        ///< the default first
     Needs needs = Needs::nothing;                   ///< what it reads of a Layer besides
     std::vector<LayerInput> inputs{LayerInput::x};  ///< what an engine may hand over; X always
+    /// Whether its bits are an average, divided among layers by what errors cost there; with ":uniform" behind the name
+    /// all layers have as many.
+    bool divides_bits = false;
     bool reads_w_k = false;                         ///< Layer::w_k, even where K and V are handed over
 };
 

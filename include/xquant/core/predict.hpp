@@ -27,7 +27,7 @@ inline Bytes predict_bytes(const Model& model, const Options& options, std::size
         page_group.coded.total = page_group.rows.total = page_group.sinks.total = page_header_bytes;
     for (std::size_t i = 0; i < layers; ++i) {
         const Layer layer = with_mean_of_rows(model, model.layers[i]);
-        const LayerSizes sizes = recipe.layers[i].sizes(layer);
+        const LayerSizes sizes = recipe.layers[i].sizes(layer, recipe.layers[i].bits);
         const std::size_t levels = learnt_levels(sizes.codecs) + learnt_levels(sizes.requantized_codecs);
         const std::size_t floats = sizes.vector_floats + (layer.borrows() ? 0 : levels);
         bytes.weights += PreparedLayer::bytes(layer, options.weights, sizes.matrix_floats, floats, sizes.codecs.size());

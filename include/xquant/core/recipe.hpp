@@ -2,6 +2,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstdint>
 #include <vector>
 
 #include <xquant/core/prepared.hpp>
@@ -29,13 +31,17 @@ struct LayerSizes {
     std::size_t matrix_floats = 0, vector_floats = 0;  ///< of LayerFootprint
 };
 
-/// How one layer is to be stored: its policies as functions.
+/// Bits of a layer's codes, stream by stream, where they are chosen at run time.
+using StreamBits = std::array<std::uint8_t, 2>;
+
+/// How one layer is to be stored: its policies as functions, which take `bits`.
 struct LayerRecipe {
-    LayerSizes (*sizes)(const Layer&);
-    LayerParts (*prepare)(const Layer&);
+    LayerSizes (*sizes)(const Layer&, StreamBits);
+    LayerParts (*prepare)(const Layer&, StreamBits);
     std::size_t streams;
     CrossRole role = CrossRole::none;
     bool requantizes = false;  ///< pages can be rewritten by other codecs
+    StreamBits bits{};         ///< read by functions whose codes have no bits of their own
 };
 
 /// Floats of the levels that codecs learn.

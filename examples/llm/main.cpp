@@ -97,7 +97,8 @@ int main(int argc, char** argv) {
     llm::CalibrateOptions c;
     CLI::App* calibrate_text = app.add_subcommand("calibrate", "Learn from a text what errors of a model's cache cost");
     add_model(*calibrate_text, c.model);
-    calibrate_text->add_option("--text", c.texts, "UTF-8 texts, separated by commas; places of several texts are better")
+    calibrate_text
+        ->add_option("--text", c.texts, "UTF-8 texts, separated by commas; places of several texts are better")
         ->delimiter(',')
         ->required()
         ->type_name("FILE,...");
@@ -107,9 +108,10 @@ int main(int argc, char** argv) {
     number(*calibrate_text, "--from", c.from, "first token of each text that may be used");
     number(*calibrate_text, "--to", c.to, "token behind the last one that may be used; 0: all");
     number(*calibrate_text, "--sinks", c.sinks, "first tokens of a context that caches will keep exact");
-    number(*calibrate_text, "--measured", c.measured,
-           "contexts of 512 tokens on which K and V of each layer are measured by themselves; 0: they are not, and only "
-           "uniform schemes can be made");
+    number(
+        *calibrate_text, "--measured", c.measured,
+        "contexts of 512 tokens on which K and V of each layer are measured by themselves; 0: they are not, and only "
+        "uniform schemes can be made");
     calibrate_text->add_flag("--x", c.x, "also what the schemes of X need: D^2 floats a layer");
     number(*calibrate_text, "--threads", c.threads, "threads; 0: as many as the machine has");
 

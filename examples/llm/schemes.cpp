@@ -77,7 +77,8 @@ std::string schemes_help() {
            "  :tail=N                            newest tokens that stay exact\n"
            "  :sinks=N                           first tokens that stay exact\n"
            "  :group=N                           32, 64 or 128 values share a scale (f16 and ggml's have no choice)\n"
-           "  :uniform                           all layers have as many bits (head*, joint*: more go where errors cost more)\n"
+           "  :uniform                           all layers have as many bits (head*, joint*: more go where errors "
+           "cost more)\n"
            "  :weights=T                         prepared matrices are kept in f32, f16 (the default), bf16 or q8\n"
            "like svd_head4:group=64:tail=128\n";
 }
@@ -111,7 +112,8 @@ Scheme parse_scheme(const std::string& text) {
                                             : key == "group" ? &scheme.group
                                                              : nullptr;
         if (value == nullptr || equals == std::string_view::npos)
-            throw Error(fmt::format("scheme '{}': '{}' is not tail=N, sinks=N, group=N, uniform or weights=T", text, suffix));
+            throw Error(
+                fmt::format("scheme '{}': '{}' is not tail=N, sinks=N, group=N, uniform or weights=T", text, suffix));
         if (value->has_value()) throw Error(fmt::format("scheme '{}': {} stands there twice", text, key));
         *value = number(suffix.substr(equals + 1), text);
     }

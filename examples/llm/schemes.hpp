@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include <xquant/calibration/calibrator.hpp>
+#include <xquant/calibration.hpp>
 #include <xquant/registry.hpp>
 #include "compiled/best.hpp"
 
@@ -32,7 +32,7 @@ struct SchemeOptions {
     xquant::WeightType weights = xquant::WeightType::f16;  // what prepared matrices are kept in
     Place place = Place::processor;
     ThreadPool* pool = nullptr;
-    const Calibration* calibration = nullptr;  // for schemes that need one
+    const Calibration* calibration = nullptr;         // for schemes that need one
     const xquant::Calibration* statistics = nullptr;  // for schemes that need them
 };
 

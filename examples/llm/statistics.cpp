@@ -5,8 +5,9 @@
 #include <algorithm>
 #include <memory>
 #include <optional>
-#include <xquant/calibration/file.hpp>
+#include <xquant/calibration/calibrator.hpp>
 #include <xquant/mixed_bits.hpp>
+#include <xquant/persistence/calibration.hpp>
 
 #include "compare.hpp"
 #include "error.hpp"
@@ -75,8 +76,8 @@ private:
     ThreadPool* pool_;
 };
 
-/// What codes of 3 bits of one layer's K, or V, cost by themselves: the divergence from the cache in f16, on contexts of
-/// 512 tokens.
+/// What codes of 3 bits of one layer's K, or V, cost by themselves: the divergence from the cache in f16, on contexts
+/// of 512 tokens.
 void measure_sensitivities(const Model& model, xq::Model described, const std::vector<std::vector<Token>>& contexts,
                            std::size_t sinks, ThreadPool& pool, Progress& progress, xq::Calibration& found) {
     found.attach(described);
@@ -154,7 +155,8 @@ void calibrate_texts(const CalibrateOptions& o) {
     std::vector<std::vector<Token>> measured;
     for (std::size_t i = 0; i < std::min(o.measured, contexts.size()); ++i) {
         const std::vector<Token>& of = contexts[contexts.size() * i / std::min(o.measured, contexts.size())];
-        measured.emplace_back(of.begin(), of.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(512, of.size())));
+        measured.emplace_back(of.begin(),
+                              of.begin() + static_cast<std::ptrdiff_t>(std::min<std::size_t>(512, of.size())));
     }
     const std::size_t trials = measured.empty() ? 0 : 2 * model.config().layers;
     Progress progress(contexts.size() + trials);
@@ -171,7 +173,8 @@ void calibrate_texts(const CalibrateOptions& o) {
     xq::save_calibration(found, described, o.out);
     fmt::print("{}: learnt from {} tokens in {} places\n", o.out, found.tokens, found.contexts);
     if (found.tokens < 4096)
-        fmt::print(stderr, "warning: {} tokens are few; from 4,096 on, half of what can be gained is there\n", found.tokens);
+        fmt::print(stderr, "warning: {} tokens are few; from 4,096 on, half of what can be gained is there\n",
+                   found.tokens);
     if (found.contexts == 1) fmt::print(stderr, "warning: all of them stand in one place; spread them over texts\n");
 }
 

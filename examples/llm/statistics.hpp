@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <xquant/calibration/calibrator.hpp>
+#include <xquant/calibration.hpp>
 
 namespace llm {
 

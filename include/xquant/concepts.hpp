@@ -38,7 +38,8 @@ concept outlier_policy = requires(std::span<const float> x, std::span<std::uint8
     requires Q::outliers >= 1 && Q::outliers <= 255 && Q::group <= 256;
 };
 
-/// A quantizer by which rows are rounded for the metric of their stream: WithFeedback<...>. Its projection needs metric.
+/// A quantizer by which rows are rounded for the metric of their stream: WithFeedback<...>. Its projection needs
+/// metric.
 template <class Q>
 concept feedback_policy = requires { requires Q::feeds_back; };
 

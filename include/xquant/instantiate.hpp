@@ -19,7 +19,7 @@
 
 #define XQUANT_EXTERN_CACHE(...) extern template class xquant::Cache<__VA_ARGS__>
 #define XQUANT_COMPILE_CACHE(...) template class xquant::Cache<__VA_ARGS__>
-#define XQUANT_COMPILE_SVD() \
-    template xquant::Basis xquant::svd_basis<double>(const xquant::MatrixView&, std::size_t, std::size_t);  \
+#define XQUANT_COMPILE_SVD()                                                                                          \
+    template xquant::Basis xquant::svd_basis<double>(const xquant::MatrixView&, std::size_t, std::size_t);            \
     template xquant::CommonBasis xquant::common_basis<double>(const std::vector<double>&, const std::vector<double>&, \
                                                               std::size_t)

@@ -18,8 +18,8 @@
 #include <string_view>
 #include <vector>
 
-#include <xquant/calibration/statistics.hpp>
 #include <xquant/projection/key_value_latent.hpp>
+#include <xquant/statistics.hpp>
 #include <xquant/xcache.hpp>
 
 namespace xquant {
@@ -55,13 +55,20 @@ using FedBackCodes = WithFeedback<Uniform<Bits, Group, std::conditional_t<(Bits 
 template <class Axis, unsigned Group>
 StreamCodec codec_of_bits(std::size_t width, unsigned bits) {
     switch (bits) {
-        case 2: return make_codec<FedBackCodes<2, Group>, Axis>(width);
-        case 3: return make_codec<FedBackCodes<3, Group>, Axis>(width);
-        case 4: return make_codec<FedBackCodes<4, Group>, Axis>(width);
-        case 5: return make_codec<FedBackCodes<5, Group>, Axis>(width);
-        case 6: return make_codec<FedBackCodes<6, Group>, Axis>(width);
-        case 16: return make_codec<Unquantized<f16>, Axis>(width);
-        default: raise<shape_error>("a recipe has codes of ", bits, " bits; expected 2 to 6, or 16 for f16");
+        case 2:
+            return make_codec<FedBackCodes<2, Group>, Axis>(width);
+        case 3:
+            return make_codec<FedBackCodes<3, Group>, Axis>(width);
+        case 4:
+            return make_codec<FedBackCodes<4, Group>, Axis>(width);
+        case 5:
+            return make_codec<FedBackCodes<5, Group>, Axis>(width);
+        case 6:
+            return make_codec<FedBackCodes<6, Group>, Axis>(width);
+        case 16:
+            return make_codec<Unquantized<f16>, Axis>(width);
+        default:
+            raise<shape_error>("a recipe has codes of ", bits, " bits; expected 2 to 6, or 16 for f16");
     }
 }
 
@@ -69,7 +76,8 @@ StreamCodec codec_of_bits(std::size_t width, unsigned bits) {
 template <class Policy, unsigned Group>
 struct MixedBits {
     static std::vector<StreamCodec> codecs(const std::array<std::size_t, 2>& widths, StreamBits bits) {
-        return {codec_of_bits<PerChannel, Group>(widths[0], bits[0]), codec_of_bits<PerToken, Group>(widths[1], bits[1])};
+        return {codec_of_bits<PerChannel, Group>(widths[0], bits[0]),
+                codec_of_bits<PerToken, Group>(widths[1], bits[1])};
     }
     static LayerSizes sizes(const Layer& layer, StreamBits bits) {
         check(layer);
@@ -80,7 +88,7 @@ struct MixedBits {
         out.matrix_floats = footprint.matrix_floats;
         out.vector_floats = footprint.vector_floats;
         for (std::size_t i = 0; i < 2; ++i) {
-            if (bits[i] < 16) out.matrix_floats += feedback_floats(footprint.widths[i], Policy::metric_block(layer, i));
+            if (bits[i] < 16) out.matrix_floats += feedback_floats(footprint.widths[i], footprint.blocks[i]);
         }
         return out;
     }
@@ -94,12 +102,9 @@ struct MixedBits {
         return out;
     }
     static LayerRecipe recipe(LayerBits bits) noexcept {
-        return {sizes,
-                prepare,
-                2,
-                CrossRole::none,
-                false,
-                {static_cast<std::uint8_t>(bits.keys), static_cast<std::uint8_t>(bits.values)}};
+        return {sizes, prepare,
+                2,     CrossRole::none,
+                false, {static_cast<std::uint8_t>(bits.keys), static_cast<std::uint8_t>(bits.values)}};
     }
 
 private:
@@ -130,10 +135,10 @@ constexpr double rounding_of(unsigned bits) noexcept {
 
 }  // namespace detail
 
-/// Bits of each layer's K and V, 2 to 6, at most `average` over all stored channels, so that the sum of what the layers'
-/// errors cost is least: from 2 bits on, a bit goes where it takes away most per channel. Reads sensitivities in
-/// Layer::statistics, measured at 3 bits. Throws value_error where they are not there, shape_error for an average below 2
-/// or above 6. Cost: 10 L^2.
+/// Bits of each layer's K and V, 2 to 6, at most `average` over all stored channels, so that the sum of what the
+/// layers' errors cost is least: from 2 bits on, a bit goes where it takes away most per channel. Reads sensitivities
+/// in Layer::statistics, measured at 3 bits. Throws value_error where they are not there, shape_error for an average
+/// below 2 or above 6. Cost: 10 L^2.
 inline BitRecipe allocate_bits(BitForm form, const Model& model, double average) {
     constexpr unsigned fewest = 2, most = 6, measured = 3;
     detail::expects(average >= fewest && average <= most, "allocate_bits: ", average, " bits on average; expected ",
@@ -148,8 +153,9 @@ inline BitRecipe allocate_bits(BitForm form, const Model& model, double average)
     for (std::size_t i = 0; i < model.layers.size(); ++i) {
         const LayerStatistics* const statistics = model.layers[i].statistics;
         if (statistics == nullptr || !(statistics->key_sensitivity > 0) || !(statistics->value_sensitivity > 0)) {
-            detail::raise<value_error>("layer ", i, ": no sensitivity of K and V stands in Layer::statistics, by which ",
-                                       average, " bits could be divided; measure it, or ask for a uniform scheme "
+            detail::raise<value_error>("layer ", i,
+                                       ": no sensitivity of K and V stands in Layer::statistics, by which ", average,
+                                       " bits could be divided; measure it, or ask for a uniform scheme "
                                        "(head4:uniform)");
         }
         const auto width = static_cast<double>(model.layers[i].shape.kv_width());
@@ -210,8 +216,7 @@ inline BitRecipe parse_recipe(std::string_view text) {
         const std::size_t slash = part.find('/');
         const auto number = [&](std::string_view digits, unsigned& to) {
             const auto [stop, error] = std::from_chars(digits.data(), digits.data() + digits.size(), to);
-            return error == std::errc() && stop == digits.data() + digits.size() &&
-                   ((to >= 2 && to <= 6) || to == 16);
+            return error == std::errc() && stop == digits.data() + digits.size() && ((to >= 2 && to <= 6) || to == 16);
         };
         detail::expects(slash != part.npos && number(part.substr(0, slash), bits.keys) &&
                             number(part.substr(slash + 1), bits.values),

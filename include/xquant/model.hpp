@@ -12,7 +12,7 @@
 
 namespace xquant {
 
-struct LayerStatistics;  // calibration/statistics.hpp
+struct LayerStatistics;  // statistics.hpp
 
 /// Shape of one attention layer. GQA: kv_heads < heads; MHA: equal; MQA: kv_heads = 1.
 struct LayerShape {
@@ -105,21 +105,21 @@ constexpr bool comes_after_rope(LayerInput input) noexcept {
 ///     K = rope(k_norm(X W_k^T + b_k))      V = X W_v^T + b_v      s = scale q K^T      s = soft_cap tanh(s / soft_cap)
 ///     s += slope (key position - query position)                  P = softmax over the keys that the query sees
 struct Layer {
-    LayerShape shape;               ///< D, H, Hkv, Dh
-    MatrixView w_k,                 ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them
-        w_v;                        ///< [Hkv * Dh, D], one row per output channel
-    MatrixView w_o;                 ///< [D, H * Dh] of the product behind attention, for WithFeedback; or empty
-    Rope rope;                      ///< no RoPE unless set
-    double softmax_scale = 0;       ///< factor of q k^T, 1e-6 to 1e6; 0: 1 / sqrt(Dh)
-    const float* mean = nullptr;    ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
-    MatrixView calibration;         ///< [n, D] rows of X of other text, for quantizers that learn; or empty
+    LayerShape shape;             ///< D, H, Hkv, Dh
+    MatrixView w_k,               ///< [Hkv * Dh, D], one row per output channel, as checkpoints store them
+        w_v;                      ///< [Hkv * Dh, D], one row per output channel
+    MatrixView w_o;               ///< [D, H * Dh] of the product behind attention, for WithFeedback; or empty
+    Rope rope;                    ///< no RoPE unless set
+    double softmax_scale = 0;     ///< factor of q k^T, 1e-6 to 1e6; 0: 1 / sqrt(Dh)
+    const float* mean = nullptr;  ///< [D] mean of X over calibration rows, or null; Projection<Rotated> subtracts it
+    MatrixView calibration;       ///< [n, D] rows of X of other text, for quantizers that learn; or empty
     const LayerStatistics* statistics = nullptr;  ///< of other text, for KeyValueLatent and its kind; or null
-    const float* b_k = nullptr;     ///< [Hkv * Dh] or null
-    const float* b_v = nullptr;     ///< [Hkv * Dh] or null
-    const float* k_norm = nullptr;  ///< [Dh] gain of an RMS norm of each key head, before RoPE; or null
-    double k_norm_epsilon = 1e-6;   ///< added to the mean square; 1e-30 to 1
-    double soft_cap = 0;            ///< 1e-3 to 1e9; 0: none
-    std::size_t window = 0;         ///< a query at p sees positions p - window + 1 .. p; 0: all up to p; at most 2^48
+    const float* b_k = nullptr;                   ///< [Hkv * Dh] or null
+    const float* b_v = nullptr;                   ///< [Hkv * Dh] or null
+    const float* k_norm = nullptr;                ///< [Dh] gain of an RMS norm of each key head, before RoPE; or null
+    double k_norm_epsilon = 1e-6;                 ///< added to the mean square; 1e-30 to 1
+    double soft_cap = 0;                          ///< 1e-3 to 1e9; 0: none
+    std::size_t window = 0;  ///< a query at p sees positions p - window + 1 .. p; 0: all up to p; at most 2^48
     /// Llama 4's chunks: a query at p sees positions p - p % chunk .. p, where p % chunk lies in 0 .. chunk - 1 for a
     /// negative p, too. At most 2^48; 0: none. Excludes `window`.
     std::size_t chunk = 0;

@@ -37,8 +37,8 @@ using cross_layer_x =
 
 /// Like cross_layer_x, but X is rotated, and differences of 3 and 2 bits have the scale of least squared error.
 template <unsigned Bits, unsigned Group = 128>
-using cross_layer_rotated_x = XCache<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>,
-                                     Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>, Projection<Rotated>>;
+using cross_layer_rotated_x =
+    XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, FedBack<4, Group>>, Projection<Rotated>>;
 
 /// XQuant-CL on latents of [W_k W_v]. The paper's form for GQA. Needs <xquant/projection/joint_svd.hpp>.
 template <unsigned Bits, unsigned Group = 128>
@@ -48,9 +48,8 @@ using cross_layer_svd = XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLaye
 /// Like cross_layer_svd, but base and latents are rotated, and differences of 3 and 2 bits have the scale of least
 /// squared error.
 template <unsigned Bits, unsigned Group = 128>
-using cross_layer_rotated_svd =
-    XCache<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>, Layout<PerToken>,
-           CrossLayer<Delta, Uniform<4, Group>>, Projection<JointSvd<Hadamard, FullRank>>>;
+using cross_layer_rotated_svd = XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, FedBack<4, Group>>,
+                                       Projection<JointSvd<Hadamard, FullRank>>>;
 
 /// Multi-head latent attention: the model's latent per token, and the shared rotary part of the keys in f16.
 template <unsigned Bits>
@@ -80,8 +79,8 @@ using f16_kv = XCache<Unquantized<f16>, Layout<PerToken>, CrossLayer<Off>, Proje
 template <unsigned Bits>
 using kv = XCache<Uniform<Bits, 64>, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope, Hadamard>>>;
 
-/// K before RoPE per channel and V per token, each head in a basis in which its errors cost least, and rounded so. Needs
-/// Layer::statistics, and <xquant/projection/key_value_latent.hpp>. KeyBits of K, Bits of V.
+/// K before RoPE per channel and V per token, each head in a basis in which its errors cost least, and rounded so.
+/// Needs Layer::statistics, and <xquant/projection/key_value_latent.hpp>. KeyBits of K, Bits of V.
 template <unsigned KeyBits, unsigned Bits = KeyBits, unsigned Group = 128>
 using head_latent = XCache<PerStream<FedBack<KeyBits, Group>, FedBack<Bits, Group>>, Layout<PerChannel, PerToken>,
                            CrossLayer<Off>, Projection<KeyValueLatent<EachHead>>>;
@@ -90,6 +89,20 @@ using head_latent = XCache<PerStream<FedBack<KeyBits, Group>, FedBack<Bits, Grou
 template <unsigned KeyBits, unsigned Bits = KeyBits, unsigned Group = 128>
 using joint_latent = XCache<PerStream<FedBack<KeyBits, Group>, FedBack<Bits, Group>>, Layout<PerChannel, PerToken>,
                             CrossLayer<Off>, Projection<KeyValueLatent<AllHeads>>>;
+
+/// X in the basis in which its errors cost least, per token. The best for MHA. Needs Layer::statistics with x_spread,
+/// and <xquant/projection/x_latent.hpp>.
+template <unsigned Bits, unsigned Group = 128>
+using x_latent = XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<XLatent<AllChannels>>>;
+
+/// One latent of X for K and V, in such a basis, per token. For GQA.
+template <unsigned Bits, unsigned Group = 128>
+using kv_latent = XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<XLatent<KeysAndValues>>>;
+
+/// What such latents add from layer to layer. Needs difference_spread.
+template <unsigned Bits, unsigned Group = 128>
+using cross_layer_latent = XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, FedBack<4, Group>>,
+                                  Projection<XLatent<KeysAndValues>>>;
 
 /// ggml's 8-bit cache.
 using q8_0 = XCache<GgmlQ8_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;

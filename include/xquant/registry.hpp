@@ -68,7 +68,8 @@ public:
         MakeRecipe recipe;
     };
 
-    /// "NAME", "NAME:uniform", and ":group=N" behind either. Throws shape_error with the names that are nearest, or the groups that there are.
+    /// "NAME", "NAME:uniform", and ":group=N" behind either. Throws shape_error with the names that are nearest, or
+    /// the groups that there are.
     [[nodiscard]] Found find(std::string_view text) const {
         const std::lock_guard lock(mutex_);
         const std::string_view name = text.substr(0, text.find(':'));
@@ -154,7 +155,13 @@ private:
 template <class Cached>
 void add_scheme(Registry& to, const std::string& name, const std::string& summary, Needs needs = Needs::nothing) {
     using Stored = typename Cached::scheme;
-    to.add({name, summary, {{Stored::group(), Stored::bits_per_value()}}, needs, Stored::inputs(), false, Stored::reads_w_k()},
+    to.add({name,
+            summary,
+            {{Stored::group(), Stored::bits_per_value()}},
+            needs,
+            Stored::inputs(),
+            false,
+            Stored::reads_w_k()},
            &CacheAccess::recipe<Cached>);
 }
 
@@ -210,7 +217,8 @@ inline Registry& registry() {
 /// Throws shape_error if there is none, with the names that are nearest or the groups that there are.
 [[nodiscard]] inline SchemeInfo find_scheme(std::string_view name) { return detail::registry().find(name).info; }
 
-/// A cache of a scheme, "NAME", "NAME:group=N", or of one whose bits are divided "NAME:uniform" too. Throws as find_scheme, and as the constructor of XCache.
+/// A cache of a scheme, "NAME", "NAME:group=N", or of one whose bits are divided "NAME:uniform" too. Throws as
+/// find_scheme, and as the constructor of XCache.
 template <class Backend = backend::best>
 [[nodiscard]] std::unique_ptr<Cache<Backend>> make_cache(std::string_view name, const Model& model,
                                                          const Options& options = {}) {

@@ -2,8 +2,9 @@
 // Eigen.
 #pragma once
 
-#include <xquant/projection/joint_svd.hpp>
 #include <xquant/mixed_bits.hpp>
+#include <xquant/projection/joint_svd.hpp>
+#include <xquant/projection/x_latent.hpp>
 #include <xquant/registry.hpp>
 
 namespace xquant {
@@ -42,8 +43,15 @@ template <unsigned Group>
 void add_svd_presets(Registry& to) {
     add_bits<Group, preset::split_svd>(to, "svd_joint", "latents of W_k per channel and of W_v per token");
     add_bits<Group, preset::head_svd>(to, "svd_head", "a latent of each key head per channel, V rotated per token");
-    add_divided_bits<BitForm::heads, Group>(to, "head", "each head's K per channel, V per token, in bases of least cost");
-    add_divided_bits<BitForm::joint, Group>(to, "joint", "all heads' K per channel, V per token, in bases of least cost");
+    add_divided_bits<BitForm::heads, Group>(to, "head",
+                                            "each head's K per channel, V per token, in bases of least cost");
+    add_divided_bits<BitForm::joint, Group>(to, "joint",
+                                            "all heads' K per channel, V per token, in bases of least cost");
+    constexpr Needs statistics = Needs::statistics;
+    add_bits<Group, preset::x_latent>(to, "xc", "X in the basis of least cost, per token", "", statistics);
+    add_bits<Group, preset::kv_latent>(to, "kvx", "a latent of X for K and V, in the basis of least cost, per token",
+                                       "", statistics);
+    add_bits<Group, preset::cross_layer_latent>(to, "cl", "what such latents add from layer to layer", "", statistics);
     add_bits<Group, preset::cross_layer_svd>(to, "cl_svd", "what latents of [W_k W_v] add from layer to layer");
     add_bits<Group, preset::cross_layer_rotated_svd>(to, "cl_svd_rot", "what rotated latents of [W_k W_v] add");
 }

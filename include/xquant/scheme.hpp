@@ -13,6 +13,7 @@
 #include <xquant/core/check_policies.hpp>
 #include <xquant/core/make_codec.hpp>
 #include <xquant/core/recipe.hpp>
+#include <xquant/projection/cost.hpp>
 #include <xquant/projection/x.hpp>
 #include <xquant/quantizer/requantizable.hpp>
 #include <xquant/quantizer/uniform.hpp>
@@ -36,7 +37,7 @@ struct Scheme {
     /// What a layer takes, before anything is prepared. Throws shape_error.
     static LayerSizes sizes(const Layer& layer) {
         check_kind(layer);
-        return sizes_of(Policy::footprint(layer), {}, layer);
+        return sizes_of(Policy::footprint(layer), {});
     }
     /// The layer's plan and codecs. Throws shape_error, value_error. Cost: that of the projection.
     static LayerParts prepare(const Layer& layer) {
@@ -50,12 +51,12 @@ struct Scheme {
     /// Like sizes, but for a layer that stores a difference to the layers below.
     static LayerSizes difference_sizes(const Layer& layer) {
         check_kind(layer);
-        return sizes_of(Policy::difference_footprint(layer), {layer.shape.width}, layer);
+        return sizes_of(Policy::difference_footprint(layer), {layer.shape.width});
     }
     /// Like prepare, but for a layer that stores a difference to the layers below.
     static LayerParts prepare_difference(const Layer& layer) {
         check_kind(layer);
-        return with_codecs(Policy::prepare_difference(layer), layer);
+        return with_codecs(plan_of_difference(layer), layer);
     }
 
     /// Bits of a stored value, its share of scales, zeros and outliers included; the mean over the streams.
@@ -99,7 +100,10 @@ struct Scheme {
                       "CrossLayer<Delta> stores");
         return {[](const Layer& layer, detail::StreamBits) { return difference_sizes(layer); },
                 [](const Layer& layer, detail::StreamBits) { return prepare_difference(layer); },
-                streams, CrossRole::difference, requantizes, {}};
+                streams,
+                CrossRole::difference,
+                requantizes,
+                {}};
     }
 
 private:
@@ -113,7 +117,10 @@ private:
     static detail::LayerRecipe recipe_of(CrossRole role) noexcept {
         return {[](const Layer& layer, detail::StreamBits) { return sizes(layer); },
                 [](const Layer& layer, detail::StreamBits) { return prepare(layer); },
-                streams, role, requantizes, {}};
+                streams,
+                role,
+                requantizes,
+                {}};
     }
     static constexpr bool learns = []<std::size_t... I>(std::index_sequence<I...>) {
         return ((learning_policy<quantizer<I>> || learning_policy<requantizer<I>>) || ...);
@@ -150,6 +157,14 @@ private:
         (std::make_index_sequence<streams>{});
     }
 
+    static LayerPlan plan_of_difference(const Layer& layer) {
+        if constexpr (requires(const std::array<unsigned, 1>& bits) { Policy::prepare_difference(layer, bits); }) {
+            return Policy::prepare_difference(layer, {quantizer<0>::bits});
+        } else {
+            return Policy::prepare_difference(layer);
+        }
+    }
+
     template <std::size_t I, class Codecs>
     static void add_codecs(Codecs& out, std::size_t width) {
         out.codecs.push_back(make_codec<quantizer<I>, axis<I>>(width));
@@ -158,9 +173,7 @@ private:
     /// Whether stream I is rounded for its metric, by one of its quantizers.
     template <std::size_t I>
     static constexpr bool feeds_back = feedback_policy<quantizer<I>> || feedback_policy<requantizer<I>>;
-
-    static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths,
-                               const Layer& layer) {
+    static LayerSizes sizes_of(const LayerFootprint<streams>& footprint, std::vector<std::size_t> row_widths) {
         LayerSizes out;
         if (row_widths.empty()) row_widths.assign(footprint.widths.begin(), footprint.widths.end());
         out.row_widths = std::move(row_widths);
@@ -168,13 +181,13 @@ private:
         out.vector_floats = footprint.vector_floats;
         const auto add = [&]<std::size_t I>(std::integral_constant<std::size_t, I>) {
             add_codecs<I>(out, footprint.widths[I]);
-            if constexpr (feeds_back<I> && detail::has_metric_block<Policy>) {
-                out.matrix_floats += feedback_floats(footprint.widths[I], Policy::metric_block(layer, I));
+            if constexpr (feeds_back<I>) {
+                const std::size_t width = footprint.widths[I], block = footprint.blocks[I];
+                out.matrix_floats += feedback_floats(width, block > 0 ? block : width);
             }
         };
         [&]<std::size_t... I>(std::index_sequence<I...>) { (add(std::integral_constant<std::size_t, I>{}), ...); }
         (std::make_index_sequence<streams>{});
-        static_cast<void>(layer);
         return out;
     }
     static LayerParts with_codecs(LayerPlan plan, const Layer& layer) {
@@ -186,13 +199,12 @@ private:
             StreamMetric& metric = out.plan.streams[I].metric;
             if constexpr (!feeds_back<I>) {
                 metric = {};
-            } else if constexpr (detail::has_metric<Policy>) {
-                if (metric.block == 0) metric = Policy::metric(layer, I);
+            } else if (metric.block == 0) {
+                metric = detail::metric_of_stream(out.plan, layer, I);
             }
         };
         [&]<std::size_t... I>(std::index_sequence<I...>) { (add(std::integral_constant<std::size_t, I>{}), ...); }
         (std::make_index_sequence<streams>{});
-        static_cast<void>(layer);
         return out;
     }
 };

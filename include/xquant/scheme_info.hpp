@@ -14,7 +14,7 @@ namespace xquant {
 /// What a scheme reads of a Layer beside its shape, weights and rules.
 enum class Needs : unsigned char {
     nothing,
-    mean,        ///< Layer::mean; without it nothing is subtracted
+    mean,         ///< Layer::mean; without it nothing is subtracted
     calibration,  ///< Layer::calibration; without it the constructor throws shape_error
     statistics    ///< Layer::statistics; without them the constructor throws value_error
 };
@@ -35,7 +35,7 @@ struct SchemeInfo {
     /// Whether its bits are an average, divided among layers by what errors cost there; with ":uniform" behind the name
     /// all layers have as many.
     bool divides_bits = false;
-    bool reads_w_k = false;                         ///< Layer::w_k, even where K and V are handed over
+    bool reads_w_k = false;  ///< Layer::w_k, even where K and V are handed over
 };
 
 inline namespace XQUANT_ABI_NS {

@@ -10,6 +10,7 @@
 #include <limits>
 #include <sstream>
 
+#include "contract/archetypes.hpp"
 #include "support/catch.hpp"
 
 using namespace xquant;
@@ -97,6 +98,12 @@ TEST_CASE("a device with little shared memory serves prompts 16 queries at a tim
     CHECK_THROWS_AS(DeviceCache(setup.model), state_error);
 }
 
+TEST_CASE("a device refuses groups of several tokens and channels") {
+    using Blocks = XCache<Uniform<4, 64>, Layout<FourTokens>, CrossLayer<Off>, Projection<Plain>, Device>;
+    const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
+    CHECK_THROWS_AS(Blocks(setup.model), state_error);
+}
+
 TEST_CASE("256 sequences of different lengths in one launch") {
     using Expected =
         XCache<Uniform<4>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<HeadSvd>, backend::scalar>;
@@ -156,6 +163,31 @@ TEST_CASE("a cache on a device counts its bytes, and gives all of them back") {
     cache = DeviceCache(setup.model);
     moved = std::move(cache);
     CHECK(moved.bytes().codes == 0);
+}
+
+TEST_CASE("F of a stream is counted with the weights of a cache on a device, and its scratch with the workspace") {
+    using Plain4 = XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>, Device>;
+    using Fed4 = XCache<WithFeedback<Uniform<4>>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>, Device>;
+    const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
+    Plain4 plain(setup.model, {.sinks = 0, .recent = 0, .weights = WeightType::f16});
+    Fed4 fed(setup.model, {.sinks = 0, .recent = 0, .weights = WeightType::f16});
+    const std::size_t factors = 2 * feedback_entries(192) * sizeof(f16);
+    const std::size_t more = fed.bytes().weights - plain.bytes().weights;
+    CHECK(more >= 2 * factors);  // the processor's and the device's
+    CHECK(more < 2 * factors + 256);
+    const std::vector<float> x(300 * 192, 0.5F);
+    const auto workspace_of = [&](auto& cache) {
+        const Sequence sequence = cache.create();
+        auto step = cache.begin({{sequence, 300}});
+        for (std::size_t layer = 0; layer < 2; ++layer) step.append(layer, MatrixView(x.data(), 300, 192));
+        step.commit();
+        return cache.bytes().workspace;
+    };
+    const std::size_t without = workspace_of(plain), with = workspace_of(fed);
+    // 32 tokens of a block of the metric and a group, for each of the blocks that run side by side, or a few more.
+    const std::size_t each = 32 * (192 + 128) * sizeof(float);
+    CHECK(with - without >= 3 * each);
+    CHECK(with - without <= (backend::EmulatedDevice::blocks_at_once() + 3) * each);
 }
 
 TEST_CASE("a device runs one step at a time, in order, and finds rows that are not finite") {

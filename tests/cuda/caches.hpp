@@ -131,7 +131,7 @@ Outcome compare(const Case& c) {
     return outcome;
 }
 
-/// Calls f(case, outcome) for every kind of scheme and shape that a device serves; `few`: for three of them.
+/// Calls f(case, outcome) for every kind of scheme and shape that a device serves; `few`: for five of them.
 template <class Backend, class Memory, class F>
 void for_each_case(F&& f, bool few = false) {
     using namespace xquant;
@@ -139,7 +139,8 @@ void for_each_case(F&& f, bool few = false) {
     using Split = Layout<PerChannel, PerToken>;
     std::size_t number = 0;
     const auto run = [&]<class Q, class L, class P>(Q, L, P, const Case& c) {
-        if (!few || number == 4 || number == 10) f(c, compare<Backend, Memory, Q, L, P, CrossLayer<Off>>(c));
+        if (!few || number == 4 || number == 10 || number == 21)
+            f(c, compare<Backend, Memory, Q, L, P, CrossLayer<Off>>(c));
         ++number;
     };
     const auto run_deltas = [&]<class Q, class A, class P>(Q, A, P, const char* name,
@@ -175,10 +176,24 @@ void for_each_case(F&& f, bool few = false) {
         {"x4_rot, weights in 8 bits", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::q8}});
     run(Uniform<4>{}, Split{}, head,
         {"svd_head4, weights in f16", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::f16}});
+    run(WithFeedback<Uniform<4>>{}, Token{}, Projection<Rotated>{}, {"x4_rot, feedback", gqa});
+    run(WithFeedback<Uniform<2, 64, MinMse>>{}, Token{}, Projection<Rotated>{},
+        {"x2_rot, feedback, weights in 8 bits", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::q8}});
+    run(WithFeedback<Uniform<3, 128, MinMse>>{}, Layout<PerChannel>{}, Projection<Rotated>{},
+        {"x3_rot per channel, feedback, weights in f16", gqa, {.sinks = 4, .recent = 16, .weights = WeightType::f16}});
+    // Rows differ in the last bit here and there, and then feedback changes all codes behind one that differs.
+    run(WithFeedback<Uniform<4, 32>>{}, Layout<PerChannel>{}, Projection<Rotated>{},
+        {"x4_rot per channel, feedback, groups of 32", gqa});
+    run(WithFeedback<Uniform<4>>{}, Token{}, Projection<Rotated>{},
+        {"x4_rot, feedback, strict", gqa, {.sinks = 4, .recent = 0, .weights = WeightType::f32, .strict = true}});
+    run(Requantizable<WithFeedback<Uniform<4>>, WithFeedback<Uniform<2>>>{}, Token{}, Projection<Rotated>{},
+        {"x4_rot, feedback, requantizable", gqa});
     run_deltas(Uniform<4>{}, f16{}, Projection<Rotated>{}, "cl_x_rot4");
     run_deltas(Uniform<2, 128, MinMse>{}, Uniform<8>{}, Projection<Rotated>{}, "cl_x_rot2, sums in 8 bits");
     run_deltas(Uniform<3, 128, MinMse>{}, float{}, Projection<JointSvd<Hadamard, FullRank>>{},
                "cl_svd_rot3, weights in bf16", WeightType::bf16);
+    run_deltas(WithFeedback<Uniform<3>>{}, f16{}, Projection<Rotated>{}, "cl_x_rot3, feedback, weights in bf16",
+               WeightType::bf16);
 }
 
 /// The same for caches whose codes meet 8-bit weights; `few`: for one of them.

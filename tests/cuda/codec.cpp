@@ -9,6 +9,7 @@
 #include <xquant/xquant.hpp>
 #include "support/gpu/machine.hpp"
 
+#include "contract/archetypes.hpp"
 #include "support/catch.hpp"
 #include "support/model.hpp"
 
@@ -127,6 +128,7 @@ TEST_CASE("bytes of the device's encoder are the scalar encoder's") {
     check_encode<Uniform<3, 8>, PerChannel>(21, 40);
     CHECK(!backend::gpu::encodes(make_codec<Nf4<>, PerToken>(64)));
     CHECK(!backend::gpu::encodes(make_codec<GgmlQ4_0, PerToken>(64)));
+    CHECK(!backend::gpu::encodes(make_codec<Uniform<4, 64>, FourTokens>(64)));
 }
 
 TEST_CASE("a code is where the planes have it") {

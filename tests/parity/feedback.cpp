@@ -10,6 +10,7 @@
 
 #include "parity/machines.hpp"
 #include "support/catch.hpp"
+#include "support/gpu/rounded.hpp"
 #include "support/model.hpp"
 
 using namespace xquant;
@@ -101,6 +102,13 @@ QuantizedRows rounded(Tag tag, const Case& c, const std::vector<float>& rows, co
     return out;
 }
 
+/// The same by a GPU in plain C++.
+QuantizedRows rounded_by_gpu(const Case& c, const std::vector<float>& rows, const FeedbackView& feedback) {
+    QuantizedRows out = nearest(c, rows);
+    test::encode_on_gpu(out.codec(), feedback, {rows.data(), c.tokens, c.width, c.width}, 0, out.view());
+    return out;
+}
+
 std::vector<float> decoded(const QuantizedRows& rows, const Case& c) {
     std::vector<float> out(c.tokens * c.width);
     dequantize(rows, out.data());
@@ -176,6 +184,7 @@ TEST_CASE("feedback costs a fraction of rounding to the nearest code, and its by
             INFO(R::name);
             CHECK(same_bytes(rounded(backend::simd<R>{}, c, rows, metric.view()), by_scalar));
         });
+        CHECK(same_bytes(rounded_by_gpu(c, rows, metric.view()), by_scalar));
         // In other steps: per token any, per channel whole groups.
         const std::size_t step = c.by_channel ? 128 : 3;
         QuantizedRows in_steps = nearest(c, rows);
@@ -231,6 +240,7 @@ TEST_CASE("rows whose targets would leave f16 are rounded to the nearest code") 
         for (std::size_t i = 0; i < c.width; ++i) rows[i] *= 1e4F;  // the first token's
         std::vector<float> wild(c.width / c.block * feedback_entries(c.block), 1e3F);
         const QuantizedRows found = rounded(backend::scalar{}, c, rows, {c.block, wild.data()});
+        CHECK(same_bytes(rounded_by_gpu(c, rows, {c.block, wild.data()}), found));
         const std::vector<float> plain = decoded(nearest(c, rows), c), fed = decoded(found, c);
         for (std::size_t i = 0; i < c.width; ++i) CHECK(fed[i] == plain[i]);
         for (const float value : fed) REQUIRE(std::isfinite(value));

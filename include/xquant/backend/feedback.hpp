@@ -137,7 +137,7 @@ void encode_unit(Backend tag, FeedbackWork& at, std::size_t first, MutableStream
 }
 
 /// Some channels of a stream, whole channel blocks of it, as a stream.
-inline MutableStreamView some_channels(MutableStreamView view, Slots channels) noexcept {
+XQUANT_DEVICE inline MutableStreamView some_channels(MutableStreamView view, Slots channels) noexcept {
     const std::size_t block = channels.first / view.format.group_channels;
     view.codes += view.format.code_offset(0, block);
     view.scales += view.format.group_index(0, block);

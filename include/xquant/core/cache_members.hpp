@@ -52,8 +52,8 @@ Cache<Backend>::Body::Body(const Options& options, const Model& model, const det
         detail::expects(!layer.borrows() || recipe.accumulator == nullptr, "layer ", i, ": rows_of is ", layer.rows_of,
                         ", and CrossLayer<Delta> stores differences between layers; each has rows of its own there");
         const Layer prepared = detail::with_mean_of_rows(model, layer);
-        core.add_layer(prepared, recipe.layers[i].role, recipe.layers[i].prepare(prepared, recipe.layers[i].bits), previous,
-                       &detail::learn_stream<Backend>);
+        core.add_layer(prepared, recipe.layers[i].role, recipe.layers[i].prepare(prepared, recipe.layers[i].bits),
+                       previous, &detail::learn_stream<Backend>);
         previous = &model.layers[i].rope;
     }
     state.prepare(core);

@@ -128,17 +128,6 @@ constexpr bool check_scheme() noexcept {
          ...);
     }
     (std::make_index_sequence<sound_projection<Projection>::streams>{});
-    constexpr bool feeds_back = []<std::size_t... I>(std::index_sequence<I...>) {
-        return ((feedback_policy<typename quantizer_of<Quantizer, I>::type> ||
-                 feedback_policy<typename requantizer_of<Quantizer, I>::type>) ||
-                ...);
-    }
-    (std::make_index_sequence<sound_projection<Projection>::streams>{});
-    static_assert(
-        !feeds_back || has_metric_block<Projection>,
-        "xquant: WithFeedback rounds rows for what their errors cost; the projection needs static StreamMetric "
-        "metric(const Layer&, std::size_t stream) and static std::size_t metric_block(const Layer&, std::size_t "
-        "stream), as Rotated has them");
     return true;
 }
 

@@ -66,7 +66,8 @@ public:
             out.coded_width = stream.coded_width();
             out.latent = matrices_.keep(stream.latent);
             if (!stream.latent.empty()) {
-                out.spread = matrices_.keep(transpose(stream.latent, stream.width, out.coded_width));
+                out.spread = matrices_.keep(
+                    stream.spread.empty() ? transpose(stream.latent, stream.width, out.coded_width) : stream.spread);
             }
             if (const std::size_t n = stream.metric.block; n > 0) {
                 std::vector<float> columns;
@@ -180,8 +181,8 @@ private:
             must(s.rotate == 0 || s.width % s.rotate == 0, "rotate is ", s.rotate,
                  "; expected a divisor of width = ", s.width);
             must(s.mixed == 0 ? s.mix.empty() : s.width % s.mixed == 0 && s.mix.size() == s.width * s.mixed, "mix has ",
-                 s.mix.size(), " floats for blocks of ", s.mixed, " channels; expected [width / n][n, n] for a divisor ",
-                 "n of width = ", s.width);
+                 s.mix.size(), " floats for blocks of ", s.mixed,
+                 " channels; expected [width / n][n, n] for a divisor ", "n of width = ", s.width);
             must(!(s.rope || s.norm || s.unit_norm) || s.width % dh == 0,
                  "rope, norm and unit_norm take whole heads of ", dh, " channels; width is ", s.width);
             must(s.row_norm.empty() || s.row_norm.size() == s.width, "row_norm has ", s.row_norm.size(),
@@ -192,6 +193,8 @@ private:
                  " floats; expected none, or width = ", s.width);
             must(s.latent.size() % s.width == 0, "latent has ", s.latent.size(), " floats; expected [width = ", s.width,
                  ", coded channels]");
+            must(s.spread.empty() || s.spread.size() == s.latent.size(), "spread has ", s.spread.size(),
+                 " floats; expected none, or [coded channels, width], as many as latent has");
             must(s.latent.empty() || role == CrossRole::difference, "latent is for layers that store a difference");
             const std::size_t n = s.metric.block, coded = s.coded_width();
             must(n == 0 || coded % n == 0, "the metric has blocks of ", n, " channels; expected a divisor of ", coded,

@@ -50,9 +50,10 @@ struct KeyValue {
         const LayerShape& shape = layer.shape;
         const std::size_t r = shape.kv_width(), m = dct_size(shape.head_dim);
         const std::size_t back = mixed ? 2 * r * shape.head_dim : 0, dct = mixed ? 2 * m * m : 0;
-        if (layer.input != LayerInput::x) return {{r, r}, back, dct};
+        const std::size_t dh = shape.head_dim;
+        if (layer.input != LayerInput::x) return {{r, r}, back, dct, {dh, dh}};
         const std::size_t biases = (layer.b_k != nullptr ? r : 0) + (layer.b_v != nullptr ? r : 0);
-        return {{r, r}, 2 * shape.width * r + back, dct + biases};
+        return {{r, r}, 2 * shape.width * r + back, dct + biases, {dh, dh}};
     }
 
     /// The plan of a layer: stream 0 is K, stream 1 is V.

@@ -2,7 +2,8 @@
 // WithFeedback<...>, and a layer with Layer::statistics.
 //
 //     KeyValueLatent<EachHead>    a basis [Dh, Dh] for each head's K and for its V; K_h = z_h A_h when read
-//     KeyValueLatent<AllHeads>    one basis [R, R] for all heads' K and one for V, R = Hkv Dh: less error, and Hkv times the
+//     KeyValueLatent<AllHeads>    one basis [R, R] for all heads' K and one for V, R = Hkv Dh: less error, and Hkv
+//     times the
 //                                 work when read
 //
 // No weights are needed: an engine may hand over K and V in place of X. Biases are taken off before the basis, and put
@@ -16,9 +17,9 @@
 #include <cmath>
 #include <type_traits>
 
-#include <xquant/calibration/statistics.hpp>
 #include <xquant/projection/latent_basis.hpp>
 #include <xquant/projection/projection.hpp>
+#include <xquant/statistics.hpp>
 
 namespace xquant {
 
@@ -26,16 +27,17 @@ inline namespace XQUANT_ABI_NS {
 namespace detail {
 
 /// Statistics of a layer, one of them: [blocks][n, n]. Throws value_error where they are not there or not of that size.
-inline const float* statistic(const Layer& layer, std::vector<float> LayerStatistics::* which, const char* name,
+inline const float* statistic(const Layer& layer, std::vector<float> LayerStatistics::*which, const char* name,
                               std::size_t floats) {
     if (layer.statistics == nullptr) {
-        raise<value_error>("Layer::statistics is null, and the projection chooses its bases by them: gather them with a "
-                           "Calibrator, or choose a scheme that needs none (svd_head4, x4_rot, kv4)");
+        raise<value_error>(
+            "Layer::statistics is null, and the projection chooses its bases by them: gather them with a "
+            "Calibrator, or choose a scheme that needs none (svd_head4, x4_rot, kv4)");
     }
     const std::vector<float>& values = layer.statistics->*which;
     if (values.size() != floats) {
-        raise<value_error>("Layer::statistics has ", values.size(), " floats of ", name, "; the layer's shape asks for ",
-                           floats);
+        raise<value_error>("Layer::statistics has ", values.size(), " floats of ", name,
+                           "; the layer's shape asks for ", floats);
     }
     return values.data();
 }
@@ -58,26 +60,22 @@ template <class Over>
 struct KeyValueLatent {
     static_assert(std::is_same_v<Over, EachHead> || std::is_same_v<Over, AllHeads>,
                   "xquant: KeyValueLatent<Over> takes EachHead or AllHeads");
-    static constexpr std::size_t streams = 2;                       ///< stored rows per token and layer
+    static constexpr std::size_t streams = 2;                      ///< stored rows per token and layer
     static constexpr bool joint = std::is_same_v<Over, AllHeads>;  ///< whether heads share a basis
     /// Keys have to come before RoPE, as they are stored.
     static constexpr bool takes(LayerInput input) noexcept { return !detail::comes_after_rope(input); }
 
-    /// Channels that share a basis.
-    static std::size_t metric_block(const Layer& layer, std::size_t) noexcept {
-        return joint ? layer.shape.kv_width() : layer.shape.head_dim;
-    }
     /// Widths and floats of prepare(layer).
     static LayerFootprint<2> footprint(const Layer& layer) noexcept {
-        const std::size_t r = layer.shape.kv_width(), n = metric_block(layer, 0);
+        const std::size_t r = layer.shape.kv_width(), n = basis_width(layer);
         const bool from_x = layer.input == LayerInput::x;
         const bool key_bias = layer.b_k != nullptr && (from_x || layer.k_norm == nullptr);
         // A bias is taken off K and V that are handed over, or added where it is part of what k_norm norms; it is put
         // back by constants.
-        const std::size_t written = (key_bias && (!from_x || layer.k_norm != nullptr) ? r : 0) +
-                                    (layer.b_v != nullptr && !from_x ? r : 0);
+        const std::size_t written =
+            (key_bias && (!from_x || layer.k_norm != nullptr) ? r : 0) + (layer.b_v != nullptr && !from_x ? r : 0);
         const std::size_t read = (key_bias && layer.k_norm == nullptr ? r : 0) + (layer.b_v != nullptr ? r : 0);
-        return {{r, r}, 2 * r * n + (from_x ? 2 * layer.shape.width * r : 0), 2 * r * n + written + read};
+        return {{r, r}, 2 * r * n + (from_x ? 2 * layer.shape.width * r : 0), 2 * r * n + written + read, {n, n}};
     }
     /// The plan of a layer for codes of four bits.
     static LayerPlan prepare(const Layer& layer) { return prepare(layer, {4, 4}); }
@@ -85,7 +83,7 @@ struct KeyValueLatent {
     /// are not there.
     static LayerPlan prepare(const Layer& layer, const std::array<unsigned, 2>& bits) {
         const LayerShape& shape = layer.shape;
-        const std::size_t n = metric_block(layer, 0), r = shape.kv_width(), dh = shape.head_dim;
+        const std::size_t n = basis_width(layer), r = shape.kv_width(), dh = shape.head_dim;
         const bool normed = layer.k_norm != nullptr, from_x = layer.input == LayerInput::x;
         LayerPlan plan;
         plan.keys_normed = normed;
@@ -101,7 +99,8 @@ struct KeyValueLatent {
                 }
             } else {
                 stream.source = key ? RowSource::keys : RowSource::values;
-                for (std::size_t i = 0; i < r && bias != nullptr && !(key && normed); ++i) stream.bias.push_back(-bias[i]);
+                for (std::size_t i = 0; i < r && bias != nullptr && !(key && normed); ++i)
+                    stream.bias.push_back(-bias[i]);
             }
             const std::vector<LatentBasis> bases = bases_of(layer, key, bits[key ? 0 : 1]);
             stream.mixed = stream.metric.block = n;
@@ -121,12 +120,17 @@ struct KeyValueLatent {
     }
 
 private:
-    /// Keys' pages are centred, so little of what they spread is noise; values have tokens that are far smaller than others
-    /// and cost most, whose share the ridge keeps.
+    /// Channels that share a basis.
+    static std::size_t basis_width(const Layer& layer) noexcept {
+        return joint ? layer.shape.kv_width() : layer.shape.head_dim;
+    }
+
+    /// Keys' pages are centred, so little of what they spread is noise; values have tokens that are far smaller than
+    /// others and cost most, whose share the ridge keeps.
     static constexpr double key_ridge = 1e-4, value_ridge = joint ? 0.1 : 0.3, key_cost_ridge = 0.01;
 
     static std::vector<LatentBasis> bases_of(const Layer& layer, bool key, unsigned bits) {
-        const std::size_t dh = layer.shape.head_dim, heads = layer.shape.kv_heads, n = metric_block(layer, 0);
+        const std::size_t dh = layer.shape.head_dim, heads = layer.shape.kv_heads, n = basis_width(layer);
         const float* const costs =
             detail::statistic(layer, key ? &LayerStatistics::key_cost : &LayerStatistics::value_cost,
                               key ? "key_cost" : "value_cost", heads * dh * dh);

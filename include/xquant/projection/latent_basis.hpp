@@ -1,16 +1,17 @@
 // The basis in which rows are coded so that their errors cost least, for an encoder that feeds errors back
 // (quantizer/feedback.hpp). From C, how rows spread, and M, what errors of them cost:
 //
-//     C = B B^T,  B^T M B = diag(lambda)     rows y in the basis B have variance 1 in every channel, and no cost is shared
-//     A = B P,  T = A^-1,  G = P^T diag(lambda + floor) P
+//     C = B B^T,  B^T M B = diag(lambda)     rows y in the basis B have variance 1 in every channel, and no cost is
+//     shared A = B P,  T = A^-1,  G = P^T diag(lambda + floor) P
 //
 // P mixes the channels. By a geometric mean decomposition, all of them weigh alike once errors are fed back; by a
 // rotation, no channel stands out of its group.
 //
-// The floor keeps feedback in bounds: errors widen what is coded, by the more the smaller the least lambda is beside the
-// others. Of the floors 10^-7 .. 1 of the largest lambda, the one with the least expected cost is taken.
+// The floor keeps feedback in bounds: errors widen what is coded, by the more the smaller the least lambda is beside
+// the others. Of the floors 10^-7 .. 1 of the largest lambda, the one with the least expected cost is taken.
 //
-// Source  Jiang, Hager, Li: The geometric mean decomposition (2005); QuIP (arXiv 2307.13304) for what feedback costs. Their
+// Source  Jiang, Hager, Li: The geometric mean decomposition (2005); QuIP (arXiv 2307.13304) for what feedback costs.
+// Their
 //         use together for a cache, and the floor, are ours.
 #pragma once
 
@@ -37,13 +38,13 @@ inline namespace XQUANT_ABI_NS {
 
 /// B of latent_basis.
 struct CommonBasis {
-    std::vector<double> basis,    ///< B [n, n]
-        inverse;                  ///< B^-1 [n, n]
-    std::vector<double> lambda;   ///< [n], rising
+    std::vector<double> basis,   ///< B [n, n]
+        inverse;                 ///< B^-1 [n, n]
+    std::vector<double> lambda;  ///< [n], rising
 };
 
-/// B with C = B B^T and B^T M B = diag(lambda), for C [n, n] positive definite and M [n, n] symmetric. Signs, free in an
-/// eigenvector, are fixed: the entry of largest magnitude in each column of B is positive. Cost: about 25 n^3.
+/// B with C = B B^T and B^T M B = diag(lambda), for C [n, n] positive definite and M [n, n] symmetric. Signs, free in
+/// an eigenvector, are fixed: the entry of largest magnitude in each column of B is positive. Cost: about 25 n^3.
 template <class Real = double>
 CommonBasis common_basis(const std::vector<double>& c, const std::vector<double>& m, std::size_t n);
 
@@ -177,8 +178,8 @@ inline std::vector<double> with_ridge(const float* m, std::size_t n, double shar
 
 /// The basis of rows that spread by C [n, n], positive definite, and whose errors cost M [n, n], to be coded in `bits`
 /// bits. Throws value_error where the two are not finite or C is not positive definite. Cost: about 30 n^3.
-inline LatentBasis latent_basis(const std::vector<double>& c, const std::vector<double>& m, std::size_t n, unsigned bits,
-                                BasisMix mix) {
+inline LatentBasis latent_basis(const std::vector<double>& c, const std::vector<double>& m, std::size_t n,
+                                unsigned bits, BasisMix mix) {
     CommonBasis common = common_basis(c, m, n);
     const double most = (std::max)(common.lambda.back(), (std::numeric_limits<double>::min)());
     for (double& value : common.lambda) value = (std::max)(value, most * 1e-12);

@@ -15,7 +15,7 @@ namespace xquant {
 
 /// G of a stream's coded rows: zero outside blocks of channels along its diagonal.
 struct StreamMetric {
-    std::size_t block = 0;      ///< n, channels of a block: a divisor of the coded channels; 0: there is no metric
+    std::size_t block = 0;       ///< n, channels of a block: a divisor of the coded channels; 0: there is no metric
     std::vector<double> values;  ///< [blocks][n, n], symmetric and positive definite; lower triangles are read
 };
 
@@ -45,8 +45,8 @@ inline std::vector<double> reduced_metric(const double* values, std::size_t n) {
         for (std::size_t i = end; i-- > begin;) {
             const double* const row = g.data() + i * n;
             if (!(row[i] > 0)) {
-                raise<value_error>("the metric of a stream is not positive definite: pivot ", i, " of ", n,
-                                   " is ", row[i]);
+                raise<value_error>("the metric of a stream is not positive definite: pivot ", i, " of ", n, " is ",
+                                   row[i]);
             }
             for (std::size_t j = begin; j < i; ++j) {
                 const double factor = row[j] / row[i];

@@ -37,8 +37,8 @@ struct StreamPlan {
     std::size_t rotate = 0;       ///< then rotate each block of this many channels; 0: do not
     std::size_t mixed = 0;        ///< then multiply each block of this many channels, n, by a matrix; 0: do not
     std::vector<float> mix;       ///< [width / n][n, n] these matrices; they stay in f32, as keeps_f32 says of others
-    std::vector<float>
-        latent;           ///< U [R, coded channels], orthonormal columns, of a cross-layer difference; empty: identity
+    std::vector<float> latent;    ///< U [R, coded channels] of a cross-layer difference; empty: identity
+    std::vector<float> spread;    ///< [coded channels, R] the way back; empty: U^T, for orthonormal columns
     StreamMetric metric;  ///< of coded rows, where they are rounded for one; a scheme asks its projection for it
 
     /// Channels of a coded row.
@@ -145,7 +145,7 @@ struct StreamEncoder {
 
     std::size_t coded_width = 0;  ///< channels of a coded row
     WeightMatrix latent;          ///< U [R, coded_width] or null: the identity
-    WeightMatrix spread;          ///< U^T
+    WeightMatrix spread;          ///< [coded_width, R] the way back
     FeedbackView feedback;        ///< of coded rows, where they are rounded for a metric
 };
 

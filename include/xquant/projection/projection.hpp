@@ -17,12 +17,9 @@
 //     static constexpr bool takes(LayerInput)                which layers it serves beside those that hand over X:
 //                                                            StreamPlan::source is K or V then
 //     static constexpr bool reads_w_k = true                 if it reads Layer::w_k even where K and V are handed over
-// to serve WithFeedback<...>,
-//     static std::size_t metric_block(const Layer&, std::size_t stream)   channels of a block of the stream's metric
-//     static StreamMetric metric(const Layer&, std::size_t stream)        what errors of its coded rows cost, unless
-//                                                                         StreamPlan::metric says it
 // to choose its bases by the bits of codes,
-//     static LayerPlan prepare(const Layer&, const std::array<unsigned, streams>& bits)     in place of prepare(layer)
+//     static LayerPlan prepare(const Layer&, const std::array<unsigned, streams>& bits)     in place of prepare(layer),
+//                                                                         and of prepare_difference(layer)
 // and, to serve CrossLayer<Delta>,
 //     below, base                       projections of the layers below the base layer and of the base layer itself
 //     difference_footprint, prepare_difference(const Layer&)   the plan of a layer that stores a difference: its rows
@@ -44,6 +41,8 @@ struct LayerFootprint {
     std::array<std::size_t, Streams> widths{};  ///< channels of each stream's rows
     std::size_t matrix_floats = 0;              ///< entries of the matrices of its LayerPlan: T (of X), A, and U twice
     std::size_t vector_floats = 0;              ///< all other floats: means, biases, constants, gains, T of K or of V
+    /// Channels of each stream that heads read together: Dh where every head has its own; 0: all of them.
+    std::array<std::size_t, Streams> blocks{};
 };
 
 /// Names the slot; the policy is Policy itself.
@@ -56,6 +55,10 @@ struct Projection {
 struct EachHead {};
 /// All heads have one basis together.
 struct AllHeads {};
+/// All channels of X.
+struct AllChannels {};
+/// What K and V read of X.
+struct KeysAndValues {};
 
 inline namespace XQUANT_ABI_NS {
 
@@ -63,13 +66,15 @@ inline namespace XQUANT_ABI_NS {
 struct FullRank;
 
 /// These need Eigen: include <xquant/projection/svd.hpp>, <xquant/projection/joint_svd.hpp>,
-/// <xquant/projection/key_value_latent.hpp>.
+/// <xquant/projection/key_value_latent.hpp>, <xquant/projection/x_latent.hpp>.
 template <class Keep>
 struct SplitSvdOf;
 template <class Keep>
 struct HeadSvdOf;
 template <class Over>
 struct KeyValueLatent;
+template <class Over>
+struct XLatent;
 template <class Mix, class Keep>
 struct JointSvd;
 using SplitSvd = SplitSvdOf<FullRank>;
@@ -92,16 +97,6 @@ constexpr bool reads_w_k() noexcept {
     if constexpr (requires { Policy::reads_w_k; }) return Policy::reads_w_k;
     return false;
 }
-
-/// Whether a projection's streams have a metric: its plan has it, or it answers `metric`.
-template <class Policy>
-concept has_metric_block = requires(const Layer& layer, std::size_t stream) {
-    { Policy::metric_block(layer, stream) } -> std::convertible_to<std::size_t>;
-};
-template <class Policy>
-concept has_metric = has_metric_block<Policy> && requires(const Layer& layer, std::size_t stream) {
-    { Policy::metric(layer, stream) } -> std::same_as<StreamMetric>;
-};
 
 /// Rows first .. first + count of a weight [out, in] as f32, [count, in].
 inline std::vector<float> load_rows(const MatrixView& weight, std::size_t first, std::size_t count) {

@@ -179,18 +179,21 @@ struct HeadSvdOf {
     /// Cost with EnergyShare: an SVD for each head.
     static LayerFootprint<2> footprint(const Layer& layer) {
         const std::size_t d = layer.shape.width, r = layer.shape.kv_width(), dh = layer.shape.head_dim;
-        std::size_t latent = 0;
+        std::size_t latent = 0, own = 0;  // channels of all heads, and of each where all have as many
         for (std::size_t head = 0; head < layer.shape.kv_heads; ++head) {
-            latent += Keep::rank(layer.w_k, head * dh, dh);
+            const std::size_t rank = Keep::rank(layer.w_k, head * dh, dh);
+            own = latent == head * rank ? rank : 0;
+            latent += rank;
         }
         if (layer.input != LayerInput::x) {
             const std::size_t k = layer.b_k != nullptr && layer.k_norm == nullptr ? latent + r : 0,
                               v = layer.b_v != nullptr ? 2 * r : 0;
-            return {{latent, r}, dh * (latent + r), dh * latent + dct_size(dh) * dct_size(dh) + k + v};
+            return {{latent, r}, dh * (latent + r), dh * latent + dct_size(dh) * dct_size(dh) + k + v, {own, dh}};
         }
         return {{latent, r},
                 (d + dh) * (latent + r),
-                dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false) + (normed(layer, latent) ? dh : 0)};
+                dct_size(dh) * dct_size(dh) + detail::constant_floats(layer, false) + (normed(layer, latent) ? dh : 0),
+                {own, dh}};
     }
     /// The plan of a layer. Cost: an SVD for each key head. Throws shape_error if Dh > D, or for K and V that cannot be
     /// served.

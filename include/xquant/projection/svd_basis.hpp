@@ -63,22 +63,23 @@ CommonBasis common_basis(const std::vector<double>& c, const std::vector<double>
     using Matrix = Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
     const auto size = static_cast<Eigen::Index>(n);
     const auto matrix = [&](const std::vector<double>& values) -> Matrix {
-        return Eigen::Map<const Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>(
-                   values.data(), size, size)
+        return Eigen::Map<const Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>>(values.data(),
+                                                                                                        size, size)
             .template cast<Real>();
     };
     const Eigen::SelfAdjointEigenSolver<Matrix> spread(matrix(c));
     const auto least = static_cast<double>(spread.eigenvalues()(0)),
                most = static_cast<double>(spread.eigenvalues()(size - 1));
     if (!(least > 0) || !detail::is_finite(most)) {
-        detail::raise<value_error>("the spread of rows of ", n, " channels is not positive definite: its eigenvalues are ",
-                                   least, " to ", most);
+        detail::raise<value_error>("the spread of rows of ", n,
+                                   " channels is not positive definite: its eigenvalues are ", least, " to ", most);
     }
     const auto root = spread.eigenvalues().cwiseSqrt().eval();
     const Matrix whole = spread.eigenvectors() * root.asDiagonal();
     const Eigen::SelfAdjointEigenSolver<Matrix> cost(whole.transpose() * matrix(m) * whole);
     Matrix basis = whole * cost.eigenvectors();
-    Matrix inverse = cost.eigenvectors().transpose() * root.cwiseInverse().asDiagonal() * spread.eigenvectors().transpose();
+    Matrix inverse =
+        cost.eigenvectors().transpose() * root.cwiseInverse().asDiagonal() * spread.eigenvectors().transpose();
     CommonBasis out{std::vector<double>(n * n), std::vector<double>(n * n), std::vector<double>(n)};
     for (Eigen::Index j = 0; j < size; ++j) {
         Eigen::Index at = 0;

@@ -8,6 +8,7 @@
 #include <xquant/backend/simd/backends.hpp>
 #include <xquant/concepts.hpp>
 #include <xquant/core/prepared.hpp>
+#include <xquant/projection/cost.hpp>
 #include <xquant/testing/violation.hpp>
 
 namespace xquant::testing {
@@ -30,6 +31,10 @@ void check_footprint(const LayerPlan& plan, const LayerFootprint<Streams>& footp
                                               " streams, the policy says " + std::to_string(Streams));
     for (std::size_t i = 0; i < Streams; ++i) {
         const std::size_t width = plan.streams[i].coded_width();
+        const std::size_t block = footprint.blocks[i] > 0 ? footprint.blocks[i] : width;
+        holds(block == xquant::detail::metric_block(plan, i),
+              "footprint: heads read " + std::to_string(block) + " channels of stream " + std::to_string(i) +
+                  " together, by the plan " + std::to_string(xquant::detail::metric_block(plan, i)));
         holds(width == footprint.widths[i], "footprint: width of stream " + std::to_string(i) + " is " +
                                                 std::to_string(footprint.widths[i]) + ", the plan's is " +
                                                 std::to_string(width));
@@ -231,12 +236,13 @@ void check_difference(const Layer& layer, double tolerance = 2e-5) {
     check_projection<typename P::below>(layer, tolerance);
     check_projection<typename P::base>(layer, tolerance);
     LayerPlan plan = P::prepare_difference(layer);
+    for (StreamPlan& stream : plan.streams) stream.metric = {};  // counted where rows are rounded for it
     detail::check_footprint<1>(plan, P::difference_footprint(layer), layer.shape.head_dim);
     const std::size_t width = plan.streams[0].width, coded = plan.streams[0].coded_width();
     detail::holds(P::base::streams == 1 && width == P::base::footprint(layer).widths[0],
                   "a difference's rows are not as wide as the base's");
     const std::vector<float> u = plan.streams[0].latent;
-    for (std::size_t i = 0; i < coded && !u.empty(); ++i) {
+    for (std::size_t i = 0; i < coded && !u.empty() && plan.streams[0].spread.empty(); ++i) {
         for (std::size_t j = 0; j <= i; ++j) {
             double product = i == j ? -1 : 0;
             for (std::size_t c = 0; c < width; ++c) {

@@ -31,8 +31,9 @@ void find_scales(simd<R>, const StreamCodec& codec, const float* targets, std::s
     }
     for (std::size_t t = 0; t < tokens; t += block) {
         const std::size_t some = (std::min)(block, tokens - t);
-        const GroupScale scale =
-            codec.scale_of({range_of({low.data() + t, some}).low, range_of({high.data() + t, some}).high});
+        // Braces within braces here are what nvcc 13.0 makes no valid code of.
+        const Range lows = range_of({low.data() + t, some}), highs = range_of({high.data() + t, some});
+        const GroupScale scale = codec.scale_of({lows.low, highs.high});
         std::fill_n(out.scales + t, some, scale.scale);
         std::fill_n(out.zeros + t, some, scale.zero);
         std::fill_n(out.inverses + t, some, inverse_scale(scale));

@@ -46,6 +46,7 @@ private:
 /// Which kernels serve a layer.
 struct LayerForm {
     bool absorbs_queries = false;
+    bool feeds_back = false;      ///< a stream is rounded for its metric
     bool serves_prefill = false;  ///< PrefillAttention fits into the device's shared memory
     backend::gpu::Products products = backend::gpu::Products::none;
 
@@ -109,11 +110,14 @@ public:
         for (std::size_t s = 0; s < layer.encoders.size(); ++s) {
             StreamTable stream;
             const StreamCodec& codec = core.codec(number, s);
-            expects<state_error>(
-                encodes(codec), "layer ", number, ", stream ", s,
-                ": a device encodes uniform quantizers; this one has levels, outliers or a scale rule of its own");
+            expects<state_error>(encodes(codec), "layer ", number, ", stream ", s,
+                                 ": a device encodes uniform quantizers in groups along a token or along a channel; "
+                                 "this one has levels, "
+                                 "outliers, a scale rule of its own, or groups of several tokens and channels");
             stream.encoder = layer.encoders[s];
             stream.rule = codec.rule;
+            stream.feeds_back = codec.feeds_back;
+            form_.feeds_back |= codec.feeds_back;
             stream.first_float = floats;
             floats += stream.encoder.width;
             for (const PageFormat* format : {&page_group.coded, &page_group.rows, &page_group.sinks}) {
@@ -154,7 +158,8 @@ public:
                  {&stream.encoder.mean, &stream.encoder.bias, &stream.encoder.norm, &stream.encoder.dct}) {
                 move(*pointer);
             }
-            for (WeightMatrix* matrix : {&stream.encoder.matrix, &stream.encoder.latent, &stream.encoder.spread}) {
+            for (WeightMatrix* matrix : {&stream.encoder.matrix, &stream.encoder.latent, &stream.encoder.spread,
+                                         &stream.encoder.feedback.columns}) {
                 move_matrix(*matrix);
             }
         }

@@ -85,6 +85,7 @@ public:
           rows(device_, core.ledger(), Purpose::workspace),
           gathered(device_, core.ledger(), Purpose::workspace),
           differences(device_, core.ledger(), Purpose::workspace),
+          feedback(device_, core.ledger(), Purpose::workspace),
           partials(device_, core.ledger(), Purpose::workspace),
           queries(device_, core.ledger(), Purpose::workspace) {
         core.ledger().set_page_memory(&pages_);
@@ -163,7 +164,7 @@ private:
 
 public:
     Packing packing;  ///< of the step that runs
-    DeviceBuffer<Device> step_tables, rows, gathered, differences, partials, queries;
+    DeviceBuffer<Device> step_tables, rows, gathered, differences, feedback, partials, queries;
     bool busy = false;  ///< a step has the workspace
 };
 

@@ -2,7 +2,7 @@
 // pointers to device memory, and nothing waits for the device.
 //
 //     begin  plans, allocates pages, and copies the step's tables to the device: once, for all layers
-//     append   Project, FinishRow, Gather, (Difference,) Encode, (Accumulate)
+//     append   Project, FinishRow, Gather, (Difference,) Encode, (EncodeWithFeedback,) (Accumulate)
 //     attend   (Convert or Absorb,) Attend, Finish
 //
 // Rows that are not finite are found when the device gets to them: XCache::take_bad_rows says whether there were some.
@@ -152,6 +152,12 @@ private:
             const unsigned shares = page_group.most_rows > 8 ? 16U : 1U;
             device.template launch<Encode>(page_group.writes, streams, shares, 0, table, page_group.step, widest,
                                            widest_coded, shares);
+            if (state_->form(layer).feeds_back) {
+                const auto feedback = page_group.feedback_of(*core_, layer, device.blocks_at_once());
+                device.template launch<EncodeWithFeedback>(page_group.writes, streams, feedback.shares,
+                                                           feedback_shared_bytes, table, page_group.step, widest,
+                                                           widest_coded, feedback.shares, feedback.floats);
+            }
         }
         if (prepared.role != CrossRole::none && page_group.sums > 0) {
             device.template launch<Accumulate>(page_group.sums, page_slots / Accumulate::warps, 1U,

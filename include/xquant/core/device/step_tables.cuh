@@ -22,6 +22,31 @@ struct PageGroupTables {
     bool serves_prefill = true;        ///< all layers can: LayerForm
     std::size_t queries_per_kv = 0, kv_heads = 0;
 
+    /// The blocks of EncodeWithFeedback for a layer.
+    struct Feedback {
+        unsigned shares = 1;     ///< blocks for each write and stream
+        std::size_t floats = 0;  ///< scratch of each
+    };
+    /// As many as keep the device busy, and no more: each has scratch of its own.
+    [[nodiscard]] Feedback feedback_of(const Core& core, std::size_t layer, std::size_t at_once) const noexcept {
+        using namespace backend::gpu;
+        const PreparedLayer& prepared = core.layers()[layer];
+        const std::size_t streams = prepared.encoders.size(), blocks = writes * streams;
+        Feedback out;
+        if (blocks == 0) return out;
+        std::size_t parts = 1;
+        for (std::size_t s = 0; s < streams; ++s) {
+            const StreamCodec& codec = core.codec(layer, s);
+            if (!codec.feeds_back) continue;
+            const FeedbackView& feedback = prepared.encoders[s].feedback;
+            out.floats = (std::max)(out.floats, feedback_workspace(codec.format, feedback, most_rows));
+            // A write of fewer rows has fewer parts.
+            parts = (std::max)(parts, feedback_parts(codec.format, feedback, most_rows));
+        }
+        out.shares = static_cast<unsigned>((std::min)(parts, (at_once + blocks - 1) / blocks));
+        return out;
+    }
+
     /// Floats of partial results of a layer with kernels for heads of `size` channels.
     [[nodiscard]] std::size_t partial_floats(bool of_prefill, std::size_t layer_kv_heads,
                                              unsigned size) const noexcept {
@@ -240,8 +265,9 @@ private:
 
     /// Workspace for all layers.
     void reserve() {
-        std::size_t rows = 0, gathered = 0, differences = 0, partials = 0, queries = 0;
-        for (const PreparedLayer& layer : core_->layers()) {
+        std::size_t rows = 0, gathered = 0, differences = 0, feedback = 0, partials = 0, queries = 0;
+        for (std::size_t i = 0; i < core_->layers().size(); ++i) {
+            const PreparedLayer& layer = core_->layers()[i];
             const PageGroupTables& page_group = page_groups_[layer.page_group];
             std::size_t widths = 0;
             for (const StreamEncoder& encoder : layer.encoders) widths += encoder.width;
@@ -252,6 +278,8 @@ private:
                 differences =
                     (std::max)(differences, page_group.gathered * coded_page_tokens * widest_rows(layer).coded);
             }
+            const auto [shares, floats] = page_group.feedback_of(*core_, i, state_->device().blocks_at_once());
+            feedback = (std::max)(feedback, page_group.writes * layer.encoders.size() * shares * floats);
             const std::size_t kv_heads = layer.shape.kv_heads;
             const unsigned size = backend::gpu::size_of_head(layer.shape.head_dim);
             partials = (std::max)(partials, page_group.partial_floats(false, kv_heads, size) +
@@ -266,6 +294,7 @@ private:
             page_group.step.rows = floats(state_->rows, rows);
             page_group.step.gathered = floats(state_->gathered, gathered);
             page_group.step.differences = floats(state_->differences, differences);
+            page_group.step.feedback = floats(state_->feedback, feedback);
             page_group.step.partials = floats(state_->partials, partials);
         }
         floats(state_->queries, queries);

@@ -3,7 +3,8 @@
 //
 // The bytes are those of scalar code: the smallest and the largest value of a group do not depend on the order in which
 // they are found, and codes come from a form that no compiler can fuse (quantizer/group.hpp). It serves quantizers
-// whose scale follows a ScaleRule; streams with levels or outliers have to be encoded by the processor.
+// whose scale follows a ScaleRule; streams with levels or outliers have to be encoded by the processor. Rows that are
+// rounded for a metric are encode_feedback.cuh's.
 // Limit   memory: x is read twice, the second time from cache. MinMse: f64 arithmetic, the same eleven sums by every
 //         lane.
 #pragma once
@@ -18,10 +19,11 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-/// Whether encode_rows serves a stream.
+/// Whether encode_part, or FeedbackEncoder where the codec feeds back, serves a stream.
 constexpr bool encodes(const StreamCodec& codec) noexcept {
-    return !codec.format.quantized() ||
-           (codec.rule != ScaleRule::other && codec.format.outliers == 0 && !codec.feeds_back);
+    const StreamFormat& format = codec.format;
+    const bool along_one = format.group_tokens == 1 || format.group_channels == 1;
+    return !format.quantized() || (codec.rule != ScaleRule::other && format.outliers == 0 && along_one);
 }
 
 namespace detail {

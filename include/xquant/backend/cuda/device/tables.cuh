@@ -19,6 +19,7 @@ struct StreamTable {
     StreamEncoder encoder;                    ///< pointers to device memory, as all that follow
     xquant::detail::PageSection sections[4];  ///< by PageKind: of coded, (requantized,) row and sink pages
     ScaleRule rule = ScaleRule::other;
+    bool feeds_back = false;      ///< coded rows are rounded for the encoder's metric
     std::size_t first_float = 0;  ///< of its rows in a step's, in units of tokens
 };
 
@@ -105,6 +106,7 @@ struct StepTable {
     float* rows = nullptr;                    ///< the layer's rows of all streams: [n, R] of each
     float* gathered = nullptr;                ///< [indirect writes][streams][128, widest R]
     float* differences = nullptr;             ///< [indirect writes][streams][128, widest coded row]
+    float* feedback = nullptr;                ///< [blocks of EncodeWithFeedback][feedback_workspace]
     float* partials = nullptr;                ///< [blocks][kv heads][queries (Size + 2)]
     std::uint32_t* bad = nullptr;             ///< set where a row is not finite
     std::size_t tokens = 0;                   ///< n

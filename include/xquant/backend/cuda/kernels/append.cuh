@@ -3,7 +3,8 @@
 //
 //     Project   z of a stream           FinishRow   its norms, RoPE, rotation
 //     Gather    rows out of pages       Difference  less what layers below added up
-//     Encode    rows into pages         Accumulate  what this layer adds
+//     Encode    rows into pages         EncodeWithFeedback  the same, rounded for a metric
+//     Accumulate  what this layer adds
 #pragma once
 
 #include <cmath>
@@ -11,6 +12,7 @@
 #include <cstdint>
 
 #include <xquant/backend/cuda/device/encode.cuh>
+#include <xquant/backend/cuda/device/encode_feedback.cuh>
 #include <xquant/backend/cuda/device/tables.cuh>
 #include <xquant/backend/cuda/kernels/project.cuh>
 
@@ -138,6 +140,29 @@ struct RuleScale {
     }
 };
 
+/// Rows [count, width] of a write, as they go into its page.
+struct WrittenRows {
+    const float* data;
+    std::size_t width;
+};
+XQUANT_DEVICE inline WrittenRows rows_of_write(const LayerTable& layer, const StepTable& step, const WriteTable& write,
+                                               std::size_t stream, std::size_t widest,
+                                               std::size_t widest_coded) noexcept {
+    const StreamTable& table = layer.tables[stream];
+    const std::size_t place = static_cast<std::size_t>(write.gathered) * layer.streams + stream;
+    const std::size_t width = table.encoder.width;
+    if (is_difference(layer, write)) {
+        return {step.differences + place * page_slots * widest_coded, table.encoder.coded_width};
+    }
+    if (write.direct) return {rows_of(step, table) + step.pieces[write.first_piece].begin * width, width};
+    return {step.gathered + place * page_slots * widest, width};
+}
+
+/// Whether a write's rows are rounded for the metric of their stream.
+XQUANT_DEVICE inline bool feeds_back(const StreamTable& stream, const WriteTable& write) noexcept {
+    return stream.feeds_back && write.kind == PageKind::coded;
+}
+
 /// x: writes, y: streams, z: shares of a write's parts.
 struct Encode {
     static constexpr unsigned warps = 4, at_once = 2;
@@ -147,22 +172,39 @@ struct Encode {
                                   unsigned shares) noexcept {
         const WriteTable& write = step.writes[x];
         const StreamTable& stream = layer->tables[y];
-        const std::size_t place = static_cast<std::size_t>(write.gathered) * layer->streams + y;
-        std::size_t width = stream.encoder.width;
-        const float* rows = step.gathered + place * page_slots * widest;
-        if (write.direct) rows = rows_of(step, stream) + step.pieces[write.first_piece].begin * width;
-        if (is_difference(*layer, write)) {
-            rows = step.differences + place * page_slots * widest_coded;
-            width = stream.encoder.coded_width;
-        }
+        if (feeds_back(stream, write)) return;
+        const WrittenRows rows = rows_of_write(*layer, step, write, y, widest, widest_coded);
         const MutableStreamView out = view_of(stream, write.kind, write.page);
         const std::size_t parts = encode_parts(out.format, write.count);
         const RuleScale scale(stream.rule, out.format);
         block.each_warp([&](typename M::Warp& warp) {
             for (std::size_t part = z * warps + warp.index; part < parts; part += shares * warps) {
-                encode_part<M>(warp, part, rows, width, write.slot, write.count, out, scale);
+                encode_part<M>(warp, part, rows.data, rows.width, write.slot, write.count, out, scale);
             }
         });
+    }
+};
+
+/// x: writes, y: streams, z: shares of a write's parts. Shared memory: feedback_shared_bytes. Each block has `floats`
+/// floats of scratch.
+struct EncodeWithFeedback {
+    static constexpr unsigned warps = feedback_warps, at_once = 2;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned z, const LayerTable* layer,
+                                  StepTable step, std::size_t widest, std::size_t widest_coded, unsigned shares,
+                                  std::size_t floats) noexcept {
+        const WriteTable& write = step.writes[x];
+        const StreamTable& stream = layer->tables[y];
+        if (!feeds_back(stream, write)) return;
+        const WrittenRows rows = rows_of_write(*layer, step, write, y, widest, widest_coded);
+        const MutableStreamView out = view_of(stream, write.kind, write.page);
+        const FeedbackView& feedback = stream.encoder.feedback;
+        const std::size_t parts = feedback_parts(out.format, feedback, write.count);
+        const std::size_t number = (static_cast<std::size_t>(x) * layer->streams + y) * shares + z;
+        const RuleScale scale(stream.rule, out.format);
+        FeedbackEncoder<M, RuleScale> encoder(block, feedback, rows.data, rows.width, write.slot, write.count, out,
+                                              scale, step.feedback + number * floats);
+        for (std::size_t part = z; part < parts; part += shares) encoder.encode(part);
     }
 };
 

@@ -1,7 +1,7 @@
 // A Calibration in a file. Little-endian:
 //
-//     "XQCALIB\n", version, tokens, contexts, layers; of each layer its shape and RoPE, what was measured, and its matrices'
-//     lower triangles row by row; at the end an XXH3 checksum of everything before it
+//     "XQCALIB\n", version, tokens, contexts, layers; of each layer its shape and RoPE, what was measured, and its
+//     matrices' lower triangles row by row; at the end an XXH3 checksum of everything before it
 //
 // A file is refused where its layers' shapes or RoPE are not the model's.
 #pragma once
@@ -9,7 +9,7 @@
 #include <array>
 #include <string>
 
-#include <xquant/calibration/calibrator.hpp>
+#include <xquant/calibration.hpp>
 #include <xquant/persistence/file.hpp>
 #include <xquant/persistence/layout.hpp>
 
@@ -23,7 +23,7 @@ inline constexpr std::uint32_t calibration_version = 1;
 /// A matrix of the statistics, and the width of its blocks.
 struct StatisticsPart {
     const char* name;
-    std::vector<float> LayerStatistics::* values;
+    std::vector<float> LayerStatistics::*values;
     std::size_t n, blocks;
 };
 
@@ -63,8 +63,8 @@ inline constexpr std::array<const char*, 8> shape_names{"heads",
 
 }  // namespace detail
 
-/// Saves a calibration of a model; a file of that name is replaced when the new one is complete. Throws shape_error where
-/// the calibration has not one entry for each layer, file_error.
+/// Saves a calibration of a model; a file of that name is replaced when the new one is complete. Throws shape_error
+/// where the calibration has not one entry for each layer, file_error.
 inline void save_calibration(const Calibration& calibration, const Model& model, const std::string& path) {
     detail::expects(calibration.layers.size() == model.layers.size(), "save_calibration: statistics of ",
                     calibration.layers.size(), " layers; the model has ", model.layers.size());
@@ -98,8 +98,8 @@ inline void save_calibration(const Calibration& calibration, const Model& model,
     file.replace();
 }
 
-/// Reads a calibration of this model. Throws file_error, damage_error for other bytes than were saved, mismatch_error for a
-/// calibration of another model, with what differs.
+/// Reads a calibration of this model. Throws file_error, damage_error for other bytes than were saved, mismatch_error
+/// for a calibration of another model, with what differs.
 inline Calibration load_calibration(const std::string& path, const Model& model) {
     const detail::MappedFile file = detail::map_file(path);
     const std::size_t size = file.bytes.size(), magic = sizeof detail::calibration_magic, hash = sizeof(std::uint64_t);
@@ -125,9 +125,9 @@ inline Calibration load_calibration(const std::string& path, const Model& model)
         const auto expected = detail::shape_numbers(model.layers[i]);
         for (std::size_t k = 0; k < expected.size(); ++k) {
             const auto number = in.get<double>();
-            detail::expects<mismatch_error>(
-                std::abs(number - expected[k]) <= 1e-6 * std::abs(expected[k]), path, ": of another model: ",
-                detail::shape_names[k], " of layer ", i, " is ", number, " there and ", expected[k], " here");
+            detail::expects<mismatch_error>(std::abs(number - expected[k]) <= 1e-6 * std::abs(expected[k]), path,
+                                            ": of another model: ", detail::shape_names[k], " of layer ", i, " is ",
+                                            number, " there and ", expected[k], " here");
         }
         LayerStatistics& statistics = out.layers.emplace_back();
         statistics.key_sensitivity = in.get<float>();

@@ -22,16 +22,16 @@ namespace xquant {
 
 /// Statistics of one layer. Matrices are symmetric; what was not gathered is empty.
 struct LayerStatistics {
-    std::vector<float> key_spread,    ///< C_k [Hkv][Dh, Dh]
-        key_cost,                     ///< M_k [Hkv][Dh, Dh]
-        value_spread,                 ///< C_v [Hkv][Dh, Dh]
-        value_cost;                   ///< M_v [Hkv][Dh, Dh]
-    std::vector<float> joint_keys,    ///< C_k of all heads together [R, R], R = Hkv Dh
-        joint_values;                 ///< C_v of all heads together [R, R]
-    std::vector<float> x_spread,      ///< E[x x^T] [D, D]
-        difference_spread;            ///< E[d d^T] [D, D], d what x adds to the x of the layer below
-    float key_sensitivity = 0,        ///< divergence that 3-bit keys of this layer alone cause, in nats; 0: not measured
-        value_sensitivity = 0;        ///< divergence that 3-bit values of this layer alone cause, in nats
+    std::vector<float> key_spread,  ///< C_k [Hkv][Dh, Dh]
+        key_cost,                   ///< M_k [Hkv][Dh, Dh]
+        value_spread,               ///< C_v [Hkv][Dh, Dh]
+        value_cost;                 ///< M_v [Hkv][Dh, Dh]
+    std::vector<float> joint_keys,  ///< C_k of all heads together [R, R], R = Hkv Dh
+        joint_values;               ///< C_v of all heads together [R, R]
+    std::vector<float> x_spread,    ///< E[x x^T] [D, D]
+        difference_spread;          ///< E[d d^T] [D, D], d what x adds to the x of the layer below
+    float key_sensitivity = 0,      ///< divergence that 3-bit keys of this layer alone cause, in nats; 0: not measured
+        value_sensitivity = 0;      ///< divergence that 3-bit values of this layer alone cause, in nats
 };
 
 }  // namespace xquant

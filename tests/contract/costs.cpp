@@ -1,5 +1,5 @@
-/// What errors of coded rows cost, by the metric of a stream, against what they do to K and V: rows are changed, K and V
-/// are made of them as a plan says, and what that costs is added up.
+/// What errors of coded rows cost, by the metric of a stream, against what they do to K and V: rows are changed, K and
+/// V are made of them as a plan says, and what that costs is added up.
 #include <xquant/projection/cost.hpp>
 #include <xquant/projection/joint_svd.hpp>
 #include <xquant/projection/key_value_latent.hpp>

@@ -97,6 +97,7 @@ Scheme parse_scheme(const std::string& text) {
     while (rest.data() != nullptr) {
         const std::string_view suffix = next();
         if (suffix == "uniform") {
+            if (scheme.uniform) throw Error(fmt::format("scheme '{}': uniform stands there twice", text));
             scheme.uniform = true;
             continue;
         }

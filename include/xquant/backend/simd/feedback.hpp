@@ -19,9 +19,10 @@ void find_scales(simd<R>, const StreamCodec& codec, const float* targets, std::s
     }
     alignas(64) std::array<float, R::lanes> low, high;
     const auto range = [&](std::size_t from, std::size_t some) {  // of each lane
-        auto least = R::load_first(targets + from, some), most = least;
+        const std::size_t first = (std::min)(R::lanes, some);
+        auto least = R::load_first(targets + from, first), most = least;
         for (std::size_t i = 1; i < n; ++i) {
-            const auto value = R::load_first(targets + i * tokens + from, some);
+            const auto value = R::load_first(targets + i * tokens + from, first);
             least = R::minimum(least, value);
             most = R::maximum(most, value);
         }

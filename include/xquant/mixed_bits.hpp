@@ -51,7 +51,7 @@ namespace detail {
 template <unsigned Bits, unsigned Group>
 using FedBackCodes = WithFeedback<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>>;
 
-/// A codec of so many bits.
+/// A codec of so many bits, 2 to 6 or 16.
 template <class Axis, unsigned Group>
 StreamCodec codec_of_bits(std::size_t width, unsigned bits) {
     switch (bits) {
@@ -65,10 +65,8 @@ StreamCodec codec_of_bits(std::size_t width, unsigned bits) {
             return make_codec<FedBackCodes<5, Group>, Axis>(width);
         case 6:
             return make_codec<FedBackCodes<6, Group>, Axis>(width);
-        case 16:
+        default:  // 16
             return make_codec<Unquantized<f16>, Axis>(width);
-        default:
-            raise<shape_error>("a recipe has codes of ", bits, " bits; expected 2 to 6, or 16 for f16");
     }
 }
 
@@ -121,6 +119,10 @@ Recipe recipe_of(const BitRecipe& bits, const Model& model) {
             model.layers.size());
     Recipe out;
     for (const LayerBits& layer : bits.layers) {
+        for (const unsigned of : {layer.keys, layer.values}) {
+            expects((of >= 2 && of <= 6) || of == 16, "a recipe has codes of ", of,
+                    " bits; expected 2 to 6, or 16 for f16");
+        }
         out.layers.push_back(bits.form == BitForm::heads ? MixedBits<KeyValueLatent<EachHead>, Group>::recipe(layer)
                                                          : MixedBits<KeyValueLatent<AllHeads>, Group>::recipe(layer));
     }

@@ -11,6 +11,7 @@
 #include "support/complaint.hpp"
 #include "support/feed.hpp"
 #include "support/model.hpp"
+#include "support/statistics.hpp"
 
 using namespace xquant;
 using test::complaint;
@@ -63,12 +64,72 @@ TEST_CASE("a name makes the cache of its preset") {
     check_is<preset::cross_layer_rotated_svd<2, 32>>("cl_svd_rot2:group=32", setup.model);
 }
 
+TEST_CASE("a name whose bases are chosen by statistics makes the cache of its preset") {
+    test::Setup setup = small();
+    const Calibration known = test::random_calibration(setup.model);
+    known.attach(setup.model);
+    check_is<preset::head_latent<4>>("head4:uniform", setup.model);
+    check_is<preset::head_latent<3>>("head3:uniform", setup.model);
+    check_is<preset::head_latent<4, 4, 64>>("head4:uniform:group=64", setup.model);
+    check_is<preset::joint_latent<3, 3, 32>>("joint3:uniform:group=32", setup.model);
+    check_is<preset::joint_latent<2>>("joint2:uniform:group=128", setup.model);
+    check_is<preset::x_latent<4>>("xc4", setup.model);
+    check_is<preset::kv_latent<3>>("kvx3", setup.model);
+    check_is<preset::cross_layer_latent<2, 32>>("cl2:group=32", setup.model);
+}
+
+TEST_CASE("bits that a name divides go where errors cost most, on average no more than it says") {
+    test::Setup setup = small();
+    Calibration known = test::random_calibration(setup.model);
+    known.attach(setup.model);
+    const auto same = [&](const char* name, BitForm form, double average) {
+        INFO(name);
+        const BitRecipe recipe = allocate_bits(form, setup.model, average);
+        const auto by_name = make_cache(name, setup.model), by_recipe = make_cache(recipe, setup.model);
+        CHECK(stored(*by_name, setup.model) == stored(*by_recipe, setup.model));
+        CHECK(by_name->bytes() == by_recipe->bytes());
+        CHECK(predict(name, setup.model, {}, 1000) == predict(recipe, setup.model, {}, 1000));
+    };
+    same("head4", BitForm::heads, 4);
+    same("head3", BitForm::heads, 3);
+    same("joint2", BitForm::joint, 2);
+    same("joint4:group=128", BitForm::joint, 4);
+    const auto codes = [&](const char* name) { return predict(name, setup.model, {}, 4096).codes; };
+    CHECK(codes("head4:uniform") > codes("head3:uniform"));
+    CHECK(codes("head4") == codes("head4:uniform"));  // all layers are as wide: none of the bits are left
+    CHECK(codes("head4:group=64") == codes("head4:uniform:group=64"));
+    CHECK(codes("joint3:group=32") == codes("joint3:uniform:group=32"));
+    CHECK(predict("joint3:group=32", setup.model, {}, 4096).stored() >
+          predict("joint3", setup.model, {}, 4096).stored());
+    // Groups of 64 are those of the recipe, too.
+    const auto by_64 = make_cache("head4:group=64", setup.model),
+               uniform = make_cache("head4:uniform:group=64", setup.model);
+    CHECK(stored(*by_64, setup.model) != stored(*uniform, setup.model));
+    for (LayerStatistics& layer : known.layers) layer.key_sensitivity = layer.value_sensitivity = 1;
+    const auto alike = make_cache("head4:group=64", setup.model);
+    CHECK(stored(*alike, setup.model) == stored(*uniform, setup.model));
+    // Without sensitivities, bits cannot be divided; without statistics, there are no bases.
+    known.layers[2].key_sensitivity = 0;
+    const auto said = [&](const char* name) {
+        return complaint<value_error>([&] { static_cast<void>(make_cache(name, setup.model)); });
+    };
+    CHECK(contains(said("joint3"), "layer 2: no sensitivity of K and V"));
+    CHECK(contains(said("joint3"), "head4:uniform"));
+    CHECK(said("joint3:uniform") == "");
+    for (Layer& layer : setup.model.layers) layer.statistics = nullptr;
+    CHECK(contains(said("joint3"), "layer 0: no sensitivity"));
+    for (const char* name : {"joint3:uniform", "head4:uniform:group=64", "xc4", "kvx3", "cl2"}) {
+        INFO(name);
+        CHECK(contains(said(name), "Layer::statistics is null"));
+    }
+}
+
 TEST_CASE("every scheme that is listed can be made, and says what it costs") {
     test::Setup setup = small();
     std::vector<float> rows(300 * 24);
     for (std::size_t i = 0; i < rows.size(); ++i)
         rows[i] = static_cast<float>(static_cast<int>(i * 7919 % 2001) - 1000) * 1e-3F;
-    const LayerStatistics statistics = test::random_statistics(setup.model.layers.front().shape);
+    const Calibration known = test::random_calibration(setup.model);
     std::set<std::string> names;
     for (const SchemeInfo& scheme : schemes()) {
         INFO(to_string(scheme));
@@ -77,7 +138,11 @@ TEST_CASE("every scheme that is listed can be made, and says what it costs") {
         CHECK(to_string(scheme).find(scheme.summary) != std::string::npos);
         for (Layer& layer : setup.model.layers) {
             layer.calibration = scheme.needs == Needs::calibration ? MatrixView(rows.data(), 300, 24) : MatrixView();
-            layer.statistics = scheme.needs == Needs::statistics ? &statistics : nullptr;
+            layer.statistics = nullptr;
+        }
+        if (scheme.needs == Needs::statistics) {
+            CHECK_THROWS_AS(make_cache(scheme.name, setup.model), value_error);
+            known.attach(setup.model);
         }
         for (const SchemeInfo::Form& form : scheme.forms) {
             const std::string name =
@@ -89,12 +154,21 @@ TEST_CASE("every scheme that is listed can be made, and says what it costs") {
             CHECK(found.forms.size() == 1);
             CHECK(found.forms[0].group == form.group);
             CHECK(found.needs == scheme.needs);
+            CHECK(found.divides_bits == scheme.divides_bits);
             CHECK(found.inputs == scheme.inputs);
             CHECK(found.reads_w_k == scheme.reads_w_k);
             CHECK(predict(name, setup.model, {}, 500).stored() > 0);
             const auto cache = make_cache(name, setup.model);
             static_cast<void>(cache->create());
             CHECK(cache->bytes() == predict(name, setup.model, {}, 0));
+            if (scheme.divides_bits) {
+                const std::string uniform = scheme.name + ":uniform" + name.substr(scheme.name.size());
+                CHECK(find_scheme(uniform).name == uniform);
+                CHECK(find_scheme(uniform).forms[0].group == form.group);
+                CHECK_NOTHROW(make_cache(uniform, setup.model));
+            } else {
+                CHECK_THROWS_AS(find_scheme(scheme.name + ":uniform"), shape_error);
+            }
         }
         // What may be handed over, and what of the weights is read then.
         for (const LayerInput input :
@@ -123,6 +197,12 @@ TEST_CASE("every scheme that is listed can be made, and says what it costs") {
     CHECK(find_scheme("kv4").inputs.size() == 4);
     CHECK(find_scheme("kivi4").inputs == std::vector{LayerInput::x, LayerInput::keys_before_rope});
     CHECK(find_scheme("x4_rot").inputs == std::vector{LayerInput::x});
+    CHECK(find_scheme("head4").inputs == std::vector{LayerInput::x, LayerInput::keys_before_rope});
+    CHECK(find_scheme("joint3").needs == Needs::statistics);
+    CHECK(find_scheme("joint3").divides_bits);
+    CHECK(find_scheme("xc4").needs == Needs::statistics);
+    CHECK_FALSE(find_scheme("xc4").divides_bits);
+    CHECK_FALSE(find_scheme("svd_head4").divides_bits);
     CHECK(names.count("kv4") == 1);
     CHECK(names.size() == schemes().size());
 }
@@ -134,6 +214,8 @@ TEST_CASE("bits of a value are those of what is stored") {
     CHECK(bits("kv4") == 4.5);   // 64 codes of 4 bits, an f16 scale and an f16 zero
     CHECK(bits("x3_rot") == 3.25);
     CHECK(bits("x3_rot:group=32") == 4);
+    CHECK(bits("head3") == 3.25);
+    CHECK(bits("joint2:uniform:group=32") == 3);
     CHECK(bits("kvquant4") == 4 + 0.25 + 24.0 / 128);
 }
 
@@ -154,6 +236,16 @@ TEST_CASE("unknown names, groups and suffixes are refused with what there is") {
     CHECK(contains(said("kivi4:group="), "with N one of"));
     CHECK(contains(said("kivi4:"), "with N one of"));
     CHECK(contains(said("f16:group=64"), "f16 has no groups"));
+    const std::string divided = "after head4 there may be :uniform and :group=N, with N one of 128, 64, 32";
+    for (const char* name : {"head4:", "head4:even", "head4:uniform:", "head4:uniform:group=16", "head4:uniformly",
+                             "head4:group=64:uniform", "head4:uniform:uniform", "head4:group=", "head4: uniform"}) {
+        INFO(name);
+        CHECK(contains(said(name), "scheme '" + std::string(name) + "': " + divided));
+    }
+    CHECK(contains(said("kivi4:uniform"), "after kivi4 there may be :group=N, with N one of 128, 64, 32"));
+    CHECK(contains(said("f16:uniform"), "f16 has no groups, and takes no suffix"));
+    CHECK(contains(said("head5"), "unknown scheme 'head5', did you mean head4, head3, head2"));
+    CHECK(contains(said("jont4:uniform"), "unknown scheme 'jont4:uniform', did you mean joint4"));
 }
 
 TEST_CASE("a scheme of one's own is made by its name, on every backend") {

@@ -84,7 +84,8 @@ TEST_CASE("a type of weights that is none is refused") {
     const test::Setup setup = test::small_model();
     Options options;
     options.weights = static_cast<WeightType>(4);
-    const auto said = test::complaint<shape_error>([&] { make_cache("x4_rot", setup.model, options); });
+    const auto said =
+        test::complaint<shape_error>([&] { static_cast<void>(make_cache("x4_rot", setup.model, options)); });
     CHECK(said.find("Options::weights is 4; expected WeightType::f32, f16, bf16 or q8") != std::string::npos);
 }
 
@@ -180,13 +181,14 @@ TEST_CASE("a layer that fails to load, or is another one than the model says, ma
         if (index == 1) layer.window = 7;
     };
     CHECK(test::complaint<shape_error>([&] {
-              make_cache("x4_rot", model, options);
+              static_cast<void>(make_cache("x4_rot", model, options));
           }).find("layer 1: Model::load_layer changed its shape, rope, window") != std::string::npos);
     model.load_layer = [&](std::size_t index, Layer& layer) {
         if (index != 1) load(index, layer);
     };
-    CHECK(test::complaint<shape_error>([&] { make_cache("x4_rot", model, options); }).find("layer 1: w_k is") !=
-          std::string::npos);
+    CHECK(test::complaint<shape_error>([&] {
+              static_cast<void>(make_cache("x4_rot", model, options));
+          }).find("layer 1: w_k is") != std::string::npos);
     CHECK(memory.bytes() == 0);
     // A rank that is found in weights needs them beforehand.
     using Cut = XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Off>, Projection<SplitSvdOf<EnergyShare<900>>>>;

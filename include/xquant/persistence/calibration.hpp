@@ -121,7 +121,12 @@ inline Calibration load_calibration(const std::string& path, const Model& model)
                                     " layers; this one has ", model.layers.size());
     for (std::size_t i = 0; i < layers; ++i) {
         LayerShape shape = model.layers[i].shape;
-        shape.width = in.size();
+        // An engine that hands over K and V may know no width.
+        const std::size_t width = in.size();
+        detail::expects<mismatch_error>(width == shape.width || width == 0 || shape.width == 0, path,
+                                        ": of another model: width of layer ", i, " is ", width, " there and ",
+                                        shape.width, " here");
+        shape.width = width;
         const auto expected = detail::shape_numbers(model.layers[i]);
         for (std::size_t k = 0; k < expected.size(); ++k) {
             const auto number = in.get<double>();

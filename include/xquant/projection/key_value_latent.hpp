@@ -13,6 +13,7 @@
 // Cost    to prepare: 60 n^3 for a basis, n = Dh or R. To write a row: n R more for K, and as many for V.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <type_traits>
@@ -43,10 +44,15 @@ inline const float* statistic(const Layer& layer, std::vector<float> LayerStatis
 }
 
 /// Scales of latents whose heads share a scale when coded: of two neighbours, the one whose errors cost more gets the
-/// finer steps. Divides and multiplies in place.
+/// finer steps. A head whose errors cost next to nothing gets steps that are up to ten times as large. Divides and
+/// multiplies in place.
 inline void balance(std::vector<LatentBasis>& bases, std::size_t n) {
-    for (LatentBasis& basis : bases) {
-        const double scale = std::pow(metric_sum(basis.cost, n), 0.25);
+    std::vector<double> sums;
+    for (const LatentBasis& basis : bases) sums.push_back(metric_sum(basis.cost, n));
+    const double most = *std::max_element(sums.begin(), sums.end());
+    for (std::size_t i = 0; i < bases.size(); ++i) {
+        LatentBasis& basis = bases[i];
+        const double scale = std::pow((std::max)(sums[i] / most, 1e-4), 0.25);
         for (float& value : basis.to) value = static_cast<float>(static_cast<double>(value) * scale);
         for (float& value : basis.from) value = static_cast<float>(static_cast<double>(value) / scale);
         for (double& value : basis.cost) value /= scale * scale;

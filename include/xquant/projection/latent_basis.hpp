@@ -181,8 +181,10 @@ inline std::vector<double> with_ridge(const float* m, std::size_t n, double shar
 inline LatentBasis latent_basis(const std::vector<double>& c, const std::vector<double>& m, std::size_t n,
                                 unsigned bits, BasisMix mix) {
     CommonBasis common = common_basis(c, m, n);
-    const double most = (std::max)(common.lambda.back(), (std::numeric_limits<double>::min)());
-    for (double& value : common.lambda) value = (std::max)(value, most * 1e-12);
+    // Where errors cost nothing, all channels cost alike.
+    const double most = (std::max)(common.lambda.back(), 1e-150);
+    const double least = common.lambda.back() < most ? most : most * 1e-12;
+    for (double& value : common.lambda) value = (std::max)(value, least);
     const double floor = detail::feedback_floor(common.lambda, bits);
     for (double& value : common.lambda) value += floor;
     const std::vector<double> p =

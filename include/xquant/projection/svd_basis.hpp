@@ -88,7 +88,11 @@ CommonBasis common_basis(const std::vector<double>& c, const std::vector<double>
             basis.col(j) *= Real(-1);
             inverse.row(j) *= Real(-1);
         }
-        out.lambda[static_cast<std::size_t>(j)] = static_cast<double>(cost.eigenvalues()(j));
+        const auto lambda = static_cast<double>(cost.eigenvalues()(j));
+        if (!detail::is_finite(lambda)) {
+            detail::raise<value_error>("what errors of rows of ", n, " channels cost is not finite");
+        }
+        out.lambda[static_cast<std::size_t>(j)] = lambda;
     }
     for (Eigen::Index i = 0; i < size; ++i) {
         for (Eigen::Index j = 0; j < size; ++j) {

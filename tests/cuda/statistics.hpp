@@ -12,17 +12,17 @@
 
 namespace on_device {
 
-/// `blocks` symmetric matrices [n, n] whose eigenvalues lie within `least` .. 1 + `least`, in directions that no channel
-/// has for itself: for vectors u of length 1, least I + sum of u u^T times a weight.
+/// `blocks` symmetric, positive definite matrices [n, n]: a diagonal of `least` or so, and the mean of u u^T over some
+/// random directions u.
 inline std::vector<float> positive_matrices(test::Random& random, std::size_t blocks, std::size_t n, float least) {
-    constexpr std::size_t directions = 12;
+    constexpr int directions = 12;
+    constexpr float weight = 1.0F / static_cast<float>(directions);
     std::vector<float> out(blocks * n * n, 0.0F);
     for (std::size_t block = 0; block < blocks; ++block) {
         float* const matrix = out.data() + block * n * n;
         for (std::size_t i = 0; i < n; ++i) matrix[i * n + i] = least * (1 + random(0.5F));
-        for (std::size_t k = 0; k < directions; ++k) {
+        for (int k = 0; k < directions; ++k) {
             const std::vector<float> u = random.rows(n, std::sqrt(3.0F / static_cast<float>(n)));
-            const float weight = 1.0F / static_cast<float>(directions);
             for (std::size_t i = 0; i < n; ++i) {
                 for (std::size_t j = 0; j <= i; ++j) {
                     matrix[i * n + j] += weight * u[i] * u[j];

@@ -2,8 +2,8 @@
 //
 //     z [n, R] = mix(rotate(rope(norms((x - mean) T + b))))
 //
-// Products are summed in order, along D and along the channels that are mixed, each fused with its addition. A processor that fuses, too, finds the bytes that
-// the device finds.
+// Products are summed in order, along D and along the channels that are mixed, each fused with its addition. A
+// processor that fuses, too, finds the bytes that the device finds.
 // Limit   the product, in f32: quantization reads these rows, and f16 would cost more than 4 bits do. Rows are few next
 //         to what attention reads.
 #pragma once
@@ -25,8 +25,8 @@ inline constexpr unsigned project_rows = 16, project_columns = 64, project_depth
 /// Shared memory of multiply_tile.
 inline constexpr std::size_t project_shared_bytes = sizeof(float) * project_depth * (project_rows + project_columns);
 
-/// store(i, j, sum over k < depth of left(i, k) right(k, j)) for project_rows rows and project_columns columns. One warp
-/// makes 4 rows, a lane 2 columns of each. Shared memory: project_shared_bytes.
+/// store(i, j, sum over k < depth of left_of(i, k) right_of(k, j)) for project_rows rows and project_columns columns.
+/// One warp makes 4 rows, a lane 2 columns of each. Shared memory: project_shared_bytes.
 template <class M, class Left, class Right, class Store>
 XQUANT_DEVICE void multiply_tile(typename M::Block& block, std::size_t depth, Left&& left_of, Right&& right_of,
                                  Store&& store) noexcept {

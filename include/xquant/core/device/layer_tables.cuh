@@ -118,8 +118,9 @@ public:
             stream.rule = codec.rule;
             stream.feeds_back = codec.feeds_back;
             form_.feeds_back |= codec.feeds_back;
-            stream.first_float = stream.first_unmixed = floats;
+            stream.first_float = floats;
             floats += stream.encoder.width;
+            stream.first_unmixed = stream.first_float;
             if (stream.encoder.mix != nullptr) {
                 stream.first_unmixed = floats;
                 floats += stream.encoder.width;

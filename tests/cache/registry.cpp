@@ -68,6 +68,7 @@ TEST_CASE("every scheme that is listed can be made, and says what it costs") {
     std::vector<float> rows(300 * 24);
     for (std::size_t i = 0; i < rows.size(); ++i)
         rows[i] = static_cast<float>(static_cast<int>(i * 7919 % 2001) - 1000) * 1e-3F;
+    const LayerStatistics statistics = test::random_statistics(setup.model.layers.front().shape);
     std::set<std::string> names;
     for (const SchemeInfo& scheme : schemes()) {
         INFO(to_string(scheme));
@@ -76,6 +77,7 @@ TEST_CASE("every scheme that is listed can be made, and says what it costs") {
         CHECK(to_string(scheme).find(scheme.summary) != std::string::npos);
         for (Layer& layer : setup.model.layers) {
             layer.calibration = scheme.needs == Needs::calibration ? MatrixView(rows.data(), 300, 24) : MatrixView();
+            layer.statistics = scheme.needs == Needs::statistics ? &statistics : nullptr;
         }
         for (const SchemeInfo::Form& form : scheme.forms) {
             const std::string name =

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include <xquant/model.hpp>
+#include <xquant/statistics.hpp>
 
 namespace test {
 
@@ -71,6 +72,31 @@ private:
 /// Four layers, for every scheme: K and V together are narrower than X.
 inline Setup small_model() {
     return {{.width = 24, .heads = 4, .kv_heads = 1, .head_dim = 8}, xquant::RopePairing::interleaved, 4};
+}
+
+/// Statistics of a layer of this shape: matrices that are positive definite, whose eigenvalues differ.
+inline xquant::LayerStatistics random_statistics(const xquant::LayerShape& shape, unsigned seed = 1) {
+    Random random(seed);
+    const auto fill = [&](std::vector<float>& out, std::size_t n, std::size_t blocks) {
+        for (std::size_t b = 0; b < blocks; ++b) {
+            const std::vector<float> factor = random.rows(n * n);
+            for (std::size_t i = 0; i < n; ++i) {
+                for (std::size_t j = 0; j < n; ++j) {
+                    float sum = i == j ? 0.01F * static_cast<float>(n) : 0.0F;
+                    for (std::size_t k = 0; k < n; ++k) sum += factor[i * n + k] * factor[j * n + k];
+                    out.push_back(sum);
+                }
+            }
+        }
+    };
+    xquant::LayerStatistics out;
+    const std::size_t heads = shape.kv_heads, dh = shape.head_dim, r = shape.kv_width();
+    for (auto* of : {&out.key_spread, &out.key_cost, &out.value_spread, &out.value_cost}) fill(*of, dh, heads);
+    for (auto* of : {&out.joint_keys, &out.joint_values}) fill(*of, r, 1);
+    for (auto* of : {&out.x_spread, &out.difference_spread}) fill(*of, shape.width, 1);
+    out.key_sensitivity = 0.001F;
+    out.value_sensitivity = 0.002F;
+    return out;
 }
 
 }  // namespace test

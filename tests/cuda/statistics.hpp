@@ -6,7 +6,7 @@
 
 #include <vector>
 
-#include "support/model.hpp"
+#include "support/statistics.hpp"
 
 namespace on_device {
 

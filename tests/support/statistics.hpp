@@ -65,8 +65,8 @@ inline xquant::Calibration random_calibration(const xquant::Model& model, std::u
     return out;
 }
 
-/// Statistics of one layer whose matrices have no small eigenvalue: where rounding differs between two machines, latents
-/// in their bases do not differ much more.
+/// Statistics of one layer whose matrices have no small eigenvalue: where rounding differs between two machines,
+/// latents in their bases do not differ much more.
 inline xquant::LayerStatistics random_statistics(const xquant::LayerShape& shape, unsigned seed = 1) {
     Random random(seed);
     const auto fill = [&](std::vector<float>& out, std::size_t n, std::size_t blocks) {

@@ -1,5 +1,6 @@
 #include "rows.hpp"
 
+#include <xquant/persistence/calibration.hpp>
 #include <xquant/registry_svd.hpp>
 
 #include <algorithm>
@@ -162,6 +163,10 @@ ggml_tensor* Rows::attention(const llm_graph_context& graph, const AttentionArgu
 Model Rows::described() const {
     Model model;
     for (const auto& [il, description] : layers_) model.layers.push_back(description.layer);
+    if (!settings_.calibration.empty()) {
+        if (!calibration_) calibration_ = load_calibration(settings_.calibration, model);
+        calibration_->attach(model);
+    }
     return model;
 }
 

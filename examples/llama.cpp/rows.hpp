@@ -4,6 +4,7 @@
 
 #include "compiled/best.hpp"
 
+#include <xquant/calibration.hpp>
 #include <xquant/persistence.hpp>
 
 #include <cstddef>
@@ -108,6 +109,7 @@ private:
     std::map<int, Description> layers_;
     std::map<int, Place> places_;  ///< those of layers that read another one's rows, too
     bool shiftable_ = true, placed_ = false;
+    mutable std::optional<xquant::Calibration> calibration_;  ///< read when a model is described first
     std::unique_ptr<xquant::Cache<>> cache_;
     std::vector<Kept> kept_;  ///< by llama.cpp's number of a sequence
 

@@ -61,6 +61,9 @@ std::string scheme_list() {
     std::string out;
     for (const SchemeInfo& scheme : schemes()) {
         if (scheme.needs == Needs::nothing) out += to_string(scheme) + "\n";
+        if (scheme.needs == Needs::statistics && scheme.inputs.size() > 1) {
+            out += to_string(scheme) + " (needs XQUANT_CALIBRATION)\n";
+        }
     }
     for (const auto& [alias, meant] : aliases) {
         out +=
@@ -87,7 +90,14 @@ std::optional<Settings> settings_from_environment() {
     options.weights = weight_type("XQUANT_WEIGHTS", options.weights);
     try {
         const SchemeInfo info = find_scheme(out.scheme);
-        if (info.needs != Needs::nothing) {
+        const char* const calibration = std::getenv("XQUANT_CALIBRATION");
+        if (calibration != nullptr) out.calibration = calibration;
+        if (info.needs == Needs::statistics) {
+            if (out.calibration.empty()) {
+                throw std::runtime_error(
+                    "it needs XQUANT_CALIBRATION, a file that `xquant-llm calibrate` writes for this model");
+            }
+        } else if (info.needs != Needs::nothing) {
             throw std::runtime_error(std::string("it reads ") +
                                      (info.needs == Needs::mean ? "the mean of X over" : "rows of X of") +
                                      " other text, which llama.cpp does not have");

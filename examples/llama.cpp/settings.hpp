@@ -8,10 +8,11 @@
 
 namespace adapter {
 
-/// XQUANT_CACHE, XQUANT_SINKS, XQUANT_RECENT, XQUANT_STRICT, XQUANT_BUDGET, XQUANT_WEIGHTS.
+/// XQUANT_CACHE, XQUANT_CALIBRATION, XQUANT_SINKS, XQUANT_RECENT, XQUANT_STRICT, XQUANT_BUDGET, XQUANT_WEIGHTS.
 struct Settings {
-    std::string asked;   ///< the scheme as XQUANT_CACHE names it
-    std::string scheme;  ///< as the library names it
+    std::string asked;        ///< the scheme as XQUANT_CACHE names it
+    std::string scheme;       ///< as the library names it
+    std::string calibration;  ///< the file of the model's statistics; empty: none
     xquant::Options options;
     xquant::LayerInput input;  ///< what the scheme is given: K and V as the graph has them wherever it can store those
     bool reads_w_k;            ///< also where it is given K and V

@@ -146,15 +146,15 @@ private:
     }
 
     /// The projection's plan; some choose their bases by the bits of a code.
-    static LayerPlan plan_of(const Layer& layer) {
-        return [&]<std::size_t... I>(std::index_sequence<I...>) {
-            if constexpr (requires(const std::array<unsigned, streams>& bits) { Policy::prepare(layer, bits); }) {
-                return Policy::prepare(layer, {quantizer<I>::bits...});
-            } else {
-                return Policy::prepare(layer);
-            }
+    static LayerPlan plan_of(const Layer& layer) { return plan_by(layer, std::make_index_sequence<streams>{}); }
+    // A function of its own: in a generic lambda, nvcc hands bits to policies that take none.
+    template <std::size_t... I>
+    static LayerPlan plan_by(const Layer& layer, std::index_sequence<I...>) {
+        if constexpr (requires(const std::array<unsigned, streams>& bits) { Policy::prepare(layer, bits); }) {
+            return Policy::prepare(layer, {quantizer<I>::bits...});
+        } else {
+            return Policy::prepare(layer);
         }
-        (std::make_index_sequence<streams>{});
     }
 
     static LayerPlan plan_of_difference(const Layer& layer) {

@@ -45,8 +45,9 @@ Model without_borrowing(Model model) {
 
 std::vector<const Scheme*> schemes_of_x() {
     std::vector<const Scheme*> out;
-    for (const char* name : {"f32 x", "f32 x, rotated", "x 4", "x rotated 3", "x rotated 4, requantizable to 2",
-                             "x per channel 6", "x clipped 2", "x in blocks of 4 tokens"}) {
+    // Not those that feed errors back: rows are rounded for the weights of the layer that stores them.
+    for (const char* name : {"f32 x", "f32 x, rotated", "x 4", "x rotated 4, requantizable to 2", "x per channel 6",
+                             "x clipped 2", "x in blocks of 4 tokens"}) {
         out.push_back(&test::scheme(name));
     }
     return out;

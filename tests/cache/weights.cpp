@@ -50,7 +50,7 @@ TEST_CASE("answers of exact caches are off by what the type of the weights round
 TEST_CASE("bytes of weights are those of their type, and predict knows them") {
     const std::size_t d = 256, r = 64;
     const test::Setup setup({d, 4, 2, 32}, RopePairing::halves, 3);
-    // T of X is a rotation, and no matrix: 2 D R entries of A alone.
+    // T of X is a rotation, and no matrix: 2 D R entries of A, and half a matrix of what feedback multiplies errors by.
     const auto bytes = [&](WeightType type) {
         Options options;
         options.weights = type;
@@ -58,7 +58,7 @@ TEST_CASE("bytes of weights are those of their type, and predict knows them") {
         CHECK(cache->bytes().weights == predict("x4_rot", setup.model, options, 0).weights);
         return cache->bytes().weights;
     };
-    const std::size_t entries = 3 * 2 * d * r, f16 = bytes(WeightType::f16);
+    const std::size_t entries = 3 * (2 * d * r + feedback_floats(d, d)), f16 = bytes(WeightType::f16);
     CHECK(bytes(WeightType::f32) - f16 == 2 * entries);
     CHECK(bytes(WeightType::bf16) == f16);
     CHECK(f16 - bytes(WeightType::q8) == entries - entries / 64 * sizeof(float));

@@ -70,6 +70,84 @@ TEST_CASE("caches on an emulated device: attention and bytes are those of the pr
         few);
 }
 
+TEST_CASE("latents of least cost on an emulated device: attention and bytes are those of the processor") {
+    on_device::for_each_latent_case<Device, Memory>(
+        [](const on_device::Case& c, const on_device::Outcome& outcome) {
+            INFO(c.name << ": attention off by " << outcome.attention << ", " << outcome.different << " of "
+                        << outcome.bytes << " bytes differ");
+            // A code of 3 bits that is its neighbour, and those behind it that make up for it, change more than f16.
+            CHECK(outcome.attention < (outcome.different == 0 ? 2e-3 : 0.03));
+            CHECK(outcome.attention > 1e-6);
+            CHECK(outcome.same_pages);
+            CHECK(outcome.different * 500 <= outcome.bytes);
+            CHECK(!outcome.bad_rows);
+        },
+        few);
+}
+
+TEST_CASE("matrices that mix are counted with the weights of a cache on a device, and the rows before with workspace") {
+    using Split = Layout<PerChannel, PerToken>;
+    using Mixed = XCache<Uniform<4>, Split, CrossLayer<Off>, Projection<KeyValueLatent<EachHead>>, Device>;
+    using OnProcessor =
+        XCache<Uniform<4>, Split, CrossLayer<Off>, Projection<KeyValueLatent<EachHead>>, backend::scalar>;
+    using Plain = XCache<Uniform<4>, Split, CrossLayer<Off>, Projection<KeyValue<BeforeRope>>, Device>;
+    constexpr std::size_t n = 300, rows = 2 * 128;
+    test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
+    const on_device::Knowledge knowledge(setup.model);
+    const Options options{.sinks = 0, .recent = 0, .weights = WeightType::f16};
+    Mixed mixed(setup.model, options);
+    Plain plain(setup.model, options);
+    const OnProcessor processor(setup.model, options);
+    const std::size_t floats = 2 * rows * 64, halves = 2 * (192 + 64) * rows;  // of two layers: M; T and A
+    const std::size_t least = floats * sizeof(float) + halves * sizeof(f16);
+    const std::size_t on_device = mixed.bytes().weights - processor.bytes().weights;
+    CHECK(on_device > least);
+    CHECK(on_device < least + least / 2);  // A a second time, as kernels read it, and tables
+    const std::vector<float> x(n * 192, 0.5F);
+    const auto workspace_of = [&](auto& cache) {
+        const Sequence sequence = cache.create();
+        auto step = cache.begin({{sequence, n}});
+        for (std::size_t layer = 0; layer < 2; ++layer) step.append(layer, MatrixView(x.data(), n, 192));
+        step.commit();
+        return cache.bytes().workspace;
+    };
+    const std::size_t with = workspace_of(mixed), without = workspace_of(plain);
+    CHECK(with - without == n * rows * sizeof(float));
+}
+
+TEST_CASE("rows have to fit into f16 as they are stored, not before they are mixed") {
+    using Split = Layout<PerChannel, PerToken>;
+    using Mixed = XCache<Uniform<4>, Split, CrossLayer<Off>, Projection<KeyValueLatent<EachHead>>, Device>;
+    using Expected = XCache<Uniform<4>, Split, CrossLayer<Off>, Projection<KeyValueLatent<EachHead>>, backend::scalar>;
+    test::Random random(6);
+    for (const bool large : {false, true}) {
+        // Keys and values of 10^6, that were to be expected or not.
+        test::Setup setup({96, 4, 2, 32}, RopePairing::halves, 1);
+        const on_device::Knowledge knowledge(setup.model);
+        LayerStatistics statistics = *setup.model.layers[0].statistics;
+        for (std::vector<float>* spread : {&statistics.key_spread, &statistics.value_spread}) {
+            for (float& value : *spread) value *= large ? 1e12F : 1.0F;
+        }
+        for (std::vector<float>* cost : {&statistics.key_cost, &statistics.value_cost}) {
+            for (float& value : *cost) value *= large ? 1e-12F : 1.0F;
+        }
+        setup.model.layers[0].statistics = &statistics;
+        const std::vector<float> x = random.rows(40 * 96, 1e6F);
+        Expected expected(setup.model);
+        Mixed found(setup.model);
+        auto step = expected.begin({{expected.create(), 40}});
+        if (large) {
+            CHECK_NOTHROW(step.append(0, MatrixView(x.data(), 40, 96)));
+        } else {
+            CHECK_THROWS_AS(step.append(0, MatrixView(x.data(), 40, 96)), value_error);
+        }
+        auto on_device = found.begin({{found.create(), 40}});
+        on_device.append(0, MatrixView(x.data(), 40, 96));
+        on_device.commit();
+        CHECK(found.take_bad_rows() == !large);
+    }
+}
+
 TEST_CASE("codes that meet 8-bit weights: attention is off by what rounding these does, and bytes are the same") {
     using Coded = backend::int8<Device>;
     on_device::for_each_coded_case<Coded, Memory>(
@@ -260,4 +338,14 @@ TEST_CASE("what a device does not serve is refused when the cache is made") {
     borrowing.model.layers[1].rows_of = 0;
     using Rows = XCache<Uniform<4>, Layout<PerToken>, CrossLayer<Off>, Projection<Rotated>, Device>;
     CHECK_THROWS_AS(Rows(borrowing.model), state_error);
+    // Latents of least cost take K and V on a processor, and X alone here.
+    using Each = Projection<KeyValueLatent<EachHead>>;
+    using All = Projection<KeyValueLatent<AllHeads>>;
+    using Split = Layout<PerChannel, PerToken>;
+    test::Setup given({192, 6, 2, 64}, RopePairing::halves, 2);
+    const on_device::Knowledge knowledge(given.model);
+    for (Layer& layer : given.model.layers) layer.input = LayerInput::keys_before_rope;
+    CHECK_NOTHROW(XCache<Uniform<4>, Split, CrossLayer<Off>, Each, backend::scalar>(given.model));
+    CHECK_THROWS_AS((XCache<Uniform<4>, Split, CrossLayer<Off>, Each, Device>(given.model)), state_error);
+    CHECK_THROWS_AS((XCache<Uniform<4>, Split, CrossLayer<Off>, All, Device>(given.model)), state_error);
 }

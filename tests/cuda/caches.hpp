@@ -2,14 +2,18 @@
 #pragma once
 
 #include <xquant/projection/joint_svd.hpp>
+#include <xquant/projection/key_value_latent.hpp>
+#include <xquant/projection/x_latent.hpp>
 #include <xquant/xquant.hpp>
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "cuda/statistics.hpp"
 #include "support/model.hpp"
 
 namespace on_device {
@@ -30,6 +34,7 @@ struct Case {
     bool normed = false, halves = false;
     std::size_t pairs = static_cast<std::size_t>(-1);
     std::size_t layers = 2;
+    bool known = false, biased = false;  ///< layers have statistics; biases
 };
 
 inline double distance(const std::vector<float>& found, const std::vector<float>& expected) {
@@ -56,6 +61,8 @@ Outcome compare(const Case& c) {
     for (Layer& layer : setup.model.layers) {
         if (c.normed) layer.k_norm = gain.data();
     }
+    std::optional<Knowledge> knowledge;
+    if (c.known) knowledge.emplace(setup.model, c.biased);
     XCache<Quantizer, Layout, CrossLayer, Projection, backend::scalar> expected(setup.model, c.options);
     XCache<Quantizer, Layout, CrossLayer, Projection, Backend> found(setup.model, c.options);
     std::vector<Sequence> a, b;
@@ -196,6 +203,63 @@ void for_each_case(F&& f, bool few = false) {
                WeightType::bf16);
 }
 
+/// The same for latents of least cost, whose rows are mixed or whose differences have a way back of their own; `few`:
+/// for two of them.
+template <class Backend, class Memory, class F>
+void for_each_latent_case(F&& f, bool few = false) {
+    using namespace xquant;
+    using Token = Layout<PerToken>;
+    using Split = Layout<PerChannel, PerToken>;
+    using Keys3 = PerStream<WithFeedback<Uniform<3>>, WithFeedback<Uniform<4>>>;
+    using Fed4 = WithFeedback<Uniform<4>>;
+    const auto run = [&]<class Q, class L, class P>(Q, L, P, bool always, Case c) {
+        c.known = true;
+        if (!few || always) f(c, compare<Backend, Memory, Q, L, P, CrossLayer<Off>>(c));
+    };
+    const auto run_deltas = [&]<class Q, class A, class P>(Q, A, P, bool always, const char* name,
+                                                           WeightType weights = WeightType::f32) {
+        Case c{name, {192, 6, 1, 64}, {.sinks = 4, .recent = 16, .weights = weights}};
+        c.layers = 4;
+        c.known = true;
+        if (!few || always) f(c, compare<Backend, Memory, Q, Token, P, CrossLayer<Delta, Fed4, A>>(c));
+    };
+    const LayerShape gqa{192, 6, 2, 64}, odd{160, 4, 2, 40};
+    const auto with_bias = [](Case c) {
+        c.biased = true;
+        return c;
+    };
+    const Options half{.sinks = 4, .recent = 16, .weights = WeightType::f16};
+    const Options strict{.sinks = 4, .recent = 0, .weights = WeightType::f32, .strict = true};
+    const Projection<KeyValueLatent<EachHead>> heads;
+    const Projection<KeyValueLatent<AllHeads>> joint;
+    run(Keys3{}, Split{}, heads, false, {"head_latent 3, 4", gqa});
+    run(Keys3{}, Split{}, heads, true, with_bias({"head_latent 3, 4, biases", gqa}));
+    run(Keys3{}, Split{}, heads, false, with_bias({"head_latent 3, 4, a norm of K and biases", gqa, usual, true}));
+    run(Keys3{}, Split{}, heads, false, {"head_latent 3, 4, strict", gqa, strict});
+    run(Fed4{}, Split{}, heads, false, with_bias({"head_latent4, head_dim 80", {240, 3, 1, 80}, half, true, true}));
+    run(Fed4{}, Split{}, heads, false,
+        {"head_latent4, head_dim 96, half of a head turned", {192, 4, 2, 96}, usual, false, true, 24});
+    run(Fed4{}, Split{}, heads, false, {"head_latent4, head_dim 256", {192, 2, 1, 256}, usual, false, true});
+    run(Fed4{}, Split{}, heads, false, {"head_latent4, no RoPE", gqa, usual, false, false, 0});
+    run(Uniform<4>{}, Split{}, heads, false, {"head_latent4 without feedback", gqa});
+    run(Fed4{}, Token{}, heads, false, {"head_latent4 per token", gqa});
+    run(Keys3{}, Split{}, joint, false, {"joint_latent 3, 4", gqa});
+    run(Keys3{}, Split{}, joint, false, with_bias({"joint_latent 3, 4, a norm of K and biases", gqa, usual, true}));
+    run(Fed4{}, Split{}, joint, false, with_bias({"joint_latent4, head_dim 40, weights in f16", odd, half}));
+    run(WithFeedback<Uniform<4, 64>>{}, Split{}, joint, false, {"joint_latent4, head_dim 40, groups of 64", odd});
+    run(Fed4{}, Token{}, Projection<XLatent<AllChannels>>{}, false, {"x_latent4", {192, 3, 3, 64}});
+    run(Fed4{}, Token{}, Projection<XLatent<AllChannels>>{}, false,
+        with_bias({"x_latent4, a norm of K and biases", odd, half, true}));
+    run(Fed4{}, Token{}, Projection<XLatent<KeysAndValues>>{}, false, {"kv_latent4", {192, 6, 1, 64}});
+    run(WithFeedback<Uniform<3, 32, MinMse>>{}, Token{}, Projection<XLatent<KeysAndValues>>{}, false,
+        with_bias({"kv_latent3, head_dim 40, a norm of K and biases", {192, 4, 2, 40}, half, true}));
+    run_deltas(WithFeedback<Uniform<3>>{}, f16{}, Projection<XLatent<KeysAndValues>>{}, true, "cross_layer_latent3");
+    run_deltas(WithFeedback<Uniform<3, 64>>{}, float{}, Projection<XLatent<KeysAndValues>>{}, false,
+               "cross_layer_latent3, groups of 64, weights in bf16", WeightType::bf16);
+    run_deltas(Fed4{}, Uniform<8>{}, Projection<XLatent<AllChannels>>{}, false,
+               "cross-layer latents of all channels, sums in 8 bits");
+}
+
 /// The same for caches whose codes meet 8-bit weights; `few`: for one of them.
 template <class Backend, class Memory, class F>
 void for_each_coded_case(F&& f, bool few = false) {
@@ -207,6 +271,10 @@ void for_each_coded_case(F&& f, bool few = false) {
     if (few) return;
     run(Uniform<4>{}, {"x4_rot, 8-bit weights, MHA", {256, 2, 2, 128}});
     run(Uniform<3, 32>{}, {"x3_rot, groups of 32, 8-bit weights", {192, 6, 2, 64}});
+    Case joint{"joint_latent4, 8-bit weights of V", {192, 6, 2, 64}};
+    joint.known = true;
+    f(joint, compare<Backend, Memory, WithFeedback<Uniform<4>>, Layout<PerChannel, PerToken>,
+                     Projection<KeyValueLatent<AllHeads>>, CrossLayer<Off>>(joint));
 }
 
 }  // namespace on_device

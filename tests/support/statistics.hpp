@@ -65,4 +65,28 @@ inline xquant::Calibration random_calibration(const xquant::Model& model, std::u
     return out;
 }
 
+/// Statistics of one layer whose matrices have no small eigenvalue: where rounding differs between two machines,
+/// latents in their bases do not differ much more.
+inline xquant::LayerStatistics random_statistics(const xquant::LayerShape& shape, unsigned seed = 1) {
+    Random random(seed);
+    const auto fill = [&](std::vector<float>& out, std::size_t n, std::size_t blocks) {
+        for (std::size_t b = 0; b < blocks; ++b) {
+            const std::vector<float> factor = random.rows(n * n);
+            for (std::size_t i = 0; i < n; ++i) {
+                for (std::size_t j = 0; j < n; ++j) {
+                    float sum = i == j ? 0.01F * static_cast<float>(n) : 0.0F;
+                    for (std::size_t k = 0; k < n; ++k) sum += factor[i * n + k] * factor[j * n + k];
+                    out.push_back(sum);
+                }
+            }
+        }
+    };
+    xquant::LayerStatistics out;
+    const std::size_t heads = shape.kv_heads, dh = shape.head_dim, r = shape.kv_width();
+    for (auto* of : {&out.key_spread, &out.key_cost, &out.value_spread, &out.value_cost}) fill(*of, dh, heads);
+    for (auto* of : {&out.joint_keys, &out.joint_values}) fill(*of, r, 1);
+    for (auto* of : {&out.x_spread, &out.difference_spread}) fill(*of, shape.width, 1);
+    return out;
+}
+
 }  // namespace test

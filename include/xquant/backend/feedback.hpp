@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
@@ -38,7 +39,8 @@ constexpr std::size_t feedback_tokens(const StreamFormat& format) noexcept {
 /// Floats of scratch that encode_with_feedback needs.
 constexpr std::size_t feedback_scratch(const StreamFormat& format, const FeedbackView& feedback) noexcept {
     const std::size_t group = format.group_channels, codes = group / sizeof(float) + 1;
-    return (detail::feedback_unit(format, feedback) + group + codes) * detail::feedback_tokens(format) + feedback.block;
+    return (2 * detail::feedback_unit(format, feedback) + group + codes) * detail::feedback_tokens(format) +
+           feedback_panel * feedback.block;
 }
 
 namespace detail {
@@ -54,31 +56,42 @@ const float* column_of(Backend tag, const FeedbackView& of, std::size_t first, s
 struct FeedbackWork {
     const StreamCodec& codec;
     const FeedbackView& feedback;
-    Matrix rows;                    ///< [tokens, width]
-    Slots unit;                     ///< the channels
-    float *targets, *group, *room;  ///< [unit][tokens], [group][tokens], [block]
-    std::uint8_t* codes;            ///< [group][tokens]
+    Matrix rows;              ///< [tokens, width]
+    Slots unit;               ///< the channels
+    float *values, *targets;  ///< [unit][tokens] each: the rows, and what is left of them by errors
+    float *group, *room;      ///< [group][tokens], [panel][block]
+    std::uint8_t* codes;      ///< [group][tokens]
     std::array<float, tile_tokens> scales, zeros, inverses;
 
     [[nodiscard]] TokenScalesOf by() noexcept { return {scales.data(), zeros.data(), inverses.data()}; }
 };
 
 /// Rounds the channels of a group, whose targets `at.group` are, one after the other. Errors go into later channels of
-/// the group, and where `further` is true into the targets behind it.
+/// the group, and where `further` is true into the targets behind it: one by one within a panel, a panel's together
+/// behind it, which is one order of the channels for every target.
 template <class Backend>
 void round_group(Backend tag, FeedbackWork& at, Slots channels, bool further) noexcept {
     const std::size_t n = at.feedback.block, tokens = at.rows.rows;
-    std::array<float, tile_tokens> values, errors;
-    for (std::size_t i = 0; i < channels.count; ++i) {
-        const std::size_t channel = channels.first + i, in_block = channel % n, block_end = channel - in_block + n;
-        for (std::size_t k = 0; k < tokens; ++k) values[k] = at.rows.data[k * at.rows.stride + channel];
-        round_channel(tag, at.codec.format, at.group + i * tokens, values.data(), tokens, at.by(),
-                      at.codes + i * tokens, errors.data());
-        const float* const column = column_of(tag, at.feedback, channel - in_block, in_block, at.room);
-        const std::size_t inside = (std::min)(block_end, channels.end()) - channel - 1;
-        feed_back(tag, column, inside, errors.data(), tokens, at.group + (i + 1) * tokens);
+    std::array<float, feedback_panel * tile_tokens> errors;
+    for (std::size_t i = 0; i < channels.count;) {
+        const std::size_t first = channels.first + i, block_end = first - first % n + n;
+        FeedbackPanel panel{{}, errors.data(), (std::min)({feedback_panel, channels.count - i, block_end - first})};
+        for (std::size_t p = 0; p < panel.count; ++p, ++i) {
+            const std::size_t channel = first + p, left = panel.count - p - 1;
+            const float* const values = at.values + (channel - at.unit.first) * tokens;
+            float* const error = errors.data() + p * tokens;
+            round_channel(tag, at.codec.format, at.group + i * tokens, values, tokens, at.by(), at.codes + i * tokens,
+                          error);
+            const float* const column =
+                column_of(tag, at.feedback, channel - channel % n, channel % n, at.room + p * n);
+            if (left > 0) feed_back(tag, {{column}, error, 1}, left, tokens, at.group + (i + 1) * tokens);
+            panel.columns[p] = column + left;
+        }
+        const std::size_t behind = channels.first + i, inside = (std::min)(block_end, channels.end()) - behind;
+        feed_back(tag, panel, inside, tokens, at.group + i * tokens);
         if (!further || block_end <= channels.end()) continue;
-        feed_back(tag, column + inside, block_end - channels.end(), errors.data(), tokens,
+        for (std::size_t p = 0; p < panel.count; ++p) panel.columns[p] += inside;
+        feed_back(tag, panel, block_end - channels.end(), tokens,
                   at.targets + (channels.end() - at.unit.first) * tokens);
     }
 }
@@ -91,10 +104,9 @@ void store_group(Backend tag, FeedbackWork& at, Slots channels, std::size_t firs
     std::array<std::uint8_t, max_group> codes;
     for (std::size_t t = 0; t < tokens; t += format.group_tokens) {
         const std::size_t some = std::min<std::size_t>(format.group_tokens, tokens - t);
-        for (std::size_t k = 0; k < some; ++k) {
-            for (std::size_t i = 0; i < channels.count; ++i) {
-                codes[k * channels.count + i] = at.codes[i * tokens + t + k];
-            }
+        for (std::size_t i = 0; i < channels.count; ++i) {
+            const std::uint8_t* const from = at.codes + i * tokens + t;
+            for (std::size_t k = 0; k < some; ++k) codes[k * channels.count + i] = from[k];
         }
         const std::size_t whole = format.group_tokens * channels.count;
         std::fill(codes.begin() + static_cast<std::ptrdiff_t>(some * channels.count),
@@ -107,6 +119,21 @@ void store_group(Backend tag, FeedbackWork& at, Slots channels, std::size_t firs
     }
 }
 
+/// Sets lost[t] where a target of the token block that begins at token t is beyond f16, or not finite.
+inline void note_lost(const float* targets, std::size_t channels, std::size_t tokens, std::size_t block,
+                      std::array<bool, tile_tokens>& lost) noexcept {
+    std::array<std::uint32_t, tile_tokens> largest{};  // magnitudes as bits rise with the magnitude; NaN is above all
+    for (std::size_t i = 0; i < channels; ++i) {
+        for (std::size_t k = 0; k < tokens; ++k) {
+            const std::uint32_t bits = std::bit_cast<std::uint32_t>(targets[i * tokens + k]) & 0x7FFFFFFFU;
+            largest[k] = bits > largest[k] ? bits : largest[k];
+        }
+    }
+    for (std::size_t k = 0; k < tokens; ++k) {
+        lost[k - k % block] |= !xquant::detail::fits_f16(std::bit_cast<float>(largest[k]));
+    }
+}
+
 /// The tokens and channels of `at`. Sets lost[t] where a target of a token of the block that begins at token t leaves
 /// f16: then what was written of the block means nothing.
 template <class Backend>
@@ -114,7 +141,8 @@ void encode_unit(Backend tag, FeedbackWork& at, std::size_t first, MutableStream
                  std::array<bool, tile_tokens>& lost) noexcept {
     const StreamFormat& format = out.format;
     const std::size_t tokens = at.rows.rows;
-    transpose(tag, {at.rows.data + at.unit.first, tokens, at.unit.count, at.rows.stride}, at.targets, tokens);
+    transpose(tag, {at.rows.data + at.unit.first, tokens, at.unit.count, at.rows.stride}, at.values, tokens);
+    std::copy_n(at.values, at.unit.count * tokens, at.targets);
     for (std::size_t c = at.unit.first; c < at.unit.end();) {
         const Slots channels{c, format.channels_of(c / format.group_channels)};
         const float* const given = at.targets + (c - at.unit.first) * tokens;
@@ -125,10 +153,7 @@ void encode_unit(Backend tag, FeedbackWork& at, std::size_t first, MutableStream
             round_group(tag, at, channels, false);
             find_scales(tag, at.codec, at.group, channels.count, tokens, at.by());
         }
-        for (std::size_t i = 0; i < size; ++i) {
-            const std::size_t token = i % tokens;
-            lost[token - token % format.group_tokens] |= !xquant::detail::fits_f16(at.group[i]);
-        }
+        note_lost(at.group, channels.count, tokens, format.group_tokens, lost);
         if (channels.count > 1) std::copy_n(given, size, at.group);
         round_group(tag, at, channels, true);
         store_group(tag, at, channels, first, out);
@@ -157,10 +182,11 @@ void encode_with_feedback(Backend tag, const StreamCodec& codec, const FeedbackV
     const StreamFormat& format = out.format;
     const std::size_t width = format.width, stride = rows.stride, group = format.group_channels;
     const std::size_t unit = detail::feedback_unit(format, feedback), step = detail::feedback_tokens(format);
-    detail::FeedbackWork at{codec, feedback, {}, {}, scratch, nullptr, nullptr, nullptr, {}, {}, {}};
+    detail::FeedbackWork at{codec,   feedback, {},      {}, scratch, scratch + unit * step,
+                            nullptr, nullptr,  nullptr, {}, {},      {}};
     at.group = at.targets + unit * step;
     at.room = at.group + group * step;
-    at.codes = reinterpret_cast<std::uint8_t*>(at.room + feedback.block);
+    at.codes = reinterpret_cast<std::uint8_t*>(at.room + feedback_panel * feedback.block);
     for (std::size_t t = 0; t < rows.rows; t += step) {
         at.rows = {rows.data + t * stride, (std::min)(step, rows.rows - t), width, stride};
         for (std::size_t c = 0; c < width; c += unit) {

@@ -47,7 +47,7 @@ inline namespace XQUANT_ABI_NS {
 /// out.
 class Calibrator {
 public:
-    using Options = CalibratorOptions;
+    using Options = CalibratorOptions;  ///< what it gathers
 
     /// `model` is copied; what its layers' views point at has to stay there, unless Model::load_layer gives it. Throws
     /// shape_error for options that gather nothing.

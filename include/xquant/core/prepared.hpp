@@ -74,6 +74,7 @@ public:
                 for (std::size_t first = 0; first < stream.metric.values.size(); first += n * n) {
                     factor_metric(stream.metric.values.data() + first, n, columns);
                 }
+                columns.resize(feedback_floats(out.coded_width, n), 0.0F);
                 out.feedback = {n, matrices_.keep(columns)};
             }
             encoders.push_back(out);

@@ -3,8 +3,7 @@
 //
 //     KeyValueLatent<EachHead>    a basis [Dh, Dh] for each head's K and for its V; K_h = z_h A_h when read
 //     KeyValueLatent<AllHeads>    one basis [R, R] for all heads' K and one for V, R = Hkv Dh: less error, and Hkv
-//     times the
-//                                 work when read
+//                                 times the work when read
 //
 // No weights are needed: an engine may hand over K and V in place of X. Biases are taken off before the basis, and put
 // back when read; where the model norms its keys, K is what the norm makes.

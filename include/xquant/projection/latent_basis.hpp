@@ -1,8 +1,8 @@
 // The basis in which rows are coded so that their errors cost least, for an encoder that feeds errors back
 // (quantizer/feedback.hpp). From C, how rows spread, and M, what errors of them cost:
 //
-//     C = B B^T,  B^T M B = diag(lambda)     rows y in the basis B have variance 1 in every channel, and no cost is
-//     shared A = B P,  T = A^-1,  G = P^T diag(lambda + floor) P
+//     C = B B^T,  B^T M B = diag(lambda)     rows y in the basis B have variance 1 in every channel, and share no cost
+//     A = B P,  T = A^-1,  G = P^T diag(lambda + floor) P
 //
 // P mixes the channels. By a geometric mean decomposition, all of them weigh alike once errors are fed back; by a
 // rotation, no channel stands out of its group.
@@ -11,8 +11,7 @@
 // the others. Of the floors 10^-7 .. 1 of the largest lambda, the one with the least expected cost is taken.
 //
 // Source  Jiang, Hager, Li: The geometric mean decomposition (2005); QuIP (arXiv 2307.13304) for what feedback costs.
-// Their
-//         use together for a cache, and the floor, are ours.
+//         Their use together for a cache, and the floor, are ours.
 #pragma once
 
 #include <algorithm>

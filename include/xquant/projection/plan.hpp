@@ -76,9 +76,11 @@ inline namespace XQUANT_ABI_NS {
 /// terms cancel, and their rounding would be many times that of what is left.
 constexpr bool keeps_f32(const StreamPlan& stream) noexcept { return stream.source != RowSource::x; }
 
-/// Entries of F of a stream with this many coded channels and blocks of n in its metric, 0: none.
+/// Entries of F of a stream with this many coded channels and blocks of n in its metric, 0: none. Whole groups of 8-bit
+/// entries, so that matrices behind it share no scale with each other because of it.
 constexpr std::size_t feedback_floats(std::size_t coded_width, std::size_t n) noexcept {
-    return n > 0 ? coded_width / n * feedback_entries(n) : 0;
+    const std::size_t entries = n > 0 ? coded_width / n * feedback_entries(n) : 0;
+    return (entries + weight_group - 1) / weight_group * weight_group;
 }
 
 /// Entries of the matrices of a plan that Options::weights is about; U counts twice, since its transpose is kept as

@@ -2,12 +2,12 @@
 //
 //     find_scales     the scale and zero of each token's group
 //     round_channel   the codes of one channel, and the errors that they leave
-//     feed_back       t_c -= F_ci e_i for the channels c behind channel i
+//     feed_back       t_c -= F_ci e_i for the channels i of a panel and the channels c behind it
 //
 // Each step of a sum is one fma, in the order of the channels: what is stored has the same bytes on every machine. On
 // one without the instruction, std::fma is a function, and slow.
 //
-// Limit   feed_back: FMA, and loads and stores of targets.
+// Limit   feed_back: FMA.
 #pragma once
 
 #include <algorithm>
@@ -81,12 +81,25 @@ inline void round_channel(scalar, const StreamFormat& format, const float* targe
     }
 }
 
-/// targets [n][tokens] -= column [n] x errors [tokens].
-inline void feed_back(scalar, const float* column, std::size_t n, const float* errors, std::size_t tokens,
-                      float* targets) noexcept {
+/// Channels whose errors are fed back together: a panel.
+inline constexpr std::size_t feedback_panel = 8;
+
+/// Columns of F and the errors of the channels they are of, in the order of the channels.
+struct FeedbackPanel {
+    std::array<const float*, feedback_panel> columns;  ///< [count], of each the entries of the targets
+    const float* errors;                               ///< [count][tokens]
+    std::size_t count;                                 ///< 1 to feedback_panel
+};
+
+/// targets [n][tokens] -= columns [n, count] x errors [count, tokens], one channel's errors after the other.
+inline void feed_back(scalar, const FeedbackPanel& panel, std::size_t n, std::size_t tokens, float* targets) noexcept {
     for (std::size_t c = 0; c < n; ++c) {
-        for (std::size_t k = 0; k < tokens; ++k) {
-            targets[c * tokens + k] = std::fma(-column[c], errors[k], targets[c * tokens + k]);
+        for (std::size_t i = 0; i < panel.count; ++i) {
+            const float factor = -panel.columns[i][c];
+            const float* const errors = panel.errors + i * tokens;
+            for (std::size_t k = 0; k < tokens; ++k) {
+                targets[c * tokens + k] = std::fma(factor, errors[k], targets[c * tokens + k]);
+            }
         }
     }
 }

@@ -120,6 +120,11 @@ public:
             form_.feeds_back |= codec.feeds_back;
             stream.first_float = floats;
             floats += stream.encoder.width;
+            stream.first_unmixed = stream.first_float;
+            if (stream.encoder.mix != nullptr) {
+                stream.first_unmixed = floats;
+                floats += stream.encoder.width;
+            }
             for (const PageFormat* format : {&page_group.coded, &page_group.rows, &page_group.sinks}) {
                 stream.sections[static_cast<std::uint32_t>(format->kind)] =
                     format->sections[layer.place * core.streams() + s];
@@ -154,8 +159,8 @@ public:
             matrix.scales = at<float>(base, weight_scales_);
         };
         for (auto& stream : streams_) {
-            for (const float** pointer :
-                 {&stream.encoder.mean, &stream.encoder.bias, &stream.encoder.norm, &stream.encoder.dct}) {
+            for (const float** pointer : {&stream.encoder.mean, &stream.encoder.bias, &stream.encoder.norm,
+                                          &stream.encoder.dct, &stream.encoder.mix}) {
                 move(*pointer);
             }
             for (WeightMatrix* matrix : {&stream.encoder.matrix, &stream.encoder.latent, &stream.encoder.spread,

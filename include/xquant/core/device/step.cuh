@@ -2,12 +2,13 @@
 // pointers to device memory, and nothing waits for the device.
 //
 //     begin  plans, allocates pages, and copies the step's tables to the device: once, for all layers
-//     append   Project, FinishRow, Gather, (Difference,) Encode, (EncodeWithFeedback,) (Accumulate)
+//     append   Project, FinishRow, (Mix,) Gather, (Difference,) Encode, (EncodeWithFeedback,) (Accumulate)
 //     attend   (Convert or Absorb,) Attend, Finish
 //
 // Rows that are not finite are found when the device gets to them: XCache::take_bad_rows says whether there were some.
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <vector>
 
@@ -51,10 +52,16 @@ public:
         const DeviceRows input{x.data, x.stride, x.type};
         lost_ = true;  // until all kernels are launched
         const auto columns = static_cast<unsigned>((widest + project_columns - 1) / project_columns);
-        device.template launch<Project>(columns, (n + project_rows - 1) / project_rows, streams,
-                                        sizeof(float) * project_depth * (project_rows + project_columns), table,
-                                        page_group.step, input);
+        const unsigned row_blocks = (n + project_rows - 1) / project_rows;
+        device.template launch<Project>(columns, row_blocks, streams, project_shared_bytes, table, page_group.step,
+                                        input);
         device.template launch<FinishRow>(n, streams, 1U, sizeof(float) * (2 * widest + 1), table, page_group.step);
+        std::size_t tiles = 0;
+        for (const StreamEncoder& encoder : prepared.encoders) tiles = (std::max)(tiles, mix_tiles(encoder));
+        if (tiles > 0) {
+            device.template launch<Mix>(static_cast<unsigned>(tiles), row_blocks, streams, project_shared_bytes, table,
+                                        page_group.step);
+        }
         write_rows(layer);
         lost_ = false;
         pass(layer);

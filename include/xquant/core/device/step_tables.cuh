@@ -270,7 +270,10 @@ private:
             const PreparedLayer& layer = core_->layers()[i];
             const PageGroupTables& page_group = page_groups_[layer.page_group];
             std::size_t widths = 0;
-            for (const StreamEncoder& encoder : layer.encoders) widths += encoder.width;
+            // Rows that are mixed are there twice: as StreamTable::first_unmixed says.
+            for (const StreamEncoder& encoder : layer.encoders) {
+                widths += encoder.mix != nullptr ? 2 * encoder.width : encoder.width;
+            }
             rows = (std::max)(rows, total_ * widths);
             gathered = (std::max)(
                 gathered, page_group.gathered * layer.encoders.size() * coded_page_tokens * widest_rows(layer).given);

@@ -19,8 +19,9 @@ struct StreamTable {
     StreamEncoder encoder;                    ///< pointers to device memory, as all that follow
     xquant::detail::PageSection sections[4];  ///< by PageKind: of coded, (requantized,) row and sink pages
     ScaleRule rule = ScaleRule::other;
-    bool feeds_back = false;      ///< coded rows are rounded for the encoder's metric
-    std::size_t first_float = 0;  ///< of its rows in a step's, in units of tokens
+    bool feeds_back = false;        ///< coded rows are rounded for the encoder's metric
+    std::size_t first_float = 0;    ///< of its rows in a step's, in units of tokens
+    std::size_t first_unmixed = 0;  ///< likewise, of the rows before they are mixed; first_float where nothing is
 };
 
 /// One layer.
@@ -103,7 +104,7 @@ struct StepTable {
     const BlockTable* blocks = nullptr;
     const SumTable* sums = nullptr;
     const std::int64_t* positions = nullptr;  ///< [n] for RoPE of keys that are stored after it
-    float* rows = nullptr;                    ///< the layer's rows of all streams: [n, R] of each
+    float* rows = nullptr;                    ///< the layer's rows of all streams: [n, R] of each, twice where mixed
     float* gathered = nullptr;                ///< [indirect writes][streams][128, widest R]
     float* differences = nullptr;             ///< [indirect writes][streams][128, widest coded row]
     float* feedback = nullptr;                ///< [blocks of EncodeWithFeedback][feedback_workspace]
@@ -115,6 +116,10 @@ struct StepTable {
 
 XQUANT_DEVICE inline float* rows_of(const StepTable& step, const StreamTable& stream) noexcept {
     return step.rows + step.tokens * stream.first_float;
+}
+/// The same rows before they are mixed.
+XQUANT_DEVICE inline float* unmixed_rows_of(const StepTable& step, const StreamTable& stream) noexcept {
+    return step.rows + step.tokens * stream.first_unmixed;
 }
 
 }  // namespace XQUANT_ABI_NS

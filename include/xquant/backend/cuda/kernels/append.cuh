@@ -2,6 +2,7 @@
 // block of a grid does. launch.cuh starts them.
 //
 //     Project   z of a stream           FinishRow   its norms, RoPE, rotation
+//     Mix       z = y M of such rows
 //     Gather    rows out of pages       Difference  less what layers below added up
 //     Encode    rows into pages         EncodeWithFeedback  the same, rounded for a metric
 //     Accumulate  what this layer adds
@@ -29,7 +30,7 @@ struct Project {
         const std::size_t column = static_cast<std::size_t>(x) * project_columns;
         if (column >= stream.encoder.width) return;
         project_block<M>(block, stream.encoder, input, step.tokens, layer->shape.width,
-                         static_cast<std::size_t>(y) * project_rows, column, rows_of(step, stream));
+                         static_cast<std::size_t>(y) * project_rows, column, unmixed_rows_of(step, stream));
     }
 };
 
@@ -41,7 +42,20 @@ struct FinishRow {
                                   StepTable step) noexcept {
         const StreamTable& stream = layer->tables[y];
         finish_row<M>(block, stream.encoder, step.positions[x], layer->rope, layer->shape.head_dim,
-                      rows_of(step, stream) + x * stream.encoder.width, step.bad);
+                      unmixed_rows_of(step, stream) + x * stream.encoder.width, step.bad);
+    }
+};
+
+/// x: tiles of mix_tiles, y: blocks of 16 rows, z: streams. Shared memory: project_shared_bytes.
+struct Mix {
+    static constexpr unsigned warps = project_warps, at_once = 2;
+    template <class M>
+    static XQUANT_DEVICE void run(typename M::Block& block, unsigned x, unsigned y, unsigned z, const LayerTable* layer,
+                                  StepTable step) noexcept {
+        const StreamTable& stream = layer->tables[z];
+        if (x >= mix_tiles(stream.encoder)) return;
+        mix_block<M>(block, stream.encoder, unmixed_rows_of(step, stream), step.tokens,
+                     static_cast<std::size_t>(y) * project_rows, x, rows_of(step, stream), step.bad);
     }
 };
 

@@ -1,9 +1,9 @@
-// Rows of one stream from x on the device, as `project` of backend/rematerialize.hpp makes them:
+// Rows of one stream from x on the device, as `project` of backend/project.hpp makes them:
 //
-//     z [n, R] = rotate(rope(norms((x - mean) T + b)))
+//     z [n, R] = mix(rotate(rope(norms((x - mean) T + b))))
 //
-// Products are summed along D in order, each fused with its addition. A processor that fuses, too, finds the bytes that
-// the device finds.
+// Products are summed in order, along D and along the channels that are mixed, each fused with its addition. A
+// processor that fuses, too, finds the bytes that the device finds.
 // Limit   the product, in f32: quantization reads these rows, and f16 would cost more than 4 bits do. Rows are few next
 //         to what attention reads.
 #pragma once
@@ -20,18 +20,17 @@
 namespace xquant::backend::gpu {
 inline namespace XQUANT_ABI_NS {
 
-/// Rows and columns of z that one block of project_block makes, and how far along D it goes at a time.
+/// Rows and columns of a product that one block of multiply_tile makes, and how far along its sums it goes at a time.
 inline constexpr unsigned project_rows = 16, project_columns = 64, project_depth = 16, project_warps = 4;
+/// Shared memory of multiply_tile.
+inline constexpr std::size_t project_shared_bytes = sizeof(float) * project_depth * (project_rows + project_columns);
 
-/// (x - mean) T + b for project_rows rows from `row` on and project_columns channels from `column` on. One warp makes 4
-/// rows, a lane 2 columns of each.
-/// @param shared  project_rows * project_depth + project_depth * project_columns floats
-template <class M>
-XQUANT_DEVICE void project_block(typename M::Block& block, const StreamEncoder& encoder, const DeviceRows& x,
-                                 std::size_t n, std::size_t d, std::size_t row, std::size_t column,
-                                 float* out) noexcept {
+/// store(i, j, sum over k < depth of left_of(i, k) right_of(k, j)) for project_rows rows and project_columns columns.
+/// One warp makes 4 rows, a lane 2 columns of each. Shared memory: project_shared_bytes.
+template <class M, class Left, class Right, class Store>
+XQUANT_DEVICE void multiply_tile(typename M::Block& block, std::size_t depth, Left&& left_of, Right&& right_of,
+                                 Store&& store) noexcept {
     constexpr unsigned rows_each = project_rows / project_warps, columns_each = project_columns / lanes;
-    const std::size_t r = encoder.width;
     auto* left = reinterpret_cast<float*>(block.shared());
     float* right = left + project_rows * project_depth;
     struct Sums {
@@ -45,24 +44,23 @@ XQUANT_DEVICE void project_block(typename M::Block& block, const StreamEncoder& 
             }
         });
     });
-    for (std::size_t k = 0; k < d && encoder.matrix != nullptr; k += project_depth) {
+    for (std::size_t k = 0; k < depth; k += project_depth) {
+        const unsigned count = depth - k < project_depth ? static_cast<unsigned>(depth - k) : project_depth;
         block.barrier();
         block.each_thread([&](unsigned thread) {
             for (unsigned i = thread; i < project_rows * project_depth; i += project_warps * lanes) {
-                const std::size_t at = row + i / project_depth, c = k + i % project_depth;
-                const bool there = at < n && c < d;
-                left[i] = there ? x.at(at, c) - (encoder.mean != nullptr ? encoder.mean[c] : 0.0F) : 0.0F;
+                const unsigned c = i % project_depth;
+                left[i] = c < count ? left_of(i / project_depth, k + c) : 0.0F;
             }
             for (unsigned i = thread; i < project_depth * project_columns; i += project_warps * lanes) {
-                const std::size_t c = k + i / project_columns, j = column + i % project_columns;
-                right[i] = c < d && j < r ? weight_at(encoder.matrix, c * r + j) : 0.0F;
+                const unsigned c = i / project_columns;
+                right[i] = c < count ? right_of(k + c, i % project_columns) : 0.0F;
             }
         });
         block.barrier();
-        const unsigned depth = d - k < project_depth ? static_cast<unsigned>(d - k) : project_depth;
         block.each_warp([&](typename M::Warp& warp) {
             warp.each([&](unsigned lane) {
-                for (unsigned c = 0; c < depth; ++c) {
+                for (unsigned c = 0; c < count; ++c) {
                     XQUANT_UNROLL
                     for (unsigned i = 0; i < rows_each; ++i) {
                         const float factor = left[(warp.index * rows_each + i) * project_depth + c];
@@ -80,17 +78,61 @@ XQUANT_DEVICE void project_block(typename M::Block& block, const StreamEncoder& 
         warp.each([&](unsigned lane) {
             for (unsigned i = 0; i < rows_each; ++i) {
                 for (unsigned j = 0; j < columns_each; ++j) {
-                    const std::size_t at = row + warp.index * rows_each + i, c = column + lane + lanes * j;
-                    if (at >= n || c >= r) continue;
-                    float value = sums[warp].at[i][j][lane];
-                    if (encoder.matrix == nullptr) {
-                        value = x.at(at, c) - (encoder.mean != nullptr ? encoder.mean[c] : 0.0F);
-                    }
-                    out[at * r + c] = encoder.bias != nullptr ? value + encoder.bias[c] : value;
+                    store(warp.index * rows_each + i, lane + lanes * j, sums[warp].at[i][j][lane]);
                 }
             }
         });
     });
+}
+
+/// (x - mean) T + b for project_rows rows from `row` on and project_columns channels from `column` on.
+/// Shared memory: project_shared_bytes.
+template <class M>
+XQUANT_DEVICE void project_block(typename M::Block& block, const StreamEncoder& encoder, const DeviceRows& x,
+                                 std::size_t n, std::size_t d, std::size_t row, std::size_t column,
+                                 float* out) noexcept {
+    const std::size_t r = encoder.width;
+    const auto centred = [&](std::size_t at, std::size_t c) {
+        return x.at(at, c) - (encoder.mean != nullptr ? encoder.mean[c] : 0.0F);
+    };
+    multiply_tile<M>(
+        block, encoder.matrix != nullptr ? d : 0,
+        [&](unsigned i, std::size_t c) { return row + i < n ? centred(row + i, c) : 0.0F; },
+        [&](std::size_t c, unsigned j) {
+            return column + j < r ? weight_at(encoder.matrix, c * r + column + j) : 0.0F;
+        },
+        [&](unsigned i, unsigned j, float sum) {
+            const std::size_t at = row + i, c = column + j;
+            if (at >= n || c >= r) return;
+            const float value = encoder.matrix != nullptr ? sum : centred(at, c);
+            out[at * r + c] = encoder.bias != nullptr ? value + encoder.bias[c] : value;
+        });
+}
+
+/// How many blocks of mix_block make a row of a stream: each is within one matrix. 0: nothing is mixed.
+XQUANT_DEVICE inline std::size_t mix_tiles(const StreamEncoder& encoder) noexcept {
+    if (encoder.mix == nullptr) return 0;
+    return encoder.width / encoder.mixed * ((encoder.mixed + project_columns - 1) / project_columns);
+}
+
+/// z = y M for project_rows of n rows [n, R], from `row` on, and the channels of tile `tile` of mix_tiles; `bad` is set
+/// where a value is not finite, or beyond what f16 holds. Rows y and z are not the same: other blocks read y.
+/// Shared memory: project_shared_bytes.
+template <class M>
+XQUANT_DEVICE void mix_block(typename M::Block& block, const StreamEncoder& encoder, const float* y, std::size_t n,
+                             std::size_t row, std::size_t tile, float* z, std::uint32_t* bad) noexcept {
+    const std::size_t r = encoder.width, width = encoder.mixed;
+    const std::size_t tiles = (width + project_columns - 1) / project_columns;
+    const std::size_t first = tile / tiles * width, column = tile % tiles * project_columns;
+    const float* const matrix = encoder.mix + first * width;
+    multiply_tile<M>(
+        block, width, [&](unsigned i, std::size_t c) { return row + i < n ? y[(row + i) * r + first + c] : 0.0F; },
+        [&](std::size_t c, unsigned j) { return column + j < width ? matrix[c * width + column + j] : 0.0F; },
+        [&](unsigned i, unsigned j, float sum) {
+            if (row + i >= n || column + j >= width) return;
+            z[(row + i) * r + first + column + j] = sum;
+            if (!xquant::detail::fits_f16(sum)) *bad = 1;
+        });
 }
 
 namespace detail {
@@ -148,8 +190,8 @@ XQUANT_DEVICE void rotate(Block& block, float* x, std::size_t n, const float* dc
 
 }  // namespace detail
 
-/// Norms, RoPE and rotation of one row [R], in place; `bad` is set where a value is not finite, or beyond what f16
-/// holds.
+/// Norms, RoPE and rotation of one row [R], in place; `bad` is set where a value that is not mixed any more is not
+/// finite, or beyond what f16 holds.
 /// @param shared  2 R + 1 floats
 template <class M>
 XQUANT_DEVICE void finish_row(typename M::Block& block, const StreamEncoder& encoder, std::int64_t position,
@@ -187,7 +229,7 @@ XQUANT_DEVICE void finish_row(typename M::Block& block, const StreamEncoder& enc
     block.each_thread([&](unsigned thread) {
         for (std::size_t c = thread; c < r; c += block.warps() * lanes) {
             row[c] = x[c];
-            if (!xquant::detail::fits_f16(x[c])) *bad = 1;
+            if (encoder.mix == nullptr && !xquant::detail::fits_f16(x[c])) *bad = 1;
         }
     });
 }

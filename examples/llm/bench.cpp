@@ -19,6 +19,7 @@
 #include "model.hpp"
 #include "progress.hpp"
 #include "schemes.hpp"
+#include "statistics.hpp"
 
 namespace llm {
 namespace {
@@ -84,7 +85,8 @@ struct Subject {
 void check(const BenchOptions& o) {
     if (o.schemes.empty() || o.depths.empty()) throw Error("--schemes and --depths must name at least one each");
     for (const std::string& scheme : o.schemes) {
-        if (parse_scheme(scheme).needs != Needs::nothing)
+        const Needs needs = parse_scheme(scheme).needs;
+        if (needs != Needs::nothing && needs != Needs::statistics)
             throw Error(fmt::format("scheme '{}' needs a calibration text, which `bench` doesn't have", scheme));
     }
     if (o.tokens == 0 || o.repetitions == 0) throw Error("--tokens and --repetitions must be 1 or more");
@@ -190,6 +192,8 @@ std::vector<BenchSample> bench_samples(const Model& model, const BenchOptions& o
     options.sinks = o.sinks;
     options.tail = o.tail;
     options.pool = &pool;
+    std::optional<xquant::Calibration> statistics;
+    if (!o.calibration.empty()) options.statistics = &statistics.emplace(read_statistics(o.calibration, model));
     std::vector<std::unique_ptr<Subject>> subjects;
     for (const std::string& scheme : o.schemes)
         subjects.push_back(std::make_unique<Subject>(

@@ -19,6 +19,7 @@ struct BenchOptions {
     std::size_t sinks = 4, tail = 128;               // tokens kept in f16
     std::size_t threads = 0;                         // 0: as many as the machine has
     std::string json;                                // samples go to this file, too
+    std::string calibration;                         // what schemes that need statistics learnt; or empty
 };
 
 struct BenchSample {

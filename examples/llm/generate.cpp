@@ -17,6 +17,7 @@
 #include "sampling.hpp"
 #include "saved_cache.hpp"
 #include "schemes.hpp"
+#include "statistics.hpp"
 
 namespace llm {
 namespace {
@@ -60,7 +61,7 @@ std::vector<Token> chat_prompt(const Tokenizer& tokenizer, const std::string& sy
 
 void generate(const GenerateOptions& o) {
     const Scheme scheme = parse_scheme(o.scheme);
-    if (scheme.needs != Needs::nothing)
+    if (scheme.needs != Needs::nothing && scheme.needs != Needs::statistics)
         throw Error(fmt::format(
             "scheme '{}' needs a calibration text, which `generate` doesn't have; `perplexity` does", o.scheme));
     std::optional<Gguf> gguf = Gguf::open(o.model);
@@ -84,6 +85,8 @@ void generate(const GenerateOptions& o) {
     options.sinks = o.sinks;
     options.tail = o.tail;
     options.pool = &pool;
+    std::optional<xquant::Calibration> statistics;
+    if (!o.calibration.empty()) options.statistics = &statistics.emplace(read_statistics(o.calibration, model));
     const std::unique_ptr<AttentionCache> cache = make_cache(scheme, model, options);
 
     if (!o.save_cache.empty()) check_savable(*cache);

@@ -130,6 +130,7 @@ int main(int argc, char** argv) {
     number(*generate, "--seed", g.seed, "of the random draws, if the temperature isn't 0");
     generate->add_flag("--chat", g.chat, "use the model's chat template");
     generate->add_option("--system", g.system, "system prompt of --chat")->capture_default_str()->type_name("TEXT");
+    add_calibration(*generate, g.calibration);
     number(*generate, "--sinks", g.sinks, "first tokens kept in f16");
     number(*generate, "--tail", g.tail, "newest tokens kept in f16");
     number(*generate, "--threads", g.threads, "threads; 0: as many as the machine has");
@@ -166,6 +167,7 @@ int main(int argc, char** argv) {
         ->check(not_negative, "");
     number(*bench, "--tokens", b.tokens, "tokens of a sample, one after the other");
     number(*bench, "--repetitions", b.repetitions, "samples of a scheme and depth");
+    add_calibration(*bench, b.calibration);
     number(*bench, "--sinks", b.sinks, "first tokens kept in f16");
     number(*bench, "--tail", b.tail, "newest tokens kept in f16");
     number(*bench, "--threads", b.threads, "threads; 0: as many as the machine has");

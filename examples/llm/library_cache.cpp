@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <utility>
+#include <xquant/mixed_bits.hpp>
 #include <xquant/persistence.hpp>
 
 #include "calibrate.hpp"
@@ -77,8 +78,7 @@ xq::Options library_options(const SchemeOptions& options) {
 class LibraryCache final : public SequenceCache<xq::Cache<>> {
 public:
     LibraryCache(const Scheme& scheme, const Model& model, const SchemeOptions& options)
-        : SequenceCache(
-              xq::make_cache(scheme.library_name(), described_for(scheme, model, options), library_options(options))),
+        : SequenceCache(made(scheme, described_for(scheme, model, options), library_options(options))),
           shape_(model.config()),
           pool_(options.pool) {}
 
@@ -98,6 +98,11 @@ public:
     std::string load(const std::string& path) override { return take(xq::load(*cache_, path)); }
 
 private:
+    static std::unique_ptr<xq::Cache<>> made(const Scheme& scheme, const xq::Model& model, const xq::Options& options) {
+        if (scheme.recipe.empty()) return xq::make_cache(scheme.library_name(), model, options);
+        return xq::make_cache(xq::parse_recipe(read_text(scheme.recipe)), model, options);
+    }
+
     /// What was loaded becomes the sequence. The model here counts positions from 0 without a gap.
     std::string take(xq::Loaded loaded) {
         const bool one = loaded.sequences.size() == 1;
@@ -127,7 +132,8 @@ std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, cons
     if (scheme.needs != Needs::nothing && scheme.needs != Needs::statistics && options.calibration == nullptr)
         throw Error(fmt::format("{} needs a calibration, which only perplexity has", scheme.name));
     if (options.place == Place::processor) return std::make_unique<LibraryCache>(scheme, model, options);
-    const DeviceShape shape{model.config().width, model.config().q_width()};
+    if (!scheme.recipe.empty()) throw Error("recipe=FILE is for the processor");
+    [[maybe_unused]] const DeviceShape shape{model.config().width, model.config().q_width()};
     const xq::Model described = described_for(scheme, model, options);
 #if defined(XQUANT_LLM_CUDA)
     if (options.place == Place::cuda)

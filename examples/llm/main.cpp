@@ -26,8 +26,9 @@ void add_model(CLI::App& command, std::string& model) {
         ->type_name("FILE");
 }
 
-void add_calibration(CLI::App& command, std::string& file) {
-    command.add_option("--calibration", file, "what `calibrate` saved of this model, for head*, joint* and their kind")
+CLI::Option* add_calibration(CLI::App& command, std::string& file) {
+    return command
+        .add_option("--calibration", file, "what `calibrate` saved of this model, for head*, joint* and their kind")
         ->type_name("FILE");
 }
 
@@ -115,6 +116,17 @@ int main(int argc, char** argv) {
     calibrate_text->add_flag("--x", c.x, "also what the schemes of X need: D^2 floats a layer");
     number(*calibrate_text, "--threads", c.threads, "threads; 0: as many as the machine has");
 
+    llm::AllocateOptions a;
+    CLI::App* allocate = app.add_subcommand("allocate", "Divide bits among the layers of a model's cache");
+    add_model(*allocate, a.model);
+    add_calibration(*allocate, a.calibration)->required();
+    allocate->add_option("--form", a.form, "heads: bases of each head; joint: of all heads together")
+        ->capture_default_str()
+        ->type_name("NAME");
+    number(*allocate, "--bits", a.bits, "bits of a code on average, 2 to 6")->type_name("X");
+    number(*allocate, "--bytes-per-token", a.bytes_per_token, "or at most so many bytes a token, over all layers");
+    allocate->add_option("--out", a.out, "recipe to write; recipe=FILE is a scheme")->required()->type_name("FILE");
+
     llm::GenerateOptions g;
     CLI::App* generate = app.add_subcommand("generate", "Continue a prompt");
     add_model(*generate, g.model);
@@ -198,6 +210,7 @@ int main(int argc, char** argv) {
         if (*calibrate) p.calibrate_offset = calibrate_offset;
         if (*perplexity) llm::perplexity(p);
         if (*calibrate_text) llm::calibrate_texts(c);
+        if (*allocate) llm::allocate(a);
         if (*generate) llm::generate(g);
         if (*bench) llm::bench(b);
         if (*bytes) llm::bytes(s);

@@ -73,6 +73,7 @@ std::string schemes_help() {
                             scheme.needs != Needs::nothing ? " (perplexity only)" : "");
     }
     return help +
+           "\nrecipe=FILE takes the bits that `allocate` gave each layer.\n"
            "\nA scheme may have suffixes:\n"
            "  :tail=N                            newest tokens that stay exact\n"
            "  :sinks=N                           first tokens that stay exact\n"
@@ -94,6 +95,12 @@ Scheme parse_scheme(const std::string& text) {
         return part;
     };
     scheme.name = next();
+    constexpr std::string_view recipe = "recipe=";
+    if (scheme.name.starts_with(recipe)) {
+        scheme.recipe = scheme.name.substr(recipe.size());
+        scheme.name = "recipe";
+        scheme.needs = Needs::statistics;
+    }
     while (rest.data() != nullptr) {
         const std::string_view suffix = next();
         if (suffix == "uniform") {
@@ -118,7 +125,10 @@ Scheme parse_scheme(const std::string& text) {
         if (value->has_value()) throw Error(fmt::format("scheme '{}': {} stands there twice", text, key));
         *value = number(suffix.substr(equals + 1), text);
     }
-    if (scheme.name != exact_name) {
+    if (!scheme.recipe.empty()) {
+        if (scheme.group || scheme.uniform)
+            throw Error(fmt::format("scheme '{}': a recipe has its own bits, in groups of 128", text));
+    } else if (scheme.name != exact_name) {
         static_cast<void>(library_schemes());
         try {
             scheme.needs = xquant::find_scheme(scheme.library_name()).needs;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <xquant/calibration/calibrator.hpp>
@@ -176,6 +177,40 @@ void calibrate_texts(const CalibrateOptions& o) {
         fmt::print(stderr, "warning: {} tokens are few; from 4,096 on, half of what can be gained is there\n",
                    found.tokens);
     if (found.contexts == 1) fmt::print(stderr, "warning: all of them stand in one place; spread them over texts\n");
+}
+
+void allocate(const AllocateOptions& o) {
+    if (o.form != "heads" && o.form != "joint")
+        throw Error(fmt::format("--form is '{}'; expected heads or joint", o.form));
+    if ((o.bits > 0) == (o.bytes_per_token > 0)) throw Error("one of --bits and --bytes-per-token has to be given");
+    const xq::BitForm form = o.form == "heads" ? xq::BitForm::heads : xq::BitForm::joint;
+    const Model model(Gguf::open(o.model));
+    xq::Model described = describe(model);
+    const xq::Calibration known = read_statistics(o.calibration, model);
+    known.attach(described);
+    // Of a token of a long sequence.
+    const auto bytes = [&](const xq::BitRecipe& recipe) {
+        constexpr std::size_t many = 8192;
+        const auto stored = [&](std::size_t tokens) { return xq::predict(recipe, described, {}, tokens).stored(); };
+        return static_cast<double>(stored(2 * many) - stored(many)) / static_cast<double>(many);
+    };
+    double bits = o.bits;
+    if (o.bytes_per_token > 0) {
+        double least = 2, most = 6;
+        const auto allowed = static_cast<double>(o.bytes_per_token);
+        const double fewest = bytes(xq::allocate_bits(form, described, least));
+        if (fewest > allowed)
+            throw Error(fmt::format("--bytes-per-token {}: 2 bits everywhere take {:.0f}", o.bytes_per_token, fewest));
+        for (int halves = 0; halves < 20; ++halves) {
+            bits = (least + most) / 2;
+            (bytes(xq::allocate_bits(form, described, bits)) <= allowed ? least : most) = bits;
+        }
+        bits = least;
+    }
+    const xq::BitRecipe recipe = xq::allocate_bits(form, described, bits);
+    std::ofstream out(o.out);
+    if (!(out << xq::to_string(recipe) << "\n" << std::flush)) throw Error(fmt::format("{}: can't be written", o.out));
+    fmt::print("{}: {:.2f} bits on average, {:.0f} bytes a token\n", o.out, bits, bytes(recipe));
 }
 
 xq::Calibration read_statistics(const std::string& file, const Model& model) {

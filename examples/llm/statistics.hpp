@@ -26,6 +26,16 @@ struct CalibrateOptions {
 /// Writes the file, and says what it was made from. Throws llm::Error, xquant::error.
 void calibrate_texts(const CalibrateOptions& options);
 
+struct AllocateOptions {
+    std::string model, calibration, out;  // files
+    std::string form = "heads";           // heads or joint
+    double bits = 0;                      // on average; 0: by bytes_per_token
+    std::size_t bytes_per_token = 0;      // of all layers, scales and index included; 0: by bits
+};
+
+/// Writes a recipe: how many bits K and V of each layer get. Throws llm::Error, xquant::error.
+void allocate(const AllocateOptions& options);
+
 /// Throws xquant::file_error.
 xquant::Calibration read_statistics(const std::string& file, const Model& model);
 

@@ -7,12 +7,14 @@
 #include <random>
 #include <string>
 #include <vector>
+#include <xquant/mixed_bits.hpp>
 #include <xquant/persistence/bytes.hpp>
 
 #include "catch.hpp"
 #include "error.hpp"
 #include "folder.hpp"
 #include "gguf.hpp"
+#include "library_cache.hpp"
 #include "model.hpp"
 #include "schemes.hpp"
 #include "tiny_model.hpp"
@@ -142,6 +144,49 @@ TEST_CASE("what is learnt depends on the texts and on no number of threads", "[s
     files.options.texts = {files.folder / "b.txt"};
     files.options.contexts = 100;
     CHECK(files.learnt().contexts == 4);
+}
+
+TEST_CASE("bits are divided on order, and the recipe is a scheme", "[statistics]") {
+    Files files;
+    const xquant::Calibration found = files.learnt();
+    AllocateOptions order;
+    order.model = files.options.model;
+    order.calibration = files.options.out;
+    order.out = files.folder / "recipe";
+    const auto divided = [&] {
+        allocate(order);
+        return xquant::parse_recipe(bytes_of(order.out));
+    };
+    order.bits = 3.5;
+    xquant::Model described = describe(files.model);
+    found.attach(described);
+    CHECK((divided() == xquant::allocate_bits(xquant::BitForm::heads, described, 3.5)));
+    order.form = "joint";
+    CHECK(divided().form == xquant::BitForm::joint);
+    const double half = distance(files.model, "recipe=" + order.out, found);
+    CHECK(half > 1e-4);
+    CHECK(half < 0.9 * distance(files.model, "joint3", found));
+    order.bits = 0;
+    order.bytes_per_token = 10000;
+    for (const xquant::LayerBits& layer : divided().layers) CHECK((layer == xquant::LayerBits{6, 6}));
+    const auto refusal = [&] {
+        try {
+            allocate(order);
+        } catch (const std::exception& e) {
+            return std::string(e.what());
+        }
+        return std::string();
+    };
+    order.bytes_per_token = 3;
+    CHECK(has(refusal(), "--bytes-per-token 3: 2 bits everywhere take "));
+    order.bits = 3;
+    CHECK(has(refusal(), "one of --bits and --bytes-per-token"));
+    order.bytes_per_token = 0;
+    order.bits = 7;
+    CHECK(has(refusal(), "expected 2 to 6"));
+    order.form = "heights";
+    CHECK(has(refusal(), "--form is 'heights'"));
+    CHECK_THROWS_AS(parse_scheme("recipe=x:group=64"), Error);
 }
 
 TEST_CASE("without measurements bits are not divided, and schemes say what they need", "[statistics]") {

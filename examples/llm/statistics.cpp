@@ -205,7 +205,7 @@ void allocate(const AllocateOptions& o) {
             bits = (least + most) / 2;
             (bytes(xq::allocate_bits(form, described, bits)) <= allowed ? least : most) = bits;
         }
-        bits = least;
+        bits = bytes(xq::allocate_bits(form, described, 6)) <= allowed ? 6 : least;
     }
     const xq::BitRecipe recipe = xq::allocate_bits(form, described, bits);
     std::ofstream out(o.out);

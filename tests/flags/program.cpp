@@ -1,6 +1,7 @@
 /// What flags of the compiler may not change: stored bytes, which are printed as hashes and compared with those of a
 /// program that was compiled without the flags; and softmax, and what is refused, which are checked here.
 #include <xquant/backend/simd/attention.hpp>
+#include <xquant/backend/simd/feedback.hpp>
 #include <xquant/model.hpp>
 #include <xquant/quantizer/ggml.hpp>
 #include <xquant/quantizer/non_uniform.hpp>
@@ -75,6 +76,34 @@ void print_both(const char* name, const std::vector<float>& x) {
     print_bytes<Quantizer, backend::best>(name, x);
 }
 
+/// Rows that are rounded with feedback, per token and per channel. Entries of F are whole numbers times a power of two.
+template <class Quantizer, class Axis, class Backend>
+void print_feedback(const char* name, const std::vector<float>& x) {
+    std::vector<float> small(x.size());
+    for (std::size_t i = 0; i < x.size(); ++i)
+        small[i] = std::abs(x[i]) < 100 ? x[i] : static_cast<float>(i % 97) * 0.3F;
+    const MatrixView view(small.data(), rows, width);
+    QuantizedRows stored = quantize<Quantizer, Axis, Backend>(view, view);
+    std::vector<float> columns(feedback_entries(width));
+    for (std::size_t i = 0; i < columns.size(); ++i) columns[i] = static_cast<float>(i * 7919 % 41) * 0x1p-8F - 0x1p-4F;
+    const FeedbackView feedback{width, columns.data()};
+    std::vector<float> scratch(backend::feedback_scratch(stored.view().format, feedback));
+    encode_with_feedback(Backend{}, stored.codec(), feedback, backend::Matrix{small.data(), rows, width, width}, 0,
+                         stored.view(), scratch.data());
+    const StreamView in = read_only(stored.view());
+    std::uint64_t codes = 0xCBF29CE484222325U, scales = codes;
+    hash(codes, in.codes, in.format.code_bytes(rows));
+    hash(scales, in.scales, in.format.scale_bytes(rows));
+    std::printf("%s, feedback %016llx %016llx\n", name, static_cast<unsigned long long>(codes),
+                static_cast<unsigned long long>(scales));
+}
+
+template <class Quantizer, class Axis>
+void print_both_feedbacks(const char* name, const std::vector<float>& x) {
+    print_feedback<Quantizer, Axis, backend::scalar>(name, x);
+    print_feedback<Quantizer, Axis, backend::best>(name, x);
+}
+
 /// The weights of a row of scores, relative to the largest, against e^x in f64.
 template <class Backend>
 void check_softmax() {
@@ -120,6 +149,11 @@ int main() {
     print_both<Nf4<>>("nf4", x);
     print_both<NonUniform<3>>("learnt", x);
     print_both<WithOutliers<Uniform<4>>>("outliers", x);
+
+    print_both_feedbacks<Uniform<4>, PerToken>("4 bits per token", x);
+    print_both_feedbacks<Uniform<3, 128, MinMse>, PerToken>("3 bits per token", x);
+    print_both_feedbacks<Uniform<4>, PerChannel>("4 bits per channel", x);
+    print_both_feedbacks<Uniform<2, 128, MinMse>, PerChannel>("2 bits per channel", x);
 
     check_softmax<backend::scalar>();
     check_softmax<backend::best>();

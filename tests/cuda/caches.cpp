@@ -249,7 +249,7 @@ TEST_CASE("F of a stream is counted with the weights of a cache on a device, and
     const test::Setup setup({192, 6, 2, 64}, RopePairing::halves, 2);
     Plain4 plain(setup.model, {.sinks = 0, .recent = 0, .weights = WeightType::f16});
     Fed4 fed(setup.model, {.sinks = 0, .recent = 0, .weights = WeightType::f16});
-    const std::size_t factors = 2 * feedback_entries(192) * sizeof(f16);
+    const std::size_t factors = 2 * feedback_floats(192, 192) * sizeof(f16);
     const std::size_t more = fed.bytes().weights - plain.bytes().weights;
     CHECK(more >= 2 * factors);  // the processor's and the device's
     CHECK(more < 2 * factors + 256);

@@ -72,7 +72,8 @@ TEST_CASE("on the real model the schemes cost and lose what they should", "[loss
     CHECK(kld("svd_head4") < 0.03);
     CHECK(kld("svd_head4") < 0.5 * kld("q4_0_hadamard"));
     CHECK(kld("svd_joint4") < 0.6 * kld("q4_0_hadamard"));
-    CHECK(kld("x4_rot") < 0.3 * kld("x4"));
+    CHECK(kld("x4_rot") < 0.1 * kld("x4"));  // 0.04; rounded to the nearest code, 0.12
+    CHECK(kld("x4_rot") > 1e-3);
     CHECK(kld("svd_head3") > 2 * kld("svd_head4"));
     CHECK(kld("cl_x_rot3") < 0.33 * kld("x3_rot"));
     CHECK(kld("cl_svd_rot3") < 0.6 * kld("svd_head3"));

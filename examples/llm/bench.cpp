@@ -85,8 +85,7 @@ struct Subject {
 void check(const BenchOptions& o) {
     if (o.schemes.empty() || o.depths.empty()) throw Error("--schemes and --depths must name at least one each");
     for (const std::string& scheme : o.schemes) {
-        const Needs needs = parse_scheme(scheme).needs;
-        if (needs != Needs::nothing && needs != Needs::statistics)
+        if (learns_from_text(parse_scheme(scheme).needs))
             throw Error(fmt::format("scheme '{}' needs a calibration text, which `bench` doesn't have", scheme));
     }
     if (o.tokens == 0 || o.repetitions == 0) throw Error("--tokens and --repetitions must be 1 or more");

@@ -61,7 +61,7 @@ std::vector<Token> chat_prompt(const Tokenizer& tokenizer, const std::string& sy
 
 void generate(const GenerateOptions& o) {
     const Scheme scheme = parse_scheme(o.scheme);
-    if (scheme.needs != Needs::nothing && scheme.needs != Needs::statistics)
+    if (learns_from_text(scheme.needs))
         throw Error(fmt::format(
             "scheme '{}' needs a calibration text, which `generate` doesn't have; `perplexity` does", o.scheme));
     std::optional<Gguf> gguf = Gguf::open(o.model);

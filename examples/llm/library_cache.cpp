@@ -77,10 +77,8 @@ xq::Options library_options(const SchemeOptions& options) {
 
 class LibraryCache final : public SequenceCache<xq::Cache<>> {
 public:
-    LibraryCache(const Scheme& scheme, const Model& model, const SchemeOptions& options)
-        : SequenceCache(made(scheme, described_for(scheme, model, options), library_options(options))),
-          shape_(model.config()),
-          pool_(options.pool) {}
+    LibraryCache(std::unique_ptr<xq::Cache<>> cache, const Config& shape, ThreadPool& pool)
+        : SequenceCache(std::move(cache)), shape_(shape), pool_(&pool) {}
 
     void append(std::size_t layer, const float* x) override {
         step_->append(layer, xq::MatrixView(x, step_->size(), shape_.width), *pool_);
@@ -98,11 +96,6 @@ public:
     std::string load(const std::string& path) override { return take(xq::load(*cache_, path)); }
 
 private:
-    static std::unique_ptr<xq::Cache<>> made(const Scheme& scheme, const xq::Model& model, const xq::Options& options) {
-        if (scheme.recipe.empty()) return xq::make_cache(scheme.library_name(), model, options);
-        return xq::make_cache(xq::parse_recipe(read_text(scheme.recipe)), model, options);
-    }
-
     /// What was loaded becomes the sequence. The model here counts positions from 0 without a gap.
     std::string take(xq::Loaded loaded) {
         const bool one = loaded.sequences.size() == 1;
@@ -122,16 +115,29 @@ private:
     ThreadPool* pool_;
 };
 
+std::unique_ptr<xq::Cache<>> made(const Scheme& scheme, const xq::Model& model, const xq::Options& options) {
+    if (scheme.recipe.empty()) return xq::make_cache(scheme.library_name(), model, options);
+    return xq::make_cache(xq::parse_recipe(read_text(scheme.recipe)), model, options);
+}
+
 }  // namespace
+
+std::unique_ptr<AttentionCache> make_library_sequence(std::unique_ptr<xq::Cache<>> cache, const Model& model,
+                                                      ThreadPool& pool) {
+    return std::make_unique<LibraryCache>(std::move(cache), model.config(), pool);
+}
 
 std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, const Model& model,
                                                       const SchemeOptions& options) {
     if (scheme.needs == Needs::statistics && options.statistics == nullptr)
         throw Error(
             fmt::format("scheme '{}' needs --calibration FILE, which `xquant-llm calibrate` makes", scheme.text));
-    if (scheme.needs != Needs::nothing && scheme.needs != Needs::statistics && options.calibration == nullptr)
+    if (learns_from_text(scheme.needs) && options.calibration == nullptr)
         throw Error(fmt::format("{} needs a calibration, which only perplexity has", scheme.name));
-    if (options.place == Place::processor) return std::make_unique<LibraryCache>(scheme, model, options);
+    if (options.place == Place::processor) {
+        return make_library_sequence(made(scheme, described_for(scheme, model, options), library_options(options)),
+                                     model, *options.pool);
+    }
     if (!scheme.recipe.empty()) throw Error("recipe=FILE is for the processor");
     [[maybe_unused]] const DeviceShape shape{model.config().width, model.config().q_width()};
     const xq::Model described = described_for(scheme, model, options);

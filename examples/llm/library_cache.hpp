@@ -16,4 +16,8 @@ xquant::Model describe(const Model& model);
 std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, const Model& model,
                                                       const SchemeOptions& options);
 
+/// One sequence of a cache of this model that was made already.
+std::unique_ptr<AttentionCache> make_library_sequence(std::unique_ptr<xquant::Cache<>> cache, const Model& model,
+                                                      ThreadPool& pool);
+
 }  // namespace llm

@@ -247,9 +247,8 @@ void perplexity(const PerplexityOptions& o) {
     if (checked(1, o.offset, evaluated) > tokens.size())
         throw Error(fmt::format("{}: the text has {} tokens, but --offset {} with {} x {} tokens asks for {}", o.text,
                                 tokens.size(), o.offset, o.chunks, o.context, o.offset + evaluated));
-    const bool calibrates = std::any_of(schemes.begin(), schemes.end(), [](const Scheme& s) {
-        return s.needs == Needs::mean || s.needs == Needs::calibration;
-    });
+    const bool calibrates =
+        std::any_of(schemes.begin(), schemes.end(), [](const Scheme& s) { return learns_from_text(s.needs); });
     const std::size_t calibration = calibrates ? calibration_start(o, tokens.size()) : 0;
     std::ofstream json;
     if (!o.json.empty()) {

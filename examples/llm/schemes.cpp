@@ -70,7 +70,9 @@ std::string schemes_help() {
                     "K and V as they are: the exact cache that the others are compared with");
     for (const xquant::SchemeInfo& scheme : library_schemes()) {
         help += fmt::format("  {}{}\n", xquant::to_string(scheme),
-                            scheme.needs != Needs::nothing ? " (perplexity only)" : "");
+                            learns_from_text(scheme.needs)      ? " (perplexity only)"
+                            : scheme.needs == Needs::statistics ? " (needs --calibration)"
+                                                                : "");
     }
     return help +
            "\nrecipe=FILE takes the bits that `allocate` gave each layer.\n"

@@ -39,6 +39,9 @@ struct SchemeOptions {
 /// What a scheme takes of a calibration.
 using xquant::Needs;
 
+/// Whether a scheme learns from the text that `perplexity` evaluates on, which other commands do not have.
+constexpr bool learns_from_text(Needs needs) { return needs == Needs::mean || needs == Needs::calibration; }
+
 struct Scheme {
     std::string text, name;                     // "svd_head4:tail=128", "svd_head4"
     std::optional<std::size_t> tail, sinks;     // instead of the options'

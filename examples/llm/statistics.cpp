@@ -12,12 +12,11 @@
 
 #include "compare.hpp"
 #include "error.hpp"
-#include "exact_cache.hpp"
 #include "gguf.hpp"
 #include "library_cache.hpp"
+#include "listening_cache.hpp"
 #include "model.hpp"
 #include "progress.hpp"
-#include "sequence_cache.hpp"
 #include "threads.hpp"
 #include "tokenizer.hpp"
 
@@ -26,55 +25,26 @@ namespace {
 
 namespace xq = xquant;
 
-/// The exact cache; a calibrator hears what goes in.
-class CalibratingCache final : public AttentionCache {
+/// A calibrator hears what goes in.
+class CalibratingCache final : public ListeningCache {
 public:
     CalibratingCache(const Model& model, ThreadPool& pool, xq::Calibrator& calibrator)
-        : pool_(&pool), calibrator_(&calibrator), cache_(make_exact_cache(model, pool)), width_(model.config().width) {}
+        : ListeningCache(model, pool), pool_(&pool), calibrator_(&calibrator), width_(model.config().width) {}
 
-    void reset() override { cache_->reset(); }
-    void begin(std::size_t n) override { cache_->begin(step_ = n); }
     void append(std::size_t layer, const float* x) override {
-        x_.assign(x, x + step_ * width_);
-        cache_->append(layer, x);
+        x_.assign(x, x + step() * width_);
+        ListeningCache::append(layer, x);
     }
     void attend(std::size_t layer, const float* q, float* out) override {
-        calibrator_->add(layer, step_, x_.data(), q, *pool_);
-        cache_->attend(layer, q, out);
+        calibrator_->add(layer, step(), x_.data(), q, *pool_);
+        ListeningCache::attend(layer, q, out);
     }
-    void commit() override { cache_->commit(); }
-    void seal() override { cache_->seal(); }
-    std::size_t size() const override { return cache_->size(); }
-    double bits_per_token_layer() const override { return cache_->bits_per_token_layer(); }
-    CacheBytes bytes() const override { return cache_->bytes(); }
 
 private:
     ThreadPool* pool_;
     xq::Calibrator* calibrator_;
-    std::unique_ptr<AttentionCache> cache_;
-    std::size_t width_, step_ = 0;
+    std::size_t width_;
     std::vector<float> x_;
-};
-
-/// The library's cache by a recipe.
-class RecipeCache final : public SequenceCache<xq::Cache<>> {
-public:
-    RecipeCache(const xq::BitRecipe& recipe, const xq::Model& model, std::size_t sinks, const Config& shape,
-                ThreadPool& pool)
-        : SequenceCache(xq::make_cache(recipe, model, xq::Options{.sinks = sinks, .strict = true})),
-          shape_(shape),
-          pool_(&pool) {}
-
-    void append(std::size_t layer, const float* x) override {
-        step_->append(layer, xq::MatrixView(x, step_->size(), shape_.width), *pool_);
-    }
-    void attend(std::size_t layer, const float* q, float* out) override {
-        step_->attend(layer, xq::MatrixView(q, step_->size(), shape_.q_width()), out, 0, *pool_);
-    }
-
-private:
-    Config shape_;
-    ThreadPool* pool_;
 };
 
 /// What codes of 3 bits of one layer's K, or V, cost by themselves: the divergence from the cache in f16, on contexts
@@ -93,11 +63,12 @@ void measure_sensitivities(const Model& model, xq::Model described, const std::v
     for (std::size_t i = 0; i < 2 * layers; ++i) {
         xq::BitRecipe recipe{xq::BitForm::heads, std::vector<xq::LayerBits>(layers, {16, 16})};
         (i % 2 == 0 ? recipe.layers[i / 2].keys : recipe.layers[i / 2].values) = 3;
-        RecipeCache cache(recipe, described, sinks, model.config(), pool);
+        const std::unique_ptr<AttentionCache> cache = make_library_sequence(
+            xq::make_cache(recipe, described, xq::Options{.sinks = sinks, .strict = true}), model, pool);
         Predictions predictions;
         for (std::size_t k = 0; k < contexts.size(); ++k) {
-            cache.reset();
-            const std::vector<float> hidden = model.forward(contexts[k], cache, pool);
+            cache->reset();
+            const std::vector<float> hidden = model.forward(contexts[k], *cache, pool);
             compare(model, contexts[k], hidden.data(), references[k], pool, predictions);
         }
         xq::LayerStatistics& statistics = found.layers[i / 2];

@@ -47,24 +47,23 @@ struct BitRecipe {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Codes that are rounded for what errors cost. Below 4 bits, clipping a group's range pays.
-template <unsigned Bits, unsigned Group>
-using FedBackCodes = WithFeedback<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>>;
+/// Whether a recipe may have codes of so many bits.
+constexpr bool recipe_has(unsigned bits) noexcept { return (bits >= 2 && bits <= 6) || bits == 16; }
 
 /// A codec of so many bits, 2 to 6 or 16.
 template <class Axis, unsigned Group>
 StreamCodec codec_of_bits(std::size_t width, unsigned bits) {
     switch (bits) {
         case 2:
-            return make_codec<FedBackCodes<2, Group>, Axis>(width);
+            return make_codec<FedBack<2, Group>, Axis>(width);
         case 3:
-            return make_codec<FedBackCodes<3, Group>, Axis>(width);
+            return make_codec<FedBack<3, Group>, Axis>(width);
         case 4:
-            return make_codec<FedBackCodes<4, Group>, Axis>(width);
+            return make_codec<FedBack<4, Group>, Axis>(width);
         case 5:
-            return make_codec<FedBackCodes<5, Group>, Axis>(width);
+            return make_codec<FedBack<5, Group>, Axis>(width);
         case 6:
-            return make_codec<FedBackCodes<6, Group>, Axis>(width);
+            return make_codec<FedBack<6, Group>, Axis>(width);
         default:  // 16
             return make_codec<Unquantized<f16>, Axis>(width);
     }
@@ -120,8 +119,7 @@ Recipe recipe_of(const BitRecipe& bits, const Model& model) {
     Recipe out;
     for (const LayerBits& layer : bits.layers) {
         for (const unsigned of : {layer.keys, layer.values}) {
-            expects((of >= 2 && of <= 6) || of == 16, "a recipe has codes of ", of,
-                    " bits; expected 2 to 6, or 16 for f16");
+            expects(recipe_has(of), "a recipe has codes of ", of, " bits; expected 2 to 6, or 16 for f16");
         }
         out.layers.push_back(bits.form == BitForm::heads ? MixedBits<KeyValueLatent<EachHead>, Group>::recipe(layer)
                                                          : MixedBits<KeyValueLatent<AllHeads>, Group>::recipe(layer));
@@ -218,7 +216,7 @@ inline BitRecipe parse_recipe(std::string_view text) {
         const std::size_t slash = part.find('/');
         const auto number = [&](std::string_view digits, unsigned& to) {
             const auto [stop, error] = std::from_chars(digits.data(), digits.data() + digits.size(), to);
-            return error == std::errc() && stop == digits.data() + digits.size() && ((to >= 2 && to <= 6) || to == 16);
+            return error == std::errc() && stop == digits.data() + digits.size() && detail::recipe_has(to);
         };
         detail::expects(slash != part.npos && number(part.substr(0, slash), bits.keys) &&
                             number(part.substr(slash + 1), bits.values),

@@ -10,10 +10,6 @@
 namespace xquant::preset {
 inline namespace XQUANT_ABI_NS {
 
-/// Codes that are rounded for what errors cost. Below 4 bits, clipping a group's range pays.
-template <unsigned Bits, unsigned Group = 128>
-using FedBack = WithFeedback<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>>;
-
 /// X itself per token. The paper's form for MHA.
 template <unsigned Bits, unsigned Group = 128>
 using plain_x = XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Off>, Projection<Plain>>;

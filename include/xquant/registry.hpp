@@ -151,18 +151,23 @@ private:
     std::vector<Entry> all_;
 };
 
-/// Adds an XCache.
+/// What is known of an XCache.
 template <class Cached>
-void add_scheme(Registry& to, const std::string& name, const std::string& summary, Needs needs = Needs::nothing) {
+SchemeInfo info_of(const std::string& name, const std::string& summary, Needs needs, bool divides_bits = false) {
     using Stored = typename Cached::scheme;
-    to.add({name,
+    return {name,
             summary,
             {{Stored::group(), Stored::bits_per_value()}},
             needs,
             Stored::inputs(),
-            false,
-            Stored::reads_w_k()},
-           &CacheAccess::recipe<Cached>);
+            divides_bits,
+            Stored::reads_w_k()};
+}
+
+/// Adds an XCache.
+template <class Cached>
+void add_scheme(Registry& to, const std::string& name, const std::string& summary, Needs needs = Needs::nothing) {
+    to.add(info_of<Cached>(name, summary, needs), &CacheAccess::recipe<Cached>);
 }
 
 /// Adds Cached<4>, Cached<3> and Cached<2> as NAME4, NAME3, NAME2, or with a suffix behind the number.

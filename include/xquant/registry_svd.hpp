@@ -21,14 +21,7 @@ template <BitForm Form, unsigned Bits, unsigned Group>
 void add_divided(Registry& to, const std::string& name, const char* summary) {
     using Uniform = std::conditional_t<Form == BitForm::heads, preset::head_latent<Bits, Bits, Group>,
                                        preset::joint_latent<Bits, Bits, Group>>;
-    using Stored = typename Uniform::scheme;
-    to.add({name + std::to_string(Bits),
-            summary,
-            {{Stored::group(), Stored::bits_per_value()}},
-            Needs::statistics,
-            Stored::inputs(),
-            true,
-            false},
+    to.add(info_of<Uniform>(name + std::to_string(Bits), summary, Needs::statistics, true),
            &divided_recipe<Form, Bits, Group>, &CacheAccess::recipe<Uniform>);
 }
 

@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
+#include "golden/stored.hpp"
 #include "support/catch.hpp"
-#include "support/format.hpp"
 
 using namespace xquant;
 
@@ -103,42 +103,16 @@ QuantizedRows rounded(Tag tag, const Case& of, const File& file, const std::vect
     return out;
 }
 
-/// Codes [tokens, width], read bit by bit.
-std::vector<std::uint8_t> codes_of(const QuantizedRows& stored) {
-    const StreamView view = stored.view();
-    const StreamFormat& format = view.format;
-    std::vector<std::uint8_t> out(stored.rows() * format.width);
-    for (std::size_t c = 0; c < format.width; c += format.group_channels) {
-        for (std::size_t t = 0; t < stored.rows(); t += format.group_tokens) {
-            const std::size_t channels = std::min<std::size_t>(format.group_channels, format.width - c);
-            const std::size_t block = t / format.group_tokens, count = format.group_tokens * channels;
-            const auto* const bytes = reinterpret_cast<const std::uint8_t*>(view.codes) +
-                                      format.code_offset(block, c / format.group_channels);
-            const std::vector<std::uint8_t> group = test::unpack_bit_by_bit(bytes, count, format.bits);
-            for (std::size_t i = 0; i < count && t + i / channels < stored.rows(); ++i) {
-                out[(t + i / channels) * format.width + c + i % channels] = group[i];
-            }
-        }
-    }
-    return out;
-}
-
 void check_codes(const File& file, const QuantizedRows& found) {
     const StreamView view = found.view();
     REQUIRE(view.format.bits == file.bits);
     REQUIRE(view.format.group_tokens == file.group_tokens);
     REQUIRE(view.format.group_channels == file.group_channels);
-    CHECK(test::difference(file.codes, codes_of(found)) == "");
-    const auto halves = [](const std::vector<float>& values) {
-        std::vector<f16> out;
-        for (const float value : values) {
-            out.push_back(to_f16(value));
-            REQUIRE(to_float(out.back()) == value);
-        }
-        return out;
-    };
-    CHECK(test::difference(halves(file.scales), std::vector<f16>(view.scales, view.scales + file.scales.size())) == "");
-    CHECK(test::difference(halves(file.zeros), std::vector<f16>(view.zeros, view.zeros + file.zeros.size())) == "");
+    CHECK(test::difference(file.codes, test::codes_of(found)) == "");
+    CHECK(test::difference(test::halves(file.scales),
+                           std::vector<f16>(view.scales, view.scales + file.scales.size())) == "");
+    CHECK(test::difference(test::halves(file.zeros), std::vector<f16>(view.zeros, view.zeros + file.zeros.size())) ==
+          "");
 }
 
 template <class T>
@@ -163,7 +137,7 @@ TEST_CASE("equal latents and an equal F make the codes, scales and zeros of the 
         check_codes(file, rounded(backend::best{}, of, file, file.latents, file.columns));
         // Rounding to the nearest code is something else.
         const std::vector<std::uint8_t> nearest =
-            codes_of(of.quantize(MatrixView(file.latents.data(), file.tokens, file.width)));
+            test::codes_of(of.quantize(MatrixView(file.latents.data(), file.tokens, file.width)));
         std::size_t others = 0;
         for (std::size_t i = 0; i < nearest.size(); ++i) others += nearest[i] != file.codes[i] ? 1U : 0U;
         CHECK(others > nearest.size() / 10);
@@ -205,7 +179,7 @@ TEST_CASE("equal statistics make an equal basis to rounding, and codes of which 
         CHECK(distance(cost, file.cost) < 1e-5);
         CHECK(distance(columns, file.columns) < 1e-5);
         CHECK(distance(latents, file.latents) < 1e-5);
-        const std::vector<std::uint8_t> found = codes_of(rounded(backend::best{}, of, file, latents, columns));
+        const std::vector<std::uint8_t> found = test::codes_of(rounded(backend::best{}, of, file, latents, columns));
         std::size_t here = 0;
         for (std::size_t i = 0; i < found.size(); ++i) here += found[i] != file.codes[i] ? 1U : 0U;
         INFO(here << " of " << found.size() << " codes are others");

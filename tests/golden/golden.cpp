@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "golden/stored.hpp"
 #include "support/catch.hpp"
 #include "support/format.hpp"
 
@@ -92,26 +93,6 @@ const std::map<std::string, Encode>& quantizers() {
     return all;
 }
 
-/// Codes [rows, columns] of stored rows, read bit by bit.
-std::vector<std::uint8_t> codes_of(const QuantizedRows& stored) {
-    const StreamView view = stored.view();
-    const StreamFormat& format = view.format;
-    std::vector<std::uint8_t> out(stored.rows() * format.width);
-    const auto* bytes = reinterpret_cast<const std::uint8_t*>(view.codes);
-    for (std::size_t c = 0; c < format.width; c += format.group_channels) {
-        for (std::size_t t = 0; t < stored.rows(); t += format.group_tokens) {
-            const std::size_t channels = std::min<std::size_t>(format.group_channels, format.width - c);
-            const std::size_t n = format.group_tokens * channels;
-            const std::vector<std::uint8_t> group = test::unpack_bit_by_bit(bytes, n, format.bits);
-            bytes += test::group_size(n, format.bits);
-            for (std::size_t i = 0; i < n && t + i / channels < stored.rows(); ++i) {
-                out[(t + i / channels) * format.width + c + i % channels] = group[i];
-            }
-        }
-    }
-    return out;
-}
-
 void compare_codes(const File& file, const File& source, Encode encode_rows) {
     REQUIRE(file.kind == codes_and_scales);
     REQUIRE(file.rows <= source.rows);
@@ -124,19 +105,11 @@ void compare_codes(const File& file, const File& source, Encode encode_rows) {
     REQUIRE(view.format.group_channels == file.group_channels);
 
     const std::size_t n = std::size_t{file.rows} * file.columns;
-    CHECK(test::difference(file.values<std::uint8_t>(0, n), codes_of(stored)) == "");
+    CHECK(test::difference(file.values<std::uint8_t>(0, n), test::codes_of(stored)) == "");
     const auto scales = file.values<float>(n, file.count), zeros = file.values<float>(n + 4 * file.count, file.count);
-    const auto halves = [](const std::vector<float>& values) {
-        std::vector<f16> out;
-        for (const float value : values) {
-            out.push_back(to_f16(value));
-            REQUIRE(to_float(out.back()) == value);
-        }
-        return out;
-    };
-    CHECK(test::difference(halves(scales), std::vector<f16>(view.scales, view.scales + file.count)) == "");
+    CHECK(test::difference(test::halves(scales), std::vector<f16>(view.scales, view.scales + file.count)) == "");
     if (view.format.stores_zero) {
-        CHECK(test::difference(halves(zeros), std::vector<f16>(view.zeros, view.zeros + file.count)) == "");
+        CHECK(test::difference(test::halves(zeros), std::vector<f16>(view.zeros, view.zeros + file.count)) == "");
     } else {
         for (std::size_t i = 0; i < file.count; ++i) CHECK(backend::stored_scale(view, i).zero == zeros[i]);
     }

@@ -13,7 +13,6 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -43,6 +42,7 @@ struct CalibratorOptions {
 };
 
 inline namespace XQUANT_ABI_NS {
+
 /// Gathers statistics of a model's layers. Layers that read the rows of others, or the model's own latent, are left
 /// out.
 class Calibrator {
@@ -66,7 +66,7 @@ public:
         if (skipped(of)) return;
         detail::expects(of.input == LayerInput::x, "Calibrator::add: layer ", layer, " takes ", to_string(of.input),
                         "; hand over K and V to add_kv");
-        check(layer, x, n * of.shape.width, "x");
+        detail::check_finite(layer, x, n * of.shape.width, "x");
         std::vector<float> keys(n * of.shape.kv_width()), values(keys.size());
         project(of, x, n, keys, values);
         add_rows(layer, of, n, keys, values, q, run);
@@ -78,15 +78,15 @@ public:
         const Layer of = loaded(layer, n);
         if (skipped(of)) return;
         const std::size_t r = of.shape.kv_width();
-        check(layer, k, n * r, "k");
-        check(layer, v, n * r, "v");
+        detail::check_finite(layer, k, n * r, "k");
+        detail::check_finite(layer, v, n * r, "v");
         std::vector<float> values(v, v + n * r);
         for (std::size_t i = 0; i < values.size() && of.b_v != nullptr; ++i) values[i] -= of.b_v[i % r];
         add_rows(layer, of, n, std::vector<float>(k, k + n * r), values, q, run);
     }
 
     /// Tokens of layer 0 so far, sinks not counted.
-    [[nodiscard]] std::size_t tokens() const noexcept { return sums_.front().tokens; }
+    [[nodiscard]] std::size_t tokens() const noexcept { return sums_.empty() ? 0 : sums_.front().tokens; }
 
     /// The statistics of what was added.
     [[nodiscard]] Calibration finish() const {
@@ -130,9 +130,6 @@ private:
         if (model_.load_layer) model_.load_layer(layer, of);
         return of;
     }
-    static void check(std::size_t layer, const float* values, std::size_t count, const char* name) {
-        detail::check_finite(layer, values, count, name);
-    }
 
     /// K before RoPE, after k_norm, and V less b_v.
     static void project(const Layer& layer, const float* x, std::size_t n, std::vector<float>& keys,
@@ -154,7 +151,7 @@ private:
                   const std::vector<float>& values, const float* q, ExecutorRef run) {
         const LayerShape& shape = layer.shape;
         const std::size_t dh = shape.head_dim, r = shape.kv_width(), first = options_.sinks;
-        check(index, q, n * shape.heads * dh, "q");
+        detail::check_finite(index, q, n * shape.heads * dh, "q");
         Sums& sums = sums_[index];
         const std::size_t each = shape.kv_heads * dh * dh;
         for (auto* of : {&sums.key_spread, &sums.key_cost, &sums.value_spread, &sums.value_cost}) of->resize(each);

@@ -43,7 +43,7 @@ struct JointSvd {
     static LayerPlan prepare(const Layer& layer) {
         const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim, n = rank(layer);
         Basis basis = joint_basis(layer, n);
-        if (mixed) basis.a = rotate_columns(basis.a, n);
+        if (mixed) basis.a = detail::rotate_columns(basis.a, n);
         LayerPlan plan;
         for (std::size_t head = 0; head < layer.shape.kv_heads; ++head) {
             const auto add = [&](const float* bias, std::size_t first, std::vector<HeadPlan>& heads) {
@@ -63,11 +63,7 @@ struct JointSvd {
 
     /// Widths and floats of prepare_difference(layer).
     static LayerFootprint<1> difference_footprint(const Layer& layer) {
-        const std::size_t n = rank(layer);
-        LayerFootprint<1> out = base::footprint(layer);
-        out.widths = {n};
-        out.matrix_floats += 2 * layer.shape.width * n;
-        return out;
+        return detail::cut_footprint(base::footprint(layer), layer.shape.width, rank(layer));
     }
     /// The plan of a layer of CrossLayer<Delta> that stores a difference. Cost: an SVD.
     static LayerPlan prepare_difference(const Layer& layer) {
@@ -76,45 +72,26 @@ struct JointSvd {
         std::vector<float> u = joint_basis(layer, n).u;
         if (mixed) {
             // Rows come as y = x R, and are stored as (y R^T) U R'.
-            u = rotate_columns(u, d);
-            const std::vector<float> dct = dct_matrix(dct_size(n));
-            std::vector<float> scratch(n);
-            for (std::size_t i = 0; i < d; ++i) rotate_row(u.data() + i * n, n, dct.data(), scratch.data());
+            u = detail::rotate_columns(u, d);
+            detail::rotate_rows(u, n);
         }
         plan.streams[0].latent = std::move(u);
         return plan;
     }
 
 private:
-    /// Both weights, one under the other: [2R, D].
-    static std::vector<float> both(const Layer& layer) {
-        std::vector<float> rows = detail::load_rows(layer.w_k, 0, layer.shape.kv_width());
-        const std::vector<float> values = detail::load_rows(layer.w_v, 0, layer.shape.kv_width());
-        rows.insert(rows.end(), values.begin(), values.end());
-        return rows;
-    }
     static std::size_t rank(const Layer& layer) {
         const std::size_t n = 2 * layer.shape.kv_width(), d = layer.shape.width;
         detail::expects(n <= d, "JointSvd: 2 kv_heads * head_dim = ", n, " is more than width = ", d,
                         "; X itself is smaller: Projection<Rotated>");
         if (std::is_same_v<Keep, FullRank> || layer.w_k.empty()) return Keep::rank(layer.w_k, 0, n);
-        const std::vector<float> rows = both(layer);
+        const std::vector<float> rows = detail::rows_of_both(layer);
         return Keep::rank(MatrixView(rows.data(), n, d), 0, n);
     }
     static Basis joint_basis(const Layer& layer, std::size_t kept) {
         const std::size_t n = 2 * layer.shape.kv_width();
-        const std::vector<float> rows = both(layer);
+        const std::vector<float> rows = detail::rows_of_both(layer);
         return detail::cut_basis(svd_basis(MatrixView(rows.data(), n, layer.shape.width), 0, n), n, kept);
-    }
-    /// R^T m for a matrix m [n, columns].
-    static std::vector<float> rotate_columns(const std::vector<float>& m, std::size_t n) {
-        const std::size_t columns = m.size() / n;
-        std::vector<float> by_column = detail::transpose(m, n, columns), scratch(n);
-        const std::vector<float> dct = dct_matrix(dct_size(n));
-        for (std::size_t i = 0; i < columns; ++i) {
-            rotate_row(by_column.data() + i * n, n, dct.data(), scratch.data());
-        }
-        return detail::transpose(by_column, columns, n);
     }
 };
 

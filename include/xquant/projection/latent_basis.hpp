@@ -23,6 +23,7 @@
 
 #include <xquant/error.hpp>
 #include <xquant/projection/metric.hpp>
+#include <xquant/projection/projection.hpp>
 #include <xquant/projection/rotation.hpp>
 
 namespace xquant {
@@ -56,25 +57,21 @@ struct LatentBasis {
 
 namespace detail {
 
-/// out [n, columns] = a [n, n] b [n, columns].
-inline std::vector<double> product(const std::vector<double>& a, const std::vector<double>& b, std::size_t n) {
-    const std::size_t columns = b.size() / n;
-    std::vector<double> out(n * columns, 0.0);
-    for (std::size_t i = 0; i < n; ++i) {
-        double* XQUANT_RESTRICT to = out.data() + i * columns;
-        for (std::size_t k = 0; k < n; ++k) {
-            const double factor = a[i * n + k];
-            const double* XQUANT_RESTRICT from = b.data() + k * columns;
-            for (std::size_t j = 0; j < columns; ++j) to[j] += factor * from[j];
+/// a [rows, inner] b [inner, columns], summed in f64.
+template <class Out = double, class A, class B>
+std::vector<Out> product(const std::vector<A>& a, const std::vector<B>& b, std::size_t inner) {
+    const std::size_t rows = a.size() / inner, columns = b.size() / inner;
+    std::vector<Out> out(rows * columns);
+    std::vector<double> sums(columns);
+    for (std::size_t i = 0; i < rows; ++i) {
+        double* XQUANT_RESTRICT to = sums.data();
+        std::fill(sums.begin(), sums.end(), 0.0);
+        for (std::size_t k = 0; k < inner; ++k) {
+            const auto factor = static_cast<double>(a[i * inner + k]);
+            const B* XQUANT_RESTRICT from = b.data() + k * columns;
+            for (std::size_t j = 0; j < columns; ++j) to[j] += factor * static_cast<double>(from[j]);
         }
-    }
-    return out;
-}
-
-inline std::vector<double> transposed(const std::vector<double>& m, std::size_t n) {
-    std::vector<double> out(m.size());
-    for (std::size_t i = 0; i < n; ++i) {
-        for (std::size_t j = 0; j < n; ++j) out[j * n + i] = m[i * n + j];
+        for (std::size_t j = 0; j < columns; ++j) out[i * columns + j] = static_cast<Out>(to[j]);
     }
     return out;
 }
@@ -165,12 +162,14 @@ inline std::vector<double> rotation_mix(std::size_t n) {
 }
 
 /// m [n, n] + share * (mean of the diagonal) * I.
-inline std::vector<double> with_ridge(const float* m, std::size_t n, double share) {
-    std::vector<double> out(m, m + n * n);
+inline std::vector<double> with_ridge(std::vector<double> m, std::size_t n, double share) {
     double trace = 0;
-    for (std::size_t i = 0; i < n; ++i) trace += out[i * n + i];
-    for (std::size_t i = 0; i < n; ++i) out[i * n + i] += share * trace / static_cast<double>(n);
-    return out;
+    for (std::size_t i = 0; i < n; ++i) trace += m[i * n + i];
+    for (std::size_t i = 0; i < n; ++i) m[i * n + i] += share * trace / static_cast<double>(n);
+    return m;
+}
+inline std::vector<double> with_ridge(const float* m, std::size_t n, double share) {
+    return with_ridge(std::vector<double>(m, m + n * n), n, share);
 }
 
 }  // namespace detail
@@ -188,7 +187,7 @@ inline LatentBasis latent_basis(const std::vector<double>& c, const std::vector<
     for (double& value : common.lambda) value += floor;
     const std::vector<double> p =
         mix == BasisMix::rotation ? detail::rotation_mix(n) : detail::geometric_mean_mix(common.lambda);
-    const std::vector<double> p_transposed = detail::transposed(p, n);
+    const std::vector<double> p_transposed = detail::transpose(p, n, n);
     // k = B P z for columns: rows are coded by (P^T B^-1)^T, and come back by (B P)^T.
     const std::vector<double> to = detail::product(p_transposed, common.inverse, n),
                               from = detail::product(common.basis, p, n);

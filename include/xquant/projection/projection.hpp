@@ -108,8 +108,9 @@ inline std::vector<float> load_rows(const MatrixView& weight, std::size_t first,
 }
 
 /// [rows, cols] -> [cols, rows].
-inline std::vector<float> transpose(const std::vector<float>& in, std::size_t rows, std::size_t cols) {
-    std::vector<float> out(in.size());
+template <class T>
+std::vector<T> transpose(const std::vector<T>& in, std::size_t rows, std::size_t cols) {
+    std::vector<T> out(in.size());
     for (std::size_t i = 0; i < rows; ++i) {
         for (std::size_t j = 0; j < cols; ++j) out[j * rows + i] = in[i * cols + j];
     }

@@ -23,6 +23,21 @@ XQUANT_UNDEFINED_REGISTERS_END
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
+namespace detail {
+
+/// The entry of largest magnitude in column j of one matrix becomes positive, and row j of the other turns with it.
+template <class Columns, class Rows>
+void fix_sign(Columns& columns, Rows& rows, Eigen::Index j) {
+    Eigen::Index at = 0;
+    columns.col(j).cwiseAbs().maxCoeff(&at);
+    if (columns(at, j) < 0) {
+        columns.col(j) *= -1;
+        rows.row(j) *= -1;
+    }
+}
+
+}  // namespace detail
+
 template <class Real>
 Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t n) {
     detail::expects(n <= weight.rows && first <= weight.rows - n, "svd_basis: rows ", first, " .. ", first, " + ", n,
@@ -45,12 +60,7 @@ Basis svd_basis(const MatrixView& weight, std::size_t first, std::size_t n) {
     Matrix a = qr.matrixQR().topRows(columns).template triangularView<Eigen::Upper>();
     a *= b.transpose();
     for (Eigen::Index j = 0; j < columns; ++j) {
-        Eigen::Index at = 0;
-        u.col(j).cwiseAbs().maxCoeff(&at);
-        if (u(at, j) < 0) {
-            u.col(j) *= Real(-1);
-            a.row(j) *= Real(-1);
-        }
+        detail::fix_sign(u, a, j);
     }
     Basis basis{std::vector<float>(weight.cols * n), std::vector<float>(n * n)};
     Eigen::Map<RowMajor>(basis.u.data(), d, columns) = u.template cast<float>();
@@ -82,12 +92,7 @@ CommonBasis common_basis(const std::vector<double>& c, const std::vector<double>
         cost.eigenvectors().transpose() * root.cwiseInverse().asDiagonal() * spread.eigenvectors().transpose();
     CommonBasis out{std::vector<double>(n * n), std::vector<double>(n * n), std::vector<double>(n)};
     for (Eigen::Index j = 0; j < size; ++j) {
-        Eigen::Index at = 0;
-        basis.col(j).cwiseAbs().maxCoeff(&at);
-        if (basis(at, j) < 0) {
-            basis.col(j) *= Real(-1);
-            inverse.row(j) *= Real(-1);
-        }
+        detail::fix_sign(basis, inverse, j);
         const auto lambda = static_cast<double>(cost.eigenvalues()(j));
         if (!detail::is_finite(lambda)) {
             detail::raise<value_error>("what errors of rows of ", n, " channels cost is not finite");

@@ -47,6 +47,38 @@ inline LayerPlan plan_for_x(const Layer& layer, bool rotated) {
     return plan;
 }
 
+/// Each row [n] times R.
+inline void rotate_rows(std::vector<float>& rows, std::size_t n) {
+    std::vector<float> scratch(n);
+    const std::vector<float> dct = dct_matrix(dct_size(n));
+    for (std::size_t first = 0; first < rows.size(); first += n) {
+        rotate_row(rows.data() + first, n, dct.data(), scratch.data());
+    }
+}
+
+/// R^T m for a matrix m [n, columns].
+inline std::vector<float> rotate_columns(const std::vector<float>& m, std::size_t n) {
+    const std::size_t columns = m.size() / n;
+    std::vector<float> by_column = transpose(m, n, columns);
+    rotate_rows(by_column, n);
+    return transpose(by_column, columns, n);
+}
+
+/// Both weights, one under the other: [2R, D].
+inline std::vector<float> rows_of_both(const Layer& layer) {
+    std::vector<float> rows = load_rows(layer.w_k, 0, layer.shape.kv_width());
+    const std::vector<float> values = load_rows(layer.w_v, 0, layer.shape.kv_width());
+    rows.insert(rows.end(), values.begin(), values.end());
+    return rows;
+}
+
+/// The footprint of a difference that is coded as n channels of a latent, and has the rows [D] of `base`.
+inline LayerFootprint<1> cut_footprint(LayerFootprint<1> base, std::size_t d, std::size_t n) noexcept {
+    base.widths = {n};
+    base.matrix_floats += 2 * d * n;
+    return base;
+}
+
 /// X means the same in every layer, so a difference needs nothing of its own.
 template <class Self>
 struct SameForDifference {

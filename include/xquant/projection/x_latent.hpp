@@ -24,47 +24,11 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// out [columns, columns] = u^T m u, for a symmetric m [d, d] and u [d, columns].
-inline std::vector<double> between(const std::vector<float>& m, const std::vector<float>& u, std::size_t d) {
-    const std::size_t n = u.size() / d;
-    std::vector<double> wide(u.begin(), u.end());
-    const std::vector<double> half = product(std::vector<double>(m.begin(), m.end()), wide, d);  // [d, n]
-    std::vector<double> out(n * n, 0.0);
-    for (std::size_t k = 0; k < d; ++k) {
-        for (std::size_t i = 0; i < n; ++i) {
-            const double factor = wide[k * n + i];
-            const double* XQUANT_RESTRICT from = half.data() + k * n;
-            double* XQUANT_RESTRICT to = out.data() + i * n;
-            for (std::size_t j = 0; j < n; ++j) to[j] += factor * from[j];
-        }
-    }
-    return out;
-}
-
-/// a [rows, inner] b [inner, columns], summed in f64.
-inline std::vector<float> matrix_product(const std::vector<float>& a, const std::vector<float>& b, std::size_t inner) {
-    const std::size_t rows = a.size() / inner, columns = b.size() / inner;
-    std::vector<float> out(rows * columns);
-    std::vector<double> row(columns);
-    for (std::size_t i = 0; i < rows; ++i) {
-        std::fill(row.begin(), row.end(), 0.0);
-        for (std::size_t k = 0; k < inner; ++k) {
-            const double factor = static_cast<double>(a[i * inner + k]);
-            const float* XQUANT_RESTRICT from = b.data() + k * columns;
-            for (std::size_t j = 0; j < columns; ++j) row[j] += factor * static_cast<double>(from[j]);
-        }
-        for (std::size_t j = 0; j < columns; ++j) out[i * columns + j] = static_cast<float>(row[j]);
-    }
-    return out;
-}
-
 /// An orthonormal basis [D, 2R] of what K and V read of X.
 inline std::vector<float> read_by_keys_and_values(const Layer& layer) {
-    const std::size_t r = layer.shape.kv_width(), d = layer.shape.width;
-    std::vector<float> rows = load_rows(layer.w_k, 0, r);
-    const std::vector<float> values = load_rows(layer.w_v, 0, r);
-    rows.insert(rows.end(), values.begin(), values.end());
-    return svd_basis(MatrixView(rows.data(), 2 * r, d), 0, 2 * r).u;
+    const std::size_t n = 2 * layer.shape.kv_width();
+    const std::vector<float> rows = rows_of_both(layer);
+    return svd_basis(MatrixView(rows.data(), n, layer.shape.width), 0, n).u;
 }
 
 }  // namespace detail
@@ -94,13 +58,13 @@ struct XLatent {
         LatentBasis basis = basis_of(plan, layer, u, &LayerStatistics::x_spread, "x_spread", bits[0]);
         StreamPlan& stream = plan.streams[0];
         stream.width = n;
-        stream.matrix = cuts ? detail::matrix_product(u, basis.to, n) : std::move(basis.to);
+        stream.matrix = cuts ? detail::product<float>(u, basis.to, n) : std::move(basis.to);
         stream.metric = {n, std::move(basis.cost)};
         const std::vector<float> from =
-            cuts ? detail::matrix_product(basis.from, detail::transpose(u, d, n), n) : std::move(basis.from);
+            cuts ? detail::product<float>(basis.from, detail::transpose(u, d, n), n) : std::move(basis.from);
         for (auto* heads : {&plan.keys, &plan.values}) {
             for (HeadPlan& head : *heads) {
-                head.matrix = detail::matrix_product(from, head.matrix, d);
+                head.matrix = detail::product<float>(from, head.matrix, d);
                 head.width = n;
             }
         }
@@ -109,11 +73,7 @@ struct XLatent {
 
     /// Widths and floats of prepare_difference(layer).
     static LayerFootprint<1> difference_footprint(const Layer& layer) {
-        const std::size_t n = latent_width(layer);
-        LayerFootprint<1> out = base::footprint(layer);
-        out.widths = {n};
-        out.matrix_floats += 2 * layer.shape.width * n;
-        return out;
+        return detail::cut_footprint(base::footprint(layer), layer.shape.width, latent_width(layer));
     }
     /// The plan of a layer of CrossLayer<Delta> that stores a difference, for codes of three bits.
     static LayerPlan prepare_difference(const Layer& layer) { return prepare_difference(layer, {3}); }
@@ -126,12 +86,10 @@ struct XLatent {
         LayerPlan plan = base::prepare(layer);
         // Rows come as y = x R, and are stored as (y R^T) U T.
         StreamPlan& stream = plan.streams[0];
-        stream.latent = turned(cuts ? detail::matrix_product(u, basis.to, n) : std::move(basis.to), n);
+        stream.latent = detail::rotate_columns(cuts ? detail::product<float>(u, basis.to, n) : std::move(basis.to), d);
         stream.spread =
-            cuts ? detail::matrix_product(basis.from, detail::transpose(u, d, n), n) : std::move(basis.from);
-        const std::vector<float> dct = dct_matrix(dct_size(d));
-        std::vector<float> scratch(d);
-        for (std::size_t i = 0; i < n; ++i) rotate_row(stream.spread.data() + i * d, d, dct.data(), scratch.data());
+            cuts ? detail::product<float>(basis.from, detail::transpose(u, d, n), n) : std::move(basis.from);
+        detail::rotate_rows(stream.spread, d);
         stream.metric = {n, std::move(basis.cost)};
         return plan;
     }
@@ -159,7 +117,7 @@ private:
         for (const auto* heads : {&plan.keys, &plan.values}) {
             for (std::size_t h = 0; h < heads->size(); ++h) {
                 std::vector<float> rows = detail::transpose((*heads)[h].matrix, d, dh);  // [Dh, D]
-                if (cuts) rows = detail::matrix_product(rows, u, d);
+                if (cuts) rows = detail::product<float>(rows, u, d);
                 const float* const m = (heads == &plan.keys ? key_cost : value_cost) + h * dh * dh;
                 const std::vector<float> costs = detail::left_product(std::vector<double>(m, m + dh * dh), rows, dh);
                 detail::add_product(rows.data(), costs.data(), dh, n, 1, sum.data());
@@ -170,21 +128,9 @@ private:
             for (std::size_t j = 0; j <= i; ++j)
                 cost[i * n + j] = cost[j * n + i] = static_cast<double>(sum[i * n + j]);
         }
-        std::vector<double> spreads =
-            cuts ? detail::between(std::vector<float>(c, c + d * d), u, d) : std::vector<double>(c, c + d * d);
-        double trace = 0;
-        for (std::size_t i = 0; i < n; ++i) trace += spreads[i * n + i];
-        for (std::size_t i = 0; i < n; ++i) spreads[i * n + i] += ridge * trace / static_cast<double>(n);
-        return latent_basis(spreads, cost, n, bits, BasisMix::rotation);
-    }
-
-    /// R^T m for a matrix m [D, columns].
-    static std::vector<float> turned(const std::vector<float>& m, std::size_t columns) {
-        const std::size_t d = m.size() / columns;
-        std::vector<float> by_column = detail::transpose(m, d, columns), scratch(d);
-        const std::vector<float> dct = dct_matrix(dct_size(d));
-        for (std::size_t i = 0; i < columns; ++i) rotate_row(by_column.data() + i * d, d, dct.data(), scratch.data());
-        return detail::transpose(by_column, columns, d);
+        std::vector<double> spreads(c, c + d * d);
+        if (cuts) spreads = detail::product(detail::transpose(u, d, n), detail::product(spreads, u, d), d);
+        return latent_basis(detail::with_ridge(std::move(spreads), n, ridge), cost, n, bits, BasisMix::rotation);
     }
 };
 

@@ -10,6 +10,10 @@
 //         for the inputs that meet them; here, rows of a cache for the matrices that make K and V of them.
 #pragma once
 
+#include <type_traits>
+
+#include <xquant/quantizer/uniform.hpp>
+
 namespace xquant {
 
 /// @tparam Quantizer  any quantizer policy without outliers, in a layout and a projection whose streams have a metric
@@ -21,4 +25,11 @@ struct WithFeedback : Quantizer {
     static constexpr bool feeds_back = true;  ///< rows are rounded for their stream's metric
 };
 
+inline namespace XQUANT_ABI_NS {
+
+/// Uniform codes that are rounded for what errors cost. Below 4 bits, clipping a group's range pays.
+template <unsigned Bits, unsigned Group = 128>
+using FedBack = WithFeedback<Uniform<Bits, Group, std::conditional_t<(Bits < 4), MinMse, MinMax>>>;
+
+}  // namespace XQUANT_ABI_NS
 }  // namespace xquant

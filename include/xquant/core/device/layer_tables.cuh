@@ -110,10 +110,11 @@ public:
         for (std::size_t s = 0; s < layer.encoders.size(); ++s) {
             StreamTable stream;
             const StreamCodec& codec = core.codec(number, s);
-            expects<state_error>(encodes(codec), "layer ", number, ", stream ", s,
-                                 ": a device encodes uniform quantizers in groups along a token or along a channel; "
-                                 "this one has levels, "
-                                 "outliers, a scale rule of its own, or groups of several tokens and channels");
+            expects<state_error>(
+                encodes(codec), "layer ", number, ", stream ", s,
+                ": a device encodes uniform quantizers in groups along a token or along a channel; "
+                "this one has levels, outliers, a scale rule of its own, or groups of several tokens and "
+                "channels");
             stream.encoder = layer.encoders[s];
             stream.rule = codec.rule;
             stream.feeds_back = codec.feeds_back;

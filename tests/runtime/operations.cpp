@@ -19,6 +19,7 @@
 
 #include "check.hpp"
 #include "script.hpp"
+#include "support/statistics.hpp"
 
 namespace runtime = xquant::runtime;
 using xquant::MatrixView;
@@ -264,20 +265,27 @@ void check_interface() {
 }
 
 void check_lists(const std::string& svd) {
-    bool has_kv4 = false, has_svd = false;
-    const test::Setup setup = script::model();
+    bool has_kv4 = false, has_svd = false, has_statistics = false;
+    test::Setup setup = script::model();
+    const xquant::Calibration known = test::random_calibration(setup.model);
+    known.attach(setup.model);
     for (const xquant::SchemeInfo& scheme : runtime::schemes()) {
         has_kv4 = has_kv4 || scheme.name == "kv4";
         has_svd = has_svd || scheme.name == "svd_head4";
         check::that(runtime::find_scheme(scheme.name).summary == scheme.summary, scheme.name + ": found by its name");
         check::that(!scheme.summary.empty() && !scheme.forms.empty(), scheme.name + " says what it is");
         if (scheme.needs == xquant::Needs::calibration) continue;
+        has_statistics = has_statistics || scheme.needs == xquant::Needs::statistics;
         check::that(runtime::predict(scheme.name, setup.model, {}, 500).stored() > 0,
                     scheme.name + ": predicted bytes");
     }
     check::that(has_kv4, "kv4 is among the schemes");
     if (!svd.empty()) check::that(has_svd == (svd == "on"), "svd_head4 is among the schemes: " + svd);
+    check::that(has_statistics == has_svd, "schemes of statistics are there where those of an SVD are");
     if (has_svd) {
+        for (xquant::Layer& layer : setup.model.layers) layer.statistics = nullptr;
+        check::throws<xquant::value_error>(
+            [&] { static_cast<void>(runtime::make_cache("head4:uniform", setup.model)); }, "Layer::statistics is null");
         const script::Record record = run("svd_head4", xquant::Serial{});
         check::that(!record.answers.empty(), "svd_head4 runs");
     }

@@ -13,6 +13,7 @@
 
 #include "check.hpp"
 #include "script.hpp"
+#include "support/statistics.hpp"
 
 // Both are in the level's object file.
 XQUANT_EXTERN_CACHE(xquant::backend::best);
@@ -36,6 +37,8 @@ struct TwoThreads {
 void compare(const std::string& scheme, xquant::LayerInput input = xquant::LayerInput::x) {
     test::Setup setup = script::model();
     for (xquant::Layer& layer : setup.model.layers) layer.input = input;
+    const xquant::Calibration known = test::random_calibration(setup.model);
+    if (xquant::runtime::find_scheme(scheme).needs == xquant::Needs::statistics) known.attach(setup.model);
     const auto with_headers = xquant::make_cache(scheme, setup.model, script::options());
     const auto with_runtime = xquant::runtime::make_cache(scheme, setup.model, script::options());
     const TwoThreads threads;
@@ -62,7 +65,9 @@ int main() {
             level.backend == xquant::backend::best::name,
             "level " + level.name + " has backend " + level.backend + ", this program " + xquant::backend::best::name);
         std::size_t forms = 0;
+        bool with_statistics = false;
         for (const xquant::SchemeInfo& scheme : xquant::runtime::schemes()) {
+            with_statistics = with_statistics || scheme.needs == xquant::Needs::statistics;
             // Schemes that learn need rows of calibration, which this model does not have.
             for (std::size_t i = 0; i < scheme.forms.size() && scheme.needs != xquant::Needs::calibration; ++i) {
                 compare(i == 0 ? scheme.name : scheme.name + ":group=" + std::to_string(scheme.forms[i].group));
@@ -70,6 +75,7 @@ int main() {
             }
         }
         for (const char* scheme : {"kv4", "f16", "kivi4"}) compare(scheme, xquant::LayerInput::keys_before_rope);
+        if (with_statistics) compare("head4", xquant::LayerInput::keys_before_rope);
         std::printf("level %s: %zu schemes and groups, bit for bit as with the headers\n", level.name.c_str(), forms);
     } catch (const std::exception& error) {
         check::that(false, error.what());

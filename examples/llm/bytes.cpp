@@ -94,8 +94,10 @@ void bytes(const BytesOptions& options) {
     const Shape& shape = shape_named(options.shape);
     std::vector<std::string> names = options.schemes;
     if (names.empty()) {
-        names = scheme_names();
-        names.erase(names.begin());  // f32, the engine's own
+        for (const std::string& name : scheme_names()) {
+            // f32 and the simulated ones are not the library's.
+            if (name != scheme_names().front() && !parse_scheme(name).turboquant) names.push_back(name);
+        }
     }
     const auto [d, heads, kv_heads, dh] = shape.layer;
     fmt::print("{}: {} layers, D {}, {} heads, {} kv heads of {}; a sequence of {} tokens. MiB.\n\n", shape.models,
@@ -106,8 +108,12 @@ void bytes(const BytesOptions& options) {
     nlohmann::json json = {{"shape", shape.name}, {"tokens", options.tokens}, {"schemes", nlohmann::json::array()}};
     std::vector<std::string> left_out;
     for (const std::string& name : names) {
-        const std::string scheme = parse_scheme(name).library_name();
-        const std::optional<Row> row = row_of(shape, scheme, options.tokens);
+        Scheme scheme = parse_scheme(name);
+        if (scheme.turboquant || scheme.name == scheme_names().front() || !scheme.recipe.empty())
+            throw Error(fmt::format("bytes --schemes {}: it is no scheme of the library", name));
+        // How a layer's bits are divided takes statistics of a model; on average they are those of the uniform scheme.
+        scheme.uniform = scheme.uniform || xq::find_scheme(scheme.library_name()).divides_bits;
+        const std::optional<Row> row = row_of(shape, scheme.library_name(), options.tokens);
         if (!row) {
             left_out.push_back(name);
             continue;

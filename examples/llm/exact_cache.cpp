@@ -21,8 +21,12 @@ Eigen::Index index(std::size_t i) { return static_cast<Eigen::Index>(i); }
 
 class ExactCache final : public AttentionCache {
 public:
-    ExactCache(const Model& model, ThreadPool& pool)
-        : model_(model), pool_(pool), keys_(model.config().layers), values_(model.config().layers) {}
+    ExactCache(const Model& model, ThreadPool& pool, RoundedRows rounded)
+        : model_(model),
+          pool_(pool),
+          rounded_(std::move(rounded)),
+          keys_(model.config().layers),
+          values_(model.config().layers) {}
 
     void reset() override {
         for (auto* rows : {&keys_, &values_})
@@ -43,6 +47,18 @@ public:
         norm_heads(l.k_norm, c.norm_epsilon, keys, step_, c.kv_heads, pool_);
         apply_rope(l.rope, keys, step_, c.kv_heads, c.head_dim, size_, pool_);
         multiply(x, step_, l.W_v, l.b_v, values_[layer].data() + size_ * R, pool_);
+        if (!rounded_.round_key) return;
+        // Rows that the newest `tail` have pushed out since the last step.
+        const auto end_of_rounded = [&](std::size_t n) {
+            return std::max(rounded_.sinks, n > rounded_.tail ? n - rounded_.tail : 0);
+        };
+        const std::size_t begin = end_of_rounded(size_), end = std::min(end_of_rounded(size_ + step_), size_ + step_);
+        if (begin >= end) return;
+        pool_.parallel_for((end - begin) * c.kv_heads, [&](std::size_t i) {
+            const std::size_t at = begin * R + i * c.head_dim;
+            rounded_.round_key(keys_[layer].data() + at);
+            rounded_.round_value(values_[layer].data() + at);
+        });
     }
 
     void attend(std::size_t layer, const float* q, float* out) override {
@@ -84,24 +100,39 @@ public:
     void seal() override {}
     void truncate(std::size_t n) override {
         if (n > size_) throw Error(fmt::format("the cache has {} tokens, fewer than {}", size_, n));
+        if (rounded_.round_key) throw Error(cannot());
         size_ = n;  // the next append cuts the rows
     }
     std::size_t size() const override { return size_; }
-    double bits_per_token_layer() const override { return 32.0 * 2 * static_cast<double>(model_.config().kv_width()); }
+    double bits_per_token_layer() const override {
+        if (rounded_.round_key) return rounded_.bits_per_head * static_cast<double>(model_.config().kv_heads);
+        return 32.0 * 2 * static_cast<double>(model_.config().kv_width());
+    }
 
     CacheBytes bytes() const override {
         CacheBytes bytes;
-        bytes.codes = sizeof(float) * 2 * size_ * model_.config().kv_width() * model_.config().layers;
+        const std::size_t layers = model_.config().layers,
+                          f32 = sizeof(float) * 2 * model_.config().kv_width() * layers;
+        bytes.codes = f32 * size_;
+        if (rounded_.round_key) {
+            // What the format would take. Rows lie here in f32, as they come back from it.
+            const std::size_t sinks = std::min(size_, rounded_.sinks), tail = std::min(size_ - sinks, rounded_.tail);
+            bytes.codes = static_cast<std::size_t>(bits_per_token_layer() / 8) * layers * (size_ - sinks - tail);
+            bytes.sinks = f32 / 2 * sinks;
+            bytes.tail = f32 / 2 * tail;
+        }
         return bytes;
     }
 
 private:
     std::string cannot() const override {
-        return "the exact cache is not a cache of the library: it can be neither saved nor loaded";
+        return rounded_.round_key ? "a simulated cache can be neither saved, loaded nor truncated"
+                                  : "the exact cache is not a cache of the library: it can be neither saved nor loaded";
     }
 
     const Model& model_;
     ThreadPool& pool_;
+    RoundedRows rounded_;
     std::vector<std::vector<float>> keys_, values_;  // of each layer [T, R], keys after RoPE
     std::size_t size_ = 0, step_ = 0;
 };
@@ -109,7 +140,11 @@ private:
 }  // namespace
 
 std::unique_ptr<AttentionCache> make_exact_cache(const Model& model, ThreadPool& pool) {
-    return std::make_unique<ExactCache>(model, pool);
+    return std::make_unique<ExactCache>(model, pool, RoundedRows{});
+}
+
+std::unique_ptr<AttentionCache> make_simulated_cache(const Model& model, ThreadPool& pool, RoundedRows rounded) {
+    return std::make_unique<ExactCache>(model, pool, std::move(rounded));
 }
 
 }  // namespace llm

@@ -4,6 +4,8 @@
 /// It shares no code with the library, so an error there can't hide on both sides of a comparison.
 #pragma once
 
+#include <cstddef>
+#include <functional>
 #include <memory>
 
 #include "attention_cache.hpp"
@@ -14,5 +16,16 @@ namespace llm {
 class Model;
 
 std::unique_ptr<AttentionCache> make_exact_cache(const Model& model, ThreadPool& pool);
+
+/// A format of K (after RoPE) and V that is simulated: rows become what would come back from the format, and stay in f32.
+struct RoundedRows {
+    std::function<void(float*)> round_key, round_value;  // a head's row [Dh], in place; from several threads
+    double bits_per_head = 0;                            // of K and V of a token
+    std::size_t sinks = 0, tail = 0;                     // the first and the newest tokens stay as they are
+};
+
+/// The exact cache over such rows: what other people's formats cost, attention itself without another error. Rows are
+/// rounded before a layer attends. bytes() are those of the format, and of sinks and tail in f16.
+std::unique_ptr<AttentionCache> make_simulated_cache(const Model& model, ThreadPool& pool, RoundedRows rounded);
 
 }  // namespace llm

@@ -19,7 +19,7 @@ constexpr std::string_view exact_name = "f32";
 
 /// The library's schemes and this engine's.
 std::vector<xquant::SchemeInfo> library_schemes() {
-    static const bool added = (register_rank_schemes(), true);
+    static const bool added = (register_own_schemes(), true);
     static_cast<void>(added);
     return xquant::schemes();
 }
@@ -61,6 +61,7 @@ Place parse_place(const std::string& name) {
 std::vector<std::string> scheme_names() {
     std::vector<std::string> names{std::string(exact_name)};
     for (const xquant::SchemeInfo& scheme : library_schemes()) names.push_back(scheme.name);
+    for (const std::string& name : turboquant_names()) names.push_back(name);
     return names;
 }
 
@@ -74,6 +75,10 @@ std::string schemes_help() {
                             : scheme.needs == Needs::statistics ? " (needs --calibration)"
                                                                 : "");
     }
+    help +=
+        "  turboquant4, 3, 2                  K after RoPE and V, each head in a random rotation and the levels of a\n"
+        "                                   normal distribution; with _residual, one bit of K is the sign of what\n"
+        "                                   is left. Simulated, in perplexity alone: rows lie in f32\n";
     return help +
            "\nrecipe=FILE takes the bits that `allocate` gave each layer.\n"
            "\nA scheme may have suffixes:\n"
@@ -130,6 +135,10 @@ Scheme parse_scheme(const std::string& text) {
     if (!scheme.recipe.empty()) {
         if (scheme.group || scheme.uniform)
             throw Error(fmt::format("scheme '{}': a recipe has its own bits, in groups of 128", text));
+    } else if (TurboQuant form; parse_turboquant(scheme.name, form)) {
+        if (scheme.group || scheme.uniform || scheme.weights)
+            throw Error(fmt::format("scheme '{}': {} takes tail=N and sinks=N alone", text, scheme.name));
+        scheme.turboquant = form;
     } else if (scheme.name != exact_name) {
         static_cast<void>(library_schemes());
         try {
@@ -153,6 +162,11 @@ std::unique_ptr<AttentionCache> make_cache(const Scheme& scheme, const Model& mo
     own.tail = scheme.tail.value_or(options.tail);
     own.sinks = scheme.sinks.value_or(options.sinks);
     own.weights = scheme.weights.value_or(options.weights);
+    if (scheme.turboquant) {
+        if (!own.strict || own.place != Place::processor)
+            throw Error(fmt::format("{} is simulated: perplexity on the processor has it", scheme.name));
+        return make_turboquant_cache(*scheme.turboquant, model, *own.pool, own.sinks, own.tail);
+    }
     return make_library_sequence(scheme, model, own);
 }
 

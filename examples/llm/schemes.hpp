@@ -1,7 +1,8 @@
 /// Makes caches by the names of the schemes: "f32" (exact), "f16", "svd_head4", "x3_rot:group=32:tail=128" ...
 ///
-/// Every scheme but the exact one is one of xquant/registry.hpp, schemes_rank.cpp adds some of this engine's own; f32
-/// is the engine's own (exact_cache.hpp), so that the yardstick owes nothing to the library.
+/// Every scheme is one of xquant/registry.hpp (schemes_own.cpp adds some of this engine's own) but f32, the exact one
+/// (exact_cache.hpp), so that the yardstick owes nothing to the library, and TurboQuant's (turboquant.hpp), which are
+/// simulated.
 #pragma once
 
 #include <cstddef>
@@ -16,6 +17,7 @@
 
 #include "attention_cache.hpp"
 #include "threads.hpp"
+#include "turboquant.hpp"
 
 namespace llm {
 
@@ -50,6 +52,7 @@ struct Scheme {
     bool uniform = false;                       // all layers have as many bits
     std::string recipe;                         // the file that says how many bits each layer has, or empty
     Needs needs = Needs::nothing;               // of SchemeOptions::calibration
+    std::optional<TurboQuant> turboquant;       // simulated in this form
 
     std::string library_name() const;  // as xquant::make_cache has it: "svd_head4:group=64"
 };
@@ -59,8 +62,8 @@ struct Scheme {
 /// are, and for suffixes that the scheme doesn't take.
 Scheme parse_scheme(const std::string& text);
 
-/// Adds the schemes of schemes_rank.cpp to the library's. Once.
-void register_rank_schemes();
+/// Adds the schemes of schemes_own.cpp to the library's. Once.
+void register_own_schemes();
 
 std::vector<std::string> scheme_names();  // without suffixes, in table order
 

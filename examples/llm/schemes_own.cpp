@@ -1,4 +1,5 @@
-/// Latents cut to the rank that holds a share of the energy of W_k and W_v: schemes of this engine's own.
+/// Schemes of this engine's own: latents cut to the rank that holds a share of the energy of W_k and W_v, and KIVI's
+/// layout with keys rounded for what queries see of them, as in SQuat (arXiv 2503.24358).
 #include <xquant/registry_svd.hpp>
 
 #include <fmt/format.h>
@@ -27,8 +28,23 @@ void add_shares() {
      ...);
 }
 
+/// Keys themselves, before RoPE, rounded with feedback for the metric of the queries: no basis is changed.
+template <unsigned Bits>
+void add_fed_back_keys() {
+    using Cache =
+        xq::XCache<xq::PerStream<xq::FedBack<Bits>, xq::Uniform<Bits>>, xq::Layout<xq::PerChannel, xq::PerToken>,
+                   xq::CrossLayer<xq::Off>, xq::Projection<xq::KeyValue<xq::BeforeRope>>>;
+    xq::register_scheme<Cache>(fmt::format("squat{}", Bits), "kivi, K rounded for what queries see of it (like SQuat)",
+                               xq::Needs::statistics);
+}
+
 }  // namespace
 
-void register_rank_schemes() { add_shares<999, 995, 990, 950, 900>(); }
+void register_own_schemes() {
+    add_shares<999, 995, 990, 950, 900>();
+    add_fed_back_keys<4>();
+    add_fed_back_keys<3>();
+    add_fed_back_keys<2>();
+}
 
 }  // namespace llm

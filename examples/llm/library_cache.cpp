@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <utility>
+#include <xquant/calibration/prefix.hpp>
 #include <xquant/mixed_bits.hpp>
 #include <xquant/persistence.hpp>
 
@@ -75,7 +76,7 @@ xq::Options library_options(const SchemeOptions& options) {
     return out;
 }
 
-class LibraryCache final : public SequenceCache<xq::Cache<>> {
+class LibraryCache : public SequenceCache<xq::Cache<>> {
 public:
     LibraryCache(std::unique_ptr<xq::Cache<>> cache, const Config& shape, ThreadPool& pool)
         : SequenceCache(std::move(cache)), shape_(shape), pool_(&pool) {}
@@ -94,6 +95,9 @@ public:
     }
     std::string load(std::span<const std::byte> saved) override { return take(xq::load(*cache_, saved)); }
     std::string load(const std::string& path) override { return take(xq::load(*cache_, path)); }
+
+protected:
+    ThreadPool& pool() const { return *pool_; }
 
 private:
     /// What was loaded becomes the sequence. The model here counts positions from 0 without a gap.
@@ -120,6 +124,74 @@ std::unique_ptr<xq::Cache<>> made(const Scheme& scheme, const xq::Model& model, 
     return xq::make_cache(xq::parse_recipe(read_text(scheme.recipe)), model, options);
 }
 
+/// A cache that learns from the first tokens of its sequence: f16 until then, the scheme from the next step on.
+class PrefixCache final : public LibraryCache {
+public:
+    PrefixCache(const Scheme& scheme, const Model& model, const xq::Options& options, ThreadPool& pool)
+        : LibraryCache(xq::make_cache("f16", describe(model), options), model.config(), pool),
+          scheme_(scheme),
+          model_(describe(model)),
+          options_(options),
+          prefix_(model_, *scheme.prefix, learnt(options)) {}
+
+    void reset() override {
+        if (prefix_.tokens() == 0) replace(xq::make_cache("f16", model_, options_));
+        prefix_.clear();
+        learning_ = true;
+        LibraryCache::reset();
+    }
+    void begin(std::size_t n) override {
+        if (learning_ && prefix_.ready()) fix();
+        LibraryCache::begin(n);
+    }
+    void append(std::size_t layer, const float* x) override {
+        x_ = x;
+        LibraryCache::append(layer, x);
+    }
+    void attend(std::size_t layer, const float* q, float* out) override {
+        if (learning_) prefix_.add(layer, step_->size(), x_, q);
+        LibraryCache::attend(layer, q, out);
+    }
+    void truncate(std::size_t n) override {
+        if (learning_) throw Error(fmt::format("the cache still learns from its first {} tokens", *scheme_.prefix));
+        LibraryCache::truncate(n);
+    }
+    CacheBytes bytes() const override {
+        CacheBytes out = LibraryCache::bytes();
+        out.workspace += prefix_.bytes();
+        return out;
+    }
+
+private:
+    static xq::CalibratorOptions learnt(const xq::Options& options) {
+        xq::CalibratorOptions out;
+        out.sinks = options.sinks;
+        out.x = true;
+        return out;
+    }
+    void replace(std::unique_ptr<xq::Cache<>> cache) {
+        step_.reset();
+        cache_ = std::move(cache);
+        sequence_ = cache_->create();
+    }
+    void fix() {
+        const xq::Calibration calibration = prefix_.finish(pool());
+        xq::Model model = model_;
+        calibration.attach(model);
+        replace(made(scheme_, model, options_));
+        prefix_.replay(*cache_, sequence_, pool());
+        prefix_.clear();
+        learning_ = false;
+    }
+
+    Scheme scheme_;
+    xq::Model model_;
+    xq::Options options_;
+    xq::PrefixCalibrator prefix_;
+    bool learning_ = true;
+    const float* x_ = nullptr;  // of the layer that was appended last
+};
+
 }  // namespace
 
 std::unique_ptr<AttentionCache> make_library_sequence(std::unique_ptr<xq::Cache<>> cache, const Model& model,
@@ -129,6 +201,12 @@ std::unique_ptr<AttentionCache> make_library_sequence(std::unique_ptr<xq::Cache<
 
 std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, const Model& model,
                                                       const SchemeOptions& options) {
+    if (scheme.prefix) {
+        if (scheme.needs != Needs::statistics || options.place != Place::processor)
+            throw Error(fmt::format("scheme '{}': prefix=N is for schemes that need statistics, on the processor",
+                                    scheme.text));
+        return std::make_unique<PrefixCache>(scheme, model, library_options(options), *options.pool);
+    }
     if (scheme.needs == Needs::statistics && options.statistics == nullptr)
         throw Error(
             fmt::format("scheme '{}' needs --calibration FILE, which `xquant-llm calibrate` makes", scheme.text));

@@ -84,6 +84,8 @@ std::string schemes_help() {
            "\nA scheme may have suffixes:\n"
            "  :tail=N                            newest tokens that stay exact\n"
            "  :sinks=N                           first tokens that stay exact\n"
+           "  :prefix=N                          learns from the sequence's own first tokens, which are f16 until "
+           "then,\n                                     in place of --calibration (schemes that need one)\n"
            "  :group=N                           32, 64 or 128 values share a scale (f16 and ggml's have no choice)\n"
            "  :uniform                           all layers have as many bits (head*, joint*: more go where errors "
            "cost more)\n"
@@ -122,13 +124,14 @@ Scheme parse_scheme(const std::string& text) {
             scheme.weights = weight_type(suffix.substr(equals + 1), text);
             continue;
         }
-        std::optional<std::size_t>* value = key == "tail"    ? &scheme.tail
-                                            : key == "sinks" ? &scheme.sinks
-                                            : key == "group" ? &scheme.group
-                                                             : nullptr;
+        std::optional<std::size_t>* value = key == "tail"     ? &scheme.tail
+                                            : key == "sinks"  ? &scheme.sinks
+                                            : key == "group"  ? &scheme.group
+                                            : key == "prefix" ? &scheme.prefix
+                                                              : nullptr;
         if (value == nullptr || equals == std::string_view::npos)
-            throw Error(
-                fmt::format("scheme '{}': '{}' is not tail=N, sinks=N, group=N, uniform or weights=T", text, suffix));
+            throw Error(fmt::format("scheme '{}': '{}' is not tail=N, sinks=N, prefix=N, group=N, uniform or weights=T",
+                                    text, suffix));
         if (value->has_value()) throw Error(fmt::format("scheme '{}': {} stands there twice", text, key));
         *value = number(suffix.substr(equals + 1), text);
     }
@@ -136,7 +139,7 @@ Scheme parse_scheme(const std::string& text) {
         if (scheme.group || scheme.uniform)
             throw Error(fmt::format("scheme '{}': a recipe has its own bits, in groups of 128", text));
     } else if (TurboQuant form; parse_turboquant(scheme.name, form)) {
-        if (scheme.group || scheme.uniform || scheme.weights)
+        if (scheme.group || scheme.prefix || scheme.uniform || scheme.weights)
             throw Error(fmt::format("scheme '{}': {} takes tail=N and sinks=N alone", text, scheme.name));
         scheme.turboquant = form;
     } else if (scheme.name != exact_name) {

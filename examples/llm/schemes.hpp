@@ -47,6 +47,7 @@ constexpr bool learns_from_text(Needs needs) { return needs == Needs::mean || ne
 struct Scheme {
     std::string text, name;                     // "svd_head4:tail=128", "svd_head4"
     std::optional<std::size_t> tail, sinks;     // instead of the options'
+    std::optional<std::size_t> prefix;          // tokens of the sequence that the scheme learns from
     std::optional<std::size_t> group;           // values that share a scale, instead of the scheme's first choice
     std::optional<xquant::WeightType> weights;  // what prepared matrices are kept in, instead of the options'
     bool uniform = false;                       // all layers have as many bits
@@ -57,7 +58,7 @@ struct Scheme {
     std::string library_name() const;  // as xquant::make_cache has it: "svd_head4:group=64"
 };
 
-/// NAME[:tail=N][:sinks=N][:group=N][:weights=T][:uniform], or recipe=FILE[:tail=N][:sinks=N][:weights=T]. Throws
+/// NAME[:tail=N][:sinks=N][:group=N][:prefix=N][:weights=T][:uniform], or recipe=FILE[:tail=N][:sinks=N][:weights=T]. Throws
 /// llm::Error for names that aren't known, listing those that
 /// are, and for suffixes that the scheme doesn't take.
 Scheme parse_scheme(const std::string& text);

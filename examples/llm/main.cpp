@@ -13,6 +13,7 @@
 #include "gguf.hpp"
 #include "inspect.hpp"
 #include "perplexity.hpp"
+#include "retrieve.hpp"
 #include "schemes.hpp"
 #include "statistics.hpp"
 #include "tokenizer.hpp"
@@ -185,6 +186,25 @@ int main(int argc, char** argv) {
     number(*bench, "--threads", b.threads, "threads; 0: as many as the machine has");
     bench->add_option("--json", b.json, "also write the samples to this file")->type_name("FILE");
 
+    llm::RetrieveOptions r;
+    CLI::App* retrieve = app.add_subcommand("retrieve", "Count how often a pass key in a long text is found");
+    add_model(*retrieve, r.model);
+    retrieve->add_option("--text", r.text, "UTF-8 text that keys are hidden in")->required()->type_name("FILE");
+    retrieve->add_option("--schemes", r.schemes, "names, separated by commas")
+        ->delimiter(',')
+        ->capture_default_str()
+        ->type_name("A,B,C");
+    number(*retrieve, "--trials", r.trials, "texts, each with a key of its own");
+    number(*retrieve, "--shortest", r.shortest, "tokens of the shortest trial");
+    number(*retrieve, "--longest", r.longest, "tokens of the longest one; the others lie evenly between them");
+    number(*retrieve, "--digits", r.digits, "of a key");
+    number(*retrieve, "--sinks", r.sinks, "first tokens that stay exact; all others are read from codes");
+    number(*retrieve, "--seed", r.seed, "of keys, their places and the stretches of text");
+    number(*retrieve, "--threads", r.threads, "threads; 0: as many as the machine has");
+    add_calibration(*retrieve, r.calibration);
+    retrieve->add_option("--json", r.json, "also write the figures to this file")->type_name("FILE");
+    retrieve->footer("Keys that the model does not find with its exact cache do not count.");
+
     llm::BytesOptions s;
     CLI::App* bytes = app.add_subcommand("bytes", "Say what caches of a model will take; reads no model");
     bytes->add_option("--shape", s.shape, fmt::format("{}", fmt::join(llm::shape_names(), ", ")))
@@ -213,6 +233,7 @@ int main(int argc, char** argv) {
         if (*allocate) llm::allocate(a);
         if (*generate) llm::generate(g);
         if (*bench) llm::bench(b);
+        if (*retrieve) llm::retrieve(r);
         if (*bytes) llm::bytes(s);
         if (*tokens) tokenize(model, text);
         if (*inspect && !llm::inspect(saved, saved_json)) return 1;

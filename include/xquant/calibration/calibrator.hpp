@@ -43,8 +43,8 @@ struct CalibratorOptions {
 
 inline namespace XQUANT_ABI_NS {
 
-/// Gathers statistics of a model's layers. Layers that read the rows of others, or the model's own latent, are left
-/// out.
+/// Gathers statistics of a model's layers. Layers that read the model's own latent are left out. For a layer that reads
+/// the rows of another one, hand over these.
 class Calibrator {
 public:
     using Options = CalibratorOptions;  ///< what it gathers
@@ -119,7 +119,7 @@ private:
         std::vector<float> read;  // an orthonormal basis of what K and V read of x
     };
 
-    static bool skipped(const Layer& layer) noexcept { return layer.borrows() || layer.latent.present(); }
+    static bool skipped(const Layer& layer) noexcept { return layer.latent.present(); }
 
     [[nodiscard]] Layer loaded(std::size_t layer, std::size_t n) {
         detail::expects(layer < model_.layers.size(), "Calibrator: layer ", layer, "; the model has ",
@@ -145,7 +145,7 @@ private:
         std::vector<float> keys(n * of.shape.kv_width()), values(keys.size());
         project(of, x, n, keys, values);
         add_rows(layer, of, n, keys, values, asked, q, run);
-        if (options_.x) add_x(layer, of, n, x);
+        if (options_.x && !of.borrows()) add_x(layer, of, n, x);
     }
 
     /// K before RoPE, after k_norm, and V less b_v.

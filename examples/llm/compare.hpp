@@ -43,8 +43,8 @@ struct Reference {
     std::vector<Token> top;               // [n]
 };
 
-/// output [vocabulary, D]: logits are hidden output^T. ids: one context; hidden: its exact hidden states [ids, D]. Scores
-/// the positions first .. ids - 2.
+/// output [vocabulary, D]: logits are hidden output^T. ids: one context; hidden: its exact hidden states [ids, D].
+/// Scores the positions first .. ids - 2.
 Reference make_reference(const Matrix& output, std::span<const Token> ids, const float* hidden, std::size_t first,
                          ThreadPool& pool);
 inline Reference make_reference(const Model& model, std::span<const Token> ids, const float* hidden, std::size_t first,

@@ -107,7 +107,8 @@ Arrays Arrays::parse(std::span<const std::byte> bytes, const std::string& name) 
     std::uint32_t sum = 0;
     std::memcpy(&sum, bytes.data() + bytes.size() - checksum_bytes, checksum_bytes);
     if (sum != crc32(bytes.first(bytes.size() - checksum_bytes)))
-        throw llm::Error(fmt::format("{}: is damaged: its CRC-32 is another one; make it again with tools/whisper", name));
+        throw llm::Error(
+            fmt::format("{}: is damaged: its CRC-32 is another one; make it again with tools/whisper", name));
     return out;
 }
 

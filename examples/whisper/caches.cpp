@@ -78,7 +78,8 @@ public:
         const std::size_t all = layers_ * width_;
         queries_.assign(n * all, 0.0F);
         answers_.resize(n * all);
-        for (std::size_t t = 0; t < n; ++t) std::copy_n(q + t * width_, width_, queries_.data() + t * all + layer * width_);
+        for (std::size_t t = 0; t < n; ++t)
+            std::copy_n(q + t * width_, width_, queries_.data() + t * all + layer * width_);
         ask(0, xq::MatrixView(queries_.data(), n, all), answers_.data());
         for (std::size_t t = 0; t < n; ++t)
             std::copy_n(answers_.data() + t * all + layer * width_, width_, out + t * width_);
@@ -195,9 +196,9 @@ std::unique_ptr<CrossCache> make_cross(const Scheme& scheme, const Decoder& deco
     const CrossForm form = scheme.cross_form();
     Described described = describe_cross(decoder, form);
     const Statistics* const known = options.statistics;
-    const xq::Calibration* const of = known == nullptr               ? nullptr
+    const xq::Calibration* const of = known == nullptr             ? nullptr
                                       : form == CrossForm::stacked ? &known->stacked
-                                                                     : &known->cross;
+                                                                   : &known->cross;
     return std::make_unique<LibraryCross>(made(scheme, described.model, of, options.sinks), form, decoder,
                                           *options.pool);
 }

@@ -3,7 +3,7 @@
 /// Cross attention can be described to the library in three ways:
 ///   own      each layer stores what it reads: its K and V, or a latent
 ///   shared   layer 0 stores X, the encoder's output, and the other layers read it (Layer::rows_of)
-///   stacked  one layer has the heads of all: X is stored once, by statistics of all layers. Attention of a layer leaves
+///   stacked  one layer has the heads of all: X is stored once, in a basis for all layers. Attention of a layer leaves
 ///            the other layers' queries 0, which costs as many times the arithmetic as there are layers
 #pragma once
 

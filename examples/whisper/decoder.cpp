@@ -75,7 +75,8 @@ void add(std::vector<float>& x, const std::vector<float>& more) {
 Decoder::Decoder(const Arrays& arrays) : embedding_(matrix_of(arrays, "embedding", 0, 0)) {
     const std::size_t D = embedding_.columns;
     heads_ = static_cast<std::size_t>(std::max(arrays.integers("heads").front(), 0));
-    if (heads_ == 0 || D % heads_ != 0) throw llm::Error(fmt::format("{} heads do not divide a width of {}", heads_, D));
+    if (heads_ == 0 || D % heads_ != 0)
+        throw llm::Error(fmt::format("{} heads do not divide a width of {}", heads_, D));
     positions_ = matrix_of(arrays, "positions", 0, D);
     norm_ = norm_of(arrays, "norm", D);
     for (std::size_t i = 0; arrays.has(fmt::format("layer.{}.self.q", i)); ++i) {
@@ -144,7 +145,8 @@ std::vector<Window> windows_of(const Arrays& arrays, const Decoder& decoder) {
         window.tokens = arrays.integers(name + ".tokens");
         const std::int32_t first = arrays.integers(name + ".first").front();
         if (first < 1 || static_cast<std::size_t>(first) >= window.tokens.size())
-            throw llm::Error(fmt::format("{}: {} tokens, of which {} are the prompt", name, window.tokens.size(), first));
+            throw llm::Error(
+                fmt::format("{}: {} tokens, of which {} are the prompt", name, window.tokens.size(), first));
         window.first = static_cast<std::size_t>(first);
         out.push_back(std::move(window));
     }

@@ -57,8 +57,8 @@ public:
           exact_cross_(make_exact_cross(decoder, pool)) {
         for (const Window& window : windows_) {
             references_.push_back(llm::make_reference(decoder_.output(), window.tokens,
-                                                      run(window, *exact_self_, *exact_cross_).data(),
-                                                      window.first - 1, pool_));
+                                                      run(window, *exact_self_, *exact_cross_).data(), window.first - 1,
+                                                      pool_));
             progress_.advance(1);
         }
     }
@@ -139,7 +139,8 @@ std::string schemes_help() {
            "  :uniform      all layers have as many bits (head*, joint*; there are no others here)\n"
            "  :calibrated   x*_rot rounds by what was learnt of some windows, too\n"
            "  :stacked      cross attention of all layers is described as one layer, of all their heads\n"
-           "\nIn cross attention x* store the encoder's output once for all layers, and so do xc*; all others store K and "
+           "\nIn cross attention x* store the encoder's output once for all layers, and so do xc*; all others store K "
+           "and "
            "V of each layer. Layers that store differences (cl*) serve self attention alone.\n";
 }
 
@@ -165,9 +166,10 @@ void evaluate(const EvaluateOptions& o) {
         cached += window.tokens.size();
         frames += window.frames;
         if (window.tokens.size() <= o.sinks + 1 || window.frames <= o.cross_sinks)
-            throw llm::Error(fmt::format("--sinks {}, --cross-sinks {}: nothing is quantized behind them in a window of {} "
-                                         "tokens and {} frames",
-                                         o.sinks, o.cross_sinks, window.tokens.size(), window.frames));
+            throw llm::Error(
+                fmt::format("--sinks {}, --cross-sinks {}: nothing is quantized behind them in a window of {} "
+                            "tokens and {} frames",
+                            o.sinks, o.cross_sinks, window.tokens.size(), window.frames));
     }
     llm::ThreadPool pool(o.threads);
     llm::Progress progress(learnt.size() + scored.size() * (1 + self.size() + cross.size()));
@@ -179,13 +181,14 @@ void evaluate(const EvaluateOptions& o) {
     progress.label("exact");
     Evaluation evaluation(decoder, scored, pool, progress);
     progress.clear();
-    fmt::print("{} layers, D {}, {} heads of {}, as many kv heads; {} windows of up to {} tokens and {} frames; {} tokens "
-               "are scored; statistics of {} other windows; sinks {} (frames: {}), no tail\n",
-               decoder.layers(), decoder.width(), decoder.heads(), decoder.head_dim(), scored.size(),
-               std::max_element(scored.begin(), scored.end(),
-                                [](const auto& a, const auto& b) { return a.tokens.size() < b.tokens.size(); })
-                   ->tokens.size(),
-               frames / scored.size(), tokens, learnt.size(), o.sinks, o.cross_sinks);
+    fmt::print(
+        "{} layers, D {}, {} heads of {}, as many kv heads; {} windows of up to {} tokens and {} frames; {} tokens "
+        "are scored; statistics of {} other windows; sinks {} (frames: {}), no tail\n",
+        decoder.layers(), decoder.width(), decoder.heads(), decoder.head_dim(), scored.size(),
+        std::max_element(scored.begin(), scored.end(),
+                         [](const auto& a, const auto& b) { return a.tokens.size() < b.tokens.size(); })
+            ->tokens.size(),
+        frames / scored.size(), tokens, learnt.size(), o.sinks, o.cross_sinks);
     fmt::print("{} tokens are cached on average\n", cached / scored.size());
     const double f16_bytes = 2 * 2 * static_cast<double>(decoder.width());
     CacheOptions options{o.sinks, &pool, learnt.empty() ? nullptr : &statistics};

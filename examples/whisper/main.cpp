@@ -41,7 +41,8 @@ int main(int argc, char** argv) {
     app.add_flag("--no-cross", no_cross, "leave cross attention out");
     number(app, "--sinks", o.sinks, "first tokens of self attention that stay in f16");
     number(app, "--cross-sinks", o.cross_sinks, "first frames of cross attention that stay in f16");
-    number(app, "--calibrate", o.calibrate, "learn statistics from every Nth window, which is not scored; 0: from none");
+    number(app, "--calibrate", o.calibrate,
+           "learn statistics from every Nth window, which is not scored; 0: from none");
     number(app, "--windows", o.windows, "windows to score; 0: all");
     number(app, "--threads", o.threads, "threads; 0: as many as the machine has");
     CLI11_PARSE(app, argc, argv);

@@ -56,7 +56,8 @@ public:
         const std::size_t frames = x_.size() / width_, all = layers_ * width_;
         each_->add_cross(layer, frames, x_.data(), n, q, *pool_);
         queries_.resize(n * all);
-        for (std::size_t t = 0; t < n; ++t) std::copy_n(q + t * width_, width_, queries_.data() + t * all + layer * width_);
+        for (std::size_t t = 0; t < n; ++t)
+            std::copy_n(q + t * width_, width_, queries_.data() + t * all + layer * width_);
         if (layer + 1 == layers_) stacked_->add_cross(0, frames, x_.data(), n, queries_.data(), *pool_);
         cache_->attend(layer, n, q, out);
     }

@@ -1,5 +1,5 @@
-/// Whisper's decoder (examples/whisper): its file, its caches, and on the real model its logits. XQUANT_WHISPER names the
-/// file that tools/whisper makes.
+/// Whisper's decoder (examples/whisper): its file, its caches, and on the real model its logits. XQUANT_WHISPER names
+/// the file that tools/whisper makes.
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -23,6 +23,14 @@ namespace {
 
 std::string complaint(const std::vector<std::byte>& bytes) {
     return ::test::complaint<llm::Error>([&] { static_cast<void>(Arrays::parse(bytes, "some.bin")); });
+}
+
+double distance(const std::vector<float>& found, const std::vector<float>& expected) {
+    REQUIRE(found.size() == expected.size());
+    ::test::RelativeDistance out;
+    for (std::size_t i = 0; i < found.size(); ++i)
+        out.add(static_cast<double>(found[i]), static_cast<double>(expected[i]));
+    return out.value();
 }
 
 /// Answers of the cross attention of all layers, one behind the other.
@@ -49,7 +57,10 @@ TEST_CASE("a file of tools/whisper is read, and one that is damaged is refused w
     CHECK_FALSE(arrays.has("other"));
     const auto says = [&](auto&& call) { return ::test::complaint<llm::Error>(call); };
     CHECK(says([&] { static_cast<void>(arrays.get("other")); }) == "some.bin: has no array 'other'");
-    CHECK(contains(says([&] { static_cast<void>(arrays.floats("numbers", {3, 2})); }), "has sizes [2, 3]; expected [3, 2]"));
+    CHECK(contains(says([&] {
+                       static_cast<void>(arrays.floats("numbers", {3, 2}));
+                   }),
+                   "has sizes [2, 3]; expected [3, 2]"));
     CHECK(contains(says([&] { static_cast<void>(arrays.floats("tokens", {2})); }), "[2] of i32; expected [2] of f32"));
     CHECK(contains(says([&] { static_cast<void>(arrays.integers("numbers")); }), "expected one row of i32"));
     CHECK(contains(says([&] { static_cast<void>(Arrays::read("no/such.bin")); }), "no/such.bin: can't be opened"));
@@ -73,7 +84,8 @@ TEST_CASE("a file of tools/whisper is read, and one that is damaged is refused w
 
     whisper::test::FileWriter vast;
     vast.add("vast", {std::uint64_t{1} << 62U, 4}, std::vector<float>{1});
-    CHECK(contains(complaint(vast.bytes()), "array 'vast' has sizes [4611686018427387904, 4], more than the file holds"));
+    CHECK(
+        contains(complaint(vast.bytes()), "array 'vast' has sizes [4611686018427387904, 4], more than the file holds"));
     whisper::test::FileWriter twice;
     for (int i = 0; i < 2; ++i) twice.add("same", {1}, std::vector<float>{1});
     CHECK(contains(complaint(twice.bytes()), "array 'same' is there twice"));
@@ -90,15 +102,16 @@ TEST_CASE("Whisper's caches answer alike, however cross attention is described")
         return ask(*make_cross(parse_scheme(scheme), decoder, options), decoder, window, 20);
     };
     const std::vector<float> exact = ask(*make_exact_cross(decoder, pool), decoder, window, 20);
-    CHECK(::test::relative_distance(cross("f16"), exact) < 2e-3);
-    CHECK(::test::relative_distance(cross("f16:stacked"), exact) < 2e-3);
+    CHECK(distance(cross("f16"), exact) < 2e-3);
+    CHECK(distance(cross("f16:stacked"), exact) < 2e-3);
     const std::vector<float> shared = cross("x4_rot"), stacked = cross("x4_rot:stacked");
-    CHECK(::test::relative_distance(shared, exact) < 0.2);
+    CHECK(distance(shared, exact) < 0.2);
     // Both round X for all layers that read it; a code in some thousands may round the other way.
-    CHECK(::test::relative_distance(shared, stacked) < 0.02);
-    CHECK(::test::relative_distance(shared, exact) > 0.02);
+    CHECK(distance(shared, stacked) < 0.02);
+    CHECK(distance(shared, exact) > 0.02);
 
-    const auto x4 = make_cross(parse_scheme("x4"), decoder, options), kivi4 = make_cross(parse_scheme("kivi4"), decoder, options);
+    const auto x4 = make_cross(parse_scheme("x4"), decoder, options),
+               kivi4 = make_cross(parse_scheme("kivi4"), decoder, options);
     static_cast<void>(ask(*x4, decoder, window, 1));
     static_cast<void>(ask(*kivi4, decoder, window, 1));
     CHECK(kivi4->bits_per_frame_layer() > 5.9 * x4->bits_per_frame_layer());  // twice as wide, and for each of 3 layers
@@ -110,10 +123,11 @@ TEST_CASE("Whisper's caches answer alike, however cross attention is described")
         return decoder.forward(window.tokens, self, *frames, pool);
     };
     const std::vector<float> hidden = run(*make_exact_self(decoder, pool));
-    CHECK(::test::relative_distance(run(*make_self(parse_scheme("f16"), decoder, options)), hidden) < 5e-3);
-    CHECK(::test::relative_distance(run(*make_self(parse_scheme("x4_rot"), decoder, options)), hidden) > 0.01);
+    CHECK(distance(run(*make_self(parse_scheme("f16"), decoder, options)), hidden) < 5e-3);
+    CHECK(distance(run(*make_self(parse_scheme("x4_rot"), decoder, options)), hidden) > 0.01);
     const auto says = [&](const char* scheme) {
-        return ::test::complaint<llm::Error>([&] { static_cast<void>(make_self(parse_scheme(scheme), decoder, options)); });
+        return ::test::complaint<llm::Error>(
+            [&] { static_cast<void>(make_self(parse_scheme(scheme), decoder, options)); });
     };
     CHECK(contains(says("x44"), "unknown scheme 'x44'"));
     CHECK(contains(says("xc3"), "scheme 'xc3' needs --calibrate"));
@@ -138,7 +152,7 @@ TEST_CASE("schemes that learn from other windows serve both attentions of Whispe
     for (const char* scheme : {"xc4", "x4_rot:calibrated", "head4:uniform", "joint4:uniform"}) {
         INFO(scheme);
         const auto cache = make_cross(parse_scheme(scheme), decoder, options);
-        CHECK(::test::relative_distance(ask(*cache, decoder, windows[0], 20), exact) < 0.2);
+        CHECK(distance(ask(*cache, decoder, windows[0], 20), exact) < 0.2);
     }
 }
 
@@ -177,7 +191,8 @@ TEST_CASE("Whisper's decoder has the logits that numpy has", "[whisper]") {
     }
 
     // The transcript is what the decoder finds most likely, but for tokens that are never chosen.
-    const llm::Reference reference = llm::make_reference(decoder.output(), window.tokens, hidden.data(), window.first - 1, pool);
+    const llm::Reference reference =
+        llm::make_reference(decoder.output(), window.tokens, hidden.data(), window.first - 1, pool);
     std::size_t same = 0;
     for (std::size_t i = 0; i < reference.top.size(); ++i) same += reference.top[i] == window.tokens[window.first + i];
     CHECK(same * 10 >= reference.top.size() * 9);
@@ -185,8 +200,8 @@ TEST_CASE("Whisper's decoder has the logits that numpy has", "[whisper]") {
     x4->set(window.x.data(), window.frames);
     self->reset();
     llm::Predictions found;
-    llm::compare(decoder.output(), window.tokens, decoder.forward(window.tokens, *self, *x4, pool).data(), reference, pool,
-                 found);
+    llm::compare(decoder.output(), window.tokens, decoder.forward(window.tokens, *self, *x4, pool).data(), reference,
+                 pool, found);
     INFO("divergence with X of the encoder in 4 bits: " << found.kld_mean());
     CHECK(found.kld_mean() > 1e-6);
     CHECK(found.kld_mean() < 0.02);

@@ -64,9 +64,9 @@ public:
     void add(std::size_t layer, std::size_t n, const float* x, const float* q, ExecutorRef run = Serial{}) {
         add_of_x(layer, n, x, 0, q, run);
     }
-    /// Likewise for cross attention: the rows x [n, D] of an encoder, and `queries` rows q [queries, H Dh] of a decoder,
-    /// each of which sees all of x (Visibility::whole). Throws as add, and shape_error without queries, for a layer with
-    /// a window, chunks, RoPE or ALiBi.
+    /// Likewise for cross attention: the rows x [n, D] of an encoder, and `queries` rows q [queries, H Dh] of a
+    /// decoder, each of which sees all of x (Visibility::whole). Throws as add, and shape_error without queries, or for
+    /// a layer with a window, chunks, RoPE or ALiBi.
     void add_cross(std::size_t layer, std::size_t n, const float* x, std::size_t queries, const float* q,
                    ExecutorRef run = Serial{}) {
         detail::expects(queries > 0, "Calibrator::add_cross: layer ", layer, ": no queries; expected 1 or more");

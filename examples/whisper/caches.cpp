@@ -183,6 +183,18 @@ Scheme parse_scheme(const std::string& text) {
     return scheme;
 }
 
+void check_scheme(const Scheme& scheme, const Decoder& decoder, bool cross) {
+    const Described described = cross ? describe_cross(decoder, scheme.cross_form()) : describe_self(decoder);
+    try {
+        static_cast<void>(xq::predict(scheme.library_name, described.model, {}, 100));
+        if (cross && scheme.library_name.starts_with("cl"))
+            throw llm::Error("differences between layers are what steps add up, and frames are read without one");
+    } catch (const std::exception& error) {
+        throw llm::Error(
+            fmt::format("scheme '{}' of {} attention: {}", scheme.text, cross ? "cross" : "self", error.what()));
+    }
+}
+
 std::unique_ptr<llm::AttentionCache> make_self(const Scheme& scheme, const Decoder& decoder,
                                                const CacheOptions& options) {
     Described described = describe_self(decoder);

@@ -49,6 +49,9 @@ struct Scheme {
 /// Throws llm::Error for a name that the library does not know, or that needs what is not gathered here.
 Scheme parse_scheme(const std::string& text);
 
+/// Throws llm::Error where the scheme does not serve this decoder's self attention, or its cross attention.
+void check_scheme(const Scheme& scheme, const Decoder& decoder, bool cross);
+
 struct CacheOptions {
     std::size_t sinks = 4;
     llm::ThreadPool* pool = nullptr;         // never null

@@ -159,6 +159,8 @@ void evaluate(const EvaluateOptions& o) {
         }
     }
     const Decoder& decoder = *read;
+    for (const Scheme& scheme : self) check_scheme(scheme, decoder, false);
+    for (const Scheme& scheme : cross) check_scheme(scheme, decoder, true);
     if (scored.empty()) throw llm::Error("--calibrate 1 leaves no window to score; 3 takes every third one");
     std::size_t tokens = 0, cached = 0, frames = 0;
     for (const Window& window : scored) {

@@ -84,8 +84,7 @@ TEST_CASE("a file of tools/whisper is read, and one that is damaged is refused w
 
     whisper::test::FileWriter vast;
     vast.add("vast", {std::uint64_t{1} << 62U, 4}, std::vector<float>{1});
-    CHECK(
-        contains(complaint(vast.bytes()), "array 'vast' has sizes [4611686018427387904, 4], more than the file holds"));
+    CHECK(contains(complaint(vast.bytes()), "array 'vast' has sizes [4611686018427387904], more than the file holds"));
     whisper::test::FileWriter twice;
     for (int i = 0; i < 2; ++i) twice.add("same", {1}, std::vector<float>{1});
     CHECK(contains(complaint(twice.bytes()), "array 'same' is there twice"));
@@ -129,6 +128,13 @@ TEST_CASE("Whisper's caches answer alike, however cross attention is described")
         return ::test::complaint<llm::Error>(
             [&] { static_cast<void>(make_self(parse_scheme(scheme), decoder, options)); });
     };
+    const auto refused = [&](const char* scheme, bool of_cross) {
+        return ::test::complaint<llm::Error>([&] { check_scheme(parse_scheme(scheme), decoder, of_cross); });
+    };
+    CHECK(refused("cl_x_rot3", false) == "");
+    CHECK(contains(refused("cl_x_rot3", true), "scheme 'cl_x_rot3' of cross attention: differences between layers"));
+    CHECK(contains(refused("cl3", false), "scheme 'cl3' of self attention: XLatent<KeysAndValues>: 2 kv_heads"));
+    CHECK(refused("x4_rot:group=64", true) == "");
     CHECK(contains(says("x44"), "unknown scheme 'x44'"));
     CHECK(contains(says("xc3"), "scheme 'xc3' needs --calibrate"));
     CHECK(contains(says("x4_rot:calibrated"), "needs --calibrate"));
@@ -149,10 +155,19 @@ TEST_CASE("schemes that learn from other windows serve both attentions of Whispe
     CHECK(statistics.stacked.layers[0].key_cost.size() == 3 * statistics.cross.layers[0].key_cost.size());
     const CacheOptions options{0, &pool, &statistics};
     const std::vector<float> exact = ask(*make_exact_cross(decoder, pool), decoder, windows[0], 20);
-    for (const char* scheme : {"xc4", "x4_rot:calibrated", "head4:uniform", "joint4:uniform"}) {
-        INFO(scheme);
+    const auto off = [&](const char* scheme) {
         const auto cache = make_cross(parse_scheme(scheme), decoder, options);
-        CHECK(distance(ask(*cache, decoder, windows[0], 20), exact) < 0.2);
+        return distance(ask(*cache, decoder, windows[0], 20), exact);
+    };
+    // Statistics of the same rows: better than codes of the same bits without them.
+    const double x4 = off("x4"), kivi4 = off("kivi4");
+    for (const char* scheme : {"xc4", "x4_rot:calibrated"}) {
+        INFO(scheme << ", and x4 is off by " << x4);
+        CHECK(off(scheme) < x4);
+    }
+    for (const char* scheme : {"head4:uniform", "joint4:uniform"}) {
+        INFO(scheme << ", and kivi4 is off by " << kivi4);
+        CHECK(off(scheme) < kivi4);
     }
 }
 
@@ -185,7 +200,7 @@ TEST_CASE("Whisper's decoder has the logits that numpy has", "[whisper]") {
         }
         INFO("off by " << most << ", of logits up to " << size);
         CHECK(size > 5);
-        CHECK(most < 2e-3F);
+        CHECK(most < 5e-4F);
         const auto top = [V](const float* of) { return std::max_element(of, of + V) - of; };
         CHECK(top(logits.data()) == top(numpy));
     }

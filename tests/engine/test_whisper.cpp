@@ -133,7 +133,7 @@ TEST_CASE("Whisper's caches answer alike, however cross attention is described")
     };
     CHECK(refused("cl_x_rot3", false) == "");
     CHECK(contains(refused("cl_x_rot3", true), "scheme 'cl_x_rot3' of cross attention: differences between layers"));
-    CHECK(contains(refused("kvx4", false), "scheme 'kvx4' of self attention: XLatent<KeysAndValues>: 2 kv_heads"));
+    CHECK(contains(refused("kvx4", false), "scheme 'kvx4' of self attention: xquant: XLatent<KeysAndValues>: 2 kv"));
     CHECK(refused("x4_rot:group=64", true) == "");
     CHECK(contains(says("x44"), "unknown scheme 'x44'"));
     CHECK(contains(says("xc3"), "scheme 'xc3' needs --calibrate"));

@@ -5,7 +5,7 @@ if("$ENV{${MODEL}}" STREQUAL "" OR NOT EXISTS "$ENV{${MODEL}}")
   if("$ENV{CI}" STREQUAL "true")
     message(FATAL_ERROR "${MODEL} names no file; with CI=true that is an error")
   endif()
-  message("xquant: SKIPPED, no model: set ${MODEL} to what tools/get-model prints")
+  message("xquant: SKIPPED, no model: set ${MODEL} to what tools/get-model prints (XQUANT_WHISPER: tools/whisper --data-only)")
   return()
 endif()
 execute_process(COMMAND "${PROGRAM}" ${FILTER} RESULT_VARIABLE result

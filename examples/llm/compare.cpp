@@ -44,9 +44,8 @@ struct Sums {
 constexpr std::size_t rows = 256, segment = 32768, tile = 512;
 
 /// hidden [n, D] -> sums [n], and mean_row [n, D] if that is not null. next [n]: the tokens that follow.
-void pass(const Model& model, const float* hidden, std::size_t n, const Token* next, Sums* sums, float* mean_row,
+void pass(const Matrix& W, const float* hidden, std::size_t n, const Token* next, Sums* sums, float* mean_row,
           ThreadPool& pool) {
-    const Matrix& W = model.output();
     const std::size_t D = W.columns, V = W.rows;
     const std::size_t segments = (V + segment - 1) / segment, blocks = (n + rows - 1) / rows;
     std::vector<Sums> part(segments * n);                                      // [segment][n]
@@ -131,15 +130,15 @@ double Predictions::kld_quantile(double q) const {
     return std::lerp(sorted[below], sorted[above], rank - static_cast<double>(below));
 }
 
-Reference make_reference(const Model& model, std::span<const Token> ids, const float* hidden, std::size_t first,
+Reference make_reference(const Matrix& output, std::span<const Token> ids, const float* hidden, std::size_t first,
                          ThreadPool& pool) {
-    const std::size_t D = model.config().width, n = ids.size() - 1 - first;
+    const std::size_t D = output.columns, n = ids.size() - 1 - first;
     Reference r;
     r.first = first;
     r.hidden.assign(hidden + first * D, hidden + (first + n) * D);
     r.mean_row.resize(n * D);
     std::vector<Sums> sums(n);
-    pass(model, r.hidden.data(), n, ids.data() + first + 1, sums.data(), r.mean_row.data(), pool);
+    pass(output, r.hidden.data(), n, ids.data() + first + 1, sums.data(), r.mean_row.data(), pool);
     for (const Sums& s : sums) {
         r.log_sum.push_back(s.log_sum());
         r.nll.push_back(s.log_sum() - static_cast<double>(s.next));
@@ -148,12 +147,12 @@ Reference make_reference(const Model& model, std::span<const Token> ids, const f
     return r;
 }
 
-void compare(const Model& model, std::span<const Token> ids, const float* hidden, const Reference& r, ThreadPool& pool,
-             Predictions& into) {
-    const std::size_t D = model.config().width, n = r.nll.size();
+void compare(const Matrix& output, std::span<const Token> ids, const float* hidden, const Reference& r,
+             ThreadPool& pool, Predictions& into) {
+    const std::size_t D = output.columns, n = r.nll.size();
     const float* const from = hidden + r.first * D;
     std::vector<Sums> sums(n);
-    pass(model, from, n, ids.data() + r.first + 1, sums.data(), nullptr, pool);
+    pass(output, from, n, ids.data() + r.first + 1, sums.data(), nullptr, pool);
     for (std::size_t t = 0; t < n; ++t) {
         double shift = 0;  // (h - h') m
         for (std::size_t i = t * D; i < (t + 1) * D; ++i)

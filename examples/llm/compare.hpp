@@ -43,13 +43,22 @@ struct Reference {
     std::vector<Token> top;               // [n]
 };
 
-/// ids: one context; hidden: its exact hidden states [ids, D]. Scores the positions first .. ids - 2.
-Reference make_reference(const Model& model, std::span<const Token> ids, const float* hidden, std::size_t first,
+/// output [vocabulary, D]: logits are hidden output^T. ids: one context; hidden: its exact hidden states [ids, D].
+/// Scores the positions first .. ids - 2.
+Reference make_reference(const Matrix& output, std::span<const Token> ids, const float* hidden, std::size_t first,
                          ThreadPool& pool);
+inline Reference make_reference(const Model& model, std::span<const Token> ids, const float* hidden, std::size_t first,
+                                ThreadPool& pool) {
+    return make_reference(model.output(), ids, hidden, first, pool);
+}
 
 /// Adds the positions of the reference. hidden: hidden states of the same ids [ids, D].
-void compare(const Model& model, std::span<const Token> ids, const float* hidden, const Reference& reference,
+void compare(const Matrix& output, std::span<const Token> ids, const float* hidden, const Reference& reference,
              ThreadPool& pool, Predictions& into);
+inline void compare(const Model& model, std::span<const Token> ids, const float* hidden, const Reference& reference,
+                    ThreadPool& pool, Predictions& into) {
+    compare(model.output(), ids, hidden, reference, pool, into);
+}
 
 /// Adds the reference itself.
 void compare(const Reference& reference, Predictions& into);

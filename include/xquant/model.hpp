@@ -135,6 +135,7 @@ struct Layer {
     /// A layer before this one, with rows of its own, whose stored rows this one reads by its own weights and rules.
     /// They are stored once, as in the cross attention of a decoder whose layers all read the encoder's output. The
     /// engine hands over nothing for this layer. For X stored as it is or rotated (Plain, Rotated), of the same width;
+    /// WithFeedback rounds them for what their errors cost in all layers that read them.
     /// `mean` and `calibration` are those of the other layer, whatever is given here. Not on a device.
     std::size_t rows_of = itself;
 
@@ -150,9 +151,11 @@ struct Model {
     std::vector<Layer> layers;  ///< one or more
     /// Called for each layer in turn while a cache is constructed: gives its views and pointers (w_k, w_v, latent,
     /// biases, ...) what is not in memory before. All of it is read before the next call, so no more than one layer has
-    /// to be there in f32 at a time. What decides sizes stays as it stands in `layers`, and so do `mean` and
-    /// `calibration` of a layer whose rows others read. It may throw. predict does not call it: where an SVD decides
-    /// the rank (EnergyShare), weights have to stand in `layers`. Empty: nothing is called.
+    /// to be there in f32 at a time. Where rows that several layers read are rounded for their errors (WithFeedback),
+    /// all of these layers are loaded in the turn of the one that stores the rows, and each once more in its own. What
+    /// decides sizes stays as it stands in `layers`, and so do `mean` and `calibration` of a layer whose rows others
+    /// read. It may throw. predict does not call it: where an SVD decides the rank (EnergyShare), weights have to stand
+    /// in `layers`. Empty: nothing is called.
     std::function<void(std::size_t index, Layer& layer)> load_layer;
 
     /// A model whose layers all have this shape and RoPE; the caller fills in the weights.

@@ -283,6 +283,56 @@ TEST_CASE("statistics are those of the formulas, whatever the rules of attention
     }
 }
 
+TEST_CASE("statistics of cross attention: as many queries as there are, and each sees all rows") {
+    const Extras extras(shape);
+    test::Setup setup = one_layer();
+    Layer& layer = setup.model.layers[0];
+    layer.rope = {};
+    layer.b_v = extras.bias.data();
+    layer.soft_cap = 2;
+    layer.w_o = MatrixView(extras.output.data(), shape.width, 24);
+    constexpr std::size_t n = 41, asked = 23, dh = 6, r = 12;
+    const test::Rows rows = test::rows_of(layer, 0, 9, 0, n);
+    CalibratorOptions options;
+    options.sinks = 3;
+    options.queries = 1000;
+    options.pairs = 30000;
+    Calibrator calibrator(setup.model, options);
+    calibrator.add_cross(0, n, rows.x.data(), asked, rows.q.data());
+    const LayerStatistics of = calibrator.finish().layers[0];
+
+    // A query at the last position sees all of a context.
+    Layer unbiased = layer;
+    unbiased.b_v = nullptr;
+    const Matrix keys = test::oracle_rows(unbiased, rows.x, true), values = test::oracle_rows(unbiased, rows.x, false);
+    Matrix key_cost(2 * dh * dh, 0.0), squares(2, 0.0);
+    for (std::size_t query = 0; query < asked; ++query) {
+        for (std::size_t head = 0; head < shape.heads; ++head) {
+            const std::size_t kv = head / 2;
+            const float* const q = rows.q.data() + (query * shape.heads + head) * dh;
+            const Attended seen = attended(layer, keys, values, q, n - 1, head);
+            for (std::size_t m = options.sinks; m < n; ++m) {
+                Matrix moved(dh);
+                for (std::size_t c = 0; c < dh; ++c) moved[c] = values[m * r + kv * dh + c] - seen.out[c];
+                const double p = seen.p[m] * seen.slope[m];
+                add_square(key_cost, kv, Matrix(q, q + dh).data(), dh, p * p * output_square(layer, head, moved));
+                Matrix first(dh, 0.0);
+                first[0] = 1;
+                squares[kv] += seen.p[m] * seen.p[m] * output_square(layer, head, first);
+            }
+        }
+    }
+    CHECK(distance(of.key_cost, key_cost, 1.0 / (n - 3)) < 4e-3);
+    for (std::size_t kv = 0; kv < 2; ++kv) {
+        CHECK(std::abs(static_cast<double>(of.value_cost[kv * dh * dh]) * (n - 3) / squares[kv] - 1) < 1e-5);
+    }
+
+    CHECK_THROWS_AS(calibrator.add_cross(0, n, rows.x.data(), 0, rows.q.data()), shape_error);
+    layer.rope = Rope::standard(dh);
+    Calibrator turned(setup.model, options);
+    CHECK_THROWS_AS(turned.add_cross(0, n, rows.x.data(), asked, rows.q.data()), shape_error);
+}
+
 TEST_CASE("of some queries and pairs, what is found is right on average") {
     const test::Setup setup = one_layer();
     const Layer& layer = setup.model.layers[0];
@@ -519,7 +569,7 @@ TEST_CASE("what cannot be gathered is refused, and nothing is added") {
     CHECK(contains(refused([](CalibratorOptions& o) { o.pairs = 0; }), "pairs 0"));
 }
 
-TEST_CASE("layers that store no rows of their own, or the model's own latent, have no statistics") {
+TEST_CASE("layers that store the model's own latent have no statistics, and those that read another one's rows do") {
     test::Setup setup = one_layer();
     setup.model.layers.resize(3, setup.model.layers[0]);
     setup.model.layers[1].rows_of = 0;
@@ -528,11 +578,9 @@ TEST_CASE("layers that store no rows of their own, or the model's own latent, ha
     const test::Rows rows = test::rows_of(setup.model.layers[0], 0, 1, 0, 20);
     for (std::size_t layer = 0; layer < 3; ++layer) calibrator.add(layer, 20, rows.x.data(), rows.q.data());
     const Calibration found = calibrator.finish();
-    for (const auto part : parts) {
-        CHECK((found.layers[1].*part).empty());
-        CHECK((found.layers[2].*part).empty());
-    }
+    for (const auto part : parts) CHECK((found.layers[2].*part).empty());
     CHECK_FALSE(found.layers[0].key_cost.empty());
+    CHECK(found.layers[1].key_cost.size() == found.layers[0].key_cost.size());
     CHECK(found.tokens == 16);
     CHECK(found.contexts == 1);
     const Calibration nothing = Calibrator(setup.model).finish();

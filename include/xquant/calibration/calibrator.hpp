@@ -43,8 +43,8 @@ struct CalibratorOptions {
 
 inline namespace XQUANT_ABI_NS {
 
-/// Gathers statistics of a model's layers. Layers that read the rows of others, or the model's own latent, are left
-/// out.
+/// Gathers statistics of a model's layers. Layers that read the model's own latent are left out. For a layer that reads
+/// the rows of another one, hand over these.
 class Calibrator {
 public:
     using Options = CalibratorOptions;  ///< what it gathers
@@ -62,15 +62,15 @@ public:
     /// take them, from position 0 on. Throws shape_error where the layer takes K and V, value_error for rows that are
     /// not finite.
     void add(std::size_t layer, std::size_t n, const float* x, const float* q, ExecutorRef run = Serial{}) {
-        const Layer of = loaded(layer, n);
-        if (skipped(of)) return;
-        detail::expects(of.input == LayerInput::x, "Calibrator::add: layer ", layer, " takes ", to_string(of.input),
-                        "; hand over K and V to add_kv");
-        detail::check_finite(layer, x, n * of.shape.width, "x");
-        std::vector<float> keys(n * of.shape.kv_width()), values(keys.size());
-        project(of, x, n, keys, values);
-        add_rows(layer, of, n, keys, values, q, run);
-        if (options_.x) add_x(layer, of, n, x);
+        add_of_x(layer, n, x, 0, q, run);
+    }
+    /// Likewise for cross attention: the rows x [n, D] of an encoder, and `queries` rows q [queries, H Dh] of a
+    /// decoder, each of which sees all of x (Visibility::whole). Throws as add, and shape_error without queries, or for
+    /// a layer with a window, chunks, RoPE or ALiBi.
+    void add_cross(std::size_t layer, std::size_t n, const float* x, std::size_t queries, const float* q,
+                   ExecutorRef run = Serial{}) {
+        detail::expects(queries > 0, "Calibrator::add_cross: layer ", layer, ": no queries; expected 1 or more");
+        add_of_x(layer, n, x, queries, q, run);
     }
     /// Likewise for a layer whose K [n, Hkv Dh] before RoPE and V [n, Hkv Dh] the engine makes.
     void add_kv(std::size_t layer, std::size_t n, const float* k, const float* v, const float* q,
@@ -82,7 +82,7 @@ public:
         detail::check_finite(layer, v, n * r, "v");
         std::vector<float> values(v, v + n * r);
         for (std::size_t i = 0; i < values.size() && of.b_v != nullptr; ++i) values[i] -= of.b_v[i % r];
-        add_rows(layer, of, n, std::vector<float>(k, k + n * r), values, q, run);
+        add_rows(layer, of, n, std::vector<float>(k, k + n * r), values, 0, q, run);
     }
 
     /// Tokens of layer 0 so far, sinks not counted.
@@ -119,7 +119,7 @@ private:
         std::vector<float> read;  // an orthonormal basis of what K and V read of x
     };
 
-    static bool skipped(const Layer& layer) noexcept { return layer.borrows() || layer.latent.present(); }
+    static bool skipped(const Layer& layer) noexcept { return layer.latent.present(); }
 
     [[nodiscard]] Layer loaded(std::size_t layer, std::size_t n) {
         detail::expects(layer < model_.layers.size(), "Calibrator: layer ", layer, "; the model has ",
@@ -129,6 +129,23 @@ private:
         Layer of = model_.layers[layer];
         if (model_.load_layer) model_.load_layer(layer, of);
         return of;
+    }
+
+    /// `asked`: queries of cross attention; 0: one of each token.
+    void add_of_x(std::size_t layer, std::size_t n, const float* x, std::size_t asked, const float* q,
+                  ExecutorRef run) {
+        const Layer of = loaded(layer, n);
+        if (skipped(of)) return;
+        detail::expects(of.input == LayerInput::x, "Calibrator::add: layer ", layer, " takes ", to_string(of.input),
+                        "; hand over K and V to add_kv");
+        detail::expects(asked == 0 || (of.reach() == 0 && pairs_of(of) == 0 && of.alibi_slopes == nullptr),
+                        "Calibrator::add_cross: layer ", layer,
+                        " has a window, chunks, RoPE or ALiBi; queries of cross attention have no position");
+        detail::check_finite(layer, x, n * of.shape.width, "x");
+        std::vector<float> keys(n * of.shape.kv_width()), values(keys.size());
+        project(of, x, n, keys, values);
+        add_rows(layer, of, n, keys, values, asked, q, run);
+        if (options_.x && !of.borrows()) add_x(layer, of, n, x);
     }
 
     /// K before RoPE, after k_norm, and V less b_v.
@@ -148,10 +165,10 @@ private:
     }
 
     void add_rows(std::size_t index, const Layer& layer, std::size_t n, const std::vector<float>& keys,
-                  const std::vector<float>& values, const float* q, ExecutorRef run) {
+                  const std::vector<float>& values, std::size_t asked, const float* q, ExecutorRef run) {
         const LayerShape& shape = layer.shape;
         const std::size_t dh = shape.head_dim, r = shape.kv_width(), first = options_.sinks;
-        detail::check_finite(index, q, n * shape.heads * dh, "q");
+        detail::check_finite(index, q, (asked > 0 ? asked : n) * shape.heads * dh, "q");
         Sums& sums = sums_[index];
         const std::size_t each = shape.kv_heads * dh * dh;
         for (auto* of : {&sums.key_spread, &sums.key_cost, &sums.value_spread, &sums.value_cost}) of->resize(each);
@@ -161,7 +178,7 @@ private:
         }
         std::vector<float> turned = keys, cosines(n * pairs_of(layer)), sines(cosines.size());
         const RopeView rope = turn(layer, n, turned, cosines, sines);
-        const detail::CalibrationRows rows{n, turned.data(), values.data(), q, rope};
+        const detail::CalibrationRows rows{n, turned.data(), values.data(), q, rope, asked};
         add_spreads(shape, n, keys.data(), values.data(), sums);
         run.parallel_for(shape.kv_heads, [&](std::size_t head) {
             const std::uint64_t seed = options_.seed + sums.contexts * 1000003 + index * 1009 + head;

@@ -39,8 +39,9 @@ struct CalibrationRows {
     std::size_t n = 0;              ///< tokens
     const float *turned = nullptr,  ///< K after RoPE [n, Hkv Dh]
         *values = nullptr,          ///< V less its bias [n, Hkv Dh]
-            *queries = nullptr;     ///< q after RoPE [n, H Dh]
+            *queries = nullptr;     ///< q after RoPE [n, H Dh]; of cross attention [asked, H Dh]
     RopeView rope;                  ///< tables [position][pair], Rope::factor in them
+    std::size_t asked = 0;          ///< queries of cross attention, which see all tokens; 0: one of each token
 };
 
 /// How pairs are drawn.
@@ -79,12 +80,15 @@ public:
     void attend(std::size_t query) {
         const std::size_t dh = layer_.shape.head_dim, r = layer_.shape.kv_width();
         const double scale = layer_.softmax_scale > 0 ? layer_.softmax_scale : 1 / std::sqrt(static_cast<double>(dh));
-        const std::size_t first = layer_.chunk > 0                              ? query - query % layer_.chunk
+        const bool whole = rows_.asked > 0;
+        const std::size_t last = whole ? rows_.n - 1 : query;
+        const std::size_t first = whole                                         ? 0
+                                  : layer_.chunk > 0                            ? query - query % layer_.chunk
                                   : layer_.window > 0 && query >= layer_.window ? query - layer_.window + 1
                                                                                 : 0;
         std::fill(p.begin(), p.end(), 0.0F);
         double most = layer_.sink_logits != nullptr ? double{layer_.sink_logits[head_]} : -1e300;
-        for (std::size_t m = first; m <= query; ++m) {
+        for (std::size_t m = first; m <= last; ++m) {
             const float* const q = rows_.queries + (query * layer_.shape.heads + head_) * dh;
             double score = scale * static_cast<double>(dot(q, rows_.turned + m * r + kv_, dh));
             slope[m] = static_cast<float>(scale);
@@ -100,12 +104,12 @@ public:
             most = (std::max)(most, score);
         }
         double total = layer_.sink_logits != nullptr ? std::exp(double{layer_.sink_logits[head_]} - most) : 0.0;
-        for (std::size_t m = first; m <= query; ++m) {
+        for (std::size_t m = first; m <= last; ++m) {
             p[m] = static_cast<float>(std::exp(static_cast<double>(p[m]) - most));
             total += static_cast<double>(p[m]);
         }
         std::fill(out.begin(), out.end(), 0.0F);
-        for (std::size_t m = first; m <= query; ++m) {
+        for (std::size_t m = first; m <= last; ++m) {
             p[m] = static_cast<float>(static_cast<double>(p[m]) / total);
             for (std::size_t c = 0; c < dh; ++c) out[c] += p[m] * value(m)[c];
         }
@@ -131,8 +135,10 @@ public:
 inline void add_costs(const Layer& layer, const CalibrationRows& rows, std::size_t kv_head, PairDraws draws,
                       double* key_cost, double* value_cost) {
     const std::size_t dh = layer.shape.head_dim, n = rows.n, group = layer.shape.heads / layer.shape.kv_heads;
-    const std::size_t queries = (std::min)(draws.queries, n - draws.first - 1);
-    const double each = static_cast<double>(n - draws.first - 1) / static_cast<double>(queries);  // that one stands for
+    // Queries of cross attention all count; of a token's own, those that see a token behind the first ones.
+    const std::size_t before = rows.asked > 0 ? 0 : draws.first + 1, all = rows.asked > 0 ? rows.asked : n - before;
+    const std::size_t queries = (std::min)(draws.queries, all);
+    const double each = static_cast<double>(all) / static_cast<double>(queries);  // that one stands for
     std::vector<float> own(n), through(dh), turned(dh);
     std::vector<std::size_t> chosen(queries);
     std::vector<double> costs(queries * n);  // running sum of what pairs cost
@@ -146,7 +152,7 @@ inline void add_costs(const Layer& layer, const CalibrationRows& rows, std::size
         double rho = 0, total = 0;
         for (std::size_t i = 0; i < queries; ++i) {
             const double at = (static_cast<double>(i) + draws.numbers.next()) * each;
-            chosen[i] = (std::min)(draws.first + 1 + static_cast<std::size_t>(at), n - 1);
+            chosen[i] = before + (std::min)(static_cast<std::size_t>(at), all - 1);
             attention.attend(chosen[i]);
             const double own_out =
                 static_cast<double>(square_through(output, attention.out.data(), dh, through.data()));

@@ -8,6 +8,7 @@
 #include <xquant/core/learn.hpp>
 #include <xquant/core/operations.hpp>
 #include <xquant/core/requantize.hpp>
+#include <xquant/core/shared_rows.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
@@ -51,9 +52,12 @@ Cache<Backend>::Body::Body(const Options& options, const Model& model, const det
         detail::check_layer(layer, i);
         detail::expects(!layer.borrows() || recipe.accumulator == nullptr, "layer ", i, ": rows_of is ", layer.rows_of,
                         ", and CrossLayer<Delta> stores differences between layers; each has rows of its own there");
-        const Layer prepared = detail::with_mean_of_rows(model, layer);
-        core.add_layer(prepared, recipe.layers[i].role, recipe.layers[i].prepare(prepared, recipe.layers[i].bits),
-                       previous, &detail::learn_stream<Backend>);
+        Layer prepared = detail::with_mean_of_rows(model, layer);
+        detail::LayerParts parts = recipe.layers[i].prepare(prepared, recipe.layers[i].bits);
+        if (detail::add_metrics_of_readers(model, recipe, i, prepared, parts.plan)) {
+            prepared = detail::with_mean_of_rows(model, detail::loaded_layer(model, i));  // its views may be gone
+        }
+        core.add_layer(prepared, recipe.layers[i].role, std::move(parts), previous, &detail::learn_stream<Backend>);
         previous = &model.layers[i].rope;
     }
     state.prepare(core);

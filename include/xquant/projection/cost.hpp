@@ -111,14 +111,20 @@ inline std::size_t metric_block(const LayerPlan& plan, std::size_t stream) noexc
     return block > 0 ? block : plan.streams[stream].coded_width();
 }
 
+/// Whether it was measured what errors of a layer's K and V cost.
+inline bool has_costs(const Layer& layer) noexcept {
+    const std::size_t floats = layer.shape.kv_heads * layer.shape.head_dim * layer.shape.head_dim;
+    const LayerStatistics* const known = layer.statistics;
+    return known != nullptr && known->key_cost.size() == floats && known->value_cost.size() == floats;
+}
+
 /// What an error of a stream's coded rows costs.
 inline StreamMetric metric_of_stream(const LayerPlan& plan, const Layer& layer, std::size_t stream) {
     const StreamPlan& of = plan.streams[stream];
     const std::size_t dh = layer.shape.head_dim, each = dh * dh, coded = of.coded_width();
     const std::size_t group = layer.shape.heads / layer.shape.kv_heads, n = metric_block(plan, stream);
     const LayerStatistics* const known = layer.statistics;
-    const bool measured = known != nullptr && known->key_cost.size() == layer.shape.kv_heads * each &&
-                          known->value_cost.size() == layer.shape.kv_heads * each;
+    const bool measured = has_costs(layer);
     std::vector<float> sum(coded * n, 0.0F);
     for (const auto* heads : {&plan.keys, &plan.values}) {
         const bool keys = heads == &plan.keys;

@@ -145,13 +145,23 @@ private:
         }
     }
 
+    /// Of a code of stream I, or of a value that is not quantized.
+    template <std::size_t I>
+    static constexpr unsigned bits_of() noexcept {
+        if constexpr (quantizer_policy<quantizer<I>>) {
+            return quantizer<I>::bits;
+        } else {
+            return 8 * sizeof(typename quantizer<I>::element);
+        }
+    }
+
     /// The projection's plan; some choose their bases by the bits of a code.
     static LayerPlan plan_of(const Layer& layer) { return plan_by(layer, std::make_index_sequence<streams>{}); }
     // A function of its own: in a generic lambda, nvcc hands bits to policies that take none.
     template <std::size_t... I>
     static LayerPlan plan_by(const Layer& layer, std::index_sequence<I...>) {
         if constexpr (requires(const std::array<unsigned, streams>& bits) { Policy::prepare(layer, bits); }) {
-            return Policy::prepare(layer, {quantizer<I>::bits...});
+            return Policy::prepare(layer, {bits_of<I>()...});
         } else {
             return Policy::prepare(layer);
         }
@@ -159,7 +169,7 @@ private:
 
     static LayerPlan plan_of_difference(const Layer& layer) {
         if constexpr (requires(const std::array<unsigned, 1>& bits) { Policy::prepare_difference(layer, bits); }) {
-            return Policy::prepare_difference(layer, {quantizer<0>::bits});
+            return Policy::prepare_difference(layer, {bits_of<0>()});
         } else {
             return Policy::prepare_difference(layer);
         }

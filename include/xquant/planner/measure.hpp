@@ -1,0 +1,235 @@
+// measure_machine: what planner/machine.hpp asks of a machine, by small loops and by this library's own kernels on
+// caches of one layer.
+//
+//     memory     a sum over 64 MiB, all threads at once
+//     f32, int8  multiply-adds of the widest registers of this build, out of registers
+//     kernels    attention of one token over 256 and over 1,280 coded tokens of one kv head of 128 channels, for one
+//                and for four query heads: what 1,024 more tokens cost, and what of it queries do
+//
+// The best of several rounds counts, so that other programs on the machine matter little.
+// Cost    one to two seconds, 64 MiB.
+#pragma once
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <ctime>
+#include <limits>
+#include <numeric>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+#include <xquant/planner/machine.hpp>
+#include <xquant/preset.hpp>
+
+namespace xquant {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Seconds of the processor that this process has used.
+inline double processor_seconds() noexcept {
+    return static_cast<double>(std::clock()) / static_cast<double>(CLOCKS_PER_SEC);
+}
+
+/// The value, which the compiler can neither know nor leave out.
+template <class T>
+void keep_value(const T& value) noexcept {
+    volatile unsigned char kept = 0;
+    unsigned char first = 0;
+    std::memcpy(&first, &value, 1);
+    kept = first;
+    static_cast<void>(kept);
+}
+
+/// Bytes that `threads` threads read together in a second.
+inline double measure_memory(std::size_t threads) {
+    constexpr std::size_t bytes = std::size_t{64} << 20U;
+    const std::vector<std::uint64_t> values(bytes / sizeof(std::uint64_t), 1);
+    double best = 0;
+    for (int round = 0; round < 6; ++round) {
+        const auto start = std::chrono::steady_clock::now();
+        std::vector<std::thread> others;
+        const auto read = [&](std::size_t part) {
+            const std::size_t first = values.size() * part / threads, end = values.size() * (part + 1) / threads;
+            keep_value(std::accumulate(values.begin() + static_cast<std::ptrdiff_t>(first),
+                                       values.begin() + static_cast<std::ptrdiff_t>(end), std::uint64_t{0}));
+        };
+        for (std::size_t i = 1; i < threads; ++i) others.emplace_back(read, i);
+        read(0);
+        for (std::thread& other : others) other.join();
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+        best = (std::max)(best, static_cast<double>(bytes) / seconds.count());
+    }
+    return best;
+}
+
+/// Operations that one core does in a second: `step` does `each` of them.
+template <class Step>
+double measure_rate(double each, Step&& step) {
+    constexpr int steps = 1 << 20;
+    double best = 0;
+    for (int round = 0; round < 5; ++round) {
+        const double start = processor_seconds();
+        step(steps);
+        const double seconds = (std::max)(processor_seconds() - start, 1e-6);
+        best = (std::max)(best, each * steps / seconds);
+    }
+    return best;
+}
+
+/// Multiply-adds of f32 and of 8-bit integers, of a backend with registers.
+template <class Backend>
+void measure_arithmetic(Machine& machine) {
+    constexpr std::size_t chains = 10;  // independent sums: enough to hide how long one takes
+    if constexpr (requires { typename Backend::registers; }) {
+        using R = typename Backend::registers;
+        machine.f32 = measure_rate(2.0 * chains * R::lanes, [](int steps) {
+            const float half = opaque(0.5F), one = opaque(1.0F);
+            const typename R::f32 factor = R::splat(half), add = R::splat(one);
+            typename R::f32 sums[chains];
+            for (std::size_t i = 0; i < chains; ++i) sums[i] = R::splat(static_cast<float>(i));
+            for (int s = 0; s < steps; ++s) {
+                for (auto& sum : sums) sum = R::fma(sum, factor, add);
+            }
+            for (const auto& sum : sums) keep_value(sum);
+        });
+        machine.int8 = measure_rate(2.0 * chains * 4 * R::lanes, [](int steps) {
+            const auto word = static_cast<std::int32_t>(opaque(50529027.0F));  // 3 in every byte
+            const typename R::i32 codes = R::splat_i32(word), weights = R::splat_i32(word);
+            typename R::i32 sums[chains];
+            for (auto& sum : sums) sum = R::zero_i32();
+            for (int s = 0; s < steps; ++s) {
+                for (auto& sum : sums) sum = R::dot(sum, R::bits_and(codes, codes), weights);
+            }
+            for (const auto& sum : sums) keep_value(sum);
+        });
+    } else {
+        constexpr std::size_t lanes = 16;
+        const auto chain = [](auto zero, auto factor, auto add) {
+            using T = decltype(zero);
+            return measure_rate(2.0 * chains * lanes, [=](int steps) {
+                T sums[chains * lanes];
+                for (std::size_t i = 0; i < chains * lanes; ++i) sums[i] = static_cast<T>(i);
+                for (int s = 0; s < steps / 16; ++s) {
+                    for (T& sum : sums) sum = sum * factor + add;
+                }
+                keep_value(std::accumulate(std::begin(sums), std::end(sums), T{}));
+            }) / 16;
+        };
+        machine.f32 = chain(0.0F, opaque(0.5F), opaque(1.0F));
+        machine.int8 = chain(std::uint32_t{0}, static_cast<std::uint32_t>(opaque(3.0F)), std::uint32_t{1});
+    }
+}
+
+/// Seconds that attention needs for a coded token of one kv head of 128 channels, `heads` query heads and `width`
+/// channels of X.
+template <class Cached>
+double measure_token(std::size_t width, std::size_t heads) {
+    constexpr std::size_t dh = 128, few = 256, many = 1280, runs = 6;
+    Model model = Model::uniform(1, {width, heads, 1, dh}, Rope::standard(dh));
+    std::vector<float> weights(dh * width), x(many * width), q(heads * dh), out(heads * dh);
+    std::uint32_t bits = 1;
+    for (std::vector<float>* values : {&weights, &x, &q}) {
+        for (float& value : *values) {
+            bits = bits * 1664525U + 1013904223U;
+            value = static_cast<float>(static_cast<std::int32_t>(bits)) * 0x1p-31F;
+        }
+    }
+    model.layers[0].w_k = model.layers[0].w_v = MatrixView(weights.data(), dh, width);
+    Options options;
+    options.sinks = options.recent = 0;
+    Cached cache(model, options);
+    const Sequence sequence = cache.create();
+    double seconds[2] = {};
+    for (const bool more : {false, true}) {
+        const std::size_t n = more ? many - few : few;
+        auto fill = cache.begin({{sequence, n}});
+        fill.append(0, MatrixView(x.data(), n, width));
+        fill.commit();
+        double best = (std::numeric_limits<double>::max)();
+        for (int round = 0; round < 7; ++round) {
+            auto step = cache.begin({{sequence, 1}});
+            step.append(0, MatrixView(x.data(), 1, width));
+            step.attend(0, MatrixView(q.data(), 1, heads * dh), out.data());
+            const double start = processor_seconds();
+            for (std::size_t i = 0; i < runs; ++i) step.attend(0, MatrixView(q.data(), 1, heads * dh), out.data());
+            best = (std::min)(best, processor_seconds() - start);
+        }
+        seconds[more ? 1 : 0] = best / static_cast<double>(runs);
+    }
+    return (std::max)((seconds[1] - seconds[0]) / static_cast<double>(many - few), 1e-11);
+}
+
+/// Seconds of one query head, and what each of four adds.
+struct TokenTime {
+    double one = 0, query = 0;
+};
+template <class Cached>
+TokenTime measure_reads(std::size_t width = 128) {
+    const double one = measure_token<Cached>(width, 1), four = measure_token<Cached>(width, 4);
+    return {one, std::clamp((four - one) / 3, 0.0, one)};
+}
+
+/// Of a scheme whose K and V are read alike.
+template <class Cached>
+ReadTime measure_read() {
+    constexpr double channels = 256;  // of K and of V
+    const TokenTime time = measure_reads<Cached>();
+    return {(time.one - time.query) / channels, time.query / channels};
+}
+
+/// Keys of a scheme whose values are read like `values`.
+template <class Cached>
+ReadTime measure_keys(const ReadTime& values) {
+    constexpr double channels = 128;
+    const TokenTime time = measure_reads<Cached>();
+    return {(std::max)((time.one - time.query) / channels - values.channel, 1e-13),
+            (std::max)(time.query / channels - values.query, 0.0)};
+}
+
+/// A product, `width` channels by 128: what a scheme takes beyond keys that are `turned` and `values` of `width`
+/// channels.
+template <class Cached>
+ReadTime measure_product(std::size_t width, const ReadTime& turned, const ReadTime& values) {
+    const double reads = 128 * (turned.channel + turned.query) +
+                         static_cast<double>(width) * (values.channel + values.query);
+    return {(std::max)(measure_token<Cached>(width, 1) - reads, 1e-12) / (128.0 * static_cast<double>(width)), 0};
+}
+
+/// K before RoPE per channel, with a matrix for each head.
+template <unsigned Bits>
+using product_by_channel =
+    XCache<Uniform<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope, Hadamard>>>;
+
+}  // namespace detail
+
+/// Measures this machine with so many threads reading memory. Throws shape_error for none or more than 65,536, and what
+/// std::thread throws.
+inline Machine measure_machine(std::size_t threads = 1) {
+    detail::expects(threads >= 1 && threads <= 65536, "measure_machine: ", threads, " threads; expected 1 to 65536");
+    Machine out;
+    out.threads = threads;
+    out.memory = detail::measure_memory(threads);
+    detail::measure_arithmetic<backend::best>(out);
+    const auto of = [&out](ReadKind kind) -> ReadTime& { return out.kernels[static_cast<std::size_t>(kind)]; };
+    of(ReadKind::rows) = detail::measure_read<preset::f16_kv>();
+    of(ReadKind::plain4) = detail::measure_read<preset::kv<4>>();
+    of(ReadKind::plain8) = detail::measure_read<preset::kv<8>>();
+    const ReadTime &few = of(ReadKind::plain4), &many = of(ReadKind::plain8);
+    of(ReadKind::turned2) = detail::measure_keys<preset::kivi<2>>(few);
+    of(ReadKind::turned3) = detail::measure_keys<preset::kivi<3>>(few);
+    of(ReadKind::turned4) = detail::measure_keys<preset::kivi<4>>(few);
+    of(ReadKind::turned8) = detail::measure_keys<preset::kivi<8>>(many);
+    const ReadTime &turned = of(ReadKind::turned4), &turned8 = of(ReadKind::turned8);
+    of(ReadKind::channel_product4) = detail::measure_product<detail::product_by_channel<4>>(128, turned, few);
+    of(ReadKind::channel_product8) = detail::measure_product<detail::product_by_channel<8>>(128, turned8, many);
+    of(ReadKind::token_product4) = detail::measure_product<preset::plain_x<4>>(256, turned, few);
+    of(ReadKind::token_product8) = detail::measure_product<preset::plain_x<8>>(256, turned8, many);
+    return out;
+}
+
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant

@@ -130,7 +130,8 @@ int main(int argc, char** argv) {
 
     llm::PlanOptions l;
     CLI::App* plan = app.add_subcommand(
-        "plan", "Say which caches of a model fit into memory, how fast they are and what they cost, before one is made");
+        "plan",
+        "Say which caches of a model fit into memory, how fast they are and what they cost, before one is made");
     add_model(*plan, l.model);
     add_calibration(*plan, l.calibration);
     number(*plan, "--context", l.context, "tokens of each sequence");

@@ -35,9 +35,10 @@ xq::Machine machine_of(const PlanOptions& o, std::size_t threads) {
     }
     const xq::Machine known = xq::load_machine(o.machine);
     if (known.threads != threads)
-        throw Error(fmt::format("{} was measured with {} threads, and {} are to be used; name another file, or give "
-                                "--threads {}",
-                                o.machine, known.threads, threads, known.threads));
+        throw Error(
+            fmt::format("{} was measured with {} threads, and {} are to be used; name another file, or give "
+                        "--threads {}",
+                        o.machine, known.threads, threads, known.threads));
     return known;
 }
 
@@ -47,9 +48,10 @@ std::vector<std::string> library_names(const PlanOptions& o) {
     for (const std::string& text : o.schemes) {
         const Scheme scheme = parse_scheme(text);
         if (scheme.tail || scheme.sinks || scheme.weights || !scheme.recipe.empty() || scheme.name == "f32")
-            throw Error(fmt::format("scheme '{}': `plan` takes names with :group=N and :uniform; --tail and --sinks are "
-                                    "those of all",
-                                    text));
+            throw Error(
+                fmt::format("scheme '{}': `plan` takes names with :group=N and :uniform; --tail and --sinks are "
+                            "those of all",
+                            text));
         names.push_back(scheme.library_name());
     }
     return names;
@@ -90,7 +92,8 @@ void print(const std::vector<xq::PlannedScheme>& found, const xq::PlanRequest& r
     fmt::print("\n* fits{}, and no other scheme is as good in bytes, time and divergence and better in one of them.\n",
                request.memory > 0 ? " into " + bytes_text(static_cast<double>(request.memory)) : "");
     fmt::print(
-        "us/step: in the cache, for one new token of each of {} sequence{} of {} tokens. mean KLD: of rows that are all "
+        "us/step: in the cache, for one new token of each of {} sequence{} of {} tokens. mean KLD: of rows that are "
+        "all "
         "read from\ncodes but {} sinks; newest tokens kept exact make it less.\n",
         request.sequences, request.sequences == 1 ? "" : "s", request.context, request.options.sinks);
 }

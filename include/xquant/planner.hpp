@@ -1,21 +1,21 @@
 // plan: which schemes fit a model into a machine's memory, how long a token takes in their caches, and what they do to
 // its predictions, before a cache is made.
 //
-//     const Machine machine = measure_machine(threads);         // once; save_machine, load_machine keep it in a file
-//     calibration.attach(model);                                // with sensitivities; without it divergences are unknown
+//     const Machine machine = measure_machine(threads);       // once; save_machine, load_machine keep it in a file
+//     calibration.attach(model);                              // with sensitivities, or divergences are unknown
 //     const std::vector<PlannedScheme> found =
 //         plan(model, machine, {.context = 32768, .sequences = 8, .memory = std::size_t{8} << 30U});
 //     for (const PlannedScheme& scheme : found) {
-//         if (scheme.available() && scheme.fits && scheme.dominated_by.empty()) ...
+//         if (scheme.fits && scheme.dominated_by.empty()) ...
 //     }
 //
 // Bytes are those of `predict`. Time is that of the cache for one new token of every sequence: the greater of what
-// memory and what kernels need (planner/work.hpp). Divergence is of second order (planner/divergence.hpp). docs/planner.md
-// has all three beside what was measured.
+// memory and what kernels need (planner/work.hpp). Divergence is of second order (planner/divergence.hpp).
+// docs/planner.md has all three beside what was measured.
 //
 // Needs Eigen. Schemes are those that are registered: include <xquant/registry_svd.hpp> for head4 and its kind.
-// Cost    of a scheme: to prepare its projection for each layer, as a cache does, and n^3 for a stream of n channels that
-//         heads read together.
+// Cost    of a scheme: to prepare its projection for each layer, as a cache does, and n^3 for a stream of n channels
+//         that heads read together.
 #pragma once
 
 #include <algorithm>
@@ -202,7 +202,8 @@ inline ErrorCosts costs_of_measured(const Layer& layer) {
 ///
 /// Throws shape_error for a request, a model or a name that cannot be, value_error for a machine.
 [[nodiscard]] inline std::vector<PlannedScheme> plan(const Model& model, const Machine& machine,
-                                                     const PlanRequest& request, std::span<const std::string> names = {},
+                                                     const PlanRequest& request,
+                                                     std::span<const std::string> names = {},
                                                      ExecutorRef run = Serial{}) {
     detail::check_machine(machine);
     detail::check_options(request.options);

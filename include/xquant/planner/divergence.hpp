@@ -1,8 +1,8 @@
 // What errors of a layer's stored rows cost, before any row is stored: from the layer's plan, its codecs and its
 // statistics.
 //
-//     errors       of stored channels after rounding, r: planner/rounding.hpp, for rows that spread as the statistics say;
-//                  with feedback, an error is e = F^-1 r, and what is rounded spreads by e - r more
+//     errors       of stored channels after rounding, r: planner/rounding.hpp, for rows that spread as the statistics
+//                  say; with feedback, an error is e = F^-1 r, and what is rounded spreads by e - r more
 //     costs        of K: the sum over heads of E[(e A_h) M_k,h (e A_h)^T]; of V likewise
 //     divergence   cost / cost of 3-bit codes of `head3` here, times the divergence that these were measured to cause
 //                  (LayerStatistics::key_sensitivity, value_sensitivity); K and V, and layers, add up

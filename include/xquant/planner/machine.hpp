@@ -46,11 +46,11 @@ struct ReadTime {
 
 /// What a machine can do.
 struct Machine {
-    std::size_t threads = 1;                    ///< that attention runs on
-    double memory = 0,                          ///< bytes a second that these threads read together
-        f32 = 0,                                ///< operations a second of one core, a multiply-add counted as two
-        int8 = 0;                               ///< likewise, of 8-bit integers
-    std::array<ReadTime, read_kinds> kernels{}; ///< of one core, by ReadKind
+    std::size_t threads = 1;                     ///< that attention runs on
+    double memory = 0,                           ///< bytes a second that these threads read together
+        f32 = 0,                                 ///< operations a second of one core, a multiply-add counted as two
+        int8 = 0;                                ///< likewise, of 8-bit integers
+    std::array<ReadTime, read_kinds> kernels{};  ///< of one core, by ReadKind
     friend bool operator==(const Machine&, const Machine&) = default;
 };
 
@@ -101,8 +101,8 @@ inline void check_machine(const Machine& machine) {
     for (std::size_t i = 0; i < read_kinds; ++i) {
         const ReadTime& time = machine.kernels[i];
         const double sum = time.channel + time.query;
-        must(std::isfinite(sum) && time.channel >= 0 && time.query >= 0 && sum > 0,
-             to_string(static_cast<ReadKind>(i)), sum);
+        must(std::isfinite(sum) && time.channel >= 0 && time.query >= 0 && sum > 0, to_string(static_cast<ReadKind>(i)),
+             sum);
     }
 }
 
@@ -148,7 +148,8 @@ inline Machine parse_machine(std::string_view text) {
                words[0] != (entry < 4 ? names[entry] : to_string(static_cast<ReadKind>(entry - 4)))) {
             ++entry;
         }
-        if (entry == known.size()) detail::raise<value_error>("machine, line ", number, ": '", words[0], "' is not known");
+        if (entry == known.size())
+            detail::raise<value_error>("machine, line ", number, ": '", words[0], "' is not known");
         if (known[entry]) detail::raise<value_error>("machine, line ", number, ": ", words[0], " stands there twice");
         known[entry] = true;
         const std::size_t expected = entry < 4 ? 2 : 3;
@@ -171,8 +172,7 @@ inline Machine parse_machine(std::string_view text) {
     for (std::size_t i = 0; i < known.size(); ++i) {
         if (known[i]) continue;
         constexpr std::array<const char*, 4> names{"threads", "memory", "f32", "int8"};
-        detail::raise<value_error>("machine: no line has ",
-                                   i < 4 ? names[i] : to_string(static_cast<ReadKind>(i - 4)),
+        detail::raise<value_error>("machine: no line has ", i < 4 ? names[i] : to_string(static_cast<ReadKind>(i - 4)),
                                    "; it was written by another version, or cut off: measure the machine again");
     }
     detail::check_machine(out);

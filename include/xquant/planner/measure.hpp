@@ -110,14 +110,16 @@ void measure_arithmetic(Machine& machine) {
         constexpr std::size_t lanes = 16;
         const auto chain = [](auto zero, auto factor, auto add) {
             using T = decltype(zero);
-            return measure_rate(2.0 * chains * lanes, [=](int steps) {
-                T sums[chains * lanes];
-                for (std::size_t i = 0; i < chains * lanes; ++i) sums[i] = static_cast<T>(i);
-                for (int s = 0; s < steps / 16; ++s) {
-                    for (T& sum : sums) sum = sum * factor + add;
-                }
-                keep_value(std::accumulate(std::begin(sums), std::end(sums), T{}));
-            }) / 16;
+            return measure_rate(2.0 * chains * lanes,
+                                [=](int steps) {
+                                    T sums[chains * lanes];
+                                    for (std::size_t i = 0; i < chains * lanes; ++i) sums[i] = static_cast<T>(i);
+                                    for (int s = 0; s < steps / 16; ++s) {
+                                        for (T& sum : sums) sum = sum * factor + add;
+                                    }
+                                    keep_value(std::accumulate(std::begin(sums), std::end(sums), T{}));
+                                }) /
+                   16;
         };
         machine.f32 = chain(0.0F, opaque(0.5F), opaque(1.0F));
         machine.int8 = chain(std::uint32_t{0}, static_cast<std::uint32_t>(opaque(3.0F)), std::uint32_t{1});
@@ -194,8 +196,8 @@ ReadTime measure_keys(const ReadTime& values) {
 /// channels.
 template <class Cached>
 ReadTime measure_product(std::size_t width, const ReadTime& turned, const ReadTime& values) {
-    const double reads = 128 * (turned.channel + turned.query) +
-                         static_cast<double>(width) * (values.channel + values.query);
+    const double reads =
+        128 * (turned.channel + turned.query) + static_cast<double>(width) * (values.channel + values.query);
     return {(std::max)(measure_token<Cached>(width, 1) - reads, 1e-12) / (128.0 * static_cast<double>(width)), 0};
 }
 

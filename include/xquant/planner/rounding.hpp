@@ -42,8 +42,8 @@ inline void add_group_error(const StreamCodec& codec, std::span<const float> x, 
     const float* const table = levels != nullptr ? levels : codec.format.levels;
     for (std::size_t i = 0; i < x.size(); ++i) {
         const float level = table != nullptr ? table[codes[i]] : static_cast<float>(codes[i]);
-        const double off = static_cast<double>(found.zero) + static_cast<double>(found.scale) * static_cast<double>(level) -
-                           static_cast<double>(x[i]);
+        const double off = static_cast<double>(found.zero) +
+                           static_cast<double>(found.scale) * static_cast<double>(level) - static_cast<double>(x[i]);
         errors[i] += off * off;
     }
 }

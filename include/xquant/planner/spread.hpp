@@ -104,7 +104,8 @@ inline std::vector<double> whole_keys(const Layer& layer, const std::vector<doub
     std::vector<double> out = product(product(rows, x, d), transpose(rows, dh, d), d);
     for (std::size_t i = 0; i < dh && layer.b_k != nullptr; ++i) {
         for (std::size_t j = 0; j < dh; ++j) {
-            out[i * dh + j] += static_cast<double>(layer.b_k[head * dh + i]) * static_cast<double>(layer.b_k[head * dh + j]);
+            out[i * dh + j] +=
+                static_cast<double>(layer.b_k[head * dh + i]) * static_cast<double>(layer.b_k[head * dh + j]);
         }
     }
     if (layer.k_norm == nullptr) return out;
@@ -129,7 +130,8 @@ inline std::vector<double> head_matrix(const LayerPlan& plan, const Layer& layer
     std::vector<double> out(head.width * dh, 0.0);
     for (std::size_t i = 0; i < head.width; ++i) {
         for (std::size_t j = 0; j < dh; ++j) {
-            const double value = head.matrix.empty() ? (i == j ? 1.0 : 0.0) : static_cast<double>(head.matrix[i * dh + j]);
+            const double value =
+                head.matrix.empty() ? (i == j ? 1.0 : 0.0) : static_cast<double>(head.matrix[i * dh + j]);
             const double gain = keys && normed_when_read(plan, layer) ? static_cast<double>(layer.k_norm[j]) : 1.0;
             out[i * dh + j] = value * gain;
         }
@@ -163,7 +165,8 @@ inline RowSpread spread_of_one(const LayerPlan& plan, const Layer& layer, std::s
         return out;
     }
     const bool apart = read_apart(of, plan.streams[stream]);
-    const char* const need = keys && !centred ? "statistics have no x_spread: calibrate with X" : "statistics are of other sizes";
+    const char* const need =
+        keys && !centred ? "statistics have no x_spread: calibrate with X" : "statistics are of other sizes";
     if (apart) {
         for (std::size_t h = 0; h < heads; ++h) {
             const std::vector<double> back = inverse_of(head_matrix(plan, layer, of[h], keys), dh);
@@ -214,7 +217,8 @@ inline RowSpread spread_of_x(const LayerPlan& plan, const Layer& layer, std::siz
         return out;
     }
     for (std::size_t i = 0; i < of.mean.size(); ++i) {
-        for (std::size_t j = 0; j < d; ++j) x[i * d + j] -= static_cast<double>(of.mean[i]) * static_cast<double>(of.mean[j]);
+        for (std::size_t j = 0; j < d; ++j)
+            x[i * d + j] -= static_cast<double>(of.mean[i]) * static_cast<double>(of.mean[j]);
     }
     std::vector<float> made = of.matrix;
     if (made.empty()) {

@@ -18,10 +18,10 @@ namespace xquant {
 
 /// What is done for a token of one sequence.
 struct TokenWork {
-    double f32 = 0,      ///< operations, a multiply-add counted as two
-        int8 = 0,        ///< likewise, of 8-bit integers
-        core = 0,        ///< seconds of one core
-        extra_bytes = 0; ///< read and written beside what is stored: accumulators
+    double f32 = 0,       ///< operations, a multiply-add counted as two
+        int8 = 0,         ///< likewise, of 8-bit integers
+        core = 0,         ///< seconds of one core
+        extra_bytes = 0;  ///< read and written beside what is stored: accumulators
     TokenWork& operator+=(const TokenWork& other) noexcept {
         f32 += other.f32;
         int8 += other.int8;

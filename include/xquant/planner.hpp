@@ -9,8 +9,8 @@
 //         if (scheme.fits && scheme.dominated_by.empty()) ...
 //     }
 //
-// Bytes are those of `predict`. Time is that of the cache for one new token of every sequence: the greater of what
-// memory and what kernels need (planner/work.hpp). Divergence is of second order (planner/divergence.hpp).
+// Bytes are those of `predict`. Time is that of the cache for one new token of every sequence: what
+// memory needs and what kernels need (planner/work.hpp). Divergence is of second order (planner/divergence.hpp).
 // docs/planner.md has all three beside what was measured.
 //
 // Needs Eigen. Schemes are those that are registered: include <xquant/registry_svd.hpp> for head4 and its kind.
@@ -251,7 +251,7 @@ inline ErrorCosts costs_of_measured(const Layer& layer) {
         scheme.read += work.extra_bytes;
         scheme.f32 = work.f32;
         scheme.int8 = work.int8;
-        scheme.seconds = (std::max)(scheme.read / machine.memory, work.core / threads);
+        scheme.seconds = scheme.read / machine.memory + work.core / threads;
         if (scheme.unknown.empty()) scheme.divergence = draft.divergence;
     }
     mark_plan(out, request.memory);

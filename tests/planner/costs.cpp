@@ -4,6 +4,7 @@
 #include <xquant/stages.hpp>
 
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -69,8 +70,9 @@ struct Known {
         const std::size_t d = layer().shape.width;
         std::vector<float> out(tokens * encoder.width), scratch(backend::project_scratch(d, encoder.width, tokens));
         const RopeView none;
+        const std::vector<std::int64_t> positions(tokens, 0);
         backend::project(backend::scalar{}, encoder, {x.data(), tokens, d, d},
-                         {nullptr, nullptr, none, layer().shape.head_dim}, out.data(), scratch.data());
+                         {positions.data(), nullptr, none, layer().shape.head_dim}, out.data(), scratch.data());
         return out;
     }
 

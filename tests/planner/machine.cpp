@@ -22,7 +22,7 @@ Machine some_machine() {
     out.memory = 2.5e10;
     out.f32 = 1.25e11;
     out.int8 = 5e11;
-    for (std::size_t i = 0; i < read_kinds; ++i) out.kernels[i] = {1e-12 * static_cast<double>(i + 1), 2e-13};
+    for (std::size_t i = 0; i < read_kinds; ++i) out.kernels[i] = {1e-12 * static_cast<double>(i + 1), 2e-13, 3e-10};
     return out;
 }
 
@@ -65,8 +65,8 @@ TEST_CASE("text that is no machine is refused with its line") {
         {replaced("memory 2.5e+10", "memory 0"), "memory is 0; expected a positive number"},
         {replaced("memory 2.5e+10", "memory"), "line 3: memory has 0 numbers; expected 1"},
         {replaced("memory 2.5e+10\n", ""), "no line has memory"},
-        {replaced("rows 1e-12 2e-13", "rows 1e-12"), "line 6: rows has 1 numbers; expected 2"},
-        {replaced("rows 1e-12 2e-13", "rows 0 0"), "rows is 0; expected a positive number"},
+        {replaced("rows 1e-12 2e-13 3e-10", "rows 1e-12 2e-13"), "line 6: rows has 2 numbers; expected 3"},
+        {replaced("rows 1e-12 2e-13 3e-10", "rows 0 0 0"), "rows is 0; expected a positive number"},
         {replaced("plain4", "plain9"), "line 7: 'plain9' is not known"},
         {replaced("plain4", "plain8"), "line 8: plain8 stands there twice"},
     };
@@ -98,6 +98,6 @@ TEST_CASE("this machine can be measured") {
     CHECK(machine.memory < 1e13);
     CHECK(machine.f32 > 1e7);
     CHECK(machine.f32 < 1e13);
-    for (const ReadTime& time : machine.kernels) CHECK(time.channel + time.query < 1e-5);
+    for (const ReadTime& time : machine.kernels) CHECK(time.channel + time.query + time.score < 1e-5);
     CHECK(contains(complaint<shape_error>([] { static_cast<void>(measure_machine(0)); }), "0 threads"));
 }

@@ -37,10 +37,12 @@ enum class ReadKind : unsigned char {
 /// Entries of ReadKind.
 inline constexpr std::size_t read_kinds = 11;
 
-/// What one core needs for a token of a kv head. Keys that are products take that of `turned` beside it.
+/// What one core needs for a token of a kv head. Of a product [1, width] x [width, Dh]: for each of its entries, and
+/// for each of the Dh channels beside that.
 struct ReadTime {
-    double channel = 0,  ///< seconds for each channel; of a product, for each entry of its matrix
-        query = 0;       ///< seconds for each channel and query head; 0 for a product
+    double channel = 0,  ///< seconds for each channel; of a product, for each entry
+        query = 0,       ///< seconds for each channel and query head; of a product, for each channel of a key
+        score = 0;       ///< seconds for each query head, where keys are read so; of a product 0
     friend bool operator==(const ReadTime&, const ReadTime&) = default;
 };
 
@@ -100,9 +102,9 @@ inline void check_machine(const Machine& machine) {
     must(std::isfinite(machine.int8) && machine.int8 > 0, "int8", machine.int8);
     for (std::size_t i = 0; i < read_kinds; ++i) {
         const ReadTime& time = machine.kernels[i];
-        const double sum = time.channel + time.query;
-        must(std::isfinite(sum) && time.channel >= 0 && time.query >= 0 && sum > 0, to_string(static_cast<ReadKind>(i)),
-             sum);
+        const double sum = time.channel + time.query + time.score;
+        must(std::isfinite(sum) && time.channel >= 0 && time.query >= 0 && time.score >= 0 && sum > 0,
+             to_string(static_cast<ReadKind>(i)), sum);
     }
 }
 
@@ -119,7 +121,7 @@ inline std::string to_string(const Machine& machine) {
     out += "memory" + number(machine.memory) + "\nf32" + number(machine.f32) + "\nint8" + number(machine.int8) + "\n";
     for (std::size_t i = 0; i < read_kinds; ++i) {
         out += to_string(static_cast<ReadKind>(i)) + number(machine.kernels[i].channel) +
-               number(machine.kernels[i].query) + "\n";
+               number(machine.kernels[i].query) + number(machine.kernels[i].score) + "\n";
     }
     return out;
 }
@@ -152,7 +154,7 @@ inline Machine parse_machine(std::string_view text) {
             detail::raise<value_error>("machine, line ", number, ": '", words[0], "' is not known");
         if (known[entry]) detail::raise<value_error>("machine, line ", number, ": ", words[0], " stands there twice");
         known[entry] = true;
-        const std::size_t expected = entry < 4 ? 2 : 3;
+        const std::size_t expected = entry < 4 ? 2 : 4;
         if (words.size() != expected) {
             detail::raise<value_error>("machine, line ", number, ": ", words[0], " has ", words.size() - 1,
                                        " numbers; expected ", expected - 1);
@@ -166,7 +168,8 @@ inline Machine parse_machine(std::string_view text) {
         } else if (entry < 4) {
             (entry == 1 ? out.memory : entry == 2 ? out.f32 : out.int8) = first;
         } else {
-            out.kernels[entry - 4] = {first, detail::machine_number(words[2], number)};
+            out.kernels[entry - 4] = {first, detail::machine_number(words[2], number),
+                                      detail::machine_number(words[3], number)};
         }
     }
     for (std::size_t i = 0; i < known.size(); ++i) {

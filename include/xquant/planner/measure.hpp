@@ -3,11 +3,11 @@
 //
 //     memory     a sum over 64 MiB, all threads at once
 //     f32, int8  multiply-adds of the widest registers of this build, out of registers
-//     kernels    attention of one token over 256 and over 1,280 coded tokens of one kv head of 128 channels, for one
-//                and for four query heads: what 1,024 more tokens cost, and what of it queries do
+//     kernels    attention of one token over 256 and over 1,280 coded tokens: what 1,024 more tokens cost a kv head of
+//                128 channels with one query head and with four, and one of 64 channels; products are of four shapes
 //
 // The best of several rounds counts, so that other programs on the machine matter little.
-// Cost    one to two seconds, 64 MiB.
+// Cost    a second, 64 MiB.
 #pragma once
 
 #include <algorithm>
@@ -19,7 +19,7 @@
 #include <limits>
 #include <numeric>
 #include <thread>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include <xquant/planner/machine.hpp>
@@ -126,13 +126,14 @@ void measure_arithmetic(Machine& machine) {
     }
 }
 
-/// Seconds that attention needs for a coded token of one kv head of 128 channels, `heads` query heads and `width`
-/// channels of X.
+/// Seconds that attention needs for a coded token of one kv head of `dh` channels, `heads` query heads of each kv head
+/// and `width` channels of X.
 template <class Cached>
-double measure_token(std::size_t width, std::size_t heads) {
-    constexpr std::size_t dh = 128, few = 256, many = 1280, runs = 6;
-    Model model = Model::uniform(1, {width, heads, 1, dh}, Rope::standard(dh));
-    std::vector<float> weights(dh * width), x(many * width), q(heads * dh), out(heads * dh);
+double measure_token(std::size_t dh, std::size_t heads, std::size_t width, std::size_t kv_heads = 1) {
+    constexpr std::size_t few = 256, many = 1280, runs = 3;
+    const std::size_t r = kv_heads * dh, h = kv_heads * heads;
+    Model model = Model::uniform(1, {width, h, kv_heads, dh}, Rope::standard(dh));
+    std::vector<float> weights(r * width), x(many * width), q(h * dh), out(h * dh);
     std::uint32_t bits = 1;
     for (std::vector<float>* values : {&weights, &x, &q}) {
         for (float& value : *values) {
@@ -140,7 +141,7 @@ double measure_token(std::size_t width, std::size_t heads) {
             value = static_cast<float>(static_cast<std::int32_t>(bits)) * 0x1p-31F;
         }
     }
-    model.layers[0].w_k = model.layers[0].w_v = MatrixView(weights.data(), dh, width);
+    model.layers[0].w_k = model.layers[0].w_v = MatrixView(weights.data(), r, width);
     Options options;
     options.sinks = options.recent = 0;
     Cached cache(model, options);
@@ -152,59 +153,123 @@ double measure_token(std::size_t width, std::size_t heads) {
         fill.append(0, MatrixView(x.data(), n, width));
         fill.commit();
         double best = (std::numeric_limits<double>::max)();
-        for (int round = 0; round < 7; ++round) {
+        for (int round = 0; round < 10; ++round) {
             auto step = cache.begin({{sequence, 1}});
             step.append(0, MatrixView(x.data(), 1, width));
-            step.attend(0, MatrixView(q.data(), 1, heads * dh), out.data());
+            step.attend(0, MatrixView(q.data(), 1, h * dh), out.data());
             const double start = processor_seconds();
-            for (std::size_t i = 0; i < runs; ++i) step.attend(0, MatrixView(q.data(), 1, heads * dh), out.data());
+            for (std::size_t i = 0; i < runs; ++i) step.attend(0, MatrixView(q.data(), 1, h * dh), out.data());
             best = (std::min)(best, processor_seconds() - start);
         }
         seconds[more ? 1 : 0] = best / static_cast<double>(runs);
     }
-    return (std::max)((seconds[1] - seconds[0]) / static_cast<double>(many - few), 1e-11);
+    return (std::max)((seconds[1] - seconds[0]) / static_cast<double>((many - few) * kv_heads), 1e-11);
 }
 
-/// Seconds of one query head, and what each of four adds.
-struct TokenTime {
-    double one = 0, query = 0;
-};
-template <class Cached>
-TokenTime measure_reads(std::size_t width = 128) {
-    const double one = measure_token<Cached>(width, 1), four = measure_token<Cached>(width, 4);
-    return {one, std::clamp((four - one) / 3, 0.0, one)};
-}
-
-/// Of a scheme whose K and V are read alike.
+/// Of a scheme whose K and V are read alike: t(Dh, g) = 2 Dh (channel + g query) + g score.
 template <class Cached>
 ReadTime measure_read() {
-    constexpr double channels = 256;  // of K and of V
-    const TokenTime time = measure_reads<Cached>();
-    return {(time.one - time.query) / channels, time.query / channels};
+    const double one = measure_token<Cached>(128, 1, 128), four = measure_token<Cached>(128, 4, 128),
+                 narrow = measure_token<Cached>(64, 4, 128);
+    const double score = std::clamp((2 * narrow - four) / 4, 0.0, one / 2);
+    const double query = std::clamp((four - one - 3 * score) / 768, 0.0, (one - score) / 256);
+    return {(one - score) / 256 - query, query, score};
 }
 
 /// Keys of a scheme whose values are read like `values`.
 template <class Cached>
 ReadTime measure_keys(const ReadTime& values) {
-    constexpr double channels = 128;
-    const TokenTime time = measure_reads<Cached>();
-    return {(std::max)((time.one - time.query) / channels - values.channel, 1e-13),
-            (std::max)(time.query / channels - values.query, 0.0)};
+    const ReadTime both = measure_read<Cached>();
+    return {(std::max)(2 * both.channel - values.channel, 1e-13), (std::max)(2 * both.query - values.query, 0.0),
+            both.score};
 }
 
-/// A product, `width` channels by 128: what a scheme takes beyond keys that are `turned` and `values` of `width`
-/// channels.
-template <class Cached>
-ReadTime measure_product(std::size_t width, const ReadTime& turned, const ReadTime& values) {
-    const double reads =
-        128 * (turned.channel + turned.query) + static_cast<double>(width) * (values.channel + values.query);
-    return {(std::max)(measure_token<Cached>(width, 1) - reads, 1e-12) / (128.0 * static_cast<double>(width)), 0};
+/// What keys took that are products of this shape.
+struct ProductTime {
+    double dh = 0, width = 0, seconds = 0;
+};
+
+/// The product that comes closest to all of them, by the square of what it is off beside 1.
+inline ReadTime fit_product(const std::vector<ProductTime>& times) {
+    double aa = 0, ab = 0, bb = 0, a = 0, b = 0;
+    for (const ProductTime& time : times) {
+        const double entries = time.width * time.dh / time.seconds, channels = time.dh / time.seconds;
+        aa += entries * entries;
+        ab += entries * channels;
+        bb += channels * channels;
+        a += entries;
+        b += channels;
+    }
+    const double determinant = aa * bb - ab * ab;
+    ReadTime out{(a * bb - b * ab) / determinant, (b * aa - a * ab) / determinant, 0};
+    if (!(out.channel > 0)) out = {1e-14, b / bb, 0};
+    if (!(out.query >= 0)) out = {a / aa, 0, 0};
+    return out;
+}
+
+/// Products, beside values that are read like `values` and scores that take what those of `turned` do. `of` makes keys
+/// of the channels of their own head, `joint` of the channels of all heads.
+template <class Of, class Joint>
+ReadTime measure_channel_product(const ReadTime& turned, const ReadTime& values) {
+    std::vector<ProductTime> times;
+    for (const std::size_t dh : {64U, 128U}) {
+        const std::size_t heads = dh == 64 ? 3 : 2;
+        const auto channels = static_cast<double>(dh);
+        const double others = channels * (values.channel + values.query) + turned.score;
+        times.push_back({channels, channels, (std::max)(measure_token<Of>(dh, 1, 256) - others, 1e-10)});
+        times.push_back({channels, static_cast<double>(heads * dh),
+                         (std::max)(measure_token<Joint>(dh, 1, 256, heads) - others, 1e-10)});
+    }
+    return fit_product(times);
+}
+
+/// Products of X; values are sums of X.
+template <class OfX>
+ReadTime measure_token_product(const ReadTime& turned, const ReadTime& values) {
+    std::vector<ProductTime> times;
+    for (const std::size_t dh : {64U, 128U}) {
+        for (const std::size_t width : {256U, 640U}) {
+            const auto channels = static_cast<double>(width);
+            const double others = channels * (values.channel + values.query) + turned.score;
+            times.push_back(
+                {static_cast<double>(dh), channels, (std::max)(measure_token<OfX>(dh, 1, width) - others, 1e-10)});
+        }
+    }
+    return fit_product(times);
 }
 
 /// K before RoPE per channel, with a matrix for each head.
 template <unsigned Bits>
 using product_by_channel =
     XCache<Uniform<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeyValue<BeforeRope, Hadamard>>>;
+
+/// K of every head from the channels of all.
+struct KeysOfAllChannels {
+    using One = KeyValue<BeforeRope, Hadamard>;
+    static constexpr std::size_t streams = 2;
+    static LayerFootprint<2> footprint(const Layer& layer) {
+        LayerFootprint<2> out = One::footprint(layer);
+        const std::size_t r = layer.shape.kv_width();
+        out.matrix_floats += r * r - r * layer.shape.head_dim;
+        out.blocks[0] = 0;
+        return out;
+    }
+    static LayerPlan prepare(const Layer& layer) {
+        LayerPlan plan = One::prepare(layer);
+        const std::size_t r = layer.shape.kv_width(), dh = layer.shape.head_dim;
+        for (HeadPlan& head : plan.keys) {
+            std::vector<float> wide;
+            for (std::size_t i = 0; i < r; i += dh) wide.insert(wide.end(), head.matrix.begin(), head.matrix.end());
+            head.matrix = std::move(wide);
+            head.first = 0;
+            head.width = r;
+        }
+        return plan;
+    }
+};
+template <unsigned Bits>
+using joint_product_by_channel =
+    XCache<Uniform<Bits>, Layout<PerChannel, PerToken>, CrossLayer<Off>, Projection<KeysOfAllChannels>>;
 
 }  // namespace detail
 
@@ -226,10 +291,13 @@ inline Machine measure_machine(std::size_t threads = 1) {
     of(ReadKind::turned4) = detail::measure_keys<preset::kivi<4>>(few);
     of(ReadKind::turned8) = detail::measure_keys<preset::kivi<8>>(many);
     const ReadTime &turned = of(ReadKind::turned4), &turned8 = of(ReadKind::turned8);
-    of(ReadKind::channel_product4) = detail::measure_product<detail::product_by_channel<4>>(128, turned, few);
-    of(ReadKind::channel_product8) = detail::measure_product<detail::product_by_channel<8>>(128, turned8, many);
-    of(ReadKind::token_product4) = detail::measure_product<preset::plain_x<4>>(256, turned, few);
-    of(ReadKind::token_product8) = detail::measure_product<preset::plain_x<8>>(256, turned8, many);
+    using detail::joint_product_by_channel, detail::product_by_channel;
+    of(ReadKind::channel_product4) =
+        detail::measure_channel_product<product_by_channel<4>, joint_product_by_channel<4>>(turned, few);
+    of(ReadKind::channel_product8) =
+        detail::measure_channel_product<product_by_channel<8>, joint_product_by_channel<8>>(turned8, many);
+    of(ReadKind::token_product4) = detail::measure_token_product<preset::plain_x<4>>(turned, few);
+    of(ReadKind::token_product8) = detail::measure_token_product<preset::plain_x<8>>(turned8, many);
     return out;
 }
 

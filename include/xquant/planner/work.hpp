@@ -81,11 +81,15 @@ inline TokenWork cached_token(const LayerPlan& plan, const LayerShape& shape, Re
     for (const HeadPlan& head : plan.keys) {
         const bool product = !head.matrix.empty() && !plan.keys_after_rope;
         const ReadTime read = time(plan.keys_after_rope ? plain_kind(keys) : turned_kind(keys));
-        out.core += dh * (read.channel + queries * read.query);
+        out.core += queries * read.score;
         (integer_product(keys) ? out.int8 : out.f32) += 2 * queries * dh;
-        if (!product) continue;
+        if (!product) {
+            out.core += dh * (read.channel + queries * read.query);
+            continue;
+        }
         const double entries = static_cast<double>(head.width) * dh;
-        out.core += entries * time(product_kind(keys)).channel;
+        const ReadTime made = time(product_kind(keys));
+        out.core += entries * made.channel + dh * (made.query + (queries - 1) * read.query);
         (integer_product(keys) ? out.int8 : out.f32) += 2 * entries;
     }
     for (const HeadPlan& head : plan.values) {

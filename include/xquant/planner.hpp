@@ -75,7 +75,7 @@ inline void mark_plan(std::vector<PlannedScheme>& schemes, std::size_t memory) {
     for (PlannedScheme& scheme : schemes) {
         scheme.fits = scheme.available() && (memory == 0 || scheme.bytes() <= memory);
         scheme.dominated_by.clear();
-        double least = 0;
+        const PlannedScheme* best = nullptr;
         for (const PlannedScheme& other : schemes) {
             if (!known(scheme) || !known(other)) continue;
             const bool no_worse = other.bytes() <= scheme.bytes() && other.seconds <= scheme.seconds &&
@@ -83,11 +83,13 @@ inline void mark_plan(std::vector<PlannedScheme>& schemes, std::size_t memory) {
             const bool better = other.bytes() < scheme.bytes() || other.seconds < scheme.seconds ||
                                 *other.divergence < *scheme.divergence;
             if (!no_worse || !better) continue;
-            // Of several, the one of least divergence is named.
-            if (!scheme.dominated_by.empty() && *other.divergence >= least) continue;
-            scheme.dominated_by = other.name;
-            least = *other.divergence;
+            // Of several, the one of least divergence is named, and of those the one of fewest bytes.
+            if (best == nullptr || *other.divergence < *best->divergence ||
+                (*other.divergence == *best->divergence && other.bytes() < best->bytes())) {
+                best = &other;
+            }
         }
+        if (best != nullptr) scheme.dominated_by = best->name;
     }
 }
 

@@ -22,7 +22,8 @@ Machine some_machine() {
     out.memory = 2.5e10;
     out.f32 = 1.25e11;
     out.int8 = 5e11;
-    for (std::size_t i = 0; i < read_kinds; ++i) out.kernels[i] = {1e-12 * static_cast<double>(i + 1), 2e-13, 3e-10};
+    for (std::size_t i = 0; i < read_kinds; ++i)
+        out.kernels[i] = {std::stod(std::to_string(i + 1) + "e-12"), 2e-13, 3e-10};
     return out;
 }
 

@@ -28,9 +28,9 @@ enum class ReadKind : unsigned char {
     turned3,           ///< likewise
     turned4,           ///< likewise
     turned8,           ///< likewise
-    channel_product4,  ///< codes in groups along a channel that a matrix makes keys of: integer products
+    channel_product4,  ///< at most 128 channels in groups along each that a matrix makes keys of: integer products
     channel_product8,  ///< likewise: f32 products
-    token_product4,    ///< codes in groups along a token that a matrix makes keys of: integer products
+    token_product4,    ///< more channels, or groups along a token, that a matrix makes keys of: integer products
     token_product8     ///< likewise: f32 products
 };
 

@@ -207,19 +207,17 @@ inline ReadTime fit_product(const std::vector<ProductTime>& times) {
     return out;
 }
 
-/// Products, beside values that are read like `values` and scores that take what those of `turned` do. `of` makes keys
-/// of the channels of their own head, `joint` of the channels of all heads.
+/// Products of at most 128 channels, beside values that are read like `values` and scores that take what those of
+/// `turned` do. `Of` makes keys of the channels of their own head, `Joint` of those of all heads.
 template <class Of, class Joint>
 ReadTime measure_channel_product(const ReadTime& turned, const ReadTime& values) {
     std::vector<ProductTime> times;
-    for (const std::size_t dh : {64U, 128U}) {
-        const std::size_t heads = dh == 64 ? 3 : 2;
-        const auto channels = static_cast<double>(dh);
-        const double others = channels * (values.channel + values.query) + turned.score;
-        times.push_back({channels, channels, (std::max)(measure_token<Of>(dh, 1, 256) - others, 1e-10)});
-        times.push_back({channels, static_cast<double>(heads * dh),
-                         (std::max)(measure_token<Joint>(dh, 1, 256, heads) - others, 1e-10)});
-    }
+    const auto add = [&](double dh, double width, double token) {
+        times.push_back({dh, width, (std::max)(token - dh * (values.channel + values.query) - turned.score, 1e-10)});
+    };
+    add(64, 64, measure_token<Of>(64, 1, 256));
+    add(64, 128, measure_token<Joint>(64, 1, 256, 2));
+    add(128, 128, measure_token<Of>(128, 1, 256));
     return fit_product(times);
 }
 

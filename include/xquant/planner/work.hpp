@@ -66,9 +66,10 @@ constexpr ReadKind turned_kind(ReadForm form) noexcept {
     }
 }
 constexpr bool integer_product(ReadForm form) noexcept { return form.bits > 0 && form.bits <= 5 && !form.levels; }
-constexpr ReadKind product_kind(ReadForm form) noexcept {
-    if (!integer_product(form)) return form.by_channel ? ReadKind::channel_product8 : ReadKind::token_product8;
-    return form.by_channel ? ReadKind::channel_product4 : ReadKind::token_product4;
+constexpr ReadKind product_kind(ReadForm form, std::size_t width) noexcept {
+    const bool by_channel = form.by_channel && width <= 128;
+    if (!integer_product(form)) return by_channel ? ReadKind::channel_product8 : ReadKind::token_product8;
+    return by_channel ? ReadKind::channel_product4 : ReadKind::token_product4;
 }
 
 /// What a cached token costs in a layer, read in these forms.
@@ -88,7 +89,7 @@ inline TokenWork cached_token(const LayerPlan& plan, const LayerShape& shape, Re
             continue;
         }
         const double entries = static_cast<double>(head.width) * dh;
-        const ReadTime made = time(product_kind(keys));
+        const ReadTime made = time(product_kind(keys, head.width));
         out.core += entries * made.channel + dh * (made.query + (queries - 1) * read.query);
         (integer_product(keys) ? out.int8 : out.f32) += 2 * entries;
     }

@@ -9,7 +9,7 @@
 //         if (scheme.fits && scheme.dominated_by.empty()) ...
 //     }
 //
-// Bytes are those of `predict`. Time is that of the cache for one new token of every sequence: what
+// Bytes are those of `predict`. Time is that of the cache for one new token of every sequence: the greater of what
 // memory needs and what kernels need (planner/work.hpp). Divergence is of second order (planner/divergence.hpp).
 // docs/planner.md has all three beside what was measured.
 //
@@ -253,7 +253,7 @@ inline ErrorCosts costs_of_measured(const Layer& layer) {
         scheme.read += work.extra_bytes;
         scheme.f32 = work.f32;
         scheme.int8 = work.int8;
-        scheme.seconds = scheme.read / machine.memory + work.core / threads;
+        scheme.seconds = (std::max)(scheme.read / machine.memory, work.core / threads);
         if (scheme.unknown.empty()) scheme.divergence = draft.divergence;
     }
     mark_plan(out, request.memory);

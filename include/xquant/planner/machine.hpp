@@ -51,8 +51,9 @@ struct Machine {
     std::size_t threads = 1;                     ///< that attention runs on
     double memory = 0,                           ///< bytes a second that these threads read together
         f32 = 0,                                 ///< operations a second of one core, a multiply-add counted as two
-        int8 = 0;                                ///< likewise, of 8-bit integers
-    std::array<ReadTime, read_kinds> kernels{};  ///< of one core, by ReadKind
+        int8 = 0,                                ///< likewise, of 8-bit integers
+        page = 0;                                ///< seconds that a page of a kv head takes longer out of memory
+    std::array<ReadTime, read_kinds> kernels{};  ///< of one core, out of its caches, by ReadKind
     friend bool operator==(const Machine&, const Machine&) = default;
 };
 
@@ -100,6 +101,7 @@ inline void check_machine(const Machine& machine) {
     must(std::isfinite(machine.memory) && machine.memory > 0, "memory", machine.memory);
     must(std::isfinite(machine.f32) && machine.f32 > 0, "f32", machine.f32);
     must(std::isfinite(machine.int8) && machine.int8 > 0, "int8", machine.int8);
+    must(std::isfinite(machine.page) && machine.page > 0, "page", machine.page);
     for (std::size_t i = 0; i < read_kinds; ++i) {
         const ReadTime& time = machine.kernels[i];
         const double sum = time.channel + time.query + time.score;
@@ -118,7 +120,8 @@ inline std::string to_string(const Machine& machine) {
         return std::string(digits.data());
     };
     std::string out = "xquant machine 1\nthreads " + std::to_string(machine.threads) + "\n";
-    out += "memory" + number(machine.memory) + "\nf32" + number(machine.f32) + "\nint8" + number(machine.int8) + "\n";
+    out += "memory" + number(machine.memory) + "\nf32" + number(machine.f32) + "\nint8" + number(machine.int8) +
+           "\npage" + number(machine.page) + "\n";
     for (std::size_t i = 0; i < read_kinds; ++i) {
         out += to_string(static_cast<ReadKind>(i)) + number(machine.kernels[i].channel) +
                number(machine.kernels[i].query) + number(machine.kernels[i].score) + "\n";
@@ -130,7 +133,11 @@ inline std::string to_string(const Machine& machine) {
 /// order.
 inline Machine parse_machine(std::string_view text) {
     Machine out;
-    std::array<bool, 4 + read_kinds> known{};
+    constexpr std::array<const char*, 5> names{"threads", "memory", "f32", "int8", "page"};
+    std::array<bool, names.size() + read_kinds> known{};
+    const auto name_of = [&names](std::size_t entry) -> std::string_view {
+        return entry < names.size() ? names[entry] : to_string(static_cast<ReadKind>(entry - names.size()));
+    };
     std::size_t number = 0;
     for (std::size_t at = 0; at < text.size();) {
         const std::size_t end = (std::min)(text.find('\n', at), text.size());
@@ -145,16 +152,14 @@ inline Machine parse_machine(std::string_view text) {
         }
         if (words.empty()) continue;
         std::size_t entry = 0;
-        constexpr std::array<const char*, 4> names{"threads", "memory", "f32", "int8"};
-        while (entry < known.size() &&
-               words[0] != (entry < 4 ? names[entry] : to_string(static_cast<ReadKind>(entry - 4)))) {
+        while (entry < known.size() && words[0] != name_of(entry)) {
             ++entry;
         }
         if (entry == known.size())
             detail::raise<value_error>("machine, line ", number, ": '", words[0], "' is not known");
         if (known[entry]) detail::raise<value_error>("machine, line ", number, ": ", words[0], " stands there twice");
         known[entry] = true;
-        const std::size_t expected = entry < 4 ? 2 : 4;
+        const std::size_t expected = entry < names.size() ? 2 : 4;
         if (words.size() != expected) {
             detail::raise<value_error>("machine, line ", number, ": ", words[0], " has ", words.size() - 1,
                                        " numbers; expected ", expected - 1);
@@ -165,17 +170,16 @@ inline Machine parse_machine(std::string_view text) {
                 detail::raise<value_error>("machine, line ", number, ": threads is ", first, "; expected 1 to 65536");
             }
             out.threads = static_cast<std::size_t>(first);
-        } else if (entry < 4) {
-            (entry == 1 ? out.memory : entry == 2 ? out.f32 : out.int8) = first;
+        } else if (entry < names.size()) {
+            (entry == 1 ? out.memory : entry == 2 ? out.f32 : entry == 3 ? out.int8 : out.page) = first;
         } else {
-            out.kernels[entry - 4] = {first, detail::machine_number(words[2], number),
-                                      detail::machine_number(words[3], number)};
+            out.kernels[entry - names.size()] = {first, detail::machine_number(words[2], number),
+                                                 detail::machine_number(words[3], number)};
         }
     }
     for (std::size_t i = 0; i < known.size(); ++i) {
         if (known[i]) continue;
-        constexpr std::array<const char*, 4> names{"threads", "memory", "f32", "int8"};
-        detail::raise<value_error>("machine: no line has ", i < 4 ? names[i] : to_string(static_cast<ReadKind>(i - 4)),
+        detail::raise<value_error>("machine: no line has ", name_of(i),
                                    "; it was written by another version, or cut off: measure the machine again");
     }
     detail::check_machine(out);

@@ -1,8 +1,10 @@
-// measure_machine: what planner/machine.hpp asks of a machine, by small loops and by this library's own kernels on
+// measure_machine: what planner/machine.hpp asks of a machine, by short loops and by this library's own kernels on
 // caches of one layer.
 //
 //     memory     a sum over 64 MiB, all threads at once
 //     f32, int8  multiply-adds of the widest registers of this build, out of registers
+//     page       attention over 8 pages of 4 kv heads after 64 MiB of other memory was read, less what it takes at
+//                once
 //     kernels    attention of one token over 256 and over 1,280 coded tokens: what 1,024 more tokens cost a kv head of
 //                128 channels with one query head and with four, and one of 64 channels; products are of four shapes
 //
@@ -17,6 +19,7 @@
 #include <cstring>
 #include <ctime>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <thread>
 #include <utility>
@@ -49,7 +52,7 @@ inline double measure_memory(std::size_t threads) {
     constexpr std::size_t bytes = std::size_t{64} << 20U;
     const std::vector<std::uint64_t> values(bytes / sizeof(std::uint64_t), 1);
     double best = 0;
-    for (int round = 0; round < 6; ++round) {
+    for (int round = 0; round < 12; ++round) {
         const auto start = std::chrono::steady_clock::now();
         std::vector<std::thread> others;
         const auto read = [&](std::size_t part) {
@@ -126,44 +129,88 @@ void measure_arithmetic(Machine& machine) {
     }
 }
 
-/// Seconds that attention needs for a coded token of one kv head of `dh` channels, `heads` query heads of each kv head
-/// and `width` channels of X.
+/// Attention of one token with others cached, in one layer of a scheme: `dh` channels of a kv head, `heads` query
+/// heads of each, `width` channels of X.
+template <class Cached>
+class MeasuredLayer {
+public:
+    MeasuredLayer(std::size_t dh, std::size_t heads, std::size_t width, std::size_t kv_heads)
+        : heads_(heads * kv_heads), dh_(dh), width_(width), x_(most * width), q_(heads_ * dh), out_(q_.size()) {
+        Model model = Model::uniform(1, {width, heads_, kv_heads, dh}, Rope::standard(dh));
+        std::vector<float> weights(kv_heads * dh * width);
+        std::uint32_t bits = 1;
+        for (std::vector<float>* values : {&weights, &x_, &q_}) {
+            for (float& value : *values) {
+                bits = bits * 1664525U + 1013904223U;
+                value = static_cast<float>(static_cast<std::int32_t>(bits)) * 0x1p-31F;
+            }
+        }
+        model.layers[0].w_k = model.layers[0].w_v = MatrixView(weights.data(), kv_heads * dh, width);
+        Options options;
+        options.sinks = options.recent = 0;
+        cache_ = std::make_unique<Cached>(model, options);
+        sequence_ = cache_->create();
+    }
+
+    /// `tokens` more are cached.
+    void fill(std::size_t tokens) {
+        auto step = cache_->begin({{sequence_, tokens}});
+        step.append(0, MatrixView(x_.data(), tokens, width_));
+        step.commit();
+    }
+
+    /// The best of several rounds, in seconds; `before` each run.
+    template <class F>
+    double seconds(int rounds, int runs, F&& before) {
+        double best = (std::numeric_limits<double>::max)();
+        auto step = cache_->begin({{sequence_, 1}});
+        step.append(0, MatrixView(x_.data(), 1, width_));
+        const auto attend = [&] { step.attend(0, MatrixView(q_.data(), 1, heads_ * dh_), out_.data()); };
+        attend();
+        for (int round = 0; round < rounds; ++round) {
+            before();
+            const double start = processor_seconds();
+            for (int i = 0; i < runs; ++i) attend();
+            best = (std::min)(best, (processor_seconds() - start) / runs);
+        }
+        return best;
+    }
+
+    static constexpr std::size_t most = 1280;  ///< that fill may be asked for
+
+private:
+    std::size_t heads_, dh_, width_;
+    std::vector<float> x_, q_, out_;
+    std::unique_ptr<Cached> cache_;
+    Sequence sequence_;
+};
+
+/// Seconds that attention needs for a coded token of one kv head.
 template <class Cached>
 double measure_token(std::size_t dh, std::size_t heads, std::size_t width, std::size_t kv_heads = 1) {
-    constexpr std::size_t few = 256, many = 1280, runs = 3;
-    const std::size_t r = kv_heads * dh, h = kv_heads * heads;
-    Model model = Model::uniform(1, {width, h, kv_heads, dh}, Rope::standard(dh));
-    std::vector<float> weights(r * width), x(many * width), q(h * dh), out(h * dh);
-    std::uint32_t bits = 1;
-    for (std::vector<float>* values : {&weights, &x, &q}) {
-        for (float& value : *values) {
-            bits = bits * 1664525U + 1013904223U;
-            value = static_cast<float>(static_cast<std::int32_t>(bits)) * 0x1p-31F;
-        }
-    }
-    model.layers[0].w_k = model.layers[0].w_v = MatrixView(weights.data(), r, width);
-    Options options;
-    options.sinks = options.recent = 0;
-    Cached cache(model, options);
-    const Sequence sequence = cache.create();
-    double seconds[2] = {};
-    for (const bool more : {false, true}) {
-        const std::size_t n = more ? many - few : few;
-        auto fill = cache.begin({{sequence, n}});
-        fill.append(0, MatrixView(x.data(), n, width));
-        fill.commit();
-        double best = (std::numeric_limits<double>::max)();
-        for (int round = 0; round < 10; ++round) {
-            auto step = cache.begin({{sequence, 1}});
-            step.append(0, MatrixView(x.data(), 1, width));
-            step.attend(0, MatrixView(q.data(), 1, h * dh), out.data());
-            const double start = processor_seconds();
-            for (std::size_t i = 0; i < runs; ++i) step.attend(0, MatrixView(q.data(), 1, h * dh), out.data());
-            best = (std::min)(best, processor_seconds() - start);
-        }
-        seconds[more ? 1 : 0] = best / static_cast<double>(runs);
-    }
-    return (std::max)((seconds[1] - seconds[0]) / static_cast<double>((many - few) * kv_heads), 1e-11);
+    constexpr std::size_t few = 256, more = 1024;
+    MeasuredLayer<Cached> layer(dh, heads, width, kv_heads);
+    layer.fill(few);
+    const double before = layer.seconds(10, 3, [] {});
+    layer.fill(more);
+    return (std::max)((layer.seconds(10, 3, [] {}) - before) / static_cast<double>(more * kv_heads), 1e-11);
+}
+
+/// Seconds that a page of a kv head takes longer when other memory was read since.
+inline double measure_page() {
+    constexpr std::size_t few = 256, more = 1024, heads = 4;
+    const std::vector<std::uint64_t> other((std::size_t{64} << 20U) / sizeof(std::uint64_t), 1);
+    MeasuredLayer<preset::kv<4>> layer(64, 3, 128, heads);
+    const auto longer = [&] {
+        const double warm = layer.seconds(10, 1, [] {});
+        return layer.seconds(8, 1, [&] { keep_value(std::accumulate(other.begin(), other.end(), std::uint64_t{0})); }) -
+               warm;
+    };
+    layer.fill(few);
+    const double once = longer();
+    layer.fill(more);
+    constexpr double pages = static_cast<double>(heads * more) / static_cast<double>(coded_page_tokens);
+    return (std::max)((longer() - once) / pages, 1e-9);
 }
 
 /// Of a scheme whose K and V are read alike: t(Dh, g) = 2 Dh (channel + g query) + g score.
@@ -279,6 +326,7 @@ inline Machine measure_machine(std::size_t threads = 1) {
     out.threads = threads;
     out.memory = detail::measure_memory(threads);
     detail::measure_arithmetic<backend::best>(out);
+    out.page = detail::measure_page();
     const auto of = [&out](ReadKind kind) -> ReadTime& { return out.kernels[static_cast<std::size_t>(kind)]; };
     of(ReadKind::rows) = detail::measure_read<preset::f16_kv>();
     of(ReadKind::plain4) = detail::measure_read<preset::kv<4>>();

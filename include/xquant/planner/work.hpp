@@ -3,6 +3,7 @@
 //
 //     keys      of each kv head: codes read, or a product [1, width] x [width, Dh] for each cached token; RoPE; q k
 //     values    of each kv head: p times `width` channels for each cached token and query head; A comes behind that sum
+//     pages     of each kv head: what a page takes longer out of memory
 //     new row   T, the mix, and F (once along a channel, twice along a token), two operations an entry
 //
 // Across layers (CrossLayer<Delta>), each layer's codes are added to all D channels of the accumulator in f32, and K
@@ -13,6 +14,7 @@
 
 #include <xquant/core/recipe.hpp>
 #include <xquant/planner/machine.hpp>
+#include <xquant/projection/cost.hpp>
 
 namespace xquant {
 
@@ -102,6 +104,13 @@ inline TokenWork cached_token(const LayerPlan& plan, const LayerShape& shape, Re
     return out;
 }
 
+/// Pages that `tokens` tokens of a layer's cache lie in, times the kv heads that each fetch their channels of them.
+inline double pages_fetched(const LayerPlan& plan, double tokens, std::size_t tokens_of_page) {
+    const HeadPlan& head = plan.keys.front();
+    const bool apart = read_apart(plan.keys, plan.streams[head.stream]);
+    return tokens / static_cast<double>(tokens_of_page) * (apart ? static_cast<double>(plan.keys.size()) : 1.0);
+}
+
 /// What a new row costs: it is made, and rounded.
 inline TokenWork new_row(const LayerParts& parts, const Machine& machine) {
     TokenWork out;
@@ -125,6 +134,8 @@ inline TokenWork layer_work(const LayerParts& parts, const LayerShape& shape, Cr
     const ReadForm keys = read_form(parts.codecs[plan.keys.front().stream]),
                    values = read_form(parts.codecs[plan.values.front().stream]);
     out += exact * cached_token(plan, shape, rows, rows, machine);
+    out.core +=
+        machine.page * (pages_fetched(plan, coded, coded_page_tokens) + pages_fetched(plan, exact, row_page_tokens));
     if (!accumulates || role == CrossRole::none) {
         out += coded * cached_token(plan, shape, keys, values, machine);
         return out;

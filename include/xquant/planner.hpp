@@ -253,7 +253,9 @@ inline ErrorCosts costs_of_measured(const Layer& layer) {
         scheme.read += work.extra_bytes;
         scheme.f32 = work.f32;
         scheme.int8 = work.int8;
-        scheme.seconds = (std::max)(scheme.read / machine.memory, work.core / threads);
+        // Matrices are read before rows are.
+        const double matrices = static_cast<double>(scheme.weights) / machine.memory;
+        scheme.seconds = (std::max)(scheme.read / machine.memory, matrices + work.core / threads);
         if (scheme.unknown.empty()) scheme.divergence = draft.divergence;
     }
     mark_plan(out, request.memory);

@@ -233,6 +233,9 @@ TEST_CASE("an inverse and an average over positions are what they say") {
                               one = detail::product(m, inverse, n);
     for (std::size_t i = 0; i < n * n; ++i) CHECK(std::abs(one[i] - (i % n == i / n ? 1.0 : 0.0)) < 1e-8);
     CHECK(detail::inverse_of({1, 2, 2, 4}, 2).empty());
+    // The second channel comes back as nothing: rows have none of it.
+    const std::vector<double> back = detail::way_back({2, 0, 0, 0}, 2), expected{0.5, 0, 0, 0};
+    for (std::size_t i = 0; i < 4; ++i) CHECK(std::abs(back[i] - expected[i]) < 1e-5);
 
     for (const RopePairing pairing : {RopePairing::interleaved, RopePairing::halves}) {
         Layer layer;

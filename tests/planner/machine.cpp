@@ -23,6 +23,7 @@ Machine some_machine() {
     out.f32 = 1.25e11;
     out.int8 = 5e11;
     out.page = 7e-7;
+    out.layer = 3e-5;
     for (std::size_t i = 0; i < read_kinds; ++i)
         out.kernels[i] = {std::stod(std::to_string(i + 1) + "e-12"), 2e-13, 3e-10};
     return out;
@@ -67,10 +68,10 @@ TEST_CASE("text that is no machine is refused with its line") {
         {replaced("memory 2.5e+10", "memory 0"), "memory is 0; expected a positive number"},
         {replaced("memory 2.5e+10", "memory"), "line 3: memory has 0 numbers; expected 1"},
         {replaced("memory 2.5e+10\n", ""), "no line has memory"},
-        {replaced("rows 1e-12 2e-13 3e-10", "rows 1e-12 2e-13"), "line 7: rows has 2 numbers; expected 3"},
+        {replaced("rows 1e-12 2e-13 3e-10", "rows 1e-12 2e-13"), "line 8: rows has 2 numbers; expected 3"},
         {replaced("rows 1e-12 2e-13 3e-10", "rows 0 0 0"), "rows is 0; expected a positive number"},
-        {replaced("plain4", "plain9"), "line 8: 'plain9' is not known"},
-        {replaced("plain4", "plain8"), "line 9: plain8 stands there twice"},
+        {replaced("plain4", "plain9"), "line 9: 'plain9' is not known"},
+        {replaced("plain4", "plain8"), "line 10: plain8 stands there twice"},
     };
     for (const auto& [text, words] : cases) {
         INFO(text << refusal(text));

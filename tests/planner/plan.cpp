@@ -27,6 +27,7 @@ Machine machine() {
     out.f32 = 1e11;
     out.int8 = 4e11;
     out.page = 1.28e-7;
+    out.layer = 1e-6;
     for (ReadTime& time : out.kernels) time = {1e-10, 2e-11, 1e-9};
     return out;
 }

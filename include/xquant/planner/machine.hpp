@@ -52,7 +52,8 @@ struct Machine {
     double memory = 0,                           ///< bytes a second that these threads read together
         f32 = 0,                                 ///< operations a second of one core, a multiply-add counted as two
         int8 = 0,                                ///< likewise, of 8-bit integers
-        page = 0;                                ///< seconds that a page of a kv head takes longer out of memory
+        page = 0,                                ///< seconds that a page of a kv head takes longer out of memory
+        layer = 0;                               ///< seconds of a step in a layer, whatever is cached
     std::array<ReadTime, read_kinds> kernels{};  ///< of one core, out of its caches, by ReadKind
     friend bool operator==(const Machine&, const Machine&) = default;
 };
@@ -102,6 +103,7 @@ inline void check_machine(const Machine& machine) {
     must(std::isfinite(machine.f32) && machine.f32 > 0, "f32", machine.f32);
     must(std::isfinite(machine.int8) && machine.int8 > 0, "int8", machine.int8);
     must(std::isfinite(machine.page) && machine.page > 0, "page", machine.page);
+    must(std::isfinite(machine.layer) && machine.layer > 0, "layer", machine.layer);
     for (std::size_t i = 0; i < read_kinds; ++i) {
         const ReadTime& time = machine.kernels[i];
         const double sum = time.channel + time.query + time.score;
@@ -121,7 +123,7 @@ inline std::string to_string(const Machine& machine) {
     };
     std::string out = "xquant machine 1\nthreads " + std::to_string(machine.threads) + "\n";
     out += "memory" + number(machine.memory) + "\nf32" + number(machine.f32) + "\nint8" + number(machine.int8) +
-           "\npage" + number(machine.page) + "\n";
+           "\npage" + number(machine.page) + "\nlayer" + number(machine.layer) + "\n";
     for (std::size_t i = 0; i < read_kinds; ++i) {
         out += to_string(static_cast<ReadKind>(i)) + number(machine.kernels[i].channel) +
                number(machine.kernels[i].query) + number(machine.kernels[i].score) + "\n";
@@ -133,7 +135,7 @@ inline std::string to_string(const Machine& machine) {
 /// order.
 inline Machine parse_machine(std::string_view text) {
     Machine out;
-    constexpr std::array<const char*, 5> names{"threads", "memory", "f32", "int8", "page"};
+    constexpr std::array<const char*, 6> names{"threads", "memory", "f32", "int8", "page", "layer"};
     std::array<bool, names.size() + read_kinds> known{};
     const auto name_of = [&names](std::size_t entry) -> std::string_view {
         return entry < names.size() ? names[entry] : to_string(static_cast<ReadKind>(entry - names.size()));
@@ -171,7 +173,8 @@ inline Machine parse_machine(std::string_view text) {
             }
             out.threads = static_cast<std::size_t>(first);
         } else if (entry < names.size()) {
-            (entry == 1 ? out.memory : entry == 2 ? out.f32 : entry == 3 ? out.int8 : out.page) = first;
+            double* const to[] = {&out.memory, &out.f32, &out.int8, &out.page, &out.layer};
+            *to[entry - 1] = first;
         } else {
             out.kernels[entry - names.size()] = {first, detail::machine_number(words[2], number),
                                                  detail::machine_number(words[3], number)};

@@ -4,7 +4,7 @@
 //     memory     a sum over 64 MiB, all threads at once
 //     f32, int8  multiply-adds of the widest registers of this build, out of registers
 //     page       attention over 8 pages of 4 kv heads after 64 MiB of other memory was read, less what it takes at
-//                once
+//                once; layer: what a whole step takes then beside that
 //     kernels    attention of one token over 256 and over 1,280 coded tokens: what 1,024 more tokens cost a kv head of
 //                128 channels with one query head and with four, and one of 64 channels; products are of four shapes
 //
@@ -53,7 +53,9 @@ inline double measure_memory(std::size_t threads) {
     const std::vector<std::uint64_t> values(bytes / sizeof(std::uint64_t), 1);
     double best = 0;
     for (int round = 0; round < 12; ++round) {
+        // Alone, by what the processor did: other programs take turns on it.
         const auto start = std::chrono::steady_clock::now();
+        const double began = processor_seconds();
         std::vector<std::thread> others;
         const auto read = [&](std::size_t part) {
             const std::size_t first = values.size() * part / threads, end = values.size() * (part + 1) / threads;
@@ -63,8 +65,9 @@ inline double measure_memory(std::size_t threads) {
         for (std::size_t i = 1; i < threads; ++i) others.emplace_back(read, i);
         read(0);
         for (std::thread& other : others) other.join();
-        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-        best = (std::max)(best, static_cast<double>(bytes) / seconds.count());
+        const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+        const double seconds = threads == 1 ? processor_seconds() - began : passed.count();
+        best = (std::max)(best, static_cast<double>(bytes) / (std::max)(seconds, 1e-6));
     }
     return best;
 }
@@ -176,6 +179,21 @@ public:
         return best;
     }
 
+    /// The best of several whole steps of one token, that are not committed; `before` each.
+    template <class F>
+    double step_seconds(int rounds, F&& before) {
+        double best = (std::numeric_limits<double>::max)();
+        for (int round = 0; round < rounds; ++round) {
+            before();
+            const double start = processor_seconds();
+            auto step = cache_->begin({{sequence_, 1}});
+            step.append(0, MatrixView(x_.data(), 1, width_));
+            step.attend(0, MatrixView(q_.data(), 1, heads_ * dh_), out_.data());
+            best = (std::min)(best, processor_seconds() - start);
+        }
+        return best;
+    }
+
     static constexpr std::size_t most = 1280;  ///< that fill may be asked for
 
 private:
@@ -196,21 +214,26 @@ double measure_token(std::size_t dh, std::size_t heads, std::size_t width, std::
     return (std::max)((layer.seconds(10, 3, [] {}) - before) / static_cast<double>(more * kv_heads), 1e-11);
 }
 
-/// Seconds that a page of a kv head takes longer when other memory was read since.
-inline double measure_page() {
+/// Seconds that a page of a kv head takes longer when other memory was read since; and what is left of a step.
+inline void measure_cold(Machine& machine) {
     constexpr std::size_t few = 256, more = 1024, heads = 4;
     const std::vector<std::uint64_t> other((std::size_t{64} << 20U) / sizeof(std::uint64_t), 1);
     MeasuredLayer<preset::kv<4>> layer(64, 3, 128, heads);
+    const auto evict = [&] { keep_value(std::accumulate(other.begin(), other.end(), std::uint64_t{0})); };
     const auto longer = [&] {
         const double warm = layer.seconds(10, 1, [] {});
-        return layer.seconds(8, 1, [&] { keep_value(std::accumulate(other.begin(), other.end(), std::uint64_t{0})); }) -
-               warm;
+        return layer.seconds(8, 1, evict) - warm;
     };
     layer.fill(few);
-    const double once = longer();
+    const double once = longer(), warm = layer.seconds(10, 1, [] {});
+    constexpr double page = static_cast<double>(heads) / static_cast<double>(coded_page_tokens);  // of a token
+    // What it reads of weights: W_k and W_v [256, 128] and the turns of two times four heads, in f16.
+    constexpr double weights = 2.0 * (2 * 256 * 128 + 2 * 4 * 64 * 64);
+    const double step = layer.step_seconds(12, evict);
     layer.fill(more);
-    constexpr double pages = static_cast<double>(heads * more) / static_cast<double>(coded_page_tokens);
-    return (std::max)((longer() - once) / pages, 1e-9);
+    machine.page = (std::max)((longer() - once) / (page * static_cast<double>(more)), 1e-9);
+    const double rest = step - warm - weights / machine.memory - machine.page * page * static_cast<double>(few);
+    machine.layer = (std::max)(rest, 1e-7);
 }
 
 /// Of a scheme whose K and V are read alike: t(Dh, g) = 2 Dh (channel + g query) + g score.
@@ -326,7 +349,7 @@ inline Machine measure_machine(std::size_t threads = 1) {
     out.threads = threads;
     out.memory = detail::measure_memory(threads);
     detail::measure_arithmetic<backend::best>(out);
-    out.page = detail::measure_page();
+    detail::measure_cold(out);
     const auto of = [&out](ReadKind kind) -> ReadTime& { return out.kernels[static_cast<std::size_t>(kind)]; };
     of(ReadKind::rows) = detail::measure_read<preset::f16_kv>();
     of(ReadKind::plain4) = detail::measure_read<preset::kv<4>>();

@@ -62,6 +62,16 @@ inline std::vector<double> inverse_of(std::vector<double> m, std::size_t n) {
     return out;
 }
 
+/// T [n, n] with z A T = z for A [n, n]: the inverse, or where channels come back as nothing, one that leaves them 0,
+/// A^T (A A^T + floor)^-1.
+inline std::vector<double> way_back(const std::vector<double>& a, std::size_t n) {
+    std::vector<double> out = inverse_of(a, n);
+    if (!out.empty()) return out;
+    const std::vector<double> transposed = transpose(a, n, n);
+    const std::vector<double> squares = inverse_of(with_ridge(product(a, transposed, n), n, 1e-6), n);
+    return squares.empty() ? out : product(transposed, squares, n);
+}
+
 /// m [Dh, Dh] averaged over the turns of RoPE: pairs lose what tells their two channels apart, and each other.
 inline std::vector<double> over_positions(const std::vector<double>& m, const Layer& layer) {
     const std::size_t dh = layer.shape.head_dim, pairs = layer.rope.inverse_frequencies.size();
@@ -169,7 +179,7 @@ inline RowSpread spread_of_one(const LayerPlan& plan, const Layer& layer, std::s
         keys && !centred ? "statistics have no x_spread: calibrate with X" : "statistics are of other sizes";
     if (apart) {
         for (std::size_t h = 0; h < heads; ++h) {
-            const std::vector<double> back = inverse_of(head_matrix(plan, layer, of[h], keys), dh);
+            const std::vector<double> back = way_back(head_matrix(plan, layer, of[h], keys), dh);
             const std::vector<double> c = head_spread(plan, layer, keys, centred, h);
             if (back.empty() || c.empty()) {
                 out.unknown = c.empty() ? need : "K and V have no way back to the stored rows";
@@ -193,7 +203,7 @@ inline RowSpread spread_of_one(const LayerPlan& plan, const Layer& layer, std::s
                         all.begin() + static_cast<std::ptrdiff_t>((of[h].first + i) * r + h * dh));
         }
     }
-    const std::vector<double> back = inverse_of(std::move(all), r);
+    const std::vector<double> back = way_back(all, r);
     if (back.empty()) {
         out.unknown = "K and V have no way back to the stored rows";
         return out;

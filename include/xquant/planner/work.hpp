@@ -134,8 +134,8 @@ inline TokenWork layer_work(const LayerParts& parts, const LayerShape& shape, Cr
     const ReadForm keys = read_form(parts.codecs[plan.keys.front().stream]),
                    values = read_form(parts.codecs[plan.values.front().stream]);
     out += exact * cached_token(plan, shape, rows, rows, machine);
-    out.core +=
-        machine.page * (pages_fetched(plan, coded, coded_page_tokens) + pages_fetched(plan, exact, row_page_tokens));
+    out.core += machine.layer + machine.page * (pages_fetched(plan, coded, coded_page_tokens) +
+                                                pages_fetched(plan, exact, row_page_tokens));
     if (!accumulates || role == CrossRole::none) {
         out += coded * cached_token(plan, shape, keys, values, machine);
         return out;

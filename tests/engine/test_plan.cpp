@@ -76,7 +76,7 @@ TEST_CASE("numbers of bytes are read with their units") {
     CHECK(has(refused_bytes("1e30G"), "more bytes than can be counted"));
 }
 
-TEST_CASE("a plan is written, and the machine is measured once") {
+TEST_CASE("a plan is written and the machine is measured once") {
     Files files;
     files.options.memory = "300k";
     nlohmann::json found = files.planned();
@@ -109,7 +109,7 @@ TEST_CASE("a plan is written, and the machine is measured once") {
     CHECK(found["schemes"][1]["seconds"] == memory);
 }
 
-TEST_CASE("with a calibration, divergences are known") {
+TEST_CASE("divergences are known with a calibration") {
     Files files;
     CalibrateOptions calibrate;
     calibrate.model = files.options.model;

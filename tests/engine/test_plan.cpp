@@ -69,11 +69,12 @@ TEST_CASE("numbers of bytes are read with their units") {
     CHECK(parse_bytes("64K") == 65536);
     CHECK(parse_bytes("2M") == 2097152);
     CHECK(parse_bytes("1.5G") == 1610612736);
-    for (const char* text : {"", "k", "-1", "0", "3T", "3 k", "1kk", "x", "nan", "inf"}) {
+    for (const char* text : {"", "k", "-1", "0", "3T", "3 k", "1kk", "x", "nan"}) {
         INFO(text);
         CHECK(has(refused_bytes(text), "is no number of bytes"));
     }
     CHECK(has(refused_bytes("1e30G"), "more bytes than can be counted"));
+    CHECK(has(refused_bytes("inf"), "more bytes than can be counted"));
 }
 
 TEST_CASE("a plan is written and the machine is measured once") {

@@ -264,6 +264,26 @@ TEST_CASE("an inverse and an average over positions are what they say") {
     }
 }
 
+TEST_CASE("whole keys spread as rows of K do, their means included") {
+    const Known known(false);
+    const LayerPlan plan = KeyValue<BeforeRope>::prepare(known.layer());
+    const std::vector<double> rows = known.rows_of(plan, 0);
+    const std::size_t dh = known.layer().shape.head_dim, r = known.layer().shape.kv_width();
+    for (std::size_t h = 0; h < 2; ++h) {
+        const std::vector<double> found = detail::head_spread(plan, known.layer(), true, false, h),
+                                  centred = detail::head_spread(plan, known.layer(), true, true, h);
+        REQUIRE(found.size() == dh * dh);
+        for (std::size_t i = 0; i < dh; ++i) {
+            double square = 0;
+            for (std::size_t t = 0; t < tokens; ++t) {
+                square += rows[t * r + h * dh + i] * rows[t * r + h * dh + i] / static_cast<double>(tokens);
+            }
+            CHECK(std::abs(found[i * dh + i] / square - 1) < 1e-3);
+            CHECK(centred[i * dh + i] < found[i * dh + i]);
+        }
+    }
+}
+
 TEST_CASE("what is not known has its reason") {
     Known known(false);
     const auto why = [&](const std::string& scheme) {

@@ -40,7 +40,7 @@ struct Known {
         }
         if (normed) {
             gain = random.rows(dh);
-            for (float& value : gain) value = 1.0F + 0.5F * value;
+            for (float& value : gain) value = 2.0F + value;
             layer.k_norm = gain.data();
         }
         statistics.key_cost = test::random_blocks(dh, 2, 11);

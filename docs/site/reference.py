@@ -68,6 +68,13 @@ PAGES = [
         ["concepts.hpp"] + [f"testing/{name}.hpp" for name in ("contract", "quantizer", "layout", "projection")] + ["testing"],
     ),
     (
+        "planning",
+        "Planning",
+        "Which schemes fit, how fast they are and what they cost in predictions, before a cache is made. "
+        ":doc:`Planner </docs/planner>` compares that with what was measured.",
+        ["planner.hpp", "planner/machine.hpp", "planner/measure.hpp", "planner/work.hpp", "planner"],
+    ),
+    (
         "serving",
         "Memory and prefixes",
         "Bytes by purpose, the index of known prompts, and memory on huge pages.",

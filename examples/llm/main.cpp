@@ -13,6 +13,7 @@
 #include "gguf.hpp"
 #include "inspect.hpp"
 #include "perplexity.hpp"
+#include "plan.hpp"
 #include "retrieve.hpp"
 #include "schemes.hpp"
 #include "statistics.hpp"
@@ -128,6 +129,32 @@ int main(int argc, char** argv) {
     number(*allocate, "--bytes-per-token", a.bytes_per_token, "or at most so many bytes a token, over all layers");
     allocate->add_option("--out", a.out, "recipe to write; recipe=FILE is a scheme")->required()->type_name("FILE");
 
+    llm::PlanOptions l;
+    CLI::App* plan = app.add_subcommand(
+        "plan",
+        "Say which caches of a model fit into memory, how fast they are and what they cost, before one is made");
+    add_model(*plan, l.model);
+    add_calibration(*plan, l.calibration);
+    number(*plan, "--context", l.context, "tokens of each sequence");
+    number(*plan, "--sequences", l.sequences, "sequences that take a token at once");
+    plan->add_option("--memory", l.memory, "bytes for caches and prepared weights; k, M, G: 2^10, 2^20, 2^30")
+        ->type_name("BYTES[k|M|G]");
+    plan->add_option("--schemes", l.schemes, "names, separated by commas, with :group=N and :uniform")
+        ->delimiter(',')
+        ->capture_default_str()
+        ->type_name("A,B,C");
+    number(*plan, "--sinks", l.sinks, "first tokens kept in f16");
+    number(*plan, "--tail", l.tail, "newest tokens kept in f16");
+    number(*plan, "--threads", l.threads, "threads; 0: as many as the machine has");
+    plan->add_option("--machine", l.machine,
+                     "what this machine can do: measured, in a second, and written where the file is not there")
+        ->type_name("FILE");
+    plan->add_option("--json", l.json, "also write the table to this file; tools/plot_plan.py draws it")
+        ->type_name("FILE");
+    plan->footer(
+        "Divergence needs a --calibration with sensitivities, and of kv*, q*_0* and x* one that was made with --x. A "
+        "minute or two for schemes of X in a basis of their own (xc*).");
+
     llm::GenerateOptions g;
     CLI::App* generate = app.add_subcommand("generate", "Continue a prompt");
     add_model(*generate, g.model);
@@ -231,6 +258,7 @@ int main(int argc, char** argv) {
         if (*perplexity) llm::perplexity(p);
         if (*calibrate_text) llm::calibrate_texts(c);
         if (*allocate) llm::allocate(a);
+        if (*plan) llm::plan(l);
         if (*generate) llm::generate(g);
         if (*bench) llm::bench(b);
         if (*retrieve) llm::retrieve(r);

@@ -17,7 +17,8 @@ class Model;
 
 std::unique_ptr<AttentionCache> make_exact_cache(const Model& model, ThreadPool& pool);
 
-/// A format of K (after RoPE) and V that is simulated: rows become what would come back from the format, and stay in f32.
+/// A format of K (after RoPE) and V that is simulated: rows become what would come back from the format, and stay in
+/// f32.
 struct RoundedRows {
     std::function<void(float*)> round_key, round_value;  // a head's row [Dh], in place; from several threads
     double bits_per_head = 0;                            // of K and V of a token

@@ -58,9 +58,9 @@ struct Scheme {
     std::string library_name() const;  // as xquant::make_cache has it: "svd_head4:group=64"
 };
 
-/// NAME[:tail=N][:sinks=N][:group=N][:prefix=N][:weights=T][:uniform], or recipe=FILE[:tail=N][:sinks=N][:weights=T]. Throws
-/// llm::Error for names that aren't known, listing those that
-/// are, and for suffixes that the scheme doesn't take.
+/// NAME[:tail=N][:sinks=N][:group=N][:prefix=N][:weights=T][:uniform], or
+/// recipe=FILE[:tail=N][:sinks=N][:weights=T]. Throws llm::Error for names that aren't known, listing those that are,
+/// and for suffixes that the scheme doesn't take.
 Scheme parse_scheme(const std::string& text);
 
 /// Adds the schemes of schemes_own.cpp to the library's. Once.

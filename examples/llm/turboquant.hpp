@@ -3,8 +3,8 @@
 ///   x -> n = f16(|x|), and the code of each entry of sqrt(Dh) Q x / n, for a random rotation Q
 ///   x ~ n / sqrt(Dh) Q^T levels[codes], the levels of least squared error for a normal distribution (Lloyd-Max)
 ///
-/// Residual  keys have one bit less in their codes; what these leave, r, is stored as its norm and the signs of S r, for
-///           a normal random matrix S: r ~ f16(|r|) sqrt(pi / 2) / Dh S^T sign(S r). Products with queries are then
+/// Residual  keys have one bit less in their codes; what these leave, r, is stored as its norm and the signs of S r,
+///           for a normal random matrix S: r ~ f16(|r|) sqrt(pi / 2) / Dh S^T sign(S r). Products with queries are then
 ///           right on average.
 /// It is simulated (exact_cache.hpp): bits are counted, and rows lie in f32.
 #pragma once

@@ -25,8 +25,8 @@
 #include <utility>
 #include <vector>
 
-#include <xquant/cache.hpp>
 #include <xquant/calibration/calibrator.hpp>
+#include <xquant/sequence/handle.hpp>
 
 namespace xquant {
 inline namespace XQUANT_ABI_NS {
@@ -48,8 +48,8 @@ public:
         }
     }
 
-    /// The next n tokens' x [n, D] of a layer and their queries [n, H Dh] after RoPE. Throws shape_error where the layer
-    /// takes K and V.
+    /// The next n tokens' x [n, D] of a layer and their queries [n, H Dh] after RoPE. Throws shape_error where the
+    /// layer takes K and V.
     void add(std::size_t layer, std::size_t n, const float* x, const float* q) {
         const Layer& of = checked(layer);
         detail::expects(of.input == LayerInput::x, "PrefixCalibrator::add: layer ", layer, " takes ",

@@ -140,6 +140,31 @@ TEST_CASE("a prefix in steps gives the statistics of a context, and the cache th
     }
 }
 
+TEST_CASE("a prefix of layers that read the rows of another one is stored once") {
+    test::Setup setup = model_of(LayerInput::x);
+    setup.model.layers[2].rows_of = 0;
+    PrefixCalibrator prefix(setup.model, 128);
+    const auto cache = make_cache("x4_rot", setup.model);
+    const Sequence direct = cache->create(), replayed = cache->create();
+    auto step = cache->begin({{direct, 150}});
+    for (std::size_t l = 0; l < layers; ++l) {
+        const Parts parts = parts_of(setup.model.layers[l], l < 2 ? l : 0, 0, 150);
+        prefix.add(l, 150, parts.x.data(), parts.q.data());
+        if (l < 2) step.append(l, MatrixView(parts.x.data(), 150, 40));
+    }
+    step.commit();
+    CHECK(prefix.finish().layers[2].key_cost.size() == 2 * 8 * 8);
+    prefix.replay(*cache, replayed);
+    const std::vector<float> q(32, 0.5F);
+    std::vector<float> answers(32), again(32);
+    for (std::size_t l = 0; l < layers; ++l) {
+        cache->attend(l, {{direct, 1}}, MatrixView(q.data(), 1, 32), answers.data());
+        cache->attend(l, {{replayed, 1}}, MatrixView(q.data(), 1, 32), again.data());
+        CHECK(again == answers);
+        CHECK(answers != std::vector<float>(32));
+    }
+}
+
 TEST_CASE("what makes no prefix is refused, with numbers") {
     const test::Setup setup = model_of(LayerInput::x);
     const auto said = [&](std::size_t tokens, CalibratorOptions options) {

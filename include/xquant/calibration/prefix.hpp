@@ -32,7 +32,7 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 
 /// Keeps the rows of a sequence's first tokens, and makes statistics of them. Every layer gives X, or every layer K
-/// before RoPE and V; layers that read the rows of others, or the model's own latent, give theirs to no avail.
+/// before RoPE and V; a layer that reads the rows of another one is given these.
 class PrefixCalibrator {
 public:
     /// `tokens` (more than the sinks, and 128 at least: a page of keys): when ready() says so. `model` is copied, as by
@@ -105,6 +105,7 @@ public:
             auto step = cache.begin({{sequence, n}});
             for (std::size_t l = 0; l < rows_.size(); ++l) {
                 const Layer& of = model_.layers[l];
+                if (of.borrows()) continue;
                 const std::size_t width = of.input == LayerInput::x ? of.shape.width : of.shape.kv_width();
                 const auto view = [&](const std::vector<float>& rows) {
                     return MatrixView(rows.data() + at * width, n, width);

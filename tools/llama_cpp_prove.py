@@ -52,8 +52,8 @@ def say(text):
 
 
 class Engine:
-    def __init__(self, binaries, adapter):
-        self.binaries, self.adapter = Path(binaries), Path(adapter)
+    def __init__(self, binaries, adapter, calibration=None):
+        self.binaries, self.adapter, self.calibration = Path(binaries), Path(adapter), calibration
 
     def environment(self, scheme=None, settings=None):
         """`scheme`: a program runs over xquant's cache, else over llama.cpp's own."""
@@ -62,6 +62,8 @@ class Engine:
         environment["LD_PRELOAD"] = str(self.adapter / "libxquant-llama.so")
         if scheme is not None:
             environment["XQUANT_CACHE"] = scheme
+            if self.calibration:
+                environment["XQUANT_CALIBRATION"] = self.calibration
             environment.update(settings or {})
         return environment
 
@@ -407,6 +409,7 @@ def main():
     parser.add_argument("--long", default=8192, type=int, help="divergence: from this context on --long-caches alone, since some are slow")
     names = "llama.cpp f16,llama.cpp q8_0,llama.cpp q4_0,kv8,kv4,gqa4"
     parser.add_argument("--long-caches", default=names, type=lambda text: text.split(","), help="default %(default)s")
+    parser.add_argument("--calibration", help="what `xquant-llm calibrate` saved of --model, for head4 and its kind")
     parser.add_argument("--second-model", help="for the divergence, too")
     parser.add_argument("--second-contexts", default="1024x2,8192x1", type=contexts, help="as --contexts, of --second-model; default 1024x2,8192x1")
     parser.add_argument("--depths", default="0,4096,16384", type=numbers)
@@ -425,7 +428,7 @@ def main():
     options.server_schemes = (options.server_schemes or options.schemes).split(",")
     options.schemes = options.schemes.split(",")
     options.out.mkdir(parents=True, exist_ok=True)
-    engine = Engine(options.engine, options.adapter)
+    engine = Engine(options.engine, options.adapter, options.calibration)
     for phase in options.only.split(","):
         if phase not in PHASES:
             parser.error(f"unknown phase '{phase}'; there are {', '.join(PHASES)}")

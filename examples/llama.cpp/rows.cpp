@@ -163,10 +163,6 @@ ggml_tensor* Rows::attention(const llm_graph_context& graph, const AttentionArgu
 Model Rows::described() const {
     Model model;
     for (const auto& [il, description] : layers_) model.layers.push_back(description.layer);
-    if (!settings_.calibration.empty()) {
-        if (!calibration_) calibration_ = load_calibration(settings_.calibration, model);
-        calibration_->attach(model);
-    }
     return model;
 }
 
@@ -176,6 +172,10 @@ void Rows::make_cache() {
              std::to_string(own_layers_.size()));
     }
     Model model = described();
+    if (!settings_.calibration.empty()) {
+        calibration_ = load_calibration(settings_.calibration, model);
+        calibration_.attach(model);
+    }
     std::pair<std::vector<float>, std::vector<float>> weights;  // of one layer at a time
     auto next = layers_.begin();
     if (settings_.reads_w_k) {
@@ -453,7 +453,11 @@ llama_pos Rows::last_position(llama_seq_id id) const {
 std::size_t Rows::bytes() const {
     if (cache_) return cache_->bytes().stored() + cache_->bytes().weights;
     if (layers_.empty()) return 0;
-    const Bytes one = predict(settings_.scheme, described(), settings_.options, cparams_.n_ctx_seq);
+    // llama.cpp asks before it loads the model, to see what fits. How a calibration divides bits is not known then: on
+    // average it is as many as the uniform scheme has.
+    std::string scheme = settings_.scheme;
+    if (find_scheme(scheme).divides_bits) scheme.insert((std::min)(scheme.find(':'), scheme.size()), ":uniform");
+    const Bytes one = predict(scheme, described(), settings_.options, cparams_.n_ctx_seq);
     return one.stored() * cparams_.n_seq_max + one.weights;
 }
 

@@ -109,7 +109,7 @@ private:
     std::map<int, Description> layers_;
     std::map<int, Place> places_;  ///< those of layers that read another one's rows, too
     bool shiftable_ = true, placed_ = false;
-    mutable std::optional<xquant::Calibration> calibration_;  ///< read when a model is described first
+    xquant::Calibration calibration_;
     std::unique_ptr<xquant::Cache<>> cache_;
     std::vector<Kept> kept_;  ///< by llama.cpp's number of a sequence
 

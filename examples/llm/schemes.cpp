@@ -75,10 +75,15 @@ std::string schemes_help() {
                             : scheme.needs == Needs::statistics ? " (needs --calibration)"
                                                                 : "");
     }
-    help +=
-        "  turboquant4, 3, 2                  K after RoPE and V, each head in a random rotation and the levels of a\n"
-        "                                   normal distribution; with _residual, one bit of K is the sign of what\n"
-        "                                   is left. Simulated, in perplexity alone: rows lie in f32\n";
+    for (const std::string& name : turboquant_names()) {
+        TurboQuant form;
+        parse_turboquant(name, form);
+        constexpr unsigned dh = 64;
+        help += fmt::format("  {:<16} {:5.2f} bits   {}{} (heads of {}; simulated, perplexity only)\n", name,
+                            turboquant_bits(form, dh) / (2 * dh),
+                            "K and V, each head in a random rotation, levels of a normal distribution",
+                            form.residual ? ", a bit of K for the sign of what is left" : "", dh);
+    }
     return help +
            "\nrecipe=FILE takes the bits that `allocate` gave each layer.\n"
            "\nA scheme may have suffixes:\n"

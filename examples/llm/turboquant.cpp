@@ -121,13 +121,17 @@ std::function<void(float*)> turboquant_rounding(std::size_t n, TurboQuant form) 
     return Rounding(n, form.bits, form.residual);
 }
 
+double turboquant_bits(TurboQuant form, std::size_t n) {
+    return 2.0 * form.bits * static_cast<double>(n) + 16 * (form.residual ? 3 : 2);
+}
+
 std::unique_ptr<AttentionCache> make_turboquant_cache(TurboQuant form, const Model& model, ThreadPool& pool,
                                                       std::size_t sinks, std::size_t tail) {
     const std::size_t n = model.config().head_dim;
     RoundedRows rounded;
     rounded.round_key = turboquant_rounding(n, form);
     rounded.round_value = turboquant_rounding(n, {form.bits, false});
-    rounded.bits_per_head = 2.0 * form.bits * static_cast<double>(n) + 16 * (form.residual ? 3 : 2);
+    rounded.bits_per_head = turboquant_bits(form, n);
     rounded.sinks = sinks;
     rounded.tail = tail;
     return make_simulated_cache(model, pool, std::move(rounded));

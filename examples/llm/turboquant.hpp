@@ -39,6 +39,9 @@ std::vector<float> normal_levels(unsigned bits);
 /// row's at 1, 2, 3 and 4 bits, as in theorem 1 of the paper.
 std::function<void(float*)> turboquant_rounding(std::size_t n, TurboQuant form);
 
+/// Bits of a head of a token, K and V of n channels each, norms included.
+double turboquant_bits(TurboQuant form, std::size_t n);
+
 std::unique_ptr<AttentionCache> make_turboquant_cache(TurboQuant form, const Model& model, ThreadPool& pool,
                                                       std::size_t sinks, std::size_t tail);
 

@@ -44,7 +44,7 @@ struct PlanRequest {
 
 /// A scheme, as it would be.
 struct PlannedScheme {
-    std::string name;
+    std::string name;                  ///< as make_cache takes it
     std::string unavailable;           ///< why there is no such cache of this model, or empty
     std::size_t cache = 0,             ///< bytes of all sequences, accumulators of a step included
         weights = 0;                   ///< bytes of prepared weights

@@ -24,6 +24,7 @@ struct TokenWork {
         int8 = 0,         ///< likewise, of 8-bit integers
         core = 0,         ///< seconds of one core
         extra_bytes = 0;  ///< read and written beside what is stored: accumulators
+    /// The work of both.
     TokenWork& operator+=(const TokenWork& other) noexcept {
         f32 += other.f32;
         int8 += other.int8;

@@ -164,7 +164,7 @@ def divergence(engine, options):
     runs += [(options.second_model, *size) for size in options.second_contexts if options.second_model]
     caches = [(f"llama.cpp {name}", None, {}, [*types, *flash(on)]) for name, (types, on) in OWN.items()]
     caches += [(f"{s}, strict", s, strict, []) for s in options.schemes]
-    caches += [("gqa4, newest 128 in f16", "gqa4", {}, [])]
+    caches += [(f"{s}, newest 128 in f16", s, {}, []) for s in ["gqa4", *(s for s in ("head4", "joint4") if s in options.schemes)]]
     for model, context, chunks in runs:
         # Contexts one after the other: a run that is stopped goes on behind the last one that is whole.
         part = options.out / f"divergence-{Path(model).stem}-{context}x{chunks}.json"
@@ -409,7 +409,7 @@ def main():
     parser.add_argument("--long", default=8192, type=int, help="divergence: from this context on --long-caches alone, since some are slow")
     names = "llama.cpp f16,llama.cpp q8_0,llama.cpp q4_0,kv8,kv4,gqa4"
     parser.add_argument("--long-caches", default=names, type=lambda text: text.split(","), help="default %(default)s")
-    parser.add_argument("--calibration", help="what `xquant-llm calibrate` saved of --model, for head4 and its kind")
+    parser.add_argument("--calibration", help="what `xquant-llm calibrate` saved of --model, for head4 and its kind; without --second-model")
     parser.add_argument("--second-model", help="for the divergence, too")
     parser.add_argument("--second-contexts", default="1024x2,8192x1", type=contexts, help="as --contexts, of --second-model; default 1024x2,8192x1")
     parser.add_argument("--depths", default="0,4096,16384", type=numbers)

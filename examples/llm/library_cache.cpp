@@ -135,10 +135,13 @@ public:
           prefix_(model_, *scheme.prefix, learnt(options)) {}
 
     void reset() override {
-        if (prefix_.tokens() == 0) replace(xq::make_cache("f16", model_, options_));
+        if (learning_) {
+            LibraryCache::reset();
+        } else {
+            replace(xq::make_cache("f16", model_, options_));
+        }
         prefix_.clear();
         learning_ = true;
-        LibraryCache::reset();
     }
     void begin(std::size_t n) override {
         if (learning_ && prefix_.ready()) fix();

@@ -145,10 +145,7 @@ inline ErrorCosts error_costs(const LayerParts& parts, const Layer& layer) {
                 std::vector<float> rows = head_rows(head, stream, dh);
                 std::size_t first = head.first;
                 if (whole) {  // the head reads some of the channels that take up each other's errors
-                    std::vector<float> wide(dh * stream.width, 0.0F);
-                    for (std::size_t i = 0; i < dh; ++i)
-                        std::copy_n(rows.data() + i * head.width, head.width, wide.data() + i * stream.width + first);
-                    rows = std::move(wide);
+                    rows = rows_in_block(rows, head, dh, stream.width);
                     first = 0;
                 }
                 if (part && (head.width != stream.metric.block || first % stream.metric.block != 0)) {

@@ -93,6 +93,16 @@ inline std::vector<float> head_rows(const HeadPlan& head, const StreamPlan& stre
     return out;
 }
 
+/// rows [Dh, head.width] as rows [Dh, n] of all n channels of a block, of which the head reads some.
+inline std::vector<float> rows_in_block(const std::vector<float>& rows, const HeadPlan& head, std::size_t dh,
+                                        std::size_t n) {
+    std::vector<float> out(dh * n, 0.0F);
+    for (std::size_t i = 0; i < dh; ++i) {
+        std::copy_n(rows.data() + i * head.width, head.width, out.data() + i * n + head.first);
+    }
+    return out;
+}
+
 /// Whether heads read a stream's channels apart, head h those from h * width on.
 inline bool read_apart(const std::vector<HeadPlan>& heads, const StreamPlan& stream) noexcept {
     bool apart = stream.latent.empty() && heads.size() * heads.front().width == stream.width;
@@ -131,14 +141,7 @@ inline StreamMetric metric_of_stream(const LayerPlan& plan, const Layer& layer, 
         for (std::size_t h = 0; h < heads->size() && heads->front().stream == stream; ++h) {
             const HeadPlan& head = (*heads)[h];
             std::vector<float> rows = head_rows(head, of, dh);
-            if (of.latent.empty() && head.width < n) {
-                // The head reads some of the channels of a block.
-                std::vector<float> spread(dh * n, 0.0F);
-                for (std::size_t i = 0; i < dh; ++i) {
-                    std::copy_n(rows.data() + i * head.width, head.width, spread.data() + i * n + head.first);
-                }
-                rows = std::move(spread);
-            }
+            if (of.latent.empty() && head.width < n) rows = rows_in_block(rows, head, dh, n);
             std::vector<float> costs;
             // Statistics are of K before RoPE.
             const bool is_measured = measured && !(keys && plan.keys_after_rope);

@@ -92,8 +92,18 @@ void check_floats() {
         rows[r] = R::load(row.data());
         for (const float value : row) sums[r] += static_cast<double>(value);
     }
-    const auto summed = floats_of<R>(R::sum_rows(rows));
+    typename R::f32 fours[R::lanes / 4];
+    for (std::size_t f = 0; f < R::lanes / 4; ++f) fours[f] = R::sum_four(rows + 4 * f);
+    const auto summed = floats_of<R>(R::sum_fours(fours));
     for (std::size_t r = 0; r < R::lanes; ++r) CHECK(std::abs(static_cast<double>(summed[r]) - sums[r]) < 1e-3);
+
+    const auto half_sums = floats_of<R>(R::sum_halves(fours));
+    for (std::size_t r = 0; r < R::lanes; ++r) {
+        const auto row = floats_of<R>(rows[r / 2]);
+        double half = 0;
+        for (std::size_t i = 0; i < R::lanes / 2; ++i) half += static_cast<double>(row[r % 2 * (R::lanes / 2) + i]);
+        CHECK(std::abs(static_cast<double>(half_sums[r]) - half) < 1e-3);
+    }
 
     for (std::size_t n = 0; n <= R::lanes; ++n) {
         const auto part = floats_of<R>(R::load_first(a.data(), n));
@@ -155,6 +165,14 @@ void check_words() {
     R::store_u8(low.data(), R::load_i32(small.data()));
     for (std::size_t i = 0; i < R::lanes; ++i) CHECK(low[i] == small[i]);
 
+    std::vector<std::int32_t> signed_words(bytes<R>);
+    typename R::i32 four[4];
+    for (std::size_t i = 0; i < bytes<R>; ++i) signed_words[i] = static_cast<std::int32_t>(byte_of(a, i)) - 128;
+    for (std::size_t r = 0; r < 4; ++r) four[r] = R::load_i32(signed_words.data() + r * R::lanes);
+    std::vector<std::uint8_t> packed(bytes<R>);
+    R::store_bytes(packed.data(), four);
+    for (std::size_t i = 0; i < bytes<R>; ++i) CHECK(packed[i] == static_cast<std::uint8_t>(signed_words[i]));
+
     const auto repeats = [&](auto size, typename R::i32 found) {
         const auto words = words_of<R>(found);
         for (std::size_t i = 0; i < bytes<R>; ++i) CHECK(byte_of(words, i) == byte_of(a, i % size()));
@@ -171,6 +189,20 @@ void check_words() {
         const std::uint32_t word = words_of<R>(mixed[t / R::lanes])[t % R::lanes];
         CHECK(word == (byte_of(a, t) | byte_of(b, t) << 8U | byte_of(c, t) << 16U |
                        static_cast<std::uint32_t>(byte_of(d, t)) << 24U));
+    }
+
+    const auto halved = words_of<R>(R::load_halves(a.data(), b.data() + R::lanes / 2));
+    for (std::size_t i = 0; i < R::lanes / 2; ++i) {
+        CHECK(halved[i] == a[i]);
+        CHECK(halved[R::lanes / 2 + i] == b[R::lanes / 2 + i]);
+    }
+
+    R::interleave_halves(x, y, mixed);
+    for (std::size_t t = 0; t < bytes<R> / 2; ++t) {
+        const std::uint32_t word = words_of<R>(mixed[t / R::lanes])[t % R::lanes];
+        const std::size_t half = bytes<R> / 2;
+        CHECK(word == (byte_of(a, t) | byte_of(a, half + t) << 8U | byte_of(b, t) << 16U |
+                       static_cast<std::uint32_t>(byte_of(b, half + t)) << 24U));
     }
 
     typename R::i32 rows[R::lanes];

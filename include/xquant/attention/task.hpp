@@ -26,6 +26,15 @@ struct TokenSpan {
     std::int64_t rope_lag = 0;  ///< positions by which the RoPE of stored keys lags behind, since they moved afterwards
 };
 
+/// From the codes of one token to those of another, which may lie in another page: bytes, modulo 2^64.
+inline std::size_t bytes_between(const StreamView& from, std::size_t token, const StreamView& to,
+                                 std::size_t next) noexcept {
+    const auto address = [](const StreamView& in, std::size_t t) {
+        return reinterpret_cast<std::uintptr_t>(in.codes) + in.format.code_offset(t / in.format.group_tokens, 0);
+    };
+    return address(to, next) - address(from, token);
+}
+
 /// What attention does beside softmax(scale q k^T) v. Pointers belong to the layer that was prepared.
 struct ScoreRules {
     float scale = 1;                     ///< factor of q k^T

@@ -1,19 +1,5 @@
 // Columns of keys that are made of codes per channel where queries are few: pairs of channels that RoPE turns, and slow
-// pairs, which it hardly turns within a tile. Slow pairs are never built.
-//
-// A token at s = (number - 64) / 64 of its tile is turned by x s more than the tile's middle, x = 64 |frequency|, and
-//
-//     cos(x s) ~ J0(x) - 2 J2(x) T2(s) + ...,   sin(x s) ~ 2 J1(x) T1(s) - ...               T: Chebyshev's polynomials
-//
-// so the part that all slow pairs have in q K^T is  sum over m < 3 of T_m(s) (u_m A^T z)  with three vectors u_m of the
-// query: three columns for a query where a pair has two.
-//
-// Error   at most 2 J3(slow_angle) = 3e-3 of |q| |z A| of a pair, at the ends of a tile, and a hundredth of that for a
-//         pair that turns a fifth as fast; u_m A^T is rounded to 8 bits, as the columns of A are, which is off by more.
-//         A constant c_k may be far larger than z A, as biases of keys are: its part has five terms, at most 7e-6 of
-//         |q| |c_k| off.
-// Tried   Four terms and 1e-3: 12 columns in place of 9 for 3 queries, and u A^T, which is made for each tile, took 1.6
-//         times as long.
+// pairs, which it hardly turns within a tile and which are never built (backend/slow_pairs.hpp).
 #pragma once
 
 #include <array>
@@ -36,6 +22,11 @@ inline constexpr std::size_t slow_terms = 3, constant_terms = 5;
 
 /// The most that a slow pair turns within half a tile, in radians.
 inline constexpr double slow_angle = 0.42;
+
+/// Pairs that turn no more than that in half a stretch of positions are expanded about its middle. To a stretch belong
+/// the tiles that begin in it.
+inline constexpr std::int64_t stretch_positions = 1024;
+inline constexpr double half_stretch = (stretch_positions + tile_tokens) / 2.0;
 
 /// Whether a backend with 8-bit products takes scores from codes per channel, a few columns of K at a time.
 template <class Backend>
@@ -72,15 +63,29 @@ struct KeyColumns {
     bool ready = false;     ///< whether all of this is made
     std::size_t pairs = 0,  ///< that are built and turned
         built = 0,          ///< channels that are built: 2 pairs, and those without RoPE
-        slow = 0;           ///< channels of slow pairs, behind them: first ones, second ones
-    std::array<std::uint16_t, 2 * max_pairs> channels;                ///< [built + slow] which channel of a head it is
-    std::array<std::uint16_t, max_pairs> numbers;                     ///< [pairs + slow / 2] which pair of RoPE's it is
-    std::array<std::array<float, max_pairs>, constant_terms> series;  ///< [terms][slow / 2] bessel_series
-    float* columns = nullptr;                                         ///< [built + slow][width]
-    float* terms = nullptr;                                           ///< [3 queries][slow] u of the tile's queries
-    float* slow_columns = nullptr;                                    ///< [3 queries][width] u A^T of them
-    std::array<float, constant_terms * direct_queries> constants;     ///< [5 queries] u c_k, nought without a constant
-    float* rest = nullptr;                                            ///< room for what a backend makes of it
+        slow =
+            0;  ///< channels of slow pairs, behind them: first ones, second ones of a tile, those of a stretch likewise
+    std::array<std::uint16_t, 2 * max_pairs> channels;  ///< [built + slow] which channel of a head it is
+    std::array<std::uint16_t, max_pairs> numbers;       ///< [pairs + slow / 2] which pair of RoPE's it is
+    std::size_t by_tile =
+        0;  ///< slow pairs that are expanded about the middle of a tile; those behind them of a stretch
+    std::array<std::array<float, max_pairs>, constant_terms> series;      ///< [terms][slow / 2] bessel_series in a tile
+    std::array<std::array<float, max_pairs>, slow_terms> stretch_series;  ///< [terms][pairs of a stretch]
+    float* columns = nullptr;                                             ///< [built + slow][width]
+    float* terms = nullptr;                                               ///< [3 queries][slow] u of the tile's queries
+    float* slow_columns = nullptr;                                        ///< [3 queries][width] u A^T of them
+    float* stretch_columns = nullptr;                              ///< [3 queries][width] their part of a stretch
+    std::array<float, constant_terms * direct_queries> constants;  ///< [5 queries] u c_k, nought without a constant
+    /// What stretch_columns were made for.
+    struct Stretch {
+        std::int64_t number = -1;  ///< of a stretch of positions; -1: none
+        Slots rows{};              ///< of queries
+
+        bool operator==(const Stretch& other) const noexcept {
+            return number == other.number && rows.first == other.rows.first && rows.count == other.rows.count;
+        }
+    } stretch;
+    float* rest = nullptr;  ///< room for what a backend makes of it
 
     /// Columns of all queries that stand for slow pairs.
     [[nodiscard]] constexpr std::size_t terms_of(std::size_t queries) const noexcept {
@@ -96,7 +101,7 @@ constexpr std::size_t key_columns_floats(const AttendTask& task) noexcept {
     const std::size_t dh = task.head_dim, width = task.key.width, terms = slow_terms * direct_queries;
     if (task.key.matrix == nullptr || width > int8_channels || task.queries() > direct_queries) return 0;
     const std::size_t weights = (dh + 4 + terms) * (width / 4 + 2) + column_overrun;  // with their scales and offsets
-    return dh * width + terms * (dh + width) + weights + direct_queries * (dh + 4);
+    return dh * width + terms * (dh + 2 * width) + weights + direct_queries * (dh + 4);
 }
 
 namespace detail {
@@ -120,130 +125,57 @@ template <class Backend>
 void order_columns(Backend tag, const AttendTask& task, float* memory, float* room, KeyColumns& out) noexcept {
     constexpr double half = tile_tokens / 2;
     const std::size_t dh = task.head_dim, width = task.key.width, pairs = task.rope.pairs;
-    const auto angle = [&](std::size_t j) { return half * task.rope.inverse_frequencies[j]; };
-    const auto is_slow = [&](std::size_t j) { return std::abs(angle(j)) <= slow_angle; };
-    std::size_t slow = 0;
+    const auto angle = [&](std::size_t j, double distance) { return distance * task.rope.inverse_frequencies[j]; };
+    const auto turns_little = [&](std::size_t j, double distance) {
+        return std::abs(angle(j, distance)) <= slow_angle;
+    };
+    std::size_t slow = 0, slowest = 0;
     // A norm of K needs every channel of K.
-    for (std::size_t j = 0; j < pairs && task.rules.key_norm == nullptr; ++j) slow += is_slow(j) ? 1 : 0;
-    if (!worth_it(slow, task.queries())) slow = 0;
+    for (std::size_t j = 0; j < pairs && task.rules.key_norm == nullptr; ++j) {
+        slow += turns_little(j, half) ? 1 : 0;
+        slowest += turns_little(j, half_stretch) ? 1 : 0;
+    }
+    if (!worth_it(slow, task.queries())) slow = slowest = 0;
     out.pairs = pairs - slow;
     out.built = dh - 2 * slow;
     out.slow = 2 * slow;
-    std::size_t turned = 0, left = 0;
+    out.by_tile = slow - slowest;
+    std::size_t turned = 0, of_tile = 0, of_stretch_now = 0;
     for (std::size_t j = 0; j < pairs; ++j) {
-        const bool is_left = slow > 0 && is_slow(j);
-        out.numbers[is_left ? out.pairs + left : turned] = static_cast<std::uint16_t>(j);
-        out.channels[is_left ? out.built + left : 2 * turned] = static_cast<std::uint16_t>(task.rope.first(j));
-        out.channels[is_left ? out.built + slow + left : 2 * turned + 1] =
-            static_cast<std::uint16_t>(task.rope.second(j));
-        if (is_left) {
-            const std::array<float, constant_terms> terms = bessel_series(angle(j));
-            for (std::size_t m = 0; m < constant_terms; ++m) out.series[m][left] = terms[m];
+        const auto first = static_cast<std::uint16_t>(task.rope.first(j));
+        const auto second = static_cast<std::uint16_t>(task.rope.second(j));
+        if (slow == 0 || !turns_little(j, half)) {
+            out.numbers[turned] = static_cast<std::uint16_t>(j);
+            out.channels[2 * turned] = first;
+            out.channels[2 * turned + 1] = second;
+            ++turned;
+            continue;
         }
-        ++(is_left ? left : turned);
+        const bool by_stretch = turns_little(j, half_stretch);
+        const std::size_t group = by_stretch ? slowest : out.by_tile, at = by_stretch ? of_stretch_now++ : of_tile++;
+        const std::size_t k = by_stretch ? out.by_tile + at : at;
+        std::uint16_t* const channels = out.channels.data() + out.built + (by_stretch ? 2 * out.by_tile : 0) + at;
+        out.numbers[out.pairs + k] = static_cast<std::uint16_t>(j);
+        channels[0] = first;
+        channels[group] = second;
+        const std::array<float, constant_terms> terms = bessel_series(angle(j, half));
+        for (std::size_t m = 0; m < constant_terms; ++m) out.series[m][k] = terms[m];
+        if (!by_stretch) continue;
+        const std::array<float, constant_terms> of_stretch = bessel_series(angle(j, half_stretch));
+        for (std::size_t m = 0; m < slow_terms; ++m) out.stretch_series[m][at] = of_stretch[m];
     }
     for (std::size_t c = 2 * pairs; c < dh; ++c) out.channels[c - out.slow] = static_cast<std::uint16_t>(c);
 
     out.columns = memory;
     out.terms = out.columns + dh * width;
     out.slow_columns = out.terms + slow_terms * direct_queries * dh;
-    out.rest = out.slow_columns + slow_terms * direct_queries * width;
+    out.stretch_columns = out.slow_columns + slow_terms * direct_queries * width;
+    out.rest = out.stretch_columns + slow_terms * direct_queries * width;
     transpose(tag, {task.key.matrix.floats(), width, dh, dh}, room, width);  // attend_task has made floats of it
     for (std::size_t k = 0; k < dh; ++k) {
         std::copy_n(room + out.channels[k] * width, width, out.columns + k * width);
     }
     out.ready = true;
-}
-
-/// u, u A^T and u c_k of the queries of some rows, for a tile by the angles of its start.
-template <class Backend>
-void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const TileAngles& angles,
-                       KeyColumns& out) noexcept {
-    const std::size_t width = task.key.width, slow = out.slow, n = slow / 2;
-    const std::size_t first = rows.first * task.queries_per_kv, count = rows.count * task.queries_per_kv;
-    if (slow == 0) return;
-    std::array<float, max_pairs> cosines, sines, x, y;
-    for (std::size_t k = 0; k < n; ++k) {
-        // The angle of the tile's middle; RoPE's factor is in the table, and the scale of scores comes to it.
-        const std::size_t j = out.numbers[out.pairs + k], middle = j * task.rope.tokens + tile_tokens / 2;
-        const float c = task.rope.cosines[middle] * task.rules.scale, s = task.rope.sines[middle] * task.rules.scale;
-        cosines[k] = angles.cosines[j] * c - angles.sines[j] * s;
-        sines[k] = angles.cosines[j] * s + angles.sines[j] * c;
-    }
-    out.constants.fill(0);
-    const std::uint16_t* const channels = out.channels.data() + out.built;
-    for (std::size_t i = 0; i < count; ++i) {
-        const float* const q = task.query(first + i);
-        for (std::size_t k = 0; k < n; ++k) {
-            const float a = q[channels[k]], b = q[channels[n + k]];
-            x[k] = a * cosines[k] + b * sines[k];
-            y[k] = b * cosines[k] - a * sines[k];
-        }
-        for (std::size_t m = 0; m < slow_terms; ++m) {
-            float* XQUANT_RESTRICT const u = out.terms + (slow_terms * i + m) * slow;
-            const float* XQUANT_RESTRICT const series = out.series[m].data();
-            const float* const one = m % 2 == 0 ? x.data() : y.data();
-            const float* const other = m % 2 == 0 ? y.data() : x.data();
-            const float sign = m % 2 == 0 ? 1.0F : -1.0F;
-            for (std::size_t k = 0; k < n; ++k) {
-                u[k] = series[k] * one[k];
-                u[n + k] = sign * series[k] * other[k];
-            }
-        }
-        for (std::size_t k = 0; k < n && task.key.constant != nullptr; ++k) {
-            const float a = task.key.constant[channels[k]], b = task.key.constant[channels[n + k]];
-            for (std::size_t m = 0; m < constant_terms; ++m) {
-                out.constants[constant_terms * i + m] +=
-                    out.series[m][k] * (m % 2 == 0 ? x[k] * a + y[k] * b : y[k] * a - x[k] * b);
-            }
-        }
-    }
-    multiply(tag, {out.terms, slow, 1}, {out.columns + out.built * width, slow, width, width},
-             {out.slow_columns, slow_terms * count, width, width}, false);
-}
-
-/// scores [queries of `rows`, 128] += the part of the slow pairs, token by token: what vector backends must equal.
-inline void add_slow_scores(scalar tag, const AttendTask& task, const StreamView& in, Slots tokens, std::size_t queries,
-                            const KeyColumns& columns, float* scores) noexcept {
-    if (columns.slow == 0) return;
-    const StreamFormat& format = in.format;
-    const HeadDecoder& head = task.key;
-    std::array<std::array<std::uint8_t, tile_tokens>, int8_channels> codes;  // [channel][token]
-    std::array<float, int8_channels> scales, zeros;
-    for (std::size_t t = 0; t < tokens.count;) {
-        const std::size_t in_block = (tokens.first + t) % format.group_tokens;
-        const std::size_t block = (tokens.first + t) / format.group_tokens;
-        const std::size_t some = (std::min)(format.group_tokens - in_block, tokens.count - t);
-        for (std::size_t c = 0; c < head.width; ++c) {
-            const GroupScale scale = stored_scale(in, format.group_index(block, head.first + c));
-            scales[c] = scale.scale;
-            zeros[c] = scale.zero;
-            unpack_group(tag, in.codes + format.code_offset(block, head.first + c), format.group_tokens, format.bits,
-                         {in_block, some}, codes[c].data());
-        }
-        const auto turn = [&](std::size_t m, std::size_t k) {
-            return m == 0 ? 1.0F : turn_table.at[m - 1][TurnTable::before + t + k];
-        };
-        for (std::size_t i = 0; i < slow_terms * queries; ++i) {
-            const float* const column = columns.slow_columns + i * head.width;
-            std::array<std::int8_t, int8_channels> weights;
-            const float step = quantize_weights(column, 1, head.width, scales.data(), int8_top, weights.data());
-            float offset = 0;
-            for (std::size_t c = 0; c < head.width; ++c) offset += zeros[c] * column[c];
-            for (std::size_t k = 0; k < some; ++k) {
-                std::int32_t sum = 0;
-                for (std::size_t c = 0; c < head.width; ++c) sum += codes[c][k] * weights[c];
-                const float part = static_cast<float>(sum) * step + offset;
-                scores[i / slow_terms * tile_tokens + t + k] += turn(i % slow_terms, k) * part;
-            }
-        }
-        for (std::size_t i = 0; i < constant_terms * queries; ++i) {
-            for (std::size_t k = 0; k < some; ++k) {
-                scores[i / constant_terms * tile_tokens + t + k] += turn(i % constant_terms, k) * columns.constants[i];
-            }
-        }
-        t += some;
-    }
 }
 
 }  // namespace detail

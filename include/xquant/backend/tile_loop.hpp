@@ -7,7 +7,7 @@
 // none inherits the scalar one (backend/scalar/):
 //
 //     decode_tile, encode_rows            codes -> f32, rows -> codes                                scalar/codec.hpp
-//     multiply, multiply_vector, transpose                                                           scalar/product.hpp
+//     multiply, multiply_transposed, transpose                                                       scalar/product.hpp
 //     load_weights                        prepared matrices -> f32                                   scalar/weights.hpp
 //     rematerialize_int8                  only for tags of int8<...>                                 scalar/int8.hpp
 //     normalize, normalize_keys           RMS norms                                                  scalar/norm.hpp
@@ -30,12 +30,12 @@
 #include <cmath>
 
 #include <xquant/attention/task.hpp>
-#include <xquant/backend/key_columns.hpp>
 #include <xquant/backend/rematerialize.hpp>
 #include <xquant/backend/scalar/lag.hpp>
 #include <xquant/backend/scalar/norm.hpp>
 #include <xquant/backend/scalar/rope.hpp>
 #include <xquant/backend/scalar/softmax.hpp>
+#include <xquant/backend/slow_pairs.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
@@ -113,6 +113,7 @@ struct AttendScratch {
     float* key_copy;      ///< A_k in f32, if the task makes a copy
     float* sorted;        ///< memory of `columns`
     KeyColumns* columns;  ///< of scores_by_products; made at the first tile that takes them
+    std::size_t keys_ahead, values_ahead;  ///< bytes from the codes of a tile to those of the next one
 };
 
 /// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between.
@@ -152,16 +153,15 @@ template <class Backend>
 void absorb_queries(Backend tag, const AttendTask& task, const AttendScratch& at) noexcept {
     const std::size_t dh = task.head_dim, rotary = rotary_channels(task), width = task.key.width;
     float* constants = at.absorbed + task.queries() * width;
-    std::array<float, 2 * max_pairs> scaled;
+    for (std::size_t i = 0; i < task.queries(); ++i) {
+        const float* q = task.query(i);
+        for (std::size_t c = rotary; c < dh; ++c) at.queries[i * dh + c] = q[c] * task.rules.scale;
+    }
     for (std::size_t k = 0; k < width; k += width_step) {
         const std::size_t some = (std::min)(width_step, width - k);
         const float* const a = weights_as_floats(tag, task.key.matrix, {k * dh, some * dh}, at.inner);
-        for (std::size_t i = 0; i < task.queries(); ++i) {
-            const float* q = task.query(i);
-            for (std::size_t c = rotary; c < dh; ++c) scaled[c] = q[c] * task.rules.scale;
-            multiply_vector(tag, {a + rotary, some, dh - rotary, dh}, scaled.data() + rotary,
-                            at.absorbed + i * width + k);
-        }
+        multiply_transposed(tag, {at.queries + rotary, task.queries(), dh - rotary, dh},
+                            {a + rotary, some, dh - rotary, dh}, {at.absorbed + k, task.queries(), some, width});
     }
     for (std::size_t i = 0; i < task.queries(); ++i) {
         constants[i] = 0;
@@ -371,10 +371,16 @@ void attend_task(Backend tag, const AttendTask& given, Partial partial, float* s
     for (const TokenSpan& span : task.spans) {
         for (std::size_t first = span.begin; first < span.end; first += tile_tokens, ++tile) {
             if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
-            if (&span != &task.spans.back()) prefetch_span(tag, task, *(&span + 1));
+            const bool in_span = first + tile_tokens < span.end, is_last = !in_span && &span == &task.spans.back();
+            const TokenSpan& next = in_span || is_last ? span : *(&span + 1);
+            const std::size_t next_first = is_last ? first : in_span ? first + tile_tokens : next.begin;
+            at.keys_ahead = bytes_between(span.keys, first, next.keys, next_first);
+            at.values_ahead = bytes_between(span.values, first, next.values, next_first);
+            if (&next != &span) prefetch_span(tag, task, next);
             if (span.rope_lag != lag.lag()) {
                 lag.move_to(task.stored_rope, span.rope_lag);
                 if (turns_queries(task)) turned = turn_queries(tag, task, lag, at.turned);
+                columns.stretch = {};
                 if (absorbs_keys(task)) detail::absorb_queries(tag, turned, at);
             }
             detail::attend_tile(tag, turned, span, {first, (std::min)(tile_tokens, span.end - first)}, partial, angles,

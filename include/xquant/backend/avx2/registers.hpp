@@ -58,10 +58,16 @@ struct avx2_registers {
         x = _mm_add_ps(x, _mm_movehl_ps(x, x));
         return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
     }
-    static f32 sum_rows(const f32* rows) noexcept {
-        const f32 a = _mm256_hadd_ps(_mm256_hadd_ps(rows[0], rows[1]), _mm256_hadd_ps(rows[2], rows[3]));
-        const f32 b = _mm256_hadd_ps(_mm256_hadd_ps(rows[4], rows[5]), _mm256_hadd_ps(rows[6], rows[7]));
-        return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    static f32 sum_four(const f32* rows) noexcept {
+        return _mm256_hadd_ps(_mm256_hadd_ps(rows[0], rows[1]), _mm256_hadd_ps(rows[2], rows[3]));
+    }
+    static f32 sum_fours(const f32* fours) noexcept {
+        return _mm256_add_ps(_mm256_permute2f128_ps(fours[0], fours[1], 0x20),
+                             _mm256_permute2f128_ps(fours[0], fours[1], 0x31));
+    }
+
+    static f32 sum_halves(const f32* fours) noexcept {
+        return _mm256_permutevar8x32_ps(fours[0], _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     }
 
     static i32 zero_i32() noexcept { return _mm256_setzero_si256(); }
@@ -99,6 +105,17 @@ struct avx2_registers {
         _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(half, half));
     }
 
+    static void store_bytes(std::uint8_t* to, const i32* words) noexcept {
+        // Packing works inside 128-bit blocks.
+        const i32 packed =
+            _mm256_packs_epi16(_mm256_packs_epi32(words[0], words[1]), _mm256_packs_epi32(words[2], words[3]));
+        store_i32(to, _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
+    }
+    static i32 load_halves(const void* first, const void* second) noexcept {
+        return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(first))),
+                                       _mm_loadu_si128(static_cast<const __m128i*>(second)), 1);
+    }
+
     static void interleave_bytes(i32 a, i32 b, i32 c, i32 d, i32* out) noexcept {
         // Unpacking works inside 128-bit blocks: with 4-byte words dealt out to the two first, its results come in
         // order.
@@ -113,6 +130,17 @@ struct avx2_registers {
         out[1] = _mm256_unpackhi_epi16(ab_low, cd_low);
         out[2] = _mm256_unpacklo_epi16(ab_high, cd_high);
         out[3] = _mm256_unpackhi_epi16(ab_high, cd_high);
+    }
+
+    static void interleave_halves(i32 a, i32 b, i32* out) noexcept {
+        const i32 even = _mm256_permute2x128_si256(a, b, 0x20), odd = _mm256_permute2x128_si256(a, b, 0x31);
+        // Bytes of rows 0 and 1 side by side in the lower halves, of rows 2 and 3 in the upper ones.
+        const i32 low = _mm256_unpacklo_epi8(even, odd), high = _mm256_unpackhi_epi8(even, odd);
+        const i32 first = _mm256_permute2x128_si256(low, high, 0x20),
+                  second = _mm256_permute2x128_si256(low, high, 0x31);
+        const i32 x = _mm256_unpacklo_epi16(first, second), y = _mm256_unpackhi_epi16(first, second);
+        out[0] = _mm256_permute2x128_si256(x, y, 0x20);
+        out[1] = _mm256_permute2x128_si256(x, y, 0x31);
     }
 
     static void transpose(i32* rows) noexcept {

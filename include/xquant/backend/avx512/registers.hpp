@@ -51,23 +51,24 @@ struct avx512_registers {
     static float reduce_min(f32 a) noexcept { return _mm512_reduce_min_ps(a); }
     static float reduce_max(f32 a) noexcept { return _mm512_reduce_max_ps(a); }
     static float reduce_add(f32 a) noexcept { return _mm512_reduce_add_ps(a); }
-    static f32 sum_rows(const f32* rows) noexcept {
-        f32 eight[8], four[4];
-        for (int i = 0; i < 8; ++i) {
-            const f32 a = rows[2 * i], b = rows[2 * i + 1];
-            eight[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
-        }
-        for (int i = 0; i < 4; ++i) {
-            const __m512d a = _mm512_castps_pd(eight[2 * i]), b = _mm512_castps_pd(eight[2 * i + 1]);
-            four[i] =
-                _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-        }
-        // Each 128-bit block of four[i] holds partial sums of rows 4 i .. 4 i + 3.
+    static f32 sum_four(const f32* rows) noexcept {
+        const f32 a = _mm512_add_ps(_mm512_unpacklo_ps(rows[0], rows[1]), _mm512_unpackhi_ps(rows[0], rows[1]));
+        const f32 b = _mm512_add_ps(_mm512_unpacklo_ps(rows[2], rows[3]), _mm512_unpackhi_ps(rows[2], rows[3]));
+        const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+        return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    }
+    static f32 sum_fours(const f32* four) noexcept {
         const f32 low =
             _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88), _mm512_shuffle_f32x4(four[0], four[1], 0xDD));
         const f32 high =
             _mm512_add_ps(_mm512_shuffle_f32x4(four[2], four[3], 0x88), _mm512_shuffle_f32x4(four[2], four[3], 0xDD));
         return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD));
+    }
+
+    static f32 sum_halves(const f32* fours) noexcept {
+        const f32 halves = _mm512_add_ps(_mm512_shuffle_f32x4(fours[0], fours[1], 0x88),
+                                         _mm512_shuffle_f32x4(fours[0], fours[1], 0xDD));
+        return _mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15), halves);
     }
 
     static i32 zero_i32() noexcept { return _mm512_setzero_si512(); }
@@ -108,6 +109,18 @@ struct avx512_registers {
         _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(value));
     }
 
+    static void store_bytes(std::uint8_t* to, const i32* words) noexcept {
+        // Packing works inside 128-bit blocks.
+        const i32 order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        const i32 packed =
+            _mm512_packs_epi16(_mm512_packs_epi32(words[0], words[1]), _mm512_packs_epi32(words[2], words[3]));
+        _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, packed));
+    }
+    static i32 load_halves(const void* first, const void* second) noexcept {
+        return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(first))),
+                                  _mm256_loadu_si256(static_cast<const __m256i*>(second)), 1);
+    }
+
     static void interleave_bytes(i32 a, i32 b, i32 c, i32 d, i32* out) noexcept {
         // Unpacking works inside 128-bit blocks: with their 4-byte words transposed first, its results come in order.
         const i32 order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -121,6 +134,26 @@ struct avx512_registers {
         out[1] = _mm512_unpackhi_epi16(ab_low, cd_low);
         out[2] = _mm512_unpacklo_epi16(ab_high, cd_high);
         out[3] = _mm512_unpackhi_epi16(ab_high, cd_high);
+    }
+
+    static void interleave_halves(i32 a, i32 b, i32* out) noexcept {
+#if defined(__AVX512VBMI__)
+        // Row k lies at byte 32 k of a, b.
+        const i32 first = _mm512_setr_epi32(0x60402000, 0x61412101, 0x62422202, 0x63432303, 0x64442404, 0x65452505,
+                                            0x66462606, 0x67472707, 0x68482808, 0x69492909, 0x6A4A2A0A, 0x6B4B2B0B,
+                                            0x6C4C2C0C, 0x6D4D2D0D, 0x6E4E2E0E, 0x6F4F2F0F);
+        out[0] = _mm512_permutex2var_epi8(a, first, b);
+        out[1] = _mm512_permutex2var_epi8(a, _mm512_or_si512(first, _mm512_set1_epi32(0x10101010)), b);
+#else
+        const i32 even = _mm512_shuffle_i64x2(a, b, 0x44), odd = _mm512_shuffle_i64x2(a, b, 0xEE);
+        // Bytes of rows 0 and 1 side by side in the lower halves, of rows 2 and 3 in the upper ones.
+        const i32 low = _mm512_unpacklo_epi8(even, odd), high = _mm512_unpackhi_epi8(even, odd);
+        const i32 order = _mm512_setr_epi32(0x00100000, 0x00110001, 0x00120002, 0x00130003, 0x00140004, 0x00150005,
+                                            0x00160006, 0x00170007, 0x00300020, 0x00310021, 0x00320022, 0x00330023,
+                                            0x00340024, 0x00350025, 0x00360026, 0x00370027);
+        out[0] = _mm512_permutex2var_epi16(low, order, high);
+        out[1] = _mm512_permutex2var_epi16(low, _mm512_or_si512(order, _mm512_set1_epi32(0x00080008)), high);
+#endif
     }
 
     static void transpose(i32* rows) noexcept {

@@ -74,8 +74,28 @@ struct emulated_registers {
         }
         return a.at[0];
     }
-    static f32 sum_rows(const f32* rows) noexcept {
-        return fill([&](std::size_t i) { return reduce_add(rows[i]); });
+    static f32 sum_four(const f32* rows) noexcept {
+        return fill([&](std::size_t i) {
+            const auto& row = rows[i % 4].at;
+            const std::size_t block = i / 4 * 4;
+            return (row[block] + row[block + 1]) + (row[block + 2] + row[block + 3]);
+        });
+    }
+    static f32 sum_fours(const f32* fours) noexcept {
+        return fill([&](std::size_t i) {
+            float sum = 0;
+            for (std::size_t block = 0; block < lanes; block += 4) sum += fours[i / 4].at[block + i % 4];
+            return sum;
+        });
+    }
+
+    static f32 sum_halves(const f32* fours) noexcept {
+        return fill([&](std::size_t i) {
+            const std::size_t row = i / 2 % 4, half = i % 2 * (lanes / 2);
+            float sum = 0;
+            for (std::size_t block = 0; block < lanes / 2; block += 4) sum += fours[i / 8].at[half + block + row];
+            return sum;
+        });
     }
 
     static i32 zero_i32() noexcept { return {}; }
@@ -139,9 +159,27 @@ struct emulated_registers {
         for (std::size_t i = 0; i < lanes; ++i) to[i] = static_cast<std::uint8_t>(value.at[i]);
     }
 
+    static void store_bytes(std::uint8_t* to, const i32* words) noexcept {
+        for (std::size_t r = 0; r < 4; ++r) store_u8(to + r * lanes, words[r]);
+    }
+    static i32 load_halves(const void* first, const void* second) noexcept {
+        i32 out;
+        std::memcpy(out.at.data(), first, sizeof(out.at) / 2);
+        std::memcpy(out.at.data() + lanes / 2, second, sizeof(out.at) / 2);
+        return out;
+    }
+
     static void interleave_bytes(i32 a, i32 b, i32 c, i32 d, i32* out) noexcept {
         for (std::size_t t = 0; t < 4 * lanes; ++t) {
             out[t / lanes].at[t % lanes] = byte(a, t) | byte(b, t) << 8U | byte(c, t) << 16U | byte(d, t) << 24U;
+        }
+    }
+
+    static void interleave_halves(i32 a, i32 b, i32* out) noexcept {
+        constexpr std::size_t half = 2 * lanes;
+        for (std::size_t t = 0; t < half; ++t) {
+            out[t / lanes].at[t % lanes] =
+                byte(a, t) | byte(a, half + t) << 8U | byte(b, t) << 16U | byte(b, half + t) << 24U;
         }
     }
 

@@ -61,11 +61,14 @@ inline void multiply(scalar, Operand a, Matrix b, MutableMatrix c, bool add) noe
     for (; j < c.columns; ++j) detail::multiply_columns<1>(a, b, c, j, add);
 }
 
-/// out [rows] = A [rows, columns] x.
-inline void multiply_vector(scalar, Matrix a, const float* x, float* out) noexcept {
+/// C [n, m] = A [n, columns] B [m, columns]^T, for a few rows of A.
+inline void multiply_transposed(scalar, Matrix a, Matrix b, MutableMatrix c) noexcept {
     for (std::size_t i = 0; i < a.rows; ++i) {
-        out[i] = 0;
-        for (std::size_t c = 0; c < a.columns; ++c) out[i] += a.data[i * a.stride + c] * x[c];
+        for (std::size_t j = 0; j < b.rows; ++j) {
+            float sum = 0;
+            for (std::size_t k = 0; k < a.columns; ++k) sum += b.data[j * b.stride + k] * a.data[i * a.stride + k];
+            c.data[i * c.stride + j] = sum;
+        }
     }
 }
 

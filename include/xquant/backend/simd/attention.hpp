@@ -86,8 +86,9 @@ void score_codes(Backend tag, const AttendTask& task, const StreamView& in, Slot
     const detail::ScoreForm form = detail::score_form<Backend>(task, in);
     auto* quads = reinterpret_cast<std::uint32_t*>(at.inner);
     if (form == detail::ScoreForm::rows) {
-        detail::with_half_rows<R>(in, tokens.first, task.key.first, [&](auto load) {
-            detail::score_rows_direct<R>(task.key.width, load, tokens.count, count, queries, at.scores);
+        const std::size_t width = task.key.width;
+        detail::with_half_rows(in, tokens, {task.key.first, width}, at.keys_ahead, [&](const auto& keys) {
+            detail::multiply_rows<R>({queries, count, width, width}, keys, at.scores, tile_tokens);
         });
         if (absorbed) detail::add_constants(task, rows, tokens.count, at);
     } else if (form == detail::ScoreForm::codes) {
@@ -95,19 +96,13 @@ void score_codes(Backend tag, const AttendTask& task, const StreamView& in, Slot
         bool rounded = false;
         if constexpr (Backend::int8_products) {
             rounded = rounds_queries<Backend>(task, in);
-            if (rounded) detail::score_codes_direct<true>(tag, task.key, in, tokens, of, quads);
+            if (rounded) detail::score_codes_direct<true>(tag, task.key, in, tokens, of, at.keys_ahead, quads);
         }
-        if (!rounded) detail::score_codes_direct<false>(tag, task.key, in, tokens, of, quads);
+        if (!rounded) detail::score_codes_direct<false>(tag, task.key, in, tokens, of, at.keys_ahead, quads);
         if (absorbed) detail::add_constants(task, rows, tokens.count, at);
     } else if constexpr (Backend::int8_products) {
         detail::score_token_blocks(tag, task, in, tokens, angles, rows, at);
     }
-}
-
-template <class R>
-void prefetch_span(simd<R>, const AttendTask& task, const TokenSpan& span) noexcept {
-    detail::prefetch_codes(span.keys, task.key);
-    detail::prefetch_codes(span.values, task.value);
 }
 
 /// Whether P z can be added up straight from a stream's rows.
@@ -133,7 +128,12 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
     const StreamFormat& format = in.format;
     const std::size_t width = task.value.width, first = of_tokens.first, tokens = of_tokens.count;
     if (!format.quantized()) {
-        detail::with_half_rows<R>(in, first, task.value.first, [&](auto load) {
+        detail::with_half_rows(in, of_tokens, {task.value.first, width}, at.values_ahead, [&](const auto& values) {
+            const auto load = [values](std::size_t t, std::size_t c) {
+                const auto* const from = values.data + t * values.stride + c;
+                detail::prefetch(from, values.ahead);
+                return detail::load_some<R>(from, R::lanes);
+            };
             detail::add_all_rows<R>(load, tokens, width, at.scores, count, sums, width);
         });
         return;
@@ -158,7 +158,22 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
             const float zero = R::reduce_add(total);
             for (std::size_t k = 0; k < channels; ++k) sums[i * width + c + k] += zero;
         }
-        const bool quads_there = detail::load_value_quads<R>(in, of_tokens, {channel, channels}, quads);
+        if constexpr (Backend::int8_products && detail::adds_code_rows<R>) {
+            const bool whole = channels == format.channels_of(block) && in_group == 0;
+            const std::size_t per_register = whole ? detail::rows_per_register<R>(format, channels) : 0;
+            if (per_register > 0) {
+                const detail::CodeRows rows{in.codes + format.code_offset(first, block), tokens, at.values_ahead};
+                if (per_register == 1) {
+                    detail::add_all_code_rows<R, 4 * R::lanes>(rows, weights, count, sums + c, width);
+                } else {
+                    detail::add_all_code_rows<R, 2 * R::lanes>(rows, weights, count, sums + c, width);
+                }
+                c += channels;
+                continue;
+            }
+        }
+        const bool quads_there =
+            detail::load_value_quads<R>(in, of_tokens, {channel, channels}, at.values_ahead, quads);
         bool added = false;
         if constexpr (Backend::int8_products) {
             added = quads_there && format.bits <= R::dot_bits;
@@ -184,6 +199,14 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
         }
         c += channels;
     }
+}
+
+/// The kernels that read codes ask for those of the next tile while they read; the others leave it to this.
+template <class Backend>
+    requires requires { typename Backend::registers; }
+void prefetch_span(Backend tag, const AttendTask& task, const TokenSpan& span) noexcept {
+    detail::prefetch_head(span.keys, task.key, !scores_from_codes(tag, task, span.keys));
+    detail::prefetch_head(span.values, task.value, !adds_from_codes(tag, task, span.values));
 }
 
 }  // namespace XQUANT_ABI_NS

@@ -172,12 +172,10 @@ void decode_run(simd<R> tag, const StreamView& in, GroupPlace at, Slots codes_of
                    out);
 }
 
-/// Fetches a cache line into L2.
-inline void prefetch(const void* at) noexcept { __builtin_prefetch(at, 0, 2); }
-
-/// How many rows ahead of the one that is read are prefetched: processors follow a stream to the end of 4 KB only. Past
-/// the last row, the address is in another page of the cache, or in no page at all.
-inline constexpr std::size_t prefetch_rows = 32;
+/// Fetches the cache line `ahead` bytes behind an address into L2; nothing happens where no memory is.
+inline void prefetch(const void* at, std::size_t ahead = 0) noexcept {
+    __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(at) + ahead), 0, 2);
+}
 
 /// in [n] of f16 or bf16 -> f32.
 template <class R>

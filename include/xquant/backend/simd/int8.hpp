@@ -193,7 +193,7 @@ void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& he
             const Slots channels{head.first + c, int8_block(format, head.first + c, head.width - c)};
             const Matrix a{weights_as_floats(tag, head.matrix, {c * dh, channels.count * dh}, room), channels.count, dh,
                            dh};
-            detail::load_quads(tag, in, some, channels, quads);
+            detail::load_quads(tag, in, some, channels, 0, quads);
             detail::Int8Block block;
             if (by_channel) {
                 detail::load_channel_scales<R>(in, some.first / format.group_tokens, channels, scales.data(),

@@ -57,10 +57,17 @@ void round_columns(const float* columns, std::size_t channels, Slots of, const f
         out.scales[j] = most / int8_top;
         out.offsets[j] = R::reduce_add(offset);
         const auto up = R::splat(most > 0 ? int8_top / most : 0.0F);
-        for (std::size_t c = 0; c < channels; c += lanes) {
-            const auto scaled = R::mul(some(factors, c), some(columns, c));
-            R::store_u8(bytes + j * channels + c, R::bits_and(R::round(R::mul(scaled, up)), byte));
+        const auto rounded = [&](std::size_t c) {
+            return R::round(R::mul(R::mul(some(factors, c), some(columns, c)), up));
+        };
+        std::size_t c = 0;
+        for (; c + 4 * lanes <= channels; c += 4 * lanes) {
+            typename R::i32 words[4];
+            XQUANT_UNROLL
+            for (std::size_t r = 0; r < 4; ++r) words[r] = rounded(c + r * lanes);
+            R::store_bytes(bytes + j * channels + c, words);
         }
+        for (; c < channels; c += lanes) R::store_u8(bytes + j * channels + c, R::bits_and(rounded(c), byte));
     }
 }
 
@@ -234,7 +241,7 @@ void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& i
             std::fill(to + columns.built, to + weights.built, 0.0F);
         }
         const std::size_t some = std::min<std::size_t>(block_tokens, tokens.end() - t);
-        load_quads(tag, in, {t, some}, channels, quads);
+        load_quads(tag, in, {t, some}, channels, at.keys_ahead, quads);
         load_channel_scales<R>(in, t / block_tokens, channels, scales.data(), zeros.data());
         round_key_columns<R>(task, columns, count, scales.data(), zeros.data(), weights);
         // Scores of whole registers, and of tokens before the tile, go through at.keys: no tile of K is built here.

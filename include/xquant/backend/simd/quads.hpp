@@ -15,10 +15,21 @@ namespace detail {
 /// Words of a row of quads: one for each token of a page.
 inline constexpr std::size_t quad_tokens = tile_tokens;
 
+/// Stores the first n of 4 registers, or all, `step` words apart. No loop: compilers make a call of memmove of one.
+template <class R>
+XQUANT_INLINE void store_words(const typename R::i32* words, std::size_t n, std::uint32_t* to,
+                               std::size_t step) noexcept {
+    R::store_i32(to, words[0]);
+    if (n > 1) R::store_i32(to + step, words[1]);
+    if (n > 2) R::store_i32(to + 2 * step, words[2]);
+    if (n > 3) R::store_i32(to + 3 * step, words[3]);
+}
+
 /// Codes of some tokens (of one token block) and channels (of one channel block) -> quads [channels / 4][128]. Word t
 /// is token t; words behind the last token, up to the next multiple of `lanes`, mean nothing.
 template <class R>
-void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_channels, std::uint32_t* quads) noexcept {
+void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_channels, std::size_t ahead,
+                std::uint32_t* quads) noexcept {
     constexpr std::size_t lanes = R::lanes, bytes = 4 * lanes;
     const std::size_t token = of_tokens.first, tokens = of_tokens.count;
     const std::size_t channel = of_channels.first, channels = of_channels.count;
@@ -28,15 +39,14 @@ void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_cha
         // A channel's tokens lie side by side: four channels are interleaved.
         const std::size_t block = token / format.group_tokens;
         done = token % format.group_tokens == 0 && with_group(format.bits, format.group_tokens, [&](auto bits, auto n) {
-                   const std::size_t size = format.code_offset(0, 1);  // from a channel to the next
+                   const std::size_t size = format.code_offset(0, 1), next = ahead;  // from a channel to the next
                    const std::byte* from = in.codes + format.code_offset(block, channel);
                    std::uint32_t* to = quads;
                    const std::size_t count_q = channels / 4, runs = ((std::min)(tokens, n()) + bytes - 1) / bytes;
                    for (std::size_t q = 0; q < count_q; ++q, from += 4 * size, to += quad_tokens) {
+                       for (std::size_t line = 0; line < 4 * size; line += 64) prefetch(from + line, next);
                        const auto put = [&](std::size_t r, const typename R::i32* words) {
-                           for (std::size_t i = 0; i < std::min<std::size_t>(4, n() / lanes); ++i) {
-                               R::store_i32(to + r * bytes + i * lanes, words[i]);
-                           }
+                           store_words<R>(words, n() / lanes, to + r * bytes, lanes);
                        };
                        constexpr std::size_t half = n() / 2;  // bytes of a channel in 4 bits: tokens t and t + n / 2
                        if constexpr (bits() == 4 && half % bytes == 0) {
@@ -72,14 +82,15 @@ void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_cha
         const std::size_t group_size = format.group_bytes(format.channels_of(block));
         const std::byte* group = in.codes + format.code_offset(token, block);
         done = first % bytes == 0 && with_group(format.bits, format.channels_of(block), [&](auto bits, auto n) {
-                   const std::size_t size = group_size, last = tokens - 1, wide = channels, skip = first / bytes;
+                   const std::size_t size = group_size, last = tokens - 1, wide = channels, skip = first / bytes,
+                                     next = ahead;
                    const std::byte* from = group;
                    std::uint32_t* to = quads;
                    for (std::size_t t = 0; t <= last; t += lanes) {
                        for (std::size_t c = 0; c < wide; c += bytes) {
                            typename R::i32 words[lanes];
                            for (std::size_t i = 0; i < lanes; ++i) {
-                               prefetch(from + (t + i + prefetch_rows) * size);
+                               prefetch(from + (t + i) * size, next);
                                words[i] =
                                    code_bytes<R, bits(), n()>(from + (std::min)(t + i, last) * size, skip + c / bytes);
                            }

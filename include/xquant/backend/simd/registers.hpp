@@ -7,7 +7,9 @@
 //     add sub mul fma minimum maximum    fma(a, b, c) = a b + c, rounded once; where a or b is NaN, the minimum and the
 //                                        maximum are b
 //     reduce_min reduce_max reduce_add                                            over the lanes
-//     sum_rows(rows)            lane i of the result is the sum of rows[i]; `lanes` rows
+//     sum_four(rows)            lane 4 b + k of the result is the sum of lanes 4 b .. 4 b + 3 of rows[k]; 4 rows
+//     sum_fours(fours)          lane i is the sum of row i; lanes / 4 results of sum_four, each of its own 4 rows
+//     sum_halves(fours)         lane 2 i + h is the sum of half h of row i; lanes / 8 results of sum_four
 //     zero_i32 splat_i32 load_i32 store_i32 add_i32 bits_and bits_or shift_left shift_right
 //     shift_right_each(a, by)   lane by lane
 //     to_f32 round              signed words to floats and back, to nearest, ties to even; what no word holds becomes
@@ -15,7 +17,11 @@
 //     as_f32 as_i32             the bits
 //     repeat<Bytes>(from)       these bytes over and over, 4 .. 4 * lanes of them
 //     load_u8 store_u8          a byte for each word: zero-extended, the lowest byte
+//     store_bytes(to, words)    a byte for each word of 4 registers, of signed words within -128 .. 127
+//     load_halves(a, b)         half a register from each of two places
 //     interleave_bytes(a, b, c, d, out)   word t of the 4 results, taken one after another, is {a[t], b[t], c[t], d[t]}
+//     interleave_halves(a, b, out)   likewise, of the halves of a and b: word t of the 2 results is
+//                                    {a[t], a[2 lanes + t], b[t], b[2 lanes + t]}
 //     transpose(rows)           `lanes` registers as a square matrix of words
 //     dot(sum, codes, weights)  adds to each word the products of its 4 unsigned bytes with 4 signed ones. Up to
 //                               dot_run(bits) of them may follow each other, from zero; dot_end makes 32-bit words of
@@ -40,13 +46,18 @@ concept register_wrapper = requires(typename R::f32 x, typename R::i32 w, float*
     { R::count } -> std::convertible_to<std::size_t>;
     { R::name } -> std::convertible_to<const char*>;
     { R::fma(x, x, x) } -> std::same_as<typename R::f32>;
-    { R::sum_rows(rows) } -> std::same_as<typename R::f32>;
+    { R::sum_four(rows) } -> std::same_as<typename R::f32>;
+    { R::sum_fours(rows) } -> std::same_as<typename R::f32>;
+    { R::sum_halves(rows) } -> std::same_as<typename R::f32>;
     { R::load_f16(halves) } -> std::same_as<typename R::f32>;
     { R::dot(w, w, w) } -> std::same_as<typename R::i32>;
     { R::dot_end(w) } -> std::same_as<typename R::i32>;
     R::store_first(floats, x, std::size_t{});
     R::store_u8(bytes, w);
+    R::store_bytes(bytes, words);
+    { R::load_halves(memory, memory) } -> std::same_as<typename R::i32>;
     R::interleave_bytes(w, w, w, w, words);
+    R::interleave_halves(w, w, words);
     R::transpose(words);
     R::load_i32(memory);
 };

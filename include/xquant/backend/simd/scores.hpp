@@ -11,22 +11,12 @@
 // Limit   rows: memory, then FMA. codes: FMA and conversion. products: simd/key_products.hpp.
 #pragma once
 
-#include <xquant/backend/simd/quads.hpp>
+#include <xquant/backend/simd/code_rows.hpp>
 #include <xquant/backend/tile_loop.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
-
-/// Calls f(first, number) for 1 to 4 query heads at a time, with their number as a compile-time constant.
-template <class F>
-void for_heads(std::size_t count, F&& f) {
-    std::size_t i = 0;
-    for (; i + 4 <= count; i += 4) f(i, std::integral_constant<std::size_t, 4>{});
-    if (count - i == 3) f(i, std::integral_constant<std::size_t, 3>{});
-    if (count - i == 2) f(i, std::integral_constant<std::size_t, 2>{});
-    if (count - i == 1) f(i, std::integral_constant<std::size_t, 1>{});
-}
 
 constexpr bool in_one_block(const StreamFormat& format, std::size_t first, std::size_t channels) noexcept {
     return first / format.group_channels == (first + channels - 1) / format.group_channels;
@@ -58,46 +48,15 @@ inline void scale_queries(const AttendTask& task, Slots rows, float* out) noexce
     }
 }
 
-/// scores [count, 128] of queries [count, width] from rows of f16 or bf16; load(t, c) gives `lanes` channels of one.
-template <class R, class Load>
-void score_rows_direct(std::size_t width, Load&& load, std::size_t tokens, std::size_t count, const float* queries,
-                       float* scores) noexcept {
-    for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
-        for (std::size_t t = 0; t < tokens; t += R::lanes) {
-            typename R::f32 sums[Heads][R::lanes];
-            XQUANT_UNROLL
-            for (std::size_t k = 0; k < R::lanes; ++k) {
-                const std::size_t row = (std::min)(t + k, tokens - 1);
-                typename R::f32 sum[Heads];
-                XQUANT_UNROLL
-                for (std::size_t h = 0; h < Heads; ++h) sum[h] = R::zero();
-                for (std::size_t c = 0; c < width; c += R::lanes) {
-                    const auto key = load(row, c);
-                    XQUANT_UNROLL
-                    for (std::size_t h = 0; h < Heads; ++h) {
-                        sum[h] = R::fma(key, R::load(queries + (i + h) * width + c), sum[h]);
-                    }
-                }
-                XQUANT_UNROLL
-                for (std::size_t h = 0; h < Heads; ++h) sums[h][k] = sum[h];
-            }
-            XQUANT_UNROLL
-            for (std::size_t h = 0; h < Heads; ++h) {
-                R::store(scores + (i + h) * tile_tokens + t, R::sum_rows(sums[h]));
-            }
-        }
-    });
-}
-
-/// The first 4 KB of the codes of one head in a page, and their scales.
-inline void prefetch_codes(const StreamView& in, const HeadDecoder& head) noexcept {
+/// The scales of one head in a page and, with `codes`, the first 4 KB of its codes.
+inline void prefetch_head(const StreamView& in, const HeadDecoder& head, bool with_codes) noexcept {
     const StreamFormat& format = in.format;
     if (!format.quantized()) return;
     const std::size_t first = head.first / format.group_channels;
     const std::size_t last = (head.first + head.width - 1) / format.group_channels;
     const std::byte* codes = in.codes + format.code_offset(0, first);
     const std::byte* end = in.codes + format.code_offset(0, last + 1);
-    for (std::size_t i = 0; i < 4096 && codes + i < end; i += 64) prefetch(codes + i);
+    for (std::size_t i = 0; with_codes && i < 4096 && codes + i < end; i += 64) prefetch(codes + i);
     for (const f16* halves : {in.scales, in.zeros}) {
         if (halves == nullptr) continue;
         const f16* halves_end = halves + format.group_index(0, last + 1);
@@ -106,25 +65,17 @@ inline void prefetch_codes(const StreamView& in, const HeadDecoder& head) noexce
     }
 }
 
-/// Calls f(load), where load(t, c) gives `lanes` channels of row first + t of a stream of f16 or bf16, from channel
-/// `channel` + c on, all of one block.
-template <class R, class F>
-void with_half_rows(const StreamView& in, std::size_t first, std::size_t channel, F&& f) {
+/// Calls f(rows): the rows of some tokens in a stream of f16 or bf16, channels of one block.
+template <class F>
+void with_half_rows(const StreamView& in, Slots tokens, Slots channels, std::size_t ahead, F&& f) {
     const StreamFormat& format = in.format;
-    const std::size_t block = channel / format.group_channels, step = format.channels_of(block);
-    const std::byte* base = in.codes + format.code_offset(first, block) + channel % format.group_channels * sizeof(f16);
+    const std::size_t block = channels.first / format.group_channels, step = format.channels_of(block);
+    const std::byte* base =
+        in.codes + format.code_offset(tokens.first, block) + channels.first % format.group_channels * sizeof(f16);
     if (in.format.kind == CodeKind::f16) {
-        const auto* rows = reinterpret_cast<const f16*>(base);
-        f([rows, step](std::size_t t, std::size_t c) {
-            prefetch(rows + (t + prefetch_rows) * step + c);
-            return R::load_f16(rows + t * step + c);
-        });
+        f(Rows<f16>{reinterpret_cast<const f16*>(base), tokens.count, channels.count, step, ahead});
     } else {
-        const auto* rows = reinterpret_cast<const bf16*>(base);
-        f([rows, step](std::size_t t, std::size_t c) {
-            prefetch(rows + (t + prefetch_rows) * step + c);
-            return R::load_bf16(rows + t * step + c);
-        });
+        f(Rows<bf16>{reinterpret_cast<const bf16*>(base), tokens.count, channels.count, step, ahead});
     }
 }
 
@@ -238,7 +189,7 @@ struct ScoredQueries {
 /// @tparam Rounded  queries are rounded to 8 bits, and products are integers
 template <bool Rounded, class R>
 void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& in, Slots of_tokens,
-                        const ScoredQueries& of, std::uint32_t* quads) noexcept {
+                        const ScoredQueries& of, std::size_t ahead, std::uint32_t* quads) noexcept {
     const std::size_t tokens = of_tokens.count, count = of.count;
     const float* const queries = of.queries;
     float* const scores = of.scores;
@@ -249,8 +200,12 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
     for (std::size_t c = 0; c < width;) {
         const std::size_t channel = head.first + c;
         const std::size_t channels = rounded_channels(in.format, head, c);
-        load_quads(tag, in, of_tokens, {channel, channels}, quads);
-        load_token_scales<R>(in, of_tokens, channel / in.format.group_channels, scales.data(), zeros.data());
+        const std::size_t block = channel / in.format.group_channels;
+        const bool whole = channels == in.format.channels_of(block) && channel % in.format.group_channels == 0;
+        const std::size_t per_register = Rounded && whole ? rows_per_register<R>(in.format, channels) : 0;
+        const CodeRows rows{in.codes + in.format.code_offset(of_tokens.first, block), tokens, ahead};
+        if (per_register == 0) load_quads(tag, in, of_tokens, {channel, channels}, ahead, quads);
+        load_token_scales<R>(in, of_tokens, block, scales.data(), zeros.data());
         for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
             float totals[Heads], steps[Heads];
             [[maybe_unused]] std::array<std::uint8_t, Heads * int8_channels> weights;
@@ -267,6 +222,29 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
                     for (std::size_t k = 0; k < channels; ++k) totals[h] += query[k];
                 }
             }
+            const auto put = [&](std::size_t h, std::size_t at, typename R::f32 sum) {
+                float* to = scores + (i + h) * tile_tokens + at;
+                auto value = R::mul(R::load(zeros.data() + at), R::splat(totals[h]));
+                value = R::fma(R::mul(R::load(scales.data() + at), R::splat(steps[h])), sum, value);
+                R::store(to, c == 0 ? value : R::add(value, R::load(to)));
+            };
+            if constexpr (Rounded) {
+                if (per_register > 0) {
+                    alignas(64) std::array<float, Heads * tile_tokens> sums;
+                    if (per_register == 1) {
+                        score_code_rows<R, 1, Heads>(rows, weights.data(), sums.data());
+                    } else {
+                        score_code_rows<R, 2, Heads>(rows, weights.data(), sums.data());
+                    }
+                    XQUANT_UNROLL
+                    for (std::size_t h = 0; h < Heads; ++h) {
+                        for (std::size_t t = 0; t < tokens; t += R::lanes) {
+                            put(h, t, R::load(sums.data() + h * tile_tokens + t));
+                        }
+                    }
+                    return;
+                }
+            }
             for (std::size_t t = 0; t < tokens; t += wide) {
                 typename R::f32 sums[Heads][vectors];
                 if constexpr (Rounded) {
@@ -279,11 +257,7 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
                 XQUANT_UNROLL
                 for (std::size_t h = 0; h < Heads; ++h) {
                     for (std::size_t v = 0; v < vectors && t + v * R::lanes < tokens; ++v) {
-                        const std::size_t at = t + v * R::lanes;
-                        float* to = scores + (i + h) * tile_tokens + at;
-                        auto value = R::mul(R::load(zeros.data() + at), R::splat(totals[h]));
-                        value = R::fma(R::mul(R::load(scales.data() + at), R::splat(steps[h])), sums[h][v], value);
-                        R::store(to, c == 0 ? value : R::add(value, R::load(to)));
+                        put(h, t + v * R::lanes, sums[h][v]);
                     }
                 }
             }

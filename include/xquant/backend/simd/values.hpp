@@ -64,7 +64,8 @@ void add_all_rows(Load&& load, std::size_t tokens, std::size_t channels, const f
 /// Codes of some tokens and channels (of one channel block) -> quads [tokens / 4][channels], words of 4 tokens; the
 /// last word repeats the last token. False where codes in this form have no vector unpacking.
 template <class R>
-bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, std::uint32_t* quads) noexcept {
+bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, std::size_t ahead,
+                      std::uint32_t* quads) noexcept {
     constexpr std::size_t bytes = 4 * R::lanes;
     const StreamFormat& format = in.format;
     const std::size_t first = of_tokens.first, tokens = of_tokens.count;
@@ -75,14 +76,14 @@ bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, 
     const std::size_t step = format.group_bytes(format.channels_of(block));
     return with_group(format.bits, format.channels_of(block), [&](auto bits, auto n) {
         // Copies: stored bytes might change what is captured, for all the compiler knows.
-        const std::size_t last = tokens - 1, wide = channels, from_run = skip / bytes, by = step;
+        const std::size_t last = tokens - 1, wide = channels, from_run = skip / bytes, by = step, next = ahead;
         const std::byte* from = group;
         std::uint32_t* to = quads;
         for (std::size_t t = 0; t <= last; t += 4, to += wide) {
             const std::byte* rows[4];
             for (std::size_t i = 0; i < 4; ++i) {
                 rows[i] = from + (std::min)(t + i, last) * by;
-                prefetch(from + (t + i + prefetch_rows) * by);
+                prefetch(from + (t + i) * by, next);
             }
             for (std::size_t k = 0; k < wide; k += bytes) {
                 const std::size_t run = from_run + k / bytes;
@@ -90,9 +91,7 @@ bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, 
                 R::interleave_bytes(code_bytes<R, bits(), n()>(rows[0], run), code_bytes<R, bits(), n()>(rows[1], run),
                                     code_bytes<R, bits(), n()>(rows[2], run), code_bytes<R, bits(), n()>(rows[3], run),
                                     words);
-                for (std::size_t i = 0; i < std::min<std::size_t>(4, (wide - k) / R::lanes); ++i) {
-                    R::store_i32(to + k + i * R::lanes, words[i]);
-                }
+                store_words<R>(words, (wide - k) / R::lanes, to + k, R::lanes);
             }
         }
     });
@@ -108,20 +107,35 @@ struct WholeWeights {
 template <class R>
 void round_weights(const float* weights, std::size_t tokens, std::size_t count, WholeWeights& out) noexcept {
     constexpr float top = 127.0F * 255.0F + 127.0F;
-    const auto byte = R::splat_i32(0xFF);
     for (std::size_t i = 0; i < count; ++i) {
         const float* row = weights + i * tile_tokens;
         const float most = largest_of<R>(row, tokens);
         out.steps[i] = most / top;
         const auto inverse = R::splat(most > 0 ? top / most : 0.0F);
-        for (std::size_t t = 0; t < tile_tokens; t += R::lanes) {
-            const std::size_t n = t < tokens ? (std::min)(R::lanes, tokens - t) : 0;
-            const auto whole = R::to_f32(R::round(R::mul(R::load_first(row + t, n), inverse)));
-            const auto high = R::round(R::mul(whole, R::splat(1.0F / 255.0F)));
-            const auto low = R::round(R::fma(R::to_f32(high), R::splat(-255.0F), whole));
-            R::store_u8(out.high.data() + i * tile_tokens + t, R::bits_and(high, byte));
-            R::store_u8(out.low.data() + i * tile_tokens + t, R::bits_and(low, byte));
+        for (std::size_t t = 0; t < tile_tokens; t += 4 * R::lanes) {
+            typename R::i32 high[4], low[4];
+            XQUANT_UNROLL
+            for (std::size_t r = 0; r < 4; ++r) {
+                const std::size_t at = t + r * R::lanes, n = at < tokens ? (std::min)(R::lanes, tokens - at) : 0;
+                const auto whole = R::to_f32(R::round(R::mul(R::load_first(row + at, n), inverse)));
+                high[r] = R::round(R::mul(whole, R::splat(1.0F / 255.0F)));
+                low[r] = R::round(R::fma(R::to_f32(high[r]), R::splat(-255.0F), whole));
+            }
+            R::store_bytes(out.high.data() + i * tile_tokens + t, high);
+            R::store_bytes(out.low.data() + i * tile_tokens + t, low);
         }
+    }
+}
+
+/// sums [Heads][stride] += step * (255 high + low), for one register of channels.
+template <class R, std::size_t Heads>
+XQUANT_INLINE void add_sums(const typename R::i32* highs, const typename R::i32* lows, const float* steps, float* sums,
+                            std::size_t stride) noexcept {
+    XQUANT_UNROLL
+    for (std::size_t h = 0; h < Heads; ++h) {
+        float* const to = sums + h * stride;
+        const auto sum = R::fma(R::to_f32(R::dot_end(highs[h])), R::splat(255.0F), R::to_f32(R::dot_end(lows[h])));
+        R::store(to, R::fma(sum, R::splat(steps[h]), R::load(to)));
     }
 }
 
@@ -164,17 +178,80 @@ void add_quads(const ValueQuads& codes, std::size_t c, const WholeWeights& weigh
             }
         }
         XQUANT_UNROLL
-        for (std::size_t h = 0; h < Heads; ++h) {
-            const auto step = R::splat(weights.steps[head + h]);
+        for (std::size_t v = 0; v < Vectors; ++v) {
+            typename R::i32 high_part[Heads], low_part[Heads];
             XQUANT_UNROLL
-            for (std::size_t v = 0; v < Vectors; ++v) {
-                float* to = sums + h * stride + c + v * R::lanes;
-                const auto sum =
-                    R::fma(R::to_f32(R::dot_end(highs[h][v])), R::splat(255.0F), R::to_f32(R::dot_end(lows[h][v])));
-                R::store(to, R::fma(sum, step, R::load(to)));
-            }
+            for (std::size_t h = 0; h < Heads; ++h) high_part[h] = highs[h][v], low_part[h] = lows[h][v];
+            add_sums<R, Heads>(high_part, low_part, weights.steps.data() + head, sums + c + v * R::lanes, stride);
         }
     }
+}
+
+/// Whether add_code_rows serves these registers: it holds all sums of a tile, and never ends a run of them.
+template <class R>
+inline constexpr bool adds_code_rows = R::count >= 32 && R::dot_run(4) >= tile_tokens;
+
+/// sums [Heads][stride] += weights times half a register of each row of 4-bit codes, from byte `skip` on: lower codes,
+/// upper codes or both, whose channels lie `RowBytes` apart.
+template <class R, std::size_t RowBytes, std::size_t Heads, bool Lower, bool Upper>
+void add_code_rows(const CodeRows& rows, std::size_t skip, const WholeWeights& weights, std::size_t head, float* sums,
+                   std::size_t stride) noexcept {
+    constexpr std::size_t vectors = (Lower ? 2 : 0) + (Upper ? 2 : 0);
+    const std::uint8_t* const high = weights.high.data() + head * tile_tokens;
+    const std::uint8_t* const low = weights.low.data() + head * tile_tokens;
+    const auto nibbles = R::splat_i32(0x0F0F0F0F);
+    typename R::i32 highs[vectors][Heads], lows[vectors][Heads];
+    XQUANT_UNROLL
+    for (std::size_t v = 0; v < vectors; ++v) {
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) highs[v][h] = lows[v][h] = R::zero_i32();
+    }
+    for_row_blocks<4, RowBytes>(rows, [&](const std::byte* first, std::size_t t) {
+        const std::byte* const from = first + skip;
+        for (std::size_t line = 0; line < 4 * RowBytes; line += 64) prefetch(first + line, rows.ahead);
+        typename R::i32 both[2], words[vectors];
+        R::interleave_halves(R::load_halves(from, from + RowBytes),
+                             R::load_halves(from + 2 * RowBytes, from + 3 * RowBytes), both);
+        XQUANT_UNROLL
+        for (std::size_t i = 0; i < 2; ++i) {
+            if constexpr (Lower) words[i] = R::bits_and(both[i], nibbles);
+            if constexpr (Upper) words[vectors - 2 + i] = R::bits_and(R::shift_right(both[i], 4), nibbles);
+        }
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            const auto weight_high = R::template repeat<4>(high + h * tile_tokens + t);
+            const auto weight_low = R::template repeat<4>(low + h * tile_tokens + t);
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) {
+                highs[v][h] = R::dot(highs[v][h], words[v], weight_high);
+                lows[v][h] = R::dot(lows[v][h], words[v], weight_low);
+            }
+        }
+    });
+    XQUANT_UNROLL
+    for (std::size_t v = 0; v < vectors; ++v) {
+        const std::size_t channel = skip + v % 2 * R::lanes + (Lower && v < 2 ? 0 : RowBytes);
+        add_sums<R, Heads>(highs[v], lows[v], weights.steps.data() + head, sums + channel, stride);
+    }
+}
+
+/// sums [count][stride] += weights [count][128] times rows of 4-bit codes.
+template <class R, std::size_t RowBytes>
+void add_all_code_rows(const CodeRows& rows, const float* weights, std::size_t count, float* sums,
+                       std::size_t stride) noexcept {
+    WholeWeights whole;
+    round_weights<R>(weights, rows.count, count, whole);
+    for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
+        float* const to = sums + i * stride;
+        for (std::size_t skip = 0; skip < RowBytes; skip += 2 * R::lanes) {
+            if constexpr (Heads <= 3) {
+                add_code_rows<R, RowBytes, Heads, true, true>(rows, skip, whole, i, to, stride);
+            } else {
+                add_code_rows<R, RowBytes, Heads, true, false>(rows, skip, whole, i, to, stride);
+                add_code_rows<R, RowBytes, Heads, false, true>(rows, skip, whole, i, to, stride);
+            }
+        }
+    });
 }
 
 /// sums [count][stride] += weights [count][128] times the codes of `tokens` tokens.

@@ -1,0 +1,208 @@
+// Slow pairs of channels, which RoPE hardly turns within a tile: their part in q K^T without K.
+//
+// A token at s = (number - 64) / 64 of its tile is turned by x s more than the tile's middle, x = 64 |frequency|, and
+//
+//     cos(x s) ~ J0(x) - 2 J2(x) T2(s) + ...,   sin(x s) ~ 2 J1(x) T1(s) - ...               T: Chebyshev's polynomials
+//
+// so the part that all slow pairs have in q K^T is  sum over m < 3 of T_m(s) (u_m A^T z)  with three vectors u_m of the
+// query: three columns for a query where a pair has two.
+//
+// Error   at most 2 J3(slow_angle) = 3e-3 of |q| |z A| of a pair, at the ends of a tile, and a hundredth of that for a
+//         pair that turns a fifth as fast; u_m A^T is rounded to 8 bits, as the columns of A are, which is off by more.
+//         A constant c_k may be far larger than z A, as biases of keys are: its part has five terms, at most 7e-6 of
+//         |q| |c_k| off.
+// Cost    u A^T for each tile, three columns of slow channels times width for each query. Pairs that turn ten times
+//         less are expanded about the middle of a stretch of 1,024 positions, and their u A^T is made once for it:
+//         polynomials of a position are polynomials of its place in a tile, of the same degree. Of 39 slow pairs (Dh
+//         128, base 500,000) these are 29, and a token took 4 % less time.
+// Tried   Four terms and 1e-3: 12 columns in place of 9 for 3 queries, and u A^T, which is made for each tile, took 1.6
+//         times as long.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+
+#include <xquant/backend/key_columns.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Slow pairs of KeyColumns that are expanded about one middle.
+struct SlowPairs {
+    const std::uint16_t *numbers,  ///< [count] which pair of RoPE's it is
+        *channels;                 ///< [count] first ones, [count] second ones
+    std::size_t count;
+};
+
+inline SlowPairs pairs_of_tile(const KeyColumns& columns) noexcept {
+    return {columns.numbers.data() + columns.pairs, columns.channels.data() + columns.built, columns.by_tile};
+}
+inline SlowPairs pairs_of_stretch(const KeyColumns& columns) noexcept {
+    return {columns.numbers.data() + columns.pairs + columns.by_tile,
+            columns.channels.data() + columns.built + 2 * columns.by_tile, columns.slow / 2 - columns.by_tile};
+}
+
+/// Angles of slow pairs at one position, times RoPE's factor and the scale of scores.
+struct SlowAngles {
+    std::array<float, max_pairs> cosines, sines;
+
+    /// At token `place` of a tile, by the angles of its start.
+    SlowAngles(const AttendTask& task, const SlowPairs& of, const TileAngles& angles, std::size_t place) noexcept {
+        for (std::size_t k = 0; k < of.count; ++k) {
+            const std::size_t j = of.numbers[k], at = j * task.rope.tokens + place;
+            const float c = task.rope.cosines[at] * task.rules.scale, s = task.rope.sines[at] * task.rules.scale;
+            cosines[k] = angles.cosines[j] * c - angles.sines[j] * s;
+            sines[k] = angles.cosines[j] * s + angles.sines[j] * c;
+        }
+    }
+
+    /// A query's pairs turned back by them.
+    void turn(const SlowPairs& of, const float* q, float* XQUANT_RESTRICT x, float* XQUANT_RESTRICT y) const noexcept {
+        for (std::size_t k = 0; k < of.count; ++k) {
+            const float a = q[of.channels[k]], b = q[of.channels[of.count + k]];
+            x[k] = a * cosines[k] + b * sines[k];
+            y[k] = b * cosines[k] - a * sines[k];
+        }
+    }
+};
+
+/// u A^T of the queries of some rows [3 queries][width], for slow pairs whose angles and series about one position are
+/// given. `terms` [3 queries][2 pairs] are made on the way.
+template <class Backend, std::size_t Terms>
+void multiply_slow_pairs(Backend tag, const AttendTask& task, Slots rows, const SlowPairs& of, const SlowAngles& angles,
+                         const std::array<std::array<float, max_pairs>, Terms>& series, const float* a, float* terms,
+                         float* out) noexcept {
+    const std::size_t width = task.key.width, n = of.count, first = rows.first * task.queries_per_kv;
+    const std::size_t count = rows.count * task.queries_per_kv;
+    std::array<float, max_pairs> x, y;
+    for (std::size_t i = 0; i < count; ++i) {
+        angles.turn(of, task.query(first + i), x.data(), y.data());
+        for (std::size_t m = 0; m < slow_terms; ++m) {
+            float* XQUANT_RESTRICT const u = terms + (slow_terms * i + m) * 2 * n;
+            const float* XQUANT_RESTRICT const factors = series[m].data();
+            const float* const one = m % 2 == 0 ? x.data() : y.data();
+            const float* const other = m % 2 == 0 ? y.data() : x.data();
+            const float sign = m % 2 == 0 ? 1.0F : -1.0F;
+            for (std::size_t k = 0; k < n; ++k) {
+                u[k] = factors[k] * one[k];
+                u[n + k] = sign * factors[k] * other[k];
+            }
+        }
+    }
+    multiply(tag, {terms, 2 * n, 1}, {a, 2 * n, width, width}, {out, slow_terms * count, width, width}, false);
+}
+
+/// slow_columns += stretch_columns, whose polynomials of a position become those of its place in the tile.
+inline void add_stretch_columns(std::size_t queries, std::size_t width, double middle,
+                                const KeyColumns& columns) noexcept {
+    // T_m of alpha + beta s in T_0, T_1 and T_2 of s.
+    const double stretch_middle =
+        static_cast<double>(columns.stretch.number * stretch_positions) + stretch_positions / 2.0 + tile_tokens / 2.0;
+    const double alpha = (middle - stretch_middle) / half_stretch, beta = tile_tokens / 2.0 / half_stretch;
+    const auto a = static_cast<float>(alpha), b = static_cast<float>(beta);
+    const auto c = static_cast<float>(2 * alpha * alpha - 1 + beta * beta);
+    const auto d = static_cast<float>(4 * alpha * beta), e = static_cast<float>(beta * beta);
+    for (std::size_t i = 0; i < queries; ++i) {
+        const float* XQUANT_RESTRICT const from = columns.stretch_columns + slow_terms * i * width;
+        float* XQUANT_RESTRICT const to = columns.slow_columns + slow_terms * i * width;
+        for (std::size_t k = 0; k < width; ++k) {
+            const float one = from[width + k], two = from[2 * width + k];
+            to[k] += from[k] + a * one + c * two;
+            to[width + k] += b * one + d * two;
+            to[2 * width + k] += e * two;
+        }
+    }
+}
+
+/// u A^T and u c_k of the queries of some rows, for a tile by the angles of its start.
+template <class Backend>
+void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const TileAngles& angles,
+                       KeyColumns& out) noexcept {
+    const std::size_t width = task.key.width, queries = rows.count * task.queries_per_kv;
+    if (out.slow == 0) return;
+    const SlowPairs tile = pairs_of_tile(out), stretch = pairs_of_stretch(out);
+    const float* const tile_a = out.columns + out.built * width;
+    const SlowAngles tile_angles(task, tile, angles, tile_tokens / 2);
+    multiply_slow_pairs(tag, task, rows, tile, tile_angles, out.series, tile_a, out.terms, out.slow_columns);
+    if (stretch.count > 0) {
+        const std::int64_t start = angles.start();
+        const KeyColumns::Stretch here{start / stretch_positions, rows};
+        if (!(here == out.stretch)) {
+            TileAngles begin;
+            begin.move_to(task.rope, here.number * stretch_positions + stretch_positions / 2);
+            const SlowAngles middle(task, stretch, begin, tile_tokens / 2);
+            multiply_slow_pairs(tag, task, rows, stretch, middle, out.stretch_series, tile_a + 2 * tile.count * width,
+                                out.terms, out.stretch_columns);
+            out.stretch = here;
+        }
+        add_stretch_columns(queries, width, static_cast<double>(start) + tile_tokens / 2.0, out);
+    }
+    out.constants.fill(0);
+    if (task.key.constant == nullptr) return;
+    std::array<float, max_pairs> x, y;
+    std::size_t before = 0;
+    for (const SlowPairs& of : {tile, stretch}) {
+        const SlowAngles middle(task, of, angles, tile_tokens / 2);
+        for (std::size_t i = 0; i < queries; ++i) {
+            middle.turn(of, task.query(rows.first * task.queries_per_kv + i), x.data(), y.data());
+            for (std::size_t k = 0; k < of.count; ++k) {
+                const float a = task.key.constant[of.channels[k]], b = task.key.constant[of.channels[of.count + k]];
+                for (std::size_t m = 0; m < constant_terms; ++m) {
+                    out.constants[constant_terms * i + m] +=
+                        out.series[m][before + k] * (m % 2 == 0 ? x[k] * a + y[k] * b : y[k] * a - x[k] * b);
+                }
+            }
+        }
+        before += of.count;
+    }
+}
+
+/// scores [queries of `rows`, 128] += the part of the slow pairs, token by token: what vector backends must equal.
+inline void add_slow_scores(scalar tag, const AttendTask& task, const StreamView& in, Slots tokens, std::size_t queries,
+                            const KeyColumns& columns, float* scores) noexcept {
+    if (columns.slow == 0) return;
+    const StreamFormat& format = in.format;
+    const HeadDecoder& head = task.key;
+    std::array<std::array<std::uint8_t, tile_tokens>, int8_channels> codes;  // [channel][token]
+    std::array<float, int8_channels> scales, zeros;
+    for (std::size_t t = 0; t < tokens.count;) {
+        const std::size_t in_block = (tokens.first + t) % format.group_tokens;
+        const std::size_t block = (tokens.first + t) / format.group_tokens;
+        const std::size_t some = (std::min)(format.group_tokens - in_block, tokens.count - t);
+        for (std::size_t c = 0; c < head.width; ++c) {
+            const GroupScale scale = stored_scale(in, format.group_index(block, head.first + c));
+            scales[c] = scale.scale;
+            zeros[c] = scale.zero;
+            unpack_group(tag, in.codes + format.code_offset(block, head.first + c), format.group_tokens, format.bits,
+                         {in_block, some}, codes[c].data());
+        }
+        const auto turn = [&](std::size_t m, std::size_t k) {
+            return m == 0 ? 1.0F : turn_table.at[m - 1][TurnTable::before + t + k];
+        };
+        for (std::size_t i = 0; i < slow_terms * queries; ++i) {
+            const float* const column = columns.slow_columns + i * head.width;
+            std::array<std::int8_t, int8_channels> weights;
+            const float step = quantize_weights(column, 1, head.width, scales.data(), int8_top, weights.data());
+            float offset = 0;
+            for (std::size_t c = 0; c < head.width; ++c) offset += zeros[c] * column[c];
+            for (std::size_t k = 0; k < some; ++k) {
+                std::int32_t sum = 0;
+                for (std::size_t c = 0; c < head.width; ++c) sum += codes[c][k] * weights[c];
+                const float part = static_cast<float>(sum) * step + offset;
+                scores[i / slow_terms * tile_tokens + t + k] += turn(i % slow_terms, k) * part;
+            }
+        }
+        for (std::size_t i = 0; i < constant_terms * queries; ++i) {
+            for (std::size_t k = 0; k < some; ++k) {
+                scores[i / constant_terms * tile_tokens + t + k] += turn(i % constant_terms, k) * columns.constants[i];
+            }
+        }
+        t += some;
+    }
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

@@ -14,7 +14,7 @@
 
 namespace bench {
 
-/// A step of one sequence of a one-layer cache.
+/// A step of sequences of a one-layer cache.
 class Step {
 public:
     virtual ~Step() = default;
@@ -33,7 +33,9 @@ public:
     virtual ~Cache() = default;
     virtual xquant::Sequence create() = 0;
     virtual void drop(xquant::Sequence sequence) = 0;
-    virtual std::unique_ptr<Step> begin(xquant::Sequence sequence, std::size_t tokens) = 0;
+    virtual xquant::Sequence fork(xquant::Sequence sequence) = 0;
+    virtual std::unique_ptr<Step> begin(const std::vector<xquant::StepPart>& parts) = 0;
+    std::unique_ptr<Step> begin(xquant::Sequence sequence, std::size_t tokens) { return begin({{sequence, tokens}}); }
 
     /// Codes, scales, sinks and tail of a sequence.
     [[nodiscard]] virtual double stored_bytes(std::size_t tokens) const = 0;

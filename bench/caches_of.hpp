@@ -36,8 +36,10 @@ public:
 
     xq::Sequence create() override { return cache_.create(); }
     void drop(xq::Sequence sequence) override { cache_.drop(sequence); }
-    std::unique_ptr<Step> begin(xq::Sequence sequence, std::size_t tokens) override {
-        return std::make_unique<StepOf<Tag>>(cache_.begin({{sequence, tokens}}));
+    xq::Sequence fork(xq::Sequence sequence) override { return cache_.fork(sequence); }
+    using Cache::begin;
+    std::unique_ptr<Step> begin(const std::vector<xq::StepPart>& parts) override {
+        return std::make_unique<StepOf<Tag>>(cache_.begin(parts));
     }
 
     [[nodiscard]] double stored_bytes(std::size_t tokens) const override {

@@ -1,4 +1,5 @@
-// The attention of a step, cut into tasks: sequence x kv head x 512 rows x (for few rows) 2048 tokens.
+// The attention of a step, cut into tasks: sequence x kv head x 512 rows x (for few rows) 2048 tokens. Where keys have
+// to be rebuilt, and sequences with few rows begin with the same pages, these are read once for all of them.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +9,7 @@
 #include <xquant/backend/finish.hpp>
 #include <xquant/backend/simd/backends.hpp>
 #include <xquant/core/run_tasks.hpp>
+#include <xquant/core/shared_spans.hpp>
 #include <xquant/core/step_base.hpp>
 
 namespace xquant {
@@ -28,8 +30,8 @@ TokenSpan make_span(const PreparedLayer& prepared, const Segment& segment, View&
     return span;
 }
 
-/// The tasks of one layer after another. Their number and cut depend on shapes alone, never on threads. What they keep
-/// does not grow with the rows of a long prompt: a task that has its rows to itself sums up in scratch memory.
+/// The tasks of one layer after another. Their number and cut depend on shapes and shared pages, never on threads.
+/// What they keep does not grow with the rows of a long prompt: a task that has its rows to itself sums up in scratch.
 template <class Backend>
 class AttendTasks {
 public:
@@ -37,6 +39,7 @@ public:
         : core_(&core),
           spans_(allocator<TokenSpan>()),
           parts_(allocator<Part>()),
+          order_(allocator<std::size_t>()),
           tasks_(allocator<Task>()),
           partials_(allocator<float>()) {}
 
@@ -61,7 +64,7 @@ public:
     template <class SpanOf>
     void add(const QueryRows& rows, std::span<const Segment> reads, SpanOf&& span_of) {
         const bool turned = prepared_->keys_after_rope && core_->rope(*prepared_).pairs > 0;
-        Part part{rows, spans_.size(), reads.size(), 0, false};
+        Part part{rows, spans_.size(), reads.size(), 0, false, {}};
         for (const Segment& segment : reads) {
             TokenSpan& span = spans_.emplace_back(span_of(segment));  // there is room
             span.rope_lag = turned ? segment.rope_lag : 0;
@@ -69,28 +72,12 @@ public:
             part.tiles += (segment.size() + backend::tile_tokens - 1) / backend::tile_tokens;
         }
         parts_.push_back(part);  // there is room
-        const bool few = rows.rows <= split_rows;
-        const std::size_t tiles_each = few ? split_tiles : part.tiles;
-        for (std::size_t head = 0; head < prepared_->shape.kv_heads; ++head) {
-            for (std::size_t row = 0; row < rows.rows; row += block_rows) {
-                // Rows that get the answers to other parts are left out where that leaves none.
-                if (!rows_.answers_some(rows.first_row + row, (std::min)(block_rows, rows.rows - row))) continue;
-                Task task{parts_.size() - 1, head, row, 0, 0, (part.tiles + tiles_each - 1) / tiles_each, 0};
-                const std::size_t floats = task.splits > 1 ? partial_floats(attend_task_of(task)) : 0;
-                for (std::size_t tile = 0; tile < part.tiles; tile += tiles_each) {
-                    task.first_tile = tile;
-                    task.tiles = (std::min)(tiles_each, part.tiles - tile);
-                    task.partial = partial_floats_;
-                    tasks_.push_back(task);
-                    partial_floats_ += floats;
-                    task.splits = 0;
-                }
-            }
-        }
     }
 
     /// Runs all tasks. Throws what the executor throws, std::bad_alloc, budget_error.
     void run_all(float* out, std::size_t out_stride, ExecutorRef threads) {
+        share_spans();
+        for (std::size_t i = 0; i < parts_.size(); ++i) plan(i);
         if (partials_.size() < partial_floats_) partials_.resize(partial_floats_);
         run_tasks(threads, tasks_.size(), [&](std::size_t i) { run(i, out, out_stride); });
         // Tasks that share their rows have results to merge.
@@ -102,6 +89,7 @@ public:
     void free() noexcept {
         free_list(spans_);
         free_list(parts_);
+        free_list(order_);
         free_list(tasks_);
         free_list(partials_);
     }
@@ -110,11 +98,19 @@ private:
     template <class T>
     using Work = LedgerVector<T, Purpose::workspace>;
 
+    /// Tasks that read the spans that a part begins with, for its rows and those of others.
+    struct Shared {
+        std::size_t first_task = 0, tasks = 0;  ///< of the first kv head, and of each; none: nothing is shared
+        std::size_t row = 0;                    ///< the part's first row among theirs
+        std::size_t tiles = 0;                  ///< of the shared spans
+    };
+
     /// The rows of a sequence, and what they read.
     struct Part {
         QueryRows rows;
         std::size_t first_span, spans, tiles;
         bool lags;  ///< stored RoPE of some span lags behind
+        Shared shared;
     };
 
     struct Task {
@@ -122,11 +118,87 @@ private:
         std::size_t first_tile, tiles;  ///< of the part's
         std::size_t splits;             ///< tasks that share the rows, this one the first, at least 1; 0: not the first
         std::size_t partial;            ///< where its result begins in partials_, if it shares its rows
+        std::size_t members = 0;        ///< of a shared task: parts of order_ whose rows it has, from first_member on
+        std::size_t first_member = 0;
+        std::size_t rows = 0;   ///< of a shared task
+        std::size_t spans = 0;  ///< of a shared task
     };
 
     static constexpr std::size_t block_rows = 512;  ///< query rows of a task: more, and its sums leave L2
     static constexpr std::size_t split_rows = 16;   ///< up to this many, tokens are split over tasks
     static constexpr std::size_t split_tiles = 16;  ///< tiles of such a split, 2048 tokens
+    static constexpr std::size_t shared_rows = 32;  ///< rows that read shared spans together: their scores stay in L2
+    static constexpr std::size_t shared_tiles = 2;  ///< fewer are not worth another result to merge
+
+    /// Plans the tasks of what several parts begin with. Only where keys have to be rebuilt, which is most of the work
+    /// then: rows that meet what is stored have nothing to share but memory.
+    void share_spans() {
+        const PreparedLayer& prepared = *prepared_;
+        const ScoreRules& rules = prepared.rules;
+        if (parts_.size() < 2 || rules.window > 0 || rules.chunk > 0 || rules.slopes != nullptr) return;
+        order_.clear();
+        order_.reserve(parts_.size());
+        for (std::size_t i = 0; i < parts_.size(); ++i) {
+            const QueryRows& rows = parts_[i].rows;
+            const bool asks = rows_.answers_some(rows.first_row, rows.rows);
+            if (rows.rows <= split_rows && parts_[i].spans > 0 && asks) order_.push_back(i);
+        }
+        if (order_.size() < 2 || backend::reads_latent(attend_task_of({order_.front(), 0, 0, 0, 0, 1, 0}))) return;
+        const auto reader = [&](std::size_t i) {
+            const Part& part = parts_[i];
+            return ReadingRows{{spans_.data() + part.first_span, part.spans}, part.rows.rows, part.rows.first_position};
+        };
+        find_shared_spans(order_, shared_tiles, shared_rows, whole_, reader,
+                          [&](const SharedSpans& shared) { plan_shared(shared); });
+    }
+
+    void plan_shared(const SharedSpans& shared) {
+        Task task{order_[shared.first], 0, 0, 0, 0, 0, 0, shared.count, shared.first, 0, shared.spans};
+        for (std::size_t i = 0; i < shared.count; ++i) task.rows += parts_[order_[shared.first + i]].rows.rows;
+        // Their results are added to those of each part, and must be as wide.
+        if (width_of(attend_task_of(task)) != width_of(attend_task_of({task.part, 0, 0, 0, 0, 1, 0}))) return;
+        const std::size_t tiles = tiles_of({spans_.data() + parts_[task.part].first_span, shared.spans});
+        std::size_t row = 0;
+        for (std::size_t i = 0; i < shared.count; ++i) {
+            Part& part = parts_[order_[shared.first + i]];
+            part.shared = {tasks_.size(), (tiles + split_tiles - 1) / split_tiles, row, tiles};
+            row += part.rows.rows;
+        }
+        for (; task.head < prepared_->shape.kv_heads; ++task.head) {
+            const std::size_t floats = partial_floats(attend_task_of(task));
+            for (std::size_t tile = 0; tile < tiles; tile += split_tiles) {
+                task.first_tile = tile;
+                task.tiles = (std::min)(split_tiles, tiles - tile);
+                task.partial = partial_floats_;
+                tasks_.push_back(task);
+                partial_floats_ += floats;
+            }
+        }
+    }
+
+    /// Plans a part's tasks, but for the tiles of spans that it shares.
+    void plan(std::size_t index) {
+        const Part& part = parts_[index];
+        const QueryRows& rows = part.rows;
+        const std::size_t begin = part.shared.tiles, tiles = part.tiles - begin;
+        const std::size_t tiles_each = rows.rows <= split_rows ? split_tiles : tiles;
+        for (std::size_t head = 0; head < prepared_->shape.kv_heads; ++head) {
+            for (std::size_t row = 0; row < rows.rows; row += block_rows) {
+                // Rows that get the answers to other parts are left out where that leaves none.
+                if (!rows_.answers_some(rows.first_row + row, (std::min)(block_rows, rows.rows - row))) continue;
+                Task task{index, head, row, 0, 0, (tiles + tiles_each - 1) / tiles_each, 0};
+                const std::size_t floats = is_whole(task) ? 0 : partial_floats(attend_task_of(task));
+                for (std::size_t tile = 0; tile < tiles; tile += tiles_each) {
+                    task.first_tile = begin + tile;
+                    task.tiles = (std::min)(tiles_each, tiles - tile);
+                    task.partial = partial_floats_;
+                    tasks_.push_back(task);
+                    partial_floats_ += floats;
+                    task.splits = 0;
+                }
+            }
+        }
+    }
 
     /// Runs a task. One that has its rows to itself writes them to out, rows `out_stride` floats apart.
     XQUANT_NOINLINE void run(std::size_t index, float* out, std::size_t out_stride) {
@@ -145,7 +217,7 @@ private:
     /// Merges the splits of a task in order and writes its rows.
     XQUANT_NOINLINE void finish(std::size_t index, float* out, std::size_t out_stride) {
         const Task& task = tasks_[index];
-        if (task.splits < 2) return;
+        if (task.splits == 0 || is_whole(task)) return;
         AttendTask attend = attend_task_of(task);
         const std::size_t count = attend.queries(), width = width_of(attend), copied = copied_floats(task, attend);
         ScratchPool::Loan scratch(core_->scratch(), copied);
@@ -153,6 +225,14 @@ private:
         const Partial partial = partial_at(partials_.data() + task.partial, count, width);
         for (std::size_t i = 1; i < task.splits; ++i) {
             merge_partial(Backend{}, partial, partial_at(partials_.data() + tasks_[index + i].partial, count, width),
+                          count, width);
+        }
+        const Shared& shared = parts_[task.part].shared;
+        for (std::size_t i = 0; i < shared.tasks; ++i) {
+            const Task& from = tasks_[shared.first_task + task.head * shared.tasks + i];
+            const std::size_t all = from.rows * attend.queries_per_kv, skip = shared.row * attend.queries_per_kv;
+            const Partial of_all = partial_at(partials_.data() + from.partial, all, width);
+            merge_partial(Backend{}, partial, {of_all.sum + skip * width, of_all.maximum + skip, of_all.total + skip},
                           count, width);
         }
         write(task, attend, partial, out, out_stride);
@@ -164,7 +244,9 @@ private:
     }
 
     /// Whether no other task shares the rows.
-    static bool is_whole(const Task& task) noexcept { return task.splits == 1; }
+    [[nodiscard]] bool is_whole(const Task& task) const noexcept {
+        return task.splits == 1 && parts_[task.part].shared.tasks == 0;
+    }
 
     /// The first of a task's rows, counted over those of the step.
     [[nodiscard]] std::size_t first_row(const Task& task) const noexcept {
@@ -176,14 +258,14 @@ private:
         const Part& part = parts_[task.part];
         const std::size_t dh = prepared.shape.head_dim, group = prepared.shape.heads / prepared.shape.kv_heads;
         AttendTask attend;
-        attend.spans = {spans_.data() + part.first_span, part.spans};
+        attend.spans = {spans_.data() + part.first_span, task.members > 0 ? task.spans : part.spans};
         attend.key = prepared.keys[task.head];
         attend.value = prepared.values[task.head];
         if (!prepared.keys_after_rope) attend.rope = core_->rope(prepared);
         if (part.lags) attend.stored_rope = core_->rope(prepared);
         attend.shared_channels = prepared.shared.width;
         attend.head_dim = dh;
-        attend.rows = (std::min)(block_rows, part.rows.rows - task.row);
+        attend.rows = task.members > 0 ? task.rows : (std::min)(block_rows, part.rows.rows - task.row);
         attend.queries_per_kv = group;
         attend.whole = whole_;
         attend.first_position = part.rows.first_position + static_cast<std::int64_t>(task.row);
@@ -199,17 +281,25 @@ private:
 
     /// Floats that load_queries writes; 0: the task reads the queries where they lie.
     [[nodiscard]] std::size_t copied_floats(const Task& task, const AttendTask& attend) const noexcept {
-        const bool as_they_lie =
-            queries_.type == DType::f32 && rows_.neighbours(first_row(task), attend.rows) == attend.rows;
+        const bool as_they_lie = task.members == 0 && queries_.type == DType::f32 &&
+                                 rows_.neighbours(first_row(task), attend.rows) == attend.rows;
         return as_they_lie ? 0 : attend.queries() * attend.head_dim;
     }
 
     /// The queries of a task as f32 [rows][heads of the kv head, Dh], where they are given in 16 bits or lie apart.
     void load_queries(const Task& task, AttendTask& attend, float* to) const noexcept {
         const std::size_t width = attend.queries_per_kv * attend.head_dim;
-        for (std::size_t i = 0; i < attend.rows; ++i) {
-            const auto* row = static_cast<const std::byte*>(queries_.row(rows_.row_of(first_row(task) + i)));
-            load_row(row + task.head * width * size_of(queries_.type), queries_.type, width, to + i * width);
+        float* next = to;
+        const auto load = [&](std::size_t first, std::size_t rows) {
+            for (std::size_t i = 0; i < rows; ++i, next += width) {
+                const auto* row = static_cast<const std::byte*>(queries_.row(rows_.row_of(first + i)));
+                load_row(row + task.head * width * size_of(queries_.type), queries_.type, width, next);
+            }
+        };
+        if (task.members == 0) load(first_row(task), attend.rows);
+        for (std::size_t i = 0; i < task.members; ++i) {
+            const QueryRows& rows = parts_[order_[task.first_member + i]].rows;
+            load(rows.first_row, rows.rows);
         }
         attend.q = to;
         attend.q_stride = width;
@@ -244,6 +334,7 @@ private:
     bool whole_ = false;
     Work<TokenSpan> spans_;
     Work<Part> parts_;
+    Work<std::size_t> order_;  ///< of parts: those that share what they begin with lie side by side
     Work<Task> tasks_;
     Work<float> partials_;  ///< results of tasks that share their rows
     std::size_t partial_floats_ = 0;

@@ -108,6 +108,8 @@ TEST_CASE("sequences that begin alike answer in one step as each would alone, on
     const test::Setup setup =
         is_wide ? test::Setup({.width = 256, .heads = 6, .kv_heads = 2, .head_dim = 64}, RopePairing::halves, 3)
                 : test::small_model();
+    // Results of many rows may be of another width than those of a few: of K and V, not of latents.
+    const auto rows_of = [](std::size_t i) { return i == 0 ? std::size_t{14} : 1 + i % 2; };
     std::size_t shared = 0;
     for (const Scheme& scheme : test::schemes()) {
         if (is_wide && scheme.name != "head svd 4" && scheme.name != "kivi 2" && scheme.name != "x 4") continue;
@@ -126,9 +128,9 @@ TEST_CASE("sequences that begin alike answer in one step as each would alone, on
             }
         }
         for (std::size_t i = 0; i < together.size(); ++i) {
-            all.push_back({&together[i], 1 + i % 2});
-            all_threaded.push_back({&threaded[i], 1 + i % 2});
-            test::feed(*cache, setup.model, {{&alone[i], 1 + i % 2}});
+            all.push_back({&together[i], rows_of(i)});
+            all_threaded.push_back({&threaded[i], rows_of(i)});
+            test::feed(*cache, setup.model, {{&alone[i], rows_of(i)}});
         }
         test::feed(*cache, setup.model, all);
         test::feed_on(test::Threads{3}, *cache, setup.model, all_threaded);
@@ -136,7 +138,7 @@ TEST_CASE("sequences that begin alike answer in one step as each would alone, on
         const double bound = is_wide ? 0.5 * test::own_error(scheme, setup.model) : 2e-6;
         for (std::size_t i = 0; i < together.size(); ++i) {
             INFO(scheme.name << ", sequence " << i);
-            const double off = test::relative_distance(together[i], alone[i], 1 + i % 2);
+            const double off = test::relative_distance(together[i], alone[i], rows_of(i));
             CHECK(off <= bound);
             shared += off > 0 ? 1 : 0;
             CHECK(together[i].out == threaded[i].out);

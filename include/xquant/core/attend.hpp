@@ -138,10 +138,9 @@ private:
         if (parts_.size() < 2 || rules.window > 0 || rules.chunk > 0 || rules.slopes != nullptr) return;
         order_.clear();
         order_.reserve(parts_.size());
+        // Rows that get the answers to other parts take part as well: an answer does not depend on who is answered.
         for (std::size_t i = 0; i < parts_.size(); ++i) {
-            const QueryRows& rows = parts_[i].rows;
-            const bool asks = rows_.answers_some(rows.first_row, rows.rows);
-            if (rows.rows <= split_rows && parts_[i].spans > 0 && asks) order_.push_back(i);
+            if (parts_[i].rows.rows <= split_rows && parts_[i].spans > 0) order_.push_back(i);
         }
         if (order_.size() < 2 || backend::reads_latent(attend_task_of({order_.front(), 0, 0, 0, 0, 1, 0}))) return;
         const auto reader = [&](std::size_t i) {
@@ -156,7 +155,10 @@ private:
         Task task{order_[shared.first], 0, 0, 0, 0, 0, 0, shared.count, shared.first, 0, shared.spans};
         for (std::size_t i = 0; i < shared.count; ++i) task.rows += parts_[order_[shared.first + i]].rows.rows;
         // Their results are added to those of each part, and must be as wide.
-        if (width_of(attend_task_of(task)) != width_of(attend_task_of({task.part, 0, 0, 0, 0, 1, 0}))) return;
+        const std::size_t width = width_of(attend_task_of(task));
+        for (std::size_t i = 0; i < shared.count; ++i) {
+            if (width_of(attend_task_of({order_[shared.first + i], 0, 0, 0, 0, 1, 0})) != width) return;
+        }
         const std::size_t tiles = tiles_of({spans_.data() + parts_[task.part].first_span, shared.spans});
         std::size_t row = 0;
         for (std::size_t i = 0; i < shared.count; ++i) {

@@ -93,12 +93,21 @@ void score_codes(Backend tag, const AttendTask& task, const StreamView& in, Slot
         if (absorbed) detail::add_constants(task, rows, tokens.count, at);
     } else if (form == detail::ScoreForm::codes) {
         const detail::ScoredQueries of{queries, count, at.scores};
-        bool rounded = false;
+        const auto score = [&]<detail::QueryForm Form>(std::integral_constant<detail::QueryForm, Form>) {
+            detail::score_codes_direct<Form>(tag, task.key, in, tokens, of, at.keys_ahead, quads);
+        };
+        using Form = detail::QueryForm;
         if constexpr (Backend::int8_products) {
-            rounded = rounds_queries<Backend>(task, in);
-            if (rounded) detail::score_codes_direct<true>(tag, task.key, in, tokens, of, at.keys_ahead, quads);
+            if (rounds_queries<Backend>(task, in)) {
+                score(std::integral_constant<Form, Form::bytes>{});
+            } else if (R::dot_bits >= 8 && in.format.bits == 8) {
+                score(std::integral_constant<Form, Form::two_bytes>{});
+            } else {
+                score(std::integral_constant<Form, Form::floats>{});
+            }
+        } else {
+            score(std::integral_constant<Form, Form::floats>{});
         }
-        if (!rounded) detail::score_codes_direct<false>(tag, task.key, in, tokens, of, at.keys_ahead, quads);
         if (absorbed) detail::add_constants(task, rows, tokens.count, at);
     } else if constexpr (Backend::int8_products) {
         detail::score_token_blocks(tag, task, in, tokens, angles, rows, at);
@@ -164,9 +173,9 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
             if (per_register > 0) {
                 const detail::CodeRows rows{in.codes + format.code_offset(first, block), tokens, at.values_ahead};
                 if (per_register == 1) {
-                    detail::add_all_code_rows<R, 4 * R::lanes>(rows, weights, count, sums + c, width);
+                    detail::add_all_code_rows<R, 4 * R::lanes>(rows, format.bits == 8, weights, count, sums + c, width);
                 } else {
-                    detail::add_all_code_rows<R, 2 * R::lanes>(rows, weights, count, sums + c, width);
+                    detail::add_all_code_rows<R, 2 * R::lanes>(rows, format.bits == 8, weights, count, sums + c, width);
                 }
                 c += channels;
                 continue;

@@ -1,8 +1,9 @@
-// Rows of 4-bit codes per token, as they are stored: byte i of a row holds channel i and, in its upper half, channel
-// i + n / 2 of a group of n. What scores.hpp and values.hpp read of them without a tile of words in between.
+// Rows of codes of 4 or 8 bits per token, as they are stored: byte i of a row of 4-bit codes holds channel i and, in
+// its upper half, channel i + n / 2 of a group of n. What scores.hpp and values.hpp read without a tile of words.
 //
 //     score_code_rows   lanes are channels: one dot instruction for the lower and one for the upper codes of a
 //                       register, which holds one row or two; sums of 16 tokens leave the registers together
+//     score_byte_rows   likewise, by queries of 15 bits in two bytes
 //     add_code_rows     (values.hpp) four rows are mixed into words of 4 tokens before their codes are parted, so that
 //                       each shuffle serves both
 //
@@ -13,6 +14,7 @@
 #pragma once
 
 #include <xquant/backend/simd/quads.hpp>
+#include <xquant/backend/tile_loop.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
@@ -21,15 +23,17 @@ namespace detail {
 /// Rows of a register that score_code_rows reads of groups of n codes; 0: it does not read such.
 template <class R>
 constexpr std::size_t rows_per_register(const StreamFormat& format, std::size_t n) noexcept {
-    if (format.bits != 4 || format.group_tokens != 1 || n % 8 != 0) return 0;
-    if (n / 2 == 4 * R::lanes) return 1;
-    return n / 2 == 2 * R::lanes ? 2 : 0;
+    if (format.group_tokens != 1 || (format.bits != 4 && (format.bits != 8 || R::dot_bits < 8))) return 0;
+    const std::size_t doubled = n * format.bits / 4;  // bytes of two rows
+    if (doubled == 8 * R::lanes) return 1;
+    return doubled == 4 * R::lanes ? 2 : 0;
 }
 
 /// Rows of codes that lie one behind the other.
 struct CodeRows {
     const std::byte* data;
-    std::size_t count, ahead;  ///< rows; bytes to where the next tile's lie
+    std::size_t count,  ///< of rows
+        ahead;          ///< bytes to where the next tile's rows lie
 };
 
 /// Calls f(from, t) for each `step` rows: where the last ones are fewer, for a copy of them that ends with zeros.
@@ -43,10 +47,97 @@ XQUANT_INLINE void for_row_blocks(const CodeRows& rows, F&& f) noexcept {
     f(static_cast<const std::byte*>(last.data()), t);
 }
 
-/// sums [Heads][128] = code . q for each row. queries: [Heads][int8_channels] bytes, a channel each.
+/// sums [Heads][128] of the products of each row with the queries, which multiply(register, head) gives by lanes.
+template <class R, std::size_t PerRegister, std::size_t Heads, class Multiply>
+XQUANT_INLINE void score_registers(const CodeRows& rows, float* sums, Multiply&& multiply) noexcept {
+    constexpr std::size_t fours_of = R::lanes / 4 / PerRegister;
+    for_row_blocks<R::lanes, 4 * R::lanes / PerRegister>(rows, [&](const std::byte* from, std::size_t t) {
+        typename R::f32 fours[Heads][fours_of];
+        XQUANT_UNROLL
+        for (std::size_t four = 0; four < fours_of; ++four) {
+            typename R::f32 sum[Heads][4];
+            XQUANT_UNROLL
+            for (std::size_t r = 0; r < 4; ++r) {
+                const std::byte* const at = from + (4 * four + r) * 4 * R::lanes;
+                prefetch(at, rows.ahead);
+                const auto codes = R::load_i32(at);
+                XQUANT_UNROLL
+                for (std::size_t h = 0; h < Heads; ++h) sum[h][r] = multiply(codes, h);
+            }
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) fours[h][four] = R::sum_four(sum[h]);
+        }
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            R::store(sums + h * tile_tokens + t, PerRegister == 1 ? R::sum_fours(fours[h]) : R::sum_halves(fours[h]));
+        }
+    });
+}
+
+/// max |x| of n values.
+template <class R>
+float largest_of(const float* x, std::size_t n) noexcept {
+    auto largest = R::zero();
+    for (std::size_t c = 0; c < n; c += R::lanes) {
+        const auto value = R::load_first(x + c, (std::min)(R::lanes, n - c));
+        largest = R::maximum(largest, R::maximum(value, R::sub(R::zero(), value)));
+    }
+    return R::reduce_max(largest);
+}
+
+/// Rows of weights as whole multiples of a step: 255 high + low, high and low within -127 .. 127. The error of a weight
+/// is at most 1 / 65024 of the largest weight of its row.
+struct WholeWeights {
+    std::array<std::uint8_t, direct_queries * tile_tokens> high, low;
+    std::array<float, direct_queries> steps;
+};
+
+/// weights [count][tokens], rows `stride` floats apart; at most 128 of each, the others become 0.
+template <class R>
+void round_weights(const float* weights, std::size_t stride, std::size_t tokens, std::size_t count,
+                   WholeWeights& out) noexcept {
+    constexpr float top = 127.0F * 255.0F + 127.0F;
+    for (std::size_t i = 0; i < count; ++i) {
+        const float* row = weights + i * stride;
+        const float most = largest_of<R>(row, tokens);
+        out.steps[i] = most / top;
+        const auto inverse = R::splat(most > 0 ? top / most : 0.0F);
+        for (std::size_t t = 0; t < tile_tokens; t += 4 * R::lanes) {
+            typename R::i32 high[4], low[4];
+            XQUANT_UNROLL
+            for (std::size_t r = 0; r < 4; ++r) {
+                const std::size_t at = t + r * R::lanes, n = at < tokens ? (std::min)(R::lanes, tokens - at) : 0;
+                const auto whole = R::to_f32(R::round(R::mul(R::load_first(row + at, n), inverse)));
+                high[r] = R::round(R::mul(whole, R::splat(1.0F / 255.0F)));
+                low[r] = R::round(R::fma(R::to_f32(high[r]), R::splat(-255.0F), whole));
+            }
+            R::store_bytes(out.high.data() + i * tile_tokens + t, high);
+            R::store_bytes(out.low.data() + i * tile_tokens + t, low);
+        }
+    }
+}
+
+/// sums [Heads][128] = code . q for each row of codes of 8 bits. queries: [Heads][at most 128] in two bytes.
+template <class R, std::size_t PerRegister, std::size_t Heads>
+void score_byte_rows(const CodeRows& rows, const WholeWeights& queries, float* sums) noexcept {
+    constexpr std::size_t row_bytes = 4 * R::lanes / PerRegister;
+    typename R::i32 query[Heads][2];
+    XQUANT_UNROLL
+    for (std::size_t h = 0; h < Heads; ++h) {
+        query[h][0] = R::template repeat<row_bytes>(queries.high.data() + h * tile_tokens);
+        query[h][1] = R::template repeat<row_bytes>(queries.low.data() + h * tile_tokens);
+    }
+    score_registers<R, PerRegister, Heads>(rows, sums, [&](typename R::i32 codes, std::size_t h) {
+        const auto high = R::dot_end(R::dot(R::zero_i32(), codes, query[h][0]));
+        const auto low = R::dot_end(R::dot(R::zero_i32(), codes, query[h][1]));
+        return R::fma(R::to_f32(high), R::splat(255.0F), R::to_f32(low));
+    });
+}
+
+/// sums [Heads][128] = code . q for each row of 4-bit codes. queries: [Heads][int8_channels] bytes, a channel each.
 template <class R, std::size_t PerRegister, std::size_t Heads>
 void score_code_rows(const CodeRows& rows, const std::uint8_t* queries, float* sums) noexcept {
-    constexpr std::size_t row_bytes = 4 * R::lanes / PerRegister, fours_of = R::lanes / 4 / PerRegister;
+    constexpr std::size_t row_bytes = 4 * R::lanes / PerRegister;
     typename R::i32 query[Heads][2];
     XQUANT_UNROLL
     for (std::size_t h = 0; h < Heads; ++h) {
@@ -56,30 +147,9 @@ void score_code_rows(const CodeRows& rows, const std::uint8_t* queries, float* s
         }
     }
     const auto nibbles = R::splat_i32(0x0F0F0F0F);
-    for_row_blocks<R::lanes, row_bytes>(rows, [&](const std::byte* from, std::size_t t) {
-        typename R::f32 fours[Heads][fours_of];
-        XQUANT_UNROLL
-        for (std::size_t four = 0; four < fours_of; ++four) {
-            typename R::f32 sum[Heads][4];
-            XQUANT_UNROLL
-            for (std::size_t r = 0; r < 4; ++r) {
-                const std::byte* const at = from + (4 * four + r) * 4 * R::lanes;
-                prefetch(at, rows.ahead);
-                const auto both = R::load_i32(at);
-                const auto low = R::bits_and(both, nibbles), high = R::bits_and(R::shift_right(both, 4), nibbles);
-                XQUANT_UNROLL
-                for (std::size_t h = 0; h < Heads; ++h) {
-                    sum[h][r] =
-                        R::to_f32(R::dot_end(R::dot(R::dot(R::zero_i32(), low, query[h][0]), high, query[h][1])));
-                }
-            }
-            XQUANT_UNROLL
-            for (std::size_t h = 0; h < Heads; ++h) fours[h][four] = R::sum_four(sum[h]);
-        }
-        XQUANT_UNROLL
-        for (std::size_t h = 0; h < Heads; ++h) {
-            R::store(sums + h * tile_tokens + t, PerRegister == 1 ? R::sum_fours(fours[h]) : R::sum_halves(fours[h]));
-        }
+    score_registers<R, PerRegister, Heads>(rows, sums, [&](typename R::i32 both, std::size_t h) {
+        const auto low = R::bits_and(both, nibbles), high = R::bits_and(R::shift_right(both, 4), nibbles);
+        return R::to_f32(R::dot_end(R::dot(R::dot(R::zero_i32(), low, query[h][0]), high, query[h][1])));
     });
 }
 

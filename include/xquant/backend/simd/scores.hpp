@@ -1,14 +1,19 @@
 // Vector attention, the scores: for few query rows straight from what is stored.
 //
-//     rows       f16 or bf16: dot products, reduced `lanes` tokens at a time
-//     codes      per token, without A or with A taken into q (kv4, q8_0): words of 4 channels, lanes are tokens; scales
-//                are applied to the sums. Codes of at most 5 bits meet queries in 8 bits, one dot instruction for 4
-//                channels
+//     rows       f16 or bf16: simd/product.hpp
+//     codes      per token, without A or with A taken into q (kv4, q8_0); scales are applied to the sums. Rows of 4 and
+//                8 bits meet queries in bytes as they are stored (simd/code_rows.hpp); others become words of 4
+//                channels, lanes are tokens, and queries have 8 bits where codes have at most 5, or are floats
 //     products   per channel, with A, int8: products, A's step, RoPE and q in one pass over 4 columns of K; K itself is
-//                never stored, and what RoPE hardly turns is never built (backend/key_columns.hpp)
-//     tile     everything else: a tile of K in f32, and `multiply`
+//                never stored, and what RoPE hardly turns is never built (backend/slow_pairs.hpp)
+//     tile       everything else: a tile of K in f32, and `multiply`
 //
-// Limit   rows: memory, then FMA. codes: FMA and conversion. products: simd/key_products.hpp.
+// Limit   rows: memory, then FMA. codes: simd/code_rows.hpp; of floats, FMA and conversion. products:
+//         simd/key_products.hpp. Each kernel asks for a row of the next tile while it reads one of this tile, so that
+//         memory works while it computes.
+// Tried   Asking for rows 32 ahead, and for the first 4 KB of the next page when a page begins: with cold caches f16
+//         took 1.35 times, kv4 1.4 times the time. A quarter of the rows asked for lay behind the page's end, where
+//         nobody reads, and a core that asks for 64 lines at once waits.
 #pragma once
 
 #include <xquant/backend/simd/code_rows.hpp>
@@ -77,17 +82,6 @@ void with_half_rows(const StreamView& in, Slots tokens, Slots channels, std::siz
     } else {
         f(Rows<bf16>{reinterpret_cast<const bf16*>(base), tokens.count, channels.count, step, ahead});
     }
-}
-
-/// max |x| of n values.
-template <class R>
-float largest_of(const float* x, std::size_t n) noexcept {
-    auto largest = R::zero();
-    for (std::size_t c = 0; c < n; c += R::lanes) {
-        const auto value = R::load_first(x + c, (std::min)(R::lanes, n - c));
-        largest = R::maximum(largest, R::maximum(value, R::sub(R::zero(), value)));
-    }
-    return R::reduce_max(largest);
 }
 
 /// Rounds a row of floats to 8 bits, as quantize_weights does: x ~ step * byte, |byte| <= 127. `bytes` [n] has room up
@@ -185,9 +179,12 @@ struct ScoredQueries {
     float* scores;
 };
 
+/// What queries are where they meet codes per token: floats; 8 bits; or, for rows of 8-bit codes that score_byte_rows
+/// reads, 15 bits in two bytes. With bytes, products are integers.
+enum class QueryForm : unsigned char { floats, bytes, two_bytes };
+
 /// Scores from codes per token: scale * (code . q) + zero * sum of q, group by group.
-/// @tparam Rounded  queries are rounded to 8 bits, and products are integers
-template <bool Rounded, class R>
+template <QueryForm Form, class R>
 void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& in, Slots of_tokens,
                         const ScoredQueries& of, std::size_t ahead, std::uint32_t* quads) noexcept {
     const std::size_t tokens = of_tokens.count, count = of.count;
@@ -202,7 +199,8 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
         const std::size_t channels = rounded_channels(in.format, head, c);
         const std::size_t block = channel / in.format.group_channels;
         const bool whole = channels == in.format.channels_of(block) && channel % in.format.group_channels == 0;
-        const std::size_t per_register = Rounded && whole ? rows_per_register<R>(in.format, channels) : 0;
+        const std::size_t per_register =
+            Form != QueryForm::floats && whole ? rows_per_register<R>(in.format, channels) : 0;
         const CodeRows rows{in.codes + in.format.code_offset(of_tokens.first, block), tokens, ahead};
         if (per_register == 0) load_quads(tag, in, of_tokens, {channel, channels}, ahead, quads);
         load_token_scales<R>(in, of_tokens, block, scales.data(), zeros.data());
@@ -214,12 +212,16 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
                 const float* query = queries + (i + h) * width + c;
                 totals[h] = 0;
                 steps[h] = 1;
-                if constexpr (Rounded) {
+                if constexpr (Form == QueryForm::bytes) {
                     const RoundedRow row = round_row<R>(query, channels, weights.data() + h * int8_channels);
                     steps[h] = row.step;
                     totals[h] = row.step * row.sum;
                 } else {
-                    for (std::size_t k = 0; k < channels; ++k) totals[h] += query[k];
+                    auto total = R::zero();
+                    for (std::size_t k = 0; k < channels; k += R::lanes) {
+                        total = R::add(total, R::load_first(query + k, (std::min)(R::lanes, channels - k)));
+                    }
+                    totals[h] = R::reduce_add(total);
                 }
             }
             const auto put = [&](std::size_t h, std::size_t at, typename R::f32 sum) {
@@ -228,10 +230,19 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
                 value = R::fma(R::mul(R::load(scales.data() + at), R::splat(steps[h])), sum, value);
                 R::store(to, c == 0 ? value : R::add(value, R::load(to)));
             };
-            if constexpr (Rounded) {
+            if constexpr (Form != QueryForm::floats) {
                 if (per_register > 0) {
                     alignas(64) std::array<float, Heads * tile_tokens> sums;
-                    if (per_register == 1) {
+                    if constexpr (Form == QueryForm::two_bytes) {
+                        WholeWeights whole_queries;
+                        round_weights<R>(queries + i * width + c, width, channels, Heads, whole_queries);
+                        std::copy_n(whole_queries.steps.begin(), Heads, steps);
+                        if (per_register == 1) {
+                            score_byte_rows<R, 1, Heads>(rows, whole_queries, sums.data());
+                        } else {
+                            score_byte_rows<R, 2, Heads>(rows, whole_queries, sums.data());
+                        }
+                    } else if (per_register == 1) {
                         score_code_rows<R, 1, Heads>(rows, weights.data(), sums.data());
                     } else {
                         score_code_rows<R, 2, Heads>(rows, weights.data(), sums.data());
@@ -247,7 +258,7 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
             }
             for (std::size_t t = 0; t < tokens; t += wide) {
                 typename R::f32 sums[Heads][vectors];
-                if constexpr (Rounded) {
+                if constexpr (Form == QueryForm::bytes) {
                     std::array<std::uint32_t, Heads * int8_channels / 4> words;
                     std::memcpy(words.data(), weights.data(), sizeof words);
                     dot_codes<R, Heads, vectors>(quads, channels, t, words.data(), run, sums);

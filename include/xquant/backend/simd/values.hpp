@@ -3,10 +3,11 @@
 //     rows  f16 or bf16: lanes are channels, sum += p v for 4 registers of channels and up to 4 query heads
 //     codes per token: lanes are channels, words hold the codes of 4 tokens. In f32: sum += (p scale) code. With 8-bit
 //           products, the weights p scale become whole numbers of 15 bits, in two bytes; one dot instruction multiplies
-//           such bytes with 4 codes. Zeros take one number for each group
+//           such bytes with 4 codes. Rows of 4 and 8 bits are mixed as they are stored, others through a tile of words.
+//           Zeros take one number for each group
 //
-// Limit   8-bit products: unpacking and interleaving (half), the dot instructions (a third), rounding the weights. Half
-//         the time of f32, which is bound by conversions.
+// Limit   8-bit products: two dot instructions for 4 tokens of `lanes` channels and a query head; then rounding the
+//         weights. f32 is bound by conversions.
 // Not     P in 8 bits: weights below 1/510 of the largest round to 0, and 127 of them beside one large weight may hold
 //         a fifth of the softmax.
 #pragma once
@@ -97,36 +98,6 @@ bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, 
     });
 }
 
-/// Weights as whole multiples of a step: 255 high + low, high and low within -127 .. 127. The error of a weight is at
-/// most 1 / 65024 of the largest weight of the tile.
-struct WholeWeights {
-    std::array<std::uint8_t, direct_queries * tile_tokens> high, low;
-    std::array<float, direct_queries> steps;
-};
-
-template <class R>
-void round_weights(const float* weights, std::size_t tokens, std::size_t count, WholeWeights& out) noexcept {
-    constexpr float top = 127.0F * 255.0F + 127.0F;
-    for (std::size_t i = 0; i < count; ++i) {
-        const float* row = weights + i * tile_tokens;
-        const float most = largest_of<R>(row, tokens);
-        out.steps[i] = most / top;
-        const auto inverse = R::splat(most > 0 ? top / most : 0.0F);
-        for (std::size_t t = 0; t < tile_tokens; t += 4 * R::lanes) {
-            typename R::i32 high[4], low[4];
-            XQUANT_UNROLL
-            for (std::size_t r = 0; r < 4; ++r) {
-                const std::size_t at = t + r * R::lanes, n = at < tokens ? (std::min)(R::lanes, tokens - at) : 0;
-                const auto whole = R::to_f32(R::round(R::mul(R::load_first(row + at, n), inverse)));
-                high[r] = R::round(R::mul(whole, R::splat(1.0F / 255.0F)));
-                low[r] = R::round(R::fma(R::to_f32(high[r]), R::splat(-255.0F), whole));
-            }
-            R::store_bytes(out.high.data() + i * tile_tokens + t, high);
-            R::store_bytes(out.low.data() + i * tile_tokens + t, low);
-        }
-    }
-}
-
 /// sums [Heads][stride] += step * (255 high + low), for one register of channels.
 template <class R, std::size_t Heads>
 XQUANT_INLINE void add_sums(const typename R::i32* highs, const typename R::i32* lows, const float* steps, float* sums,
@@ -189,14 +160,18 @@ void add_quads(const ValueQuads& codes, std::size_t c, const WholeWeights& weigh
 
 /// Whether add_code_rows serves these registers: it holds all sums of a tile, and never ends a run of them.
 template <class R>
-inline constexpr bool adds_code_rows = R::count >= 32 && R::dot_run(4) >= tile_tokens;
+inline constexpr bool adds_code_rows = R::count >= 32 && R::dot_bits >= 8 && R::dot_run(8) >= tile_tokens;
 
-/// sums [Heads][stride] += weights times half a register of each row of 4-bit codes, from byte `skip` on: lower codes,
-/// upper codes or both, whose channels lie `RowBytes` apart.
-template <class R, std::size_t RowBytes, std::size_t Heads, bool Lower, bool Upper>
+/// What of a register of stored bytes is multiplied: 4-bit codes in their lower halves, in their upper halves, in both;
+/// or the bytes, which are codes of 8 bits.
+enum class CodePart : unsigned char { lower, upper, both, bytes };
+
+/// sums [Heads][stride] += weights times half a register of each row of codes, from byte `skip` on. Channels of lower
+/// and upper codes lie `RowBytes` apart.
+template <class R, std::size_t RowBytes, std::size_t Heads, CodePart Part>
 void add_code_rows(const CodeRows& rows, std::size_t skip, const WholeWeights& weights, std::size_t head, float* sums,
                    std::size_t stride) noexcept {
-    constexpr std::size_t vectors = (Lower ? 2 : 0) + (Upper ? 2 : 0);
+    constexpr std::size_t vectors = Part == CodePart::both ? 4 : 2;
     const std::uint8_t* const high = weights.high.data() + head * tile_tokens;
     const std::uint8_t* const low = weights.low.data() + head * tile_tokens;
     const auto nibbles = R::splat_i32(0x0F0F0F0F);
@@ -214,8 +189,11 @@ void add_code_rows(const CodeRows& rows, std::size_t skip, const WholeWeights& w
                              R::load_halves(from + 2 * RowBytes, from + 3 * RowBytes), both);
         XQUANT_UNROLL
         for (std::size_t i = 0; i < 2; ++i) {
-            if constexpr (Lower) words[i] = R::bits_and(both[i], nibbles);
-            if constexpr (Upper) words[vectors - 2 + i] = R::bits_and(R::shift_right(both[i], 4), nibbles);
+            if constexpr (Part == CodePart::bytes) words[i] = both[i];
+            if constexpr (Part == CodePart::lower || Part == CodePart::both) words[i] = R::bits_and(both[i], nibbles);
+            if constexpr (Part == CodePart::upper || Part == CodePart::both) {
+                words[vectors - 2 + i] = R::bits_and(R::shift_right(both[i], 4), nibbles);
+            }
         }
         XQUANT_UNROLL
         for (std::size_t h = 0; h < Heads; ++h) {
@@ -230,25 +208,28 @@ void add_code_rows(const CodeRows& rows, std::size_t skip, const WholeWeights& w
     });
     XQUANT_UNROLL
     for (std::size_t v = 0; v < vectors; ++v) {
-        const std::size_t channel = skip + v % 2 * R::lanes + (Lower && v < 2 ? 0 : RowBytes);
+        const bool upper = Part == CodePart::upper || v >= 2;
+        const std::size_t channel = skip + v % 2 * R::lanes + (upper ? RowBytes : 0);
         add_sums<R, Heads>(highs[v], lows[v], weights.steps.data() + head, sums + channel, stride);
     }
 }
 
-/// sums [count][stride] += weights [count][128] times rows of 4-bit codes.
+/// sums [count][stride] += weights [count][128] times rows of codes of 4 or 8 bits.
 template <class R, std::size_t RowBytes>
-void add_all_code_rows(const CodeRows& rows, const float* weights, std::size_t count, float* sums,
+void add_all_code_rows(const CodeRows& rows, bool bytes, const float* weights, std::size_t count, float* sums,
                        std::size_t stride) noexcept {
     WholeWeights whole;
-    round_weights<R>(weights, rows.count, count, whole);
+    round_weights<R>(weights, tile_tokens, rows.count, count, whole);
     for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
         float* const to = sums + i * stride;
         for (std::size_t skip = 0; skip < RowBytes; skip += 2 * R::lanes) {
-            if constexpr (Heads <= 3) {
-                add_code_rows<R, RowBytes, Heads, true, true>(rows, skip, whole, i, to, stride);
+            if (bytes) {
+                add_code_rows<R, RowBytes, Heads, CodePart::bytes>(rows, skip, whole, i, to, stride);
+            } else if constexpr (Heads <= 3) {
+                add_code_rows<R, RowBytes, Heads, CodePart::both>(rows, skip, whole, i, to, stride);
             } else {
-                add_code_rows<R, RowBytes, Heads, true, false>(rows, skip, whole, i, to, stride);
-                add_code_rows<R, RowBytes, Heads, false, true>(rows, skip, whole, i, to, stride);
+                add_code_rows<R, RowBytes, Heads, CodePart::lower>(rows, skip, whole, i, to, stride);
+                add_code_rows<R, RowBytes, Heads, CodePart::upper>(rows, skip, whole, i, to, stride);
             }
         }
     });
@@ -259,7 +240,7 @@ template <class R>
 void add_products(const ValueQuads& codes, std::size_t tokens, const float* weights, std::size_t count, float* sums,
                   std::size_t stride) noexcept {
     WholeWeights whole;
-    round_weights<R>(weights, tokens, count, whole);
+    round_weights<R>(weights, tile_tokens, tokens, count, whole);
     const std::size_t channels = codes.channels;
     for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
         constexpr std::size_t vectors = R::count < 32 ? (Heads <= 2 ? 2 : 1) : Heads <= 3 ? 4 : 2;

@@ -23,7 +23,8 @@ public:
     virtual void commit() = 0;
 };
 
-/// The library's default options, but for Options::weights, which the environment's XQUANT_BENCH_WEIGHTS may name.
+/// The library's default options, but for memory, which lies on huge pages where the kernel gives them, and
+/// Options::weights, which the environment's XQUANT_BENCH_WEIGHTS may name.
 /// Throws std::runtime_error for a name that is none.
 const xquant::Options& options();
 

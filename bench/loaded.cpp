@@ -6,11 +6,15 @@
 #include <stdexcept>
 #include <tuple>
 
+#include <xquant/serving/huge_pages.hpp>
+
 namespace bench {
 
 const xquant::Options& options() {
+    static xquant::Arena memory;
     static const xquant::Options chosen = [] {
         xquant::Options out;
+        out.memory = &memory;
         const char* const name = std::getenv("XQUANT_BENCH_WEIGHTS");
         if (name == nullptr) return out;
         const auto type = xquant::find_weight_type(name);
@@ -32,6 +36,7 @@ std::size_t used_channels(const Shape& shape, Filled filled) {
 
 Cache& shared_cache(const Backend& backend, const Scheme& scheme, const Shape& shape, Filled filled) {
     using Key = std::tuple<std::string, std::string, std::string, Filled>;
+    static_cast<void>(options());  // whose memory is to outlive the caches
     static std::map<Key, std::unique_ptr<Cache>> known;
     std::unique_ptr<Cache>& cache = known[Key{backend.name, scheme.name, shape.name, filled}];
     if (!cache) cache = scheme.make(layer_of(scheme, shape, filled).model);

@@ -5,8 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <memory_resource>
 #include <numeric>
 #include <vector>
+
+#include <xquant/serving/huge_pages.hpp>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -29,13 +32,15 @@ double best_rate(double amount, F&& f) {
     return best;
 }
 
-std::uint64_t sum(const std::vector<std::uint64_t>& values) {
+template <class Values>
+std::uint64_t sum(const Values& values) {
     return std::accumulate(values.begin(), values.end(), std::uint64_t{0});
 }
 
 double measure_stream() {
     const std::size_t bytes = std::max<std::size_t>(4 * last_level_cache(), std::size_t{128} << 20U);
-    const std::vector<std::uint64_t> values(bytes / 8, 1);
+    xquant::HugePages memory;  // as the caches that are measured
+    const std::pmr::vector<std::uint64_t> values(bytes / 8, 1, &memory);
     return best_rate(static_cast<double>(bytes), [&] { benchmark::DoNotOptimize(sum(values)); });
 }
 

@@ -187,6 +187,7 @@ void Rows::make_cache() {
             if (!w_v.empty()) layer.w_v = MatrixView(w_v.data(), layer.shape.kv_width(), layer.shape.width);
         };
     }
+    settings_.options.memory = &memory_;
     cache_ = xquant::make_cache(settings_.scheme, model, settings_.options);
     const auto stored = [&](std::size_t tokens) {
         return predict(settings_.scheme, model, settings_.options, tokens).stored();

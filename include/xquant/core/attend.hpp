@@ -147,18 +147,19 @@ private:
             const Part& part = parts_[i];
             return ReadingRows{{spans_.data() + part.first_span, part.spans}, part.rows.rows, part.rows.first_position};
         };
-        find_shared_spans(order_, shared_tiles, shared_rows, whole_, reader,
+        // Results of so many rows that V is rebuilt for them are of another width than those of a part.
+        const auto width_of_rows = [&](std::size_t rows) {
+            return width_of(attend_task_of({order_.front(), 0, 0, 0, 0, 0, 0, 1, 0, rows, 0}));
+        };
+        std::size_t most_rows = shared_rows;
+        while (most_rows > 1 && width_of_rows(most_rows) != width_of_rows(1)) most_rows /= 2;
+        find_shared_spans(order_, shared_tiles, most_rows, whole_, reader,
                           [&](const SharedSpans& shared) { plan_shared(shared); });
     }
 
     void plan_shared(const SharedSpans& shared) {
         Task task{order_[shared.first], 0, 0, 0, 0, 0, 0, shared.count, shared.first, 0, shared.spans};
         for (std::size_t i = 0; i < shared.count; ++i) task.rows += parts_[order_[shared.first + i]].rows.rows;
-        // Their results are added to those of each part, and must be as wide.
-        const std::size_t width = width_of(attend_task_of(task));
-        for (std::size_t i = 0; i < shared.count; ++i) {
-            if (width_of(attend_task_of({order_[shared.first + i], 0, 0, 0, 0, 1, 0})) != width) return;
-        }
         const std::size_t tiles = tiles_of({spans_.data() + parts_[task.part].first_span, shared.spans});
         std::size_t row = 0;
         for (std::size_t i = 0; i < shared.count; ++i) {

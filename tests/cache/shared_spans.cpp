@@ -81,7 +81,7 @@ TEST_CASE("readers that begin with the same spans are grouped, each with a span 
     Readers equal;  // forks without a token of their own
     equal.add({1, 2, 3});
     equal.add({1, 2, 3});
-    CHECK(equal.groups(1, 32) == Readers::Groups{{{0, 1}, 2}});
+    CHECK(equal.groups(1, 32, true) == Readers::Groups{{{0, 1}, 2}});
 }
 
 TEST_CASE("spans are shared only where every row sees all of them, at the same positions") {

@@ -63,13 +63,12 @@ struct KeyColumns {
     bool ready = false;     ///< whether all of this is made
     std::size_t pairs = 0,  ///< that are built and turned
         built = 0,          ///< channels that are built: 2 pairs, and those without RoPE
-        slow =
-            0;  ///< channels of slow pairs, behind them: first ones, second ones of a tile, those of a stretch likewise
-    std::array<std::uint16_t, 2 * max_pairs> channels;  ///< [built + slow] which channel of a head it is
-    std::array<std::uint16_t, max_pairs> numbers;       ///< [pairs + slow / 2] which pair of RoPE's it is
-    std::size_t by_tile =
-        0;  ///< slow pairs that are expanded about the middle of a tile; those behind them of a stretch
-    std::array<std::array<float, max_pairs>, constant_terms> series;      ///< [terms][slow / 2] bessel_series in a tile
+        slow = 0,           ///< channels of slow pairs, behind them: of pairs by tile, first ones, then second ones;
+                            ///< likewise of pairs by stretch
+        by_tile = 0;        ///< slow pairs that are expanded about the middle of a tile, before those of a stretch
+    std::array<std::uint16_t, 2 * max_pairs> channels;                ///< [built + slow] which channel of a head it is
+    std::array<std::uint16_t, max_pairs> numbers;                     ///< [pairs + slow / 2] which pair of RoPE's it is
+    std::array<std::array<float, max_pairs>, constant_terms> series;  ///< [terms][slow / 2] bessel_series in a tile
     std::array<std::array<float, max_pairs>, slow_terms> stretch_series;  ///< [terms][pairs of a stretch]
     float* columns = nullptr;                                             ///< [built + slow][width]
     float* terms = nullptr;                                               ///< [3 queries][slow] u of the tile's queries
@@ -140,7 +139,7 @@ void order_columns(Backend tag, const AttendTask& task, float* memory, float* ro
     out.built = dh - 2 * slow;
     out.slow = 2 * slow;
     out.by_tile = slow - slowest;
-    std::size_t turned = 0, of_tile = 0, of_stretch_now = 0;
+    std::size_t turned = 0, in_tile = 0, in_stretch = 0;
     for (std::size_t j = 0; j < pairs; ++j) {
         const auto first = static_cast<std::uint16_t>(task.rope.first(j));
         const auto second = static_cast<std::uint16_t>(task.rope.second(j));
@@ -152,7 +151,7 @@ void order_columns(Backend tag, const AttendTask& task, float* memory, float* ro
             continue;
         }
         const bool by_stretch = turns_little(j, half_stretch);
-        const std::size_t group = by_stretch ? slowest : out.by_tile, at = by_stretch ? of_stretch_now++ : of_tile++;
+        const std::size_t group = by_stretch ? slowest : out.by_tile, at = by_stretch ? in_stretch++ : in_tile++;
         const std::size_t k = by_stretch ? out.by_tile + at : at;
         std::uint16_t* const channels = out.channels.data() + out.built + (by_stretch ? 2 * out.by_tile : 0) + at;
         out.numbers[out.pairs + k] = static_cast<std::uint16_t>(j);

@@ -116,6 +116,22 @@ inline void add_stretch_columns(std::size_t queries, std::size_t width, double m
     }
 }
 
+/// constants += u c_k of some slow pairs, by their angles in the middle of the tile; their series begin at `before`.
+inline void add_slow_constants(const AttendTask& task, Slots rows, const SlowPairs& of, const SlowAngles& middle,
+                               std::size_t before, KeyColumns& out) noexcept {
+    std::array<float, max_pairs> x, y;
+    for (std::size_t i = 0; i < rows.count * task.queries_per_kv; ++i) {
+        middle.turn(of, task.query(rows.first * task.queries_per_kv + i), x.data(), y.data());
+        for (std::size_t k = 0; k < of.count; ++k) {
+            const float a = task.key.constant[of.channels[k]], b = task.key.constant[of.channels[of.count + k]];
+            for (std::size_t m = 0; m < constant_terms; ++m) {
+                out.constants[constant_terms * i + m] +=
+                    out.series[m][before + k] * (m % 2 == 0 ? x[k] * a + y[k] * b : y[k] * a - x[k] * b);
+            }
+        }
+    }
+}
+
 /// u A^T and u c_k of the queries of some rows, for a tile by the angles of its start.
 template <class Backend>
 void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const TileAngles& angles,
@@ -141,22 +157,8 @@ void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const Ti
     }
     out.constants.fill(0);
     if (task.key.constant == nullptr) return;
-    std::array<float, max_pairs> x, y;
-    std::size_t before = 0;
-    for (const SlowPairs& of : {tile, stretch}) {
-        const SlowAngles middle(task, of, angles, tile_tokens / 2);
-        for (std::size_t i = 0; i < queries; ++i) {
-            middle.turn(of, task.query(rows.first * task.queries_per_kv + i), x.data(), y.data());
-            for (std::size_t k = 0; k < of.count; ++k) {
-                const float a = task.key.constant[of.channels[k]], b = task.key.constant[of.channels[of.count + k]];
-                for (std::size_t m = 0; m < constant_terms; ++m) {
-                    out.constants[constant_terms * i + m] +=
-                        out.series[m][before + k] * (m % 2 == 0 ? x[k] * a + y[k] * b : y[k] * a - x[k] * b);
-                }
-            }
-        }
-        before += of.count;
-    }
+    add_slow_constants(task, rows, tile, tile_angles, 0, out);
+    add_slow_constants(task, rows, stretch, SlowAngles(task, stretch, angles, tile_tokens / 2), tile.count, out);
 }
 
 /// scores [queries of `rows`, 128] += the part of the slow pairs, token by token: what vector backends must equal.

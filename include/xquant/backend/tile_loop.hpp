@@ -148,15 +148,21 @@ inline AttendScratch split_scratch(const AttendTask& task, float* scratch) noexc
     return out;
 }
 
+/// The queries [count, Dh] of some rows, times the scale of scores.
+inline void scale_queries(const AttendTask& task, Slots rows, float* out) noexcept {
+    const std::size_t dh = task.head_dim, first = rows.first * task.queries_per_kv;
+    for (std::size_t i = 0; i < rows.count * task.queries_per_kv; ++i) {
+        const float* q = task.query(first + i);
+        for (std::size_t c = 0; c < dh; ++c) out[i * dh + c] = q[c] * task.rules.scale;
+    }
+}
+
 /// q A_k^T for the channels that RoPE leaves alone, once for all tiles.
 template <class Backend>
 void absorb_queries(Backend tag, const AttendTask& task, const AttendScratch& at) noexcept {
     const std::size_t dh = task.head_dim, rotary = rotary_channels(task), width = task.key.width;
     float* constants = at.absorbed + task.queries() * width;
-    for (std::size_t i = 0; i < task.queries(); ++i) {
-        const float* q = task.query(i);
-        for (std::size_t c = rotary; c < dh; ++c) at.queries[i * dh + c] = q[c] * task.rules.scale;
-    }
+    scale_queries(task, {0, task.rows}, at.queries);
     for (std::size_t k = 0; k < width; k += width_step) {
         const std::size_t some = (std::min)(width_step, width - k);
         const float* const a = weights_as_floats(tag, task.key.matrix, {k * dh, some * dh}, at.inner);

@@ -40,6 +40,7 @@ public:
           spans_(allocator<TokenSpan>()),
           parts_(allocator<Part>()),
           order_(allocator<std::size_t>()),
+          groups_(allocator<Group>()),
           tasks_(allocator<Task>()),
           partials_(allocator<float>()) {}
 
@@ -64,13 +65,13 @@ public:
     template <class SpanOf>
     void add(const QueryRows& rows, std::span<const Segment> reads, SpanOf&& span_of) {
         const bool turned = prepared_->keys_after_rope && core_->rope(*prepared_).pairs > 0;
-        Part part{rows, spans_.size(), reads.size(), 0, false, {}};
+        Part part{rows, spans_.size(), reads.size()};
         for (const Segment& segment : reads) {
             TokenSpan& span = spans_.emplace_back(span_of(segment));  // there is room
             span.rope_lag = turned ? segment.rope_lag : 0;
             part.lags |= span.rope_lag != 0;
-            part.tiles += (segment.size() + backend::tile_tokens - 1) / backend::tile_tokens;
         }
+        part.tiles = tiles_of(spans_of(part));
         parts_.push_back(part);  // there is room
     }
 
@@ -90,6 +91,7 @@ public:
         free_list(spans_);
         free_list(parts_);
         free_list(order_);
+        free_list(groups_);
         free_list(tasks_);
         free_list(partials_);
     }
@@ -98,30 +100,34 @@ private:
     template <class T>
     using Work = LedgerVector<T, Purpose::workspace>;
 
-    /// Tasks that read the spans that a part begins with, for its rows and those of others.
-    struct Shared {
-        std::size_t first_task = 0, tasks = 0;  ///< of the first kv head, and of each; none: nothing is shared
-        std::size_t row = 0;                    ///< the part's first row among theirs
-        std::size_t tiles = 0;                  ///< of the shared spans
-    };
+    static constexpr std::size_t none = static_cast<std::size_t>(-1);
 
     /// The rows of a sequence, and what they read.
     struct Part {
         QueryRows rows;
-        std::size_t first_span, spans, tiles;
-        bool lags;  ///< stored RoPE of some span lags behind
-        Shared shared;
+        std::size_t first_span, spans, tiles = 0;
+        bool lags = false;         ///< stored RoPE of some span lags behind
+        std::size_t group = none;  ///< that its first spans are read with
+        std::size_t row = 0;       ///< the part's first row among the group's
+    };
+
+    /// Parts that begin with the same spans: tasks of their own read these for all rows.
+    struct Group {
+        SharedSpans shared;  ///< parts, in order_
+        std::size_t rows = 0, tiles = 0;
+        std::size_t first_task = 0;  ///< of the first kv head
+        [[nodiscard]] std::size_t tasks() const noexcept {
+            return (tiles + split_tiles - 1) / split_tiles;
+        }  ///< a head
     };
 
     struct Task {
-        std::size_t part, head, row;    ///< kv head; first row in the part
-        std::size_t first_tile, tiles;  ///< of the part's
-        std::size_t splits;             ///< tasks that share the rows, this one the first, at least 1; 0: not the first
-        std::size_t partial;            ///< where its result begins in partials_, if it shares its rows
-        std::size_t members = 0;        ///< of a shared task: parts of order_ whose rows it has, from first_member on
-        std::size_t first_member = 0;
-        std::size_t rows = 0;   ///< of a shared task
-        std::size_t spans = 0;  ///< of a shared task
+        std::size_t part = 0;                   ///< of a group: its first one
+        std::size_t head = 0, row = 0;          ///< kv head; first row in the part
+        std::size_t first_tile = 0, tiles = 0;  ///< of the part's
+        std::size_t splits = 0;    ///< tasks that share the rows, this one the first, at least 1; 0: not the first
+        std::size_t partial = 0;   ///< where its result begins in partials_, if it shares its rows
+        std::size_t group = none;  ///< whose rows it has
     };
 
     static constexpr std::size_t block_rows = 512;  ///< query rows of a task: more, and its sums leave L2
@@ -142,40 +148,51 @@ private:
         for (std::size_t i = 0; i < parts_.size(); ++i) {
             if (parts_[i].rows.rows <= split_rows && parts_[i].spans > 0) order_.push_back(i);
         }
-        if (order_.size() < 2 || backend::reads_latent(attend_task_of({order_.front(), 0, 0, 0, 0, 1, 0}))) return;
+        if (order_.size() < 2) return;
+        const AttendTask alone = attend_task_of({.part = order_.front()});
+        if (backend::reads_latent(alone)) return;
         const auto reader = [&](std::size_t i) {
-            const Part& part = parts_[i];
-            return ReadingRows{{spans_.data() + part.first_span, part.spans}, part.rows.rows, part.rows.first_position};
+            return ReadingRows{spans_of(parts_[i]), parts_[i].rows.rows, parts_[i].rows.first_position};
         };
         // Results of so many rows that V is rebuilt for them are of another width than those of a part.
         const auto width_of_rows = [&](std::size_t rows) {
-            return width_of(attend_task_of({order_.front(), 0, 0, 0, 0, 0, 0, 1, 0, rows, 0}));
+            AttendTask some = alone;
+            some.rows = rows;
+            return width_of(some);
         };
         std::size_t most_rows = shared_rows;
         while (most_rows > 1 && width_of_rows(most_rows) != width_of_rows(1)) most_rows /= 2;
+        groups_.clear();
+        groups_.reserve(order_.size() / 2);
         find_shared_spans(order_, shared_tiles, most_rows, whole_, reader,
                           [&](const SharedSpans& shared) { plan_shared(shared); });
     }
 
     void plan_shared(const SharedSpans& shared) {
-        Task task{order_[shared.first], 0, 0, 0, 0, 0, 0, shared.count, shared.first, 0, shared.spans};
-        for (std::size_t i = 0; i < shared.count; ++i) task.rows += parts_[order_[shared.first + i]].rows.rows;
-        const std::size_t tiles = tiles_of({spans_.data() + parts_[task.part].first_span, shared.spans});
-        std::size_t row = 0;
+        Group& group = groups_.emplace_back(Group{shared});  // there is room
+        Task task{.part = order_[shared.first], .group = groups_.size() - 1};
+        group.tiles = tiles_of(spans_of(parts_[task.part]).first(shared.spans));
+        group.first_task = tasks_.size();
         for (std::size_t i = 0; i < shared.count; ++i) {
             Part& part = parts_[order_[shared.first + i]];
-            part.shared = {tasks_.size(), (tiles + split_tiles - 1) / split_tiles, row, tiles};
-            row += part.rows.rows;
+            part.group = task.group;
+            part.row = group.rows;
+            group.rows += part.rows.rows;
         }
         for (; task.head < prepared_->shape.kv_heads; ++task.head) {
-            const std::size_t floats = partial_floats(attend_task_of(task));
-            for (std::size_t tile = 0; tile < tiles; tile += split_tiles) {
-                task.first_tile = tile;
-                task.tiles = (std::min)(split_tiles, tiles - tile);
-                task.partial = partial_floats_;
-                tasks_.push_back(task);
-                partial_floats_ += floats;
-            }
+            push_tasks(task, 0, group.tiles, split_tiles, partial_floats(attend_task_of(task)));
+        }
+    }
+
+    /// A task for each `each` of some tiles; the first keeps `splits`, and `floats` of the results are each one's.
+    void push_tasks(Task task, std::size_t first, std::size_t tiles, std::size_t each, std::size_t floats) {
+        for (std::size_t tile = 0; tile < tiles; tile += each) {
+            task.first_tile = first + tile;
+            task.tiles = (std::min)(each, tiles - tile);
+            task.partial = partial_floats_;
+            tasks_.push_back(task);
+            partial_floats_ += floats;
+            task.splits = 0;
         }
     }
 
@@ -183,22 +200,15 @@ private:
     void plan(std::size_t index) {
         const Part& part = parts_[index];
         const QueryRows& rows = part.rows;
-        const std::size_t begin = part.shared.tiles, tiles = part.tiles - begin;
+        const std::size_t begin = part.group == none ? 0 : groups_[part.group].tiles, tiles = part.tiles - begin;
         const std::size_t tiles_each = rows.rows <= split_rows ? split_tiles : tiles;
         for (std::size_t head = 0; head < prepared_->shape.kv_heads; ++head) {
             for (std::size_t row = 0; row < rows.rows; row += block_rows) {
                 // Rows that get the answers to other parts are left out where that leaves none.
                 if (!rows_.answers_some(rows.first_row + row, (std::min)(block_rows, rows.rows - row))) continue;
-                Task task{index, head, row, 0, 0, (tiles + tiles_each - 1) / tiles_each, 0};
-                const std::size_t floats = is_whole(task) ? 0 : partial_floats(attend_task_of(task));
-                for (std::size_t tile = 0; tile < tiles; tile += tiles_each) {
-                    task.first_tile = begin + tile;
-                    task.tiles = (std::min)(tiles_each, tiles - tile);
-                    task.partial = partial_floats_;
-                    tasks_.push_back(task);
-                    partial_floats_ += floats;
-                    task.splits = 0;
-                }
+                const Task task{
+                    .part = index, .head = head, .row = row, .splits = (tiles + tiles_each - 1) / tiles_each};
+                push_tasks(task, begin, tiles, tiles_each, is_whole(task) ? 0 : partial_floats(attend_task_of(task)));
             }
         }
     }
@@ -230,13 +240,15 @@ private:
             merge_partial(Backend{}, partial, partial_at(partials_.data() + tasks_[index + i].partial, count, width),
                           count, width);
         }
-        const Shared& shared = parts_[task.part].shared;
-        for (std::size_t i = 0; i < shared.tasks; ++i) {
-            const Task& from = tasks_[shared.first_task + task.head * shared.tasks + i];
-            const std::size_t all = from.rows * attend.queries_per_kv, skip = shared.row * attend.queries_per_kv;
-            const Partial of_all = partial_at(partials_.data() + from.partial, all, width);
-            merge_partial(Backend{}, partial, {of_all.sum + skip * width, of_all.maximum + skip, of_all.total + skip},
-                          count, width);
+        if (const Part& part = parts_[task.part]; part.group != none) {
+            const Group& group = groups_[part.group];
+            const std::size_t all = group.rows * attend.queries_per_kv, skip = part.row * attend.queries_per_kv;
+            for (std::size_t i = 0; i < group.tasks(); ++i) {
+                const Task& from = tasks_[group.first_task + task.head * group.tasks() + i];
+                const Partial of_all = partial_at(partials_.data() + from.partial, all, width);
+                merge_partial(Backend{}, partial,
+                              {of_all.sum + skip * width, of_all.maximum + skip, of_all.total + skip}, count, width);
+            }
         }
         write(task, attend, partial, out, out_stride);
     }
@@ -248,7 +260,11 @@ private:
 
     /// Whether no other task shares the rows.
     [[nodiscard]] bool is_whole(const Task& task) const noexcept {
-        return task.splits == 1 && parts_[task.part].shared.tasks == 0;
+        return task.splits == 1 && parts_[task.part].group == none;
+    }
+
+    [[nodiscard]] std::span<const TokenSpan> spans_of(const Part& part) const noexcept {
+        return {spans_.data() + part.first_span, part.spans};
     }
 
     /// The first of a task's rows, counted over those of the step.
@@ -261,14 +277,18 @@ private:
         const Part& part = parts_[task.part];
         const std::size_t dh = prepared.shape.head_dim, group = prepared.shape.heads / prepared.shape.kv_heads;
         AttendTask attend;
-        attend.spans = {spans_.data() + part.first_span, task.members > 0 ? task.spans : part.spans};
+        attend.spans = spans_of(part);
+        attend.rows = (std::min)(block_rows, part.rows.rows - task.row);
+        if (task.group != none) {
+            attend.spans = attend.spans.first(groups_[task.group].shared.spans);
+            attend.rows = groups_[task.group].rows;
+        }
         attend.key = prepared.keys[task.head];
         attend.value = prepared.values[task.head];
         if (!prepared.keys_after_rope) attend.rope = core_->rope(prepared);
         if (part.lags) attend.stored_rope = core_->rope(prepared);
         attend.shared_channels = prepared.shared.width;
         attend.head_dim = dh;
-        attend.rows = task.members > 0 ? task.rows : (std::min)(block_rows, part.rows.rows - task.row);
         attend.queries_per_kv = group;
         attend.whole = whole_;
         attend.first_position = part.rows.first_position + static_cast<std::int64_t>(task.row);
@@ -284,7 +304,7 @@ private:
 
     /// Floats that load_queries writes; 0: the task reads the queries where they lie.
     [[nodiscard]] std::size_t copied_floats(const Task& task, const AttendTask& attend) const noexcept {
-        const bool as_they_lie = task.members == 0 && queries_.type == DType::f32 &&
+        const bool as_they_lie = task.group == none && queries_.type == DType::f32 &&
                                  rows_.neighbours(first_row(task), attend.rows) == attend.rows;
         return as_they_lie ? 0 : attend.queries() * attend.head_dim;
     }
@@ -299,10 +319,14 @@ private:
                 load_row(row + task.head * width * size_of(queries_.type), queries_.type, width, next);
             }
         };
-        if (task.members == 0) load(first_row(task), attend.rows);
-        for (std::size_t i = 0; i < task.members; ++i) {
-            const QueryRows& rows = parts_[order_[task.first_member + i]].rows;
-            load(rows.first_row, rows.rows);
+        if (task.group == none) {
+            load(first_row(task), attend.rows);
+        } else {
+            const SharedSpans& shared = groups_[task.group].shared;
+            for (std::size_t i = 0; i < shared.count; ++i) {
+                const QueryRows& rows = parts_[order_[shared.first + i]].rows;
+                load(rows.first_row, rows.rows);
+            }
         }
         attend.q = to;
         attend.q_stride = width;
@@ -338,6 +362,7 @@ private:
     Work<TokenSpan> spans_;
     Work<Part> parts_;
     Work<std::size_t> order_;  ///< of parts: those that share what they begin with lie side by side
+    Work<Group> groups_;
     Work<Task> tasks_;
     Work<float> partials_;  ///< results of tasks that share their rows
     std::size_t partial_floats_ = 0;

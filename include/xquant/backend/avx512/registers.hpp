@@ -57,11 +57,11 @@ struct avx512_registers {
         const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
         return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
     }
-    static f32 sum_fours(const f32* four) noexcept {
-        const f32 low =
-            _mm512_add_ps(_mm512_shuffle_f32x4(four[0], four[1], 0x88), _mm512_shuffle_f32x4(four[0], four[1], 0xDD));
-        const f32 high =
-            _mm512_add_ps(_mm512_shuffle_f32x4(four[2], four[3], 0x88), _mm512_shuffle_f32x4(four[2], four[3], 0xDD));
+    static f32 sum_fours(const f32* fours) noexcept {
+        const f32 low = _mm512_add_ps(_mm512_shuffle_f32x4(fours[0], fours[1], 0x88),
+                                      _mm512_shuffle_f32x4(fours[0], fours[1], 0xDD));
+        const f32 high = _mm512_add_ps(_mm512_shuffle_f32x4(fours[2], fours[3], 0x88),
+                                       _mm512_shuffle_f32x4(fours[2], fours[3], 0xDD));
         return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD));
     }
 

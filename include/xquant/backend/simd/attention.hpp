@@ -168,15 +168,12 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
             for (std::size_t k = 0; k < channels; ++k) sums[i * width + c + k] += zero;
         }
         if constexpr (Backend::int8_products && detail::adds_code_rows<R>) {
-            const bool whole = channels == format.channels_of(block) && in_group == 0;
-            const std::size_t per_register = whole ? detail::rows_per_register<R>(format, channels) : 0;
-            if (per_register > 0) {
+            if (const std::size_t per_register = detail::rows_per_register<R>(format, {channel, channels})) {
                 const detail::CodeRows rows{in.codes + format.code_offset(first, block), tokens, at.values_ahead};
-                if (per_register == 1) {
-                    detail::add_all_code_rows<R, 4 * R::lanes>(rows, format.bits == 8, weights, count, sums + c, width);
-                } else {
-                    detail::add_all_code_rows<R, 2 * R::lanes>(rows, format.bits == 8, weights, count, sums + c, width);
-                }
+                detail::with_rows_per_register(per_register, [&](auto of_register) {
+                    detail::add_all_code_rows<R, 4 * R::lanes / of_register()>(rows, format.bits == 8, weights, count,
+                                                                               sums + c, width);
+                });
                 c += channels;
                 continue;
             }

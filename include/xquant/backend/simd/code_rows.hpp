@@ -20,13 +20,26 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Rows of a register that score_code_rows reads of groups of n codes; 0: it does not read such.
+/// Rows of a register where some channels are a whole group that is read as it is stored; 0: it is not.
 template <class R>
-constexpr std::size_t rows_per_register(const StreamFormat& format, std::size_t n) noexcept {
-    if (format.group_tokens != 1 || (format.bits != 4 && (format.bits != 8 || R::dot_bits < 8))) return 0;
-    const std::size_t doubled = n * format.bits / 4;  // bytes of two rows
+constexpr std::size_t rows_per_register(const StreamFormat& format, Slots channels) noexcept {
+    const bool whole = channels.first % format.group_channels == 0 &&
+                       channels.count == format.channels_of(channels.first / format.group_channels);
+    if (!whole || format.group_tokens != 1) return 0;
+    if (format.bits != 4 && (format.bits != 8 || R::dot_bits < 8)) return 0;
+    const std::size_t doubled = channels.count * format.bits / 4;  // bytes of two rows
     if (doubled == 8 * R::lanes) return 1;
     return doubled == 4 * R::lanes ? 2 : 0;
+}
+
+/// Calls f with 1 or 2 rows of a register as a compile-time constant.
+template <class F>
+XQUANT_INLINE void with_rows_per_register(std::size_t rows, F&& f) noexcept {
+    if (rows == 1) {
+        f(std::integral_constant<std::size_t, 1>{});
+    } else {
+        f(std::integral_constant<std::size_t, 2>{});
+    }
 }
 
 /// Rows of codes that lie one behind the other.
@@ -92,6 +105,12 @@ struct WholeWeights {
     std::array<float, direct_queries> steps;
 };
 
+/// 255 high + low, of sums of products with both.
+template <class R>
+XQUANT_INLINE typename R::f32 whole_sum(typename R::i32 high, typename R::i32 low) noexcept {
+    return R::fma(R::to_f32(R::dot_end(high)), R::splat(255.0F), R::to_f32(R::dot_end(low)));
+}
+
 /// weights [count][tokens], rows `stride` floats apart; at most 128 of each, the others become 0.
 template <class R>
 void round_weights(const float* weights, std::size_t stride, std::size_t tokens, std::size_t count,
@@ -128,9 +147,7 @@ void score_byte_rows(const CodeRows& rows, const WholeWeights& queries, float* s
         query[h][1] = R::template repeat<row_bytes>(queries.low.data() + h * tile_tokens);
     }
     score_registers<R, PerRegister, Heads>(rows, sums, [&](typename R::i32 codes, std::size_t h) {
-        const auto high = R::dot_end(R::dot(R::zero_i32(), codes, query[h][0]));
-        const auto low = R::dot_end(R::dot(R::zero_i32(), codes, query[h][1]));
-        return R::fma(R::to_f32(high), R::splat(255.0F), R::to_f32(low));
+        return whole_sum<R>(R::dot(R::zero_i32(), codes, query[h][0]), R::dot(R::zero_i32(), codes, query[h][1]));
     });
 }
 

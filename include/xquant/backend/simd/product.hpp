@@ -112,7 +112,7 @@ struct Rows {
     std::size_t ahead = 0;  ///< bytes to where the next tile's rows lie
 };
 
-/// C [a.rows, b.count] = A B^T, for Heads rows of A from row i on.
+/// C [Heads, b.count] = A B^T, for the first Heads rows of A.
 ///
 /// Some rows of B share each load of A, and the sums of four leave the registers as one.
 template <class R, std::size_t Heads, class T>

@@ -44,15 +44,6 @@ constexpr ScoreForm score_form(const AttendTask& task, const StreamView& in) noe
     return scores_by_products<Backend>(task, in) ? ScoreForm::products : ScoreForm::tile;
 }
 
-/// The queries [count, Dh] of some rows, times the scale of scores.
-inline void scale_queries(const AttendTask& task, Slots rows, float* out) noexcept {
-    const std::size_t dh = task.head_dim, first = rows.first * task.queries_per_kv;
-    for (std::size_t i = 0; i < rows.count * task.queries_per_kv; ++i) {
-        const float* q = task.query(first + i);
-        for (std::size_t c = 0; c < dh; ++c) out[i * dh + c] = q[c] * task.rules.scale;
-    }
-}
-
 /// The scales of one head in a page and, with `codes`, the first 4 KB of its codes.
 inline void prefetch_head(const StreamView& in, const HeadDecoder& head, bool with_codes) noexcept {
     const StreamFormat& format = in.format;
@@ -198,9 +189,8 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
         const std::size_t channel = head.first + c;
         const std::size_t channels = rounded_channels(in.format, head, c);
         const std::size_t block = channel / in.format.group_channels;
-        const bool whole = channels == in.format.channels_of(block) && channel % in.format.group_channels == 0;
         const std::size_t per_register =
-            Form != QueryForm::floats && whole ? rows_per_register<R>(in.format, channels) : 0;
+            Form != QueryForm::floats ? rows_per_register<R>(in.format, {channel, channels}) : 0;
         const CodeRows rows{in.codes + in.format.code_offset(of_tokens.first, block), tokens, ahead};
         if (per_register == 0) load_quads(tag, in, of_tokens, {channel, channels}, ahead, quads);
         load_token_scales<R>(in, of_tokens, block, scales.data(), zeros.data());
@@ -233,20 +223,16 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
             if constexpr (Form != QueryForm::floats) {
                 if (per_register > 0) {
                     alignas(64) std::array<float, Heads * tile_tokens> sums;
-                    if constexpr (Form == QueryForm::two_bytes) {
-                        WholeWeights whole_queries;
-                        round_weights<R>(queries + i * width + c, width, channels, Heads, whole_queries);
-                        std::copy_n(whole_queries.steps.begin(), Heads, steps);
-                        if (per_register == 1) {
-                            score_byte_rows<R, 1, Heads>(rows, whole_queries, sums.data());
+                    with_rows_per_register(per_register, [&](auto of_register) {
+                        if constexpr (Form == QueryForm::two_bytes) {
+                            WholeWeights whole;
+                            round_weights<R>(queries + i * width + c, width, channels, Heads, whole);
+                            std::copy_n(whole.steps.begin(), Heads, steps);
+                            score_byte_rows<R, of_register(), Heads>(rows, whole, sums.data());
                         } else {
-                            score_byte_rows<R, 2, Heads>(rows, whole_queries, sums.data());
+                            score_code_rows<R, of_register(), Heads>(rows, weights.data(), sums.data());
                         }
-                    } else if (per_register == 1) {
-                        score_code_rows<R, 1, Heads>(rows, weights.data(), sums.data());
-                    } else {
-                        score_code_rows<R, 2, Heads>(rows, weights.data(), sums.data());
-                    }
+                    });
                     XQUANT_UNROLL
                     for (std::size_t h = 0; h < Heads; ++h) {
                         for (std::size_t t = 0; t < tokens; t += R::lanes) {

@@ -98,17 +98,44 @@ bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, 
     });
 }
 
-/// sums [Heads][stride] += step * (255 high + low), for one register of channels.
-template <class R, std::size_t Heads>
-XQUANT_INLINE void add_sums(const typename R::i32* highs, const typename R::i32* lows, const float* steps, float* sums,
-                            std::size_t stride) noexcept {
-    XQUANT_UNROLL
-    for (std::size_t h = 0; h < Heads; ++h) {
-        float* const to = sums + h * stride;
-        const auto sum = R::fma(R::to_f32(R::dot_end(highs[h])), R::splat(255.0F), R::to_f32(R::dot_end(lows[h])));
-        R::store(to, R::fma(sum, R::splat(steps[h]), R::load(to)));
+/// Sums of products with both bytes of whole weights: Vectors registers of channels, Heads queries.
+template <class R, std::size_t Heads, std::size_t Vectors>
+struct WholeSums {
+    typename R::i32 high[Vectors][Heads], low[Vectors][Heads];
+
+    XQUANT_INLINE WholeSums() noexcept {
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) {
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) high[v][h] = low[v][h] = R::zero_i32();
+        }
     }
-}
+
+    /// Words of tokens t .. t + 3, and the weights of query `head` and the next ones.
+    XQUANT_INLINE void add(const typename R::i32* words, const WholeWeights& weights, std::size_t head,
+                           std::size_t t) noexcept {
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            const std::size_t at = (head + h) * tile_tokens + t;
+            const auto weight_high = R::template repeat<4>(weights.high.data() + at);
+            const auto weight_low = R::template repeat<4>(weights.low.data() + at);
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < Vectors; ++v) {
+                high[v][h] = R::dot(high[v][h], words[v], weight_high);
+                low[v][h] = R::dot(low[v][h], words[v], weight_low);
+            }
+        }
+    }
+
+    /// sums [Heads][stride] += steps times the sums of register v.
+    XQUANT_INLINE void finish(std::size_t v, const float* steps, float* sums, std::size_t stride) const noexcept {
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            float* const to = sums + h * stride;
+            R::store(to, R::fma(whole_sum<R>(high[v][h], low[v][h]), R::splat(steps[h]), R::load(to)));
+        }
+    }
+};
 
 /// Codes of a tile of values: quads [count][channels], words of 4 tokens; `run` is how many a sum of integers may hold.
 struct ValueQuads {
@@ -123,37 +150,18 @@ void add_quads(const ValueQuads& codes, std::size_t c, const WholeWeights& weigh
                std::size_t stride) noexcept {
     const std::uint32_t* const quads = codes.quads;
     const std::size_t count_q = codes.count, channels = codes.channels, run = codes.run;
-    const std::uint8_t* high = weights.high.data() + head * tile_tokens;
-    const std::uint8_t* low = weights.low.data() + head * tile_tokens;
     for (std::size_t q = 0; q < count_q;) {
         const std::size_t end = count_q - q > run ? q + run : count_q;
-        typename R::i32 highs[Heads][Vectors], lows[Heads][Vectors];
-        XQUANT_UNROLL
-        for (std::size_t h = 0; h < Heads; ++h) {
-            XQUANT_UNROLL
-            for (std::size_t v = 0; v < Vectors; ++v) highs[h][v] = lows[h][v] = R::zero_i32();
-        }
+        WholeSums<R, Heads, Vectors> whole;
         for (; q < end; ++q) {
             typename R::i32 words[Vectors];
             XQUANT_UNROLL
             for (std::size_t v = 0; v < Vectors; ++v) words[v] = R::load_i32(quads + q * channels + c + v * R::lanes);
-            XQUANT_UNROLL
-            for (std::size_t h = 0; h < Heads; ++h) {
-                const auto weight_high = R::template repeat<4>(high + h * tile_tokens + 4 * q);
-                const auto weight_low = R::template repeat<4>(low + h * tile_tokens + 4 * q);
-                XQUANT_UNROLL
-                for (std::size_t v = 0; v < Vectors; ++v) {
-                    highs[h][v] = R::dot(highs[h][v], words[v], weight_high);
-                    lows[h][v] = R::dot(lows[h][v], words[v], weight_low);
-                }
-            }
+            whole.add(words, weights, head, 4 * q);
         }
         XQUANT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
-            typename R::i32 high_part[Heads], low_part[Heads];
-            XQUANT_UNROLL
-            for (std::size_t h = 0; h < Heads; ++h) high_part[h] = highs[h][v], low_part[h] = lows[h][v];
-            add_sums<R, Heads>(high_part, low_part, weights.steps.data() + head, sums + c + v * R::lanes, stride);
+            whole.finish(v, weights.steps.data() + head, sums + c + v * R::lanes, stride);
         }
     }
 }
@@ -172,15 +180,8 @@ template <class R, std::size_t RowBytes, std::size_t Heads, CodePart Part>
 void add_code_rows(const CodeRows& rows, std::size_t skip, const WholeWeights& weights, std::size_t head, float* sums,
                    std::size_t stride) noexcept {
     constexpr std::size_t vectors = Part == CodePart::both ? 4 : 2;
-    const std::uint8_t* const high = weights.high.data() + head * tile_tokens;
-    const std::uint8_t* const low = weights.low.data() + head * tile_tokens;
     const auto nibbles = R::splat_i32(0x0F0F0F0F);
-    typename R::i32 highs[vectors][Heads], lows[vectors][Heads];
-    XQUANT_UNROLL
-    for (std::size_t v = 0; v < vectors; ++v) {
-        XQUANT_UNROLL
-        for (std::size_t h = 0; h < Heads; ++h) highs[v][h] = lows[v][h] = R::zero_i32();
-    }
+    WholeSums<R, Heads, vectors> whole;
     for_row_blocks<4, RowBytes>(rows, [&](const std::byte* first, std::size_t t) {
         const std::byte* const from = first + skip;
         for (std::size_t line = 0; line < 4 * RowBytes; line += 64) prefetch(first + line, rows.ahead);
@@ -195,22 +196,13 @@ void add_code_rows(const CodeRows& rows, std::size_t skip, const WholeWeights& w
                 words[vectors - 2 + i] = R::bits_and(R::shift_right(both[i], 4), nibbles);
             }
         }
-        XQUANT_UNROLL
-        for (std::size_t h = 0; h < Heads; ++h) {
-            const auto weight_high = R::template repeat<4>(high + h * tile_tokens + t);
-            const auto weight_low = R::template repeat<4>(low + h * tile_tokens + t);
-            XQUANT_UNROLL
-            for (std::size_t v = 0; v < vectors; ++v) {
-                highs[v][h] = R::dot(highs[v][h], words[v], weight_high);
-                lows[v][h] = R::dot(lows[v][h], words[v], weight_low);
-            }
-        }
+        whole.add(words, weights, head, t);
     });
     XQUANT_UNROLL
     for (std::size_t v = 0; v < vectors; ++v) {
         const bool upper = Part == CodePart::upper || v >= 2;
         const std::size_t channel = skip + v % 2 * R::lanes + (upper ? RowBytes : 0);
-        add_sums<R, Heads>(highs[v], lows[v], weights.steps.data() + head, sums + channel, stride);
+        whole.finish(v, weights.steps.data() + head, sums + channel, stride);
     }
 }
 

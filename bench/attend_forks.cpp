@@ -1,9 +1,6 @@
 // What does attention of N sequences cost that share T tokens and have one of their own, beside one of them alone? One
 // layer, one thread. Names: attend_forks/scheme/shape/T/backend/N. `per_sequence` is the time of a sequence beside that
 // of one alone, measured in turn.
-#include <algorithm>
-#include <cmath>
-
 #include "loaded.hpp"
 
 namespace bench {
@@ -52,13 +49,7 @@ void attend_forks(benchmark::State& state, const Backend& backend, const Scheme&
     const RandomLayer& layer = layer_of(scheme, shape, Filled::narrow);
     // Another sequence of that cache, since a step of the loaded one is open.
     const xquant::Sequence root = at.cache->create();
-    for (std::size_t done = 0; done < tokens; done += 1024) {
-        const std::size_t n = std::min<std::size_t>(1024, tokens - done);
-        const std::vector<float> x = layer.x(done, n);
-        const std::unique_ptr<Step> step = at.cache->begin(root, n);
-        step->append(xquant::MatrixView(x.data(), n, layer.shape.width));
-        step->commit();
-    }
+    fill(*at.cache, root, layer, tokens);
     {
         Forks one(*at.cache, root, layer, shape, 1), all(*at.cache, root, layer, shape, count);
         double alone = 0, together = 0;
@@ -68,17 +59,11 @@ void attend_forks(benchmark::State& state, const Backend& backend, const Scheme&
             state.SetIterationTime(each);
             together += each;
         }
-        const auto width = static_cast<std::ptrdiff_t>(one.out.size());
-        const std::vector<float> first(all.out.begin(), all.out.begin() + width);
-        double off = 0, size = 0;
-        for (std::size_t i = 0; i < first.size(); ++i) {
-            off += std::pow(static_cast<double>(first[i]) - static_cast<double>(one.out[i]), 2);
-            size += std::pow(static_cast<double>(one.out[i]), 2);
-        }
-        if (!(std::sqrt(off / size) <= scheme.bound))
-            state.SkipWithError("a fork's answer differs from that of one alone");
+        all.out.resize(one.out.size());  // the answer to the token that the other one has
+        const double off = relative_error(all.out, {one.out.begin(), one.out.end()}, 1);
+        if (!(off <= scheme.bound)) state.SkipWithError("a fork's answer differs from that of one alone");
         state.counters["per_sequence"] = together / static_cast<double>(count) / alone;
-        state.counters["error"] = std::sqrt(off / size);
+        state.counters["error"] = off;
     }
     at.cache->drop(root);
 }

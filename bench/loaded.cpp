@@ -48,15 +48,9 @@ void append(Step& step, const RandomLayer& layer, std::size_t first, std::size_t
     step.append(xquant::MatrixView(x.data(), n, layer.shape.width));
 }
 
-void fill(Loaded& out, const RandomLayer& layer, const Shape& shape, std::size_t tokens, std::size_t rows) {
-    constexpr std::size_t at_once = 1024;
+void make(Loaded& out, const RandomLayer& layer, const Shape& shape, std::size_t tokens, std::size_t rows) {
     out.sequence = out.cache->create();
-    for (std::size_t done = 0; done < tokens; done += at_once) {
-        const std::size_t n = std::min(at_once, tokens - done);
-        const std::unique_ptr<Step> step = out.cache->begin(out.sequence, n);
-        append(*step, layer, done, n);
-        step->commit();
-    }
+    fill(*out.cache, out.sequence, layer, tokens);
     out.rows = rows;
     out.step = out.cache->begin(out.sequence, rows);
     append(*out.step, layer, tokens, rows);
@@ -65,6 +59,16 @@ void fill(Loaded& out, const RandomLayer& layer, const Shape& shape, std::size_t
 }
 
 }  // namespace
+
+void fill(Cache& cache, xquant::Sequence sequence, const RandomLayer& layer, std::size_t tokens) {
+    constexpr std::size_t at_once = 1024;
+    for (std::size_t done = 0; done < tokens; done += at_once) {
+        const std::size_t n = std::min(at_once, tokens - done);
+        const std::unique_ptr<Step> step = cache.begin(sequence, n);
+        append(*step, layer, done, n);
+        step->commit();
+    }
+}
 
 const RandomLayer& layer_of(const Scheme& scheme, const Shape& shape, Filled filled) {
     static std::map<std::tuple<std::string, std::size_t, std::size_t>, RandomLayer> known;
@@ -82,7 +86,7 @@ Loaded& loaded(const Backend& backend, const Scheme& scheme, const Shape& shape,
     Loaded& out = at->second;
     if (is_new) {
         out.cache = &cache;
-        fill(out, layer_of(scheme, shape, filled), shape, tokens, rows);
+        make(out, layer_of(scheme, shape, filled), shape, tokens, rows);
         out.attend();
         out.error = relative_error(out.out, exact_attention(shape, used_channels(shape, filled), tokens, rows), rows);
     }

@@ -30,6 +30,9 @@ struct Loaded {
     std::size_t rows = 1;
 };
 
+/// Appends rows 0 .. tokens of a layer to a sequence.
+void fill(Cache& cache, xquant::Sequence sequence, const RandomLayer& layer, std::size_t tokens);
+
 /// Kept until the program ends; filled at the first call.
 Loaded& loaded(const Backend& backend, const Scheme& scheme, const Shape& shape, std::size_t tokens, std::size_t rows,
                Filled filled = Filled::narrow);

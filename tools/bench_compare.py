@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-UNITS = {"ns": 1e-3, "us": 1.0, "ms": 1e3, "s": 1e6}
+from bench_table import collect, load, seconds_of
 
 
 def run(program, pattern, folder):
@@ -26,14 +26,10 @@ def run(program, pattern, folder):
         capture_output=True, text=True, check=False)
     if not report.exists() or not report.stat().st_size:
         sys.exit(f"bench_compare.py: {program}: {done.stderr.strip() or 'no benchmark fits'}")
-    times, failed = {}, []
-    for one in json.loads(report.read_text())["benchmarks"]:
-        if one.get("error_occurred"):
-            failed.append(f"{one['run_name']}: {one['error_message']}")
-        else:
-            times[one["run_name"]] = one["real_time"] * UNITS[one["time_unit"]]
+    runs, failed = collect([load(report)])
     report.unlink()
-    return times, failed
+    times = {name: 1e6 * seconds_of(single[0]) for name, single in runs.items()}
+    return times, [f"{name}: {reason}" for name, reason in failed.items()]
 
 
 def measure(base, new, pattern, rounds):

@@ -56,9 +56,30 @@ def machine_of(reports):
     return machine
 
 
+def seconds_of(run):
+    """Of a single run: processor time of the thread, which attention and appending measure themselves."""
+    measured = "real_time" if run["run_name"].startswith(("attend", "append")) else "cpu_time"
+    return run[measured] * UNITS[run["time_unit"]]
+
+
+def summarize_forks(name, runs):
+    _, scheme, shape, tokens, backend, sequences = name.split("/")
+    return {"name": name, "scheme": scheme, "shape": shape, "tokens": int(tokens[1:]), "backend": backend,
+            "sequences": int(sequences[1:]), "seconds": statistics.median(map(seconds_of, runs)),
+            "per_sequence": statistics.median(run["per_sequence"] for run in runs), "runs": len(runs)}
+
+
+def print_forks(rows):
+    print("\n### attend_forks: Attention of one new token of each of N sequences that share T\n")
+    print("| shape | T | N | scheme | backend | time | a sequence, beside one alone |\n|---|---:|---:|---|---|---:|---:|")
+    for row in rows:
+        print(f"| {row['shape']} | {row['tokens']} | {row['sequences']} | {row['scheme']} | {row['backend']} "
+              f"| {time_text(row['seconds'])} | {row['per_sequence']:.2f} |")
+
+
 def summarize(name, runs, machine):
     verb, scheme, shape, tokens, backend = name.split("/")
-    times = [run["real_time" if verb.startswith(("attend", "append")) else "cpu_time"] * UNITS[run["time_unit"]] for run in runs]
+    times = [seconds_of(run) for run in runs]
     seconds = statistics.median(times)
     quartiles = statistics.quantiles(times, n=4) if len(times) > 2 else [seconds] * 3
     row = {"name": name, "verb": verb, "scheme": scheme, "shape": shape, "tokens": int(tokens[1:]), "backend": backend,
@@ -130,16 +151,23 @@ def main():
     reports = [load(path) for path in arguments.reports]
     runs, failed = collect(reports)
     machine = machine_of(reports)
-    rows = [summarize(name, of_name, machine) for name, of_name in runs.items()]
+    forks = {name: of_name for name, of_name in runs.items() if name.startswith("attend_forks/")}
+    rows = [summarize(name, of_name, machine) for name, of_name in runs.items() if name not in forks]
     verbs, shapes = list(VERBS), ["smollm2_135m", "llama3_8b", "llama2_7b", "gemma_mqa"]
     rows.sort(key=lambda row: (verbs.index(row["verb"]), shapes.index(row["shape"]), row["tokens"], SCHEMES.index(row["scheme"]),
                                row["backend"]))
     add_ratios(rows)
-    Path(arguments.json).write_text(json.dumps({"machine": machine, "benchmarks": rows, "failed": failed}, indent=1) + "\n")
+    of_forks = [summarize_forks(name, of_name) for name, of_name in forks.items()]
+    of_forks.sort(key=lambda row: (shapes.index(row["shape"]), row["tokens"], row["sequences"], SCHEMES.index(row["scheme"])))
+    Path(arguments.json).write_text(
+        json.dumps({"machine": machine, "benchmarks": rows, "forks": of_forks, "failed": failed}, indent=1) + "\n")
     print_tables(rows, machine)
+    if of_forks:
+        print_forks(of_forks)
     for name, reason in failed.items():
         print(f"bench_table.py: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
 
 
-sys.exit(main())
+if __name__ == "__main__":
+    sys.exit(main())

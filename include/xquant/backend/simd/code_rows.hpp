@@ -13,6 +13,10 @@
 //         word was stored and loaded again.
 #pragma once
 
+#include <array>
+#include <cstring>
+#include <type_traits>
+
 #include <xquant/backend/simd/quads.hpp>
 #include <xquant/backend/tile_loop.hpp>
 

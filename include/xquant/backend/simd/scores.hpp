@@ -17,6 +17,7 @@
 #pragma once
 
 #include <xquant/backend/simd/code_rows.hpp>
+#include <xquant/backend/simd/product.hpp>
 #include <xquant/backend/tile_loop.hpp>
 
 namespace xquant::backend {

@@ -31,21 +31,23 @@ template <unsigned Bits, unsigned Group = 128>
 using cross_layer_x =
     XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>, Projection<Plain>>;
 
-/// Like cross_layer_x, but X is rotated, and differences of 3 and 2 bits have the scale of least squared error.
+/// Like cross_layer_x, but X is rotated, differences of 3 and 2 bits have the scale of least squared error, and sums
+/// over layers are kept in 8 bits.
 template <unsigned Bits, unsigned Group = 128>
-using cross_layer_rotated_x =
-    XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, FedBack<4, Group>>, Projection<Rotated>>;
+using cross_layer_rotated_x = XCache<FedBack<Bits, Group>, Layout<PerToken>,
+                                     CrossLayer<Delta, FedBack<4, Group>, Uniform<8>>, Projection<Rotated>>;
 
 /// XQuant-CL on latents of [W_k W_v]. The paper's form for GQA. Needs <xquant/projection/joint_svd.hpp>.
 template <unsigned Bits, unsigned Group = 128>
 using cross_layer_svd = XCache<Uniform<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, Uniform<4, Group>>,
                                Projection<JointSvd<NoMix, FullRank>>>;
 
-/// Like cross_layer_svd, but base and latents are rotated, and differences of 3 and 2 bits have the scale of least
-/// squared error.
+/// Like cross_layer_svd, but base and latents are rotated, differences of 3 and 2 bits have the scale of least squared
+/// error, and sums over layers are kept in 8 bits.
 template <unsigned Bits, unsigned Group = 128>
-using cross_layer_rotated_svd = XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, FedBack<4, Group>>,
-                                       Projection<JointSvd<Hadamard, FullRank>>>;
+using cross_layer_rotated_svd =
+    XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, FedBack<4, Group>, Uniform<8>>,
+           Projection<JointSvd<Hadamard, FullRank>>>;
 
 /// Multi-head latent attention: the model's latent per token, and the shared rotary part of the keys in f16.
 template <unsigned Bits>
@@ -97,8 +99,8 @@ using kv_latent = XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Off>
 
 /// What such latents add from layer to layer. Needs difference_spread.
 template <unsigned Bits, unsigned Group = 128>
-using cross_layer_latent = XCache<FedBack<Bits, Group>, Layout<PerToken>, CrossLayer<Delta, FedBack<4, Group>>,
-                                  Projection<XLatent<KeysAndValues>>>;
+using cross_layer_latent = XCache<FedBack<Bits, Group>, Layout<PerToken>,
+                                  CrossLayer<Delta, FedBack<4, Group>, Uniform<8>>, Projection<XLatent<KeysAndValues>>>;
 
 /// ggml's 8-bit cache.
 using q8_0 = XCache<GgmlQ8_0, Layout<PerToken>, CrossLayer<Off>, Projection<KeyValue<AfterRope>>>;

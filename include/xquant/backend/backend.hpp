@@ -17,12 +17,14 @@ struct scalar {
     static constexpr const char* name = "scalar";            ///< as programs print it
     static constexpr const char* int8_name = "scalar_int8";  ///< the name of int8<scalar>
     static constexpr bool int8_products = false;             ///< whether keys are rebuilt by 8-bit products
+    static constexpr unsigned dot_bits = 8;                  ///< the most bits of codes in such products
 };
 
 /// Vector registers. @tparam Registers  a wrapper such as avx2_registers; backend/simd/registers.hpp says what it has
 template <class Registers>
 struct simd : scalar {
     using registers = Registers;                                    ///< the wrapper
+    static constexpr unsigned dot_bits = Registers::dot_bits;       ///< what its dot instruction takes
     static constexpr const char* name = Registers::name;            ///< as programs print it
     static constexpr const char* int8_name = Registers::int8_name;  ///< the name of int8<simd<Registers>>
 };

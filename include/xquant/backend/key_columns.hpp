@@ -1,5 +1,8 @@
-// Columns of keys that are made of codes per channel where queries are few: pairs of channels that RoPE turns, and slow
-// pairs, which it hardly turns within a tile and which are never built (backend/slow_pairs.hpp).
+// Columns of keys that are made of codes where queries are few: pairs of channels that RoPE turns, and slow pairs,
+// which it hardly turns within a tile and which are never built (backend/slow_pairs.hpp).
+//
+// Where a channel's tokens share a scale, it is folded into the columns, which every block of tokens rounds to 8 bits
+// anew. Where a token's channels do, columns are rounded once for a task.
 #pragma once
 
 #include <array>
@@ -28,12 +31,17 @@ inline constexpr double slow_angle = 0.42;
 inline constexpr std::int64_t stretch_positions = 1024;
 inline constexpr double half_stretch = (stretch_positions + tile_tokens) / 2.0;
 
-/// Whether a backend with 8-bit products takes scores from codes per channel, a few columns of K at a time.
+/// Whether scores may come from codes of this format, a few columns of K at a time.
+constexpr bool makes_columns(const AttendTask& task, const StreamFormat& format, unsigned rough_bits = 8) noexcept {
+    return task.queries() <= direct_queries && task.shared_channels == 0 && fits_int8(format, task.key, rough_bits) &&
+           (format.group_channels > 1 || task.key.width <= int8_channels) && task.head_dim % 2 == 0 &&
+           !absorbs_keys(task);
+}
+
+/// Whether a backend with 8-bit products takes scores so.
 template <class Backend>
 constexpr bool scores_by_products(const AttendTask& task, const StreamView& in) noexcept {
-    return Backend::int8_products && task.queries() <= direct_queries && task.shared_channels == 0 &&
-           in.format.group_channels == 1 && task.key.width <= int8_channels && fits_int8(in.format, task.key) &&
-           task.head_dim % 2 == 0 && !absorbs_keys(task);
+    return Backend::int8_products && makes_columns(task, in.format, Backend::dot_bits);
 }
 
 /// T_1 to T_4 of the tokens -128 .. 255 of a tile, [term - 1][before + token]; T_0 is 1.
@@ -70,10 +78,11 @@ struct KeyColumns {
     std::array<std::uint16_t, max_pairs> numbers;                     ///< [pairs + slow / 2] which pair of RoPE's it is
     std::array<std::array<float, max_pairs>, constant_terms> series;  ///< [terms][slow / 2] bessel_series in a tile
     std::array<std::array<float, max_pairs>, slow_terms> stretch_series;  ///< [terms][pairs of a stretch]
-    float* columns = nullptr;                                             ///< [built + slow][width]
-    float* terms = nullptr;                                               ///< [3 queries][slow] u of the tile's queries
-    float* slow_columns = nullptr;                                        ///< [3 queries][width] u A^T of them
-    float* stretch_columns = nullptr;                              ///< [3 queries][width] their part of a stretch
+    float* built_matrix = nullptr;     ///< [built][width] columns of A_k; null where codes lie per token
+    float* slow_matrix = nullptr;      ///< [slow][width] likewise, in any case
+    float* terms = nullptr;            ///< [3 queries][slow] u of the tile's queries
+    float* slow_columns = nullptr;     ///< [3 queries][width] u A^T of them
+    float* stretch_columns = nullptr;  ///< [3 queries][width] their part of a stretch
     std::array<float, constant_terms * direct_queries> constants;  ///< [5 queries] u c_k, nought without a constant
     /// What stretch_columns were made for.
     struct Stretch {
@@ -85,6 +94,8 @@ struct KeyColumns {
         }
     } stretch;
     float* rest = nullptr;  ///< room for what a backend makes of it
+    std::size_t weights_group =
+        0;  ///< codes per token: for which groups of channels a backend has rounded A_k; 0: none
 
     /// Columns of all queries that stand for slow pairs.
     [[nodiscard]] constexpr std::size_t terms_of(std::size_t queries) const noexcept {
@@ -95,12 +106,25 @@ struct KeyColumns {
 /// Floats behind the weights of a backend's last column, which are written in whole registers.
 inline constexpr std::size_t column_overrun = 16;
 
-/// Floats that KeyColumns need.
-constexpr std::size_t key_columns_floats(const AttendTask& task) noexcept {
+/// Floats that KeyColumns need where codes have this format.
+constexpr std::size_t key_columns_floats(const AttendTask& task, const StreamFormat& format) noexcept {
+    if (!makes_columns(task, format)) return 0;
     const std::size_t dh = task.head_dim, width = task.key.width, terms = slow_terms * direct_queries;
-    if (task.key.matrix == nullptr || width > int8_channels || task.queries() > direct_queries) return 0;
-    const std::size_t weights = (dh + 4 + terms) * (width / 4 + 2) + column_overrun;  // with their scales and offsets
-    return dh * width + terms * (dh + 2 * width) + weights + direct_queries * (dh + 4);
+    const std::size_t slow = dh * width + terms * (dh + 2 * width), queries = direct_queries * (dh + 4);
+    if (format.group_channels == 1) {
+        return slow + (dh + 4 + terms) * (width / 4 + 2) + column_overrun + queries;  // weights, scales and offsets
+    }
+    std::size_t weights = 0;
+    for_each_int8_block(format, task.key,
+                        [&](std::size_t, std::size_t channels) { weights += int8_block_floats(channels, dh); });
+    return slow + weights + queries;
+}
+
+/// Floats that KeyColumns need for any of a task's spans.
+constexpr std::size_t key_columns_floats(const AttendTask& task) noexcept {
+    std::size_t most = 0;
+    for (const TokenSpan& span : task.spans) most = (std::max)(most, key_columns_floats(task, span.keys.format));
+    return most;
 }
 
 namespace detail {
@@ -118,10 +142,12 @@ inline std::array<float, constant_terms> bessel_series(double x) noexcept {
             static_cast<float>(-half * h / 3 * (1 - h / 4)), static_cast<float>(h * h / 12 * (1 - h / 5))};
 }
 
-/// Sorts the channels of a task's keys, and copies the columns of A_k in that order. `memory` is of key_columns_floats,
-/// `room` [Dh, width].
+/// Sorts the channels of a task's keys, and copies columns of A_k in that order, once. `memory` is of
+/// key_columns_floats, `room` of rematerialize_scratch.
 template <class Backend>
-void order_columns(Backend tag, const AttendTask& task, float* memory, float* room, KeyColumns& out) noexcept {
+void order_columns(Backend tag, const AttendTask& task, const StreamFormat& format, float* memory, float* room,
+                   KeyColumns& out) noexcept {
+    if (out.ready) return;
     constexpr double half = tile_tokens / 2;
     const std::size_t dh = task.head_dim, width = task.key.width, pairs = task.rope.pairs;
     const auto angle = [&](std::size_t j, double distance) { return distance * task.rope.inverse_frequencies[j]; };
@@ -165,14 +191,23 @@ void order_columns(Backend tag, const AttendTask& task, float* memory, float* ro
     }
     for (std::size_t c = 2 * pairs; c < dh; ++c) out.channels[c - out.slow] = static_cast<std::uint16_t>(c);
 
-    out.columns = memory;
-    out.terms = out.columns + dh * width;
+    const bool by_channel = format.group_channels == 1;
+    out.built_matrix = by_channel ? memory : nullptr;
+    out.slow_matrix = memory + (by_channel ? out.built * width : 0);
+    out.terms = memory + dh * width;
     out.slow_columns = out.terms + slow_terms * direct_queries * dh;
     out.stretch_columns = out.slow_columns + slow_terms * direct_queries * width;
     out.rest = out.stretch_columns + slow_terms * direct_queries * width;
-    transpose(tag, {task.key.matrix.floats(), width, dh, dh}, room, width);  // attend_task has made floats of it
-    for (std::size_t k = 0; k < dh; ++k) {
-        std::copy_n(room + out.channels[k] * width, width, out.columns + k * width);
+    const std::size_t first = by_channel ? 0 : out.built;
+    float* const to = by_channel ? out.built_matrix : out.slow_matrix;
+    for (std::size_t c = 0; c < width && first < dh; c += width_step) {
+        const std::size_t some = (std::min)(width_step, width - c);
+        const float* const a =
+            weights_as_floats(tag, task.key.matrix, {c * dh, some * dh}, room + rematerialize_room(dh));
+        transpose(tag, {a, some, dh, dh}, room, some);
+        for (std::size_t k = first; k < dh; ++k) {
+            std::copy_n(room + out.channels[k] * some, some, to + (k - first) * width + c);
+        }
     }
     out.ready = true;
 }

@@ -36,7 +36,7 @@ void rematerialize(Backend tag, const StreamView& in, const HeadDecoder& head, s
     float* const room = scratch + rematerialize_room(dh);
     if (head.matrix == nullptr) {
         decode_tile(tag, in, token, head.first, out);
-    } else if (Backend::int8_products && out.by_channel() && fits_int8(in.format, head)) {
+    } else if (Backend::int8_products && out.by_channel() && fits_int8(in.format, head, Backend::dot_bits)) {
         rematerialize_int8(tag, in, head, token, out, scratch);
     } else if (out.by_channel() && in.format.group_tokens > 1) {
         // The codes of a channel lie together: y^T = A^T z^T, and no value has to change places.

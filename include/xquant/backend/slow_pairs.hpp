@@ -139,7 +139,7 @@ void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const Ti
     const std::size_t width = task.key.width, queries = rows.count * task.queries_per_kv;
     if (out.slow == 0) return;
     const SlowPairs tile = pairs_of_tile(out), stretch = pairs_of_stretch(out);
-    const float* const tile_a = out.columns + out.built * width;
+    const float* const tile_a = out.slow_matrix;
     const SlowAngles tile_angles(task, tile, angles, tile_tokens / 2);
     multiply_slow_pairs(tag, task, rows, tile, tile_angles, out.series, tile_a, out.terms, out.slow_columns);
     if (stretch.count > 0) {
@@ -161,12 +161,10 @@ void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const Ti
     add_slow_constants(task, rows, stretch, SlowAngles(task, stretch, angles, tile_tokens / 2), tile.count, out);
 }
 
-/// scores [queries of `rows`, 128] += the part of the slow pairs, token by token: what vector backends must equal.
-inline void add_slow_scores(scalar tag, const AttendTask& task, const StreamView& in, Slots tokens, std::size_t queries,
-                            const KeyColumns& columns, float* scores) noexcept {
-    if (columns.slow == 0) return;
+/// parts [3 queries][128] of the slow pairs from codes per channel, token by token.
+inline void multiply_slow_columns_by_channel(const HeadDecoder& head, const StreamView& in, Slots tokens,
+                                             std::size_t queries, const KeyColumns& columns, float* parts) noexcept {
     const StreamFormat& format = in.format;
-    const HeadDecoder& head = task.key;
     std::array<std::array<std::uint8_t, tile_tokens>, int8_channels> codes;  // [channel][token]
     std::array<float, int8_channels> scales, zeros;
     for (std::size_t t = 0; t < tokens.count;) {
@@ -177,12 +175,9 @@ inline void add_slow_scores(scalar tag, const AttendTask& task, const StreamView
             const GroupScale scale = stored_scale(in, format.group_index(block, head.first + c));
             scales[c] = scale.scale;
             zeros[c] = scale.zero;
-            unpack_group(tag, in.codes + format.code_offset(block, head.first + c), format.group_tokens, format.bits,
-                         {in_block, some}, codes[c].data());
+            unpack_group(scalar{}, in.codes + format.code_offset(block, head.first + c), format.group_tokens,
+                         format.bits, {in_block, some}, codes[c].data());
         }
-        const auto turn = [&](std::size_t m, std::size_t k) {
-            return m == 0 ? 1.0F : turn_table.at[m - 1][TurnTable::before + t + k];
-        };
         for (std::size_t i = 0; i < slow_terms * queries; ++i) {
             const float* const column = columns.slow_columns + i * head.width;
             std::array<std::int8_t, int8_channels> weights;
@@ -192,16 +187,59 @@ inline void add_slow_scores(scalar tag, const AttendTask& task, const StreamView
             for (std::size_t k = 0; k < some; ++k) {
                 std::int32_t sum = 0;
                 for (std::size_t c = 0; c < head.width; ++c) sum += codes[c][k] * weights[c];
-                const float part = static_cast<float>(sum) * step + offset;
-                scores[i / slow_terms * tile_tokens + t + k] += turn(i % slow_terms, k) * part;
-            }
-        }
-        for (std::size_t i = 0; i < constant_terms * queries; ++i) {
-            for (std::size_t k = 0; k < some; ++k) {
-                scores[i / constant_terms * tile_tokens + t + k] += turn(i % constant_terms, k) * columns.constants[i];
+                parts[i * tile_tokens + t + k] = static_cast<float>(sum) * step + offset;
             }
         }
         t += some;
+    }
+}
+
+/// Likewise from codes per token, block by block of channels.
+inline void multiply_slow_columns_by_token(const HeadDecoder& head, const StreamView& in, Slots tokens,
+                                           std::size_t queries, const KeyColumns& columns, float* parts) noexcept {
+    const StreamFormat& format = in.format;
+    std::array<std::uint8_t, max_group> codes;
+    std::array<std::int8_t, int8_channels> weights;
+    for_each_int8_block(format, head, [&](std::size_t c, std::size_t channels) {
+        const std::size_t channel = head.first + c, block = channel / format.group_channels;
+        for (std::size_t i = 0; i < slow_terms * queries; ++i) {
+            const float* const column = columns.slow_columns + i * head.width + c;
+            const float step = quantize_weights(column, 1, channels, nullptr, int8_top, weights.data());
+            float offset = 0;
+            for (std::size_t k = 0; k < channels; ++k) offset += column[k];
+            for (std::size_t t = 0; t < tokens.count; ++t) {
+                const std::size_t token = tokens.first + t;
+                const GroupScale scale = stored_scale(in, format.group_index(token, block));
+                unpack_group(scalar{}, in.codes + format.code_offset(token, block), format.channels_of(block),
+                             format.bits, {channel % format.group_channels, channels}, codes.data());
+                std::int32_t sum = 0;
+                for (std::size_t k = 0; k < channels; ++k) sum += codes[k] * weights[k];
+                float& part = parts[i * tile_tokens + t];
+                part = (c == 0 ? 0.0F : part) + scale.scale * (static_cast<float>(sum) * step) + scale.zero * offset;
+            }
+        }
+    });
+}
+
+/// scores [queries of `rows`, 128] += the part of the slow pairs, token by token: what vector backends must equal.
+inline void add_slow_scores(scalar, const AttendTask& task, const StreamView& in, Slots tokens, std::size_t queries,
+                            const KeyColumns& columns, float* scores) noexcept {
+    if (columns.slow == 0) return;
+    const bool by_channel = in.format.group_channels == 1;
+    std::array<float, slow_terms * direct_queries * tile_tokens> parts;
+    const auto multiply_columns = by_channel ? multiply_slow_columns_by_channel : multiply_slow_columns_by_token;
+    multiply_columns(task.key, in, tokens, queries, columns, parts.data());
+    for (std::size_t t = 0; t < tokens.count; ++t) {
+        const auto turn = [&](std::size_t m) { return m == 0 ? 1.0F : turn_table.at[m - 1][TurnTable::before + t]; };
+        for (std::size_t i = 0; i < queries; ++i) {
+            float& score = scores[i * tile_tokens + t];
+            for (std::size_t m = 0; m < slow_terms; ++m) {
+                score += turn(m) * parts[(slow_terms * i + m) * tile_tokens + t];
+            }
+            for (std::size_t m = 0; m < constant_terms; ++m) {
+                score += turn(m) * columns.constants[constant_terms * i + m];
+            }
+        }
     }
 }
 

@@ -315,7 +315,7 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slo
     const bool by_products = scores_by_products<Backend>(task, span.keys);
     const RebuiltKeys keys{tokens, absorbs_keys(task) ? rotary_channels(task) : dh, on_queries ? &angles : nullptr,
                            turns ? &lag : nullptr, by_products};
-    if (by_products && !at.columns->ready) order_columns(tag, task, at.sorted, at.inner, *at.columns);
+    if (by_products) order_columns(tag, task, span.keys.format, at.sorted, at.inner, *at.columns);
     const bool direct_scores = scores_from_codes(tag, task, span.keys),
                direct_values = adds_from_codes(tag, task, span.values);
     if (!direct_scores) rebuild_keys(tag, task, span, keys, angles, at);

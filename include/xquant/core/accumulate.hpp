@@ -4,13 +4,15 @@
 //
 // The loop is closed: a difference is taken against the sum that the reader will see, rounded as the accumulator is
 // kept, so layer i is off by its own rounding alone and errors do not pile up (XQuant, section 3.3).
-// Cost    for each layer and coded token: reading and writing its accumulator row, and R D products where there is a U.
+// Cost    for each layer and coded token: reading and writing its accumulator row, and R D products where there is a U,
+//         by backends with 8-bit products in 8 bits where codes have at most 5 (backend/simd/spread.hpp).
 #pragma once
 
 #include <algorithm>
 #include <functional>
 
 #include <xquant/backend/simd/backends.hpp>
+#include <xquant/backend/simd/spread.hpp>
 #include <xquant/backend/weights.hpp>
 #include <xquant/core/core.hpp>
 #include <xquant/core/run_tasks.hpp>
@@ -36,7 +38,9 @@ inline void clamp_to_f16(float* values, std::size_t count) noexcept {
 
 class Accumulators {
 public:
-    explicit Accumulators(Core& core) : entries_(LedgerAllocator<Entry, Purpose::workspace>(core.ledger())) {}
+    explicit Accumulators(Core& core)
+        : entries_(LedgerAllocator<Entry, Purpose::workspace>(core.ledger())),
+          rounded_(LedgerAllocator<float, Purpose::workspace>(core.ledger())) {}
 
     /// Makes room for the coded tokens that these plans write and, if `read`, that they read. A page that several plans
     /// read is added up once. Throws std::bad_alloc.
@@ -79,10 +83,24 @@ public:
     }
 
     /// Gives back all memory.
-    void close() noexcept { free_list(entries_); }
+    void close() noexcept {
+        free_list(entries_);
+        free_list(rounded_);
+    }
 
     /// The accumulator of a coded page.
     [[nodiscard]] MutableStreamView view(const Page* page) const noexcept { return find(page)->sum->stream(0, 0); }
+
+    /// Likewise, as attention reads it.
+    [[nodiscard]] StreamView rows(const Core& core, const Page* page) const noexcept {
+        StreamView out = read_only(view(page));
+        out.format.rough = true;
+        for (std::size_t i = 0; i < core.layers().size(); ++i) {
+            const bool adds = core.layers()[i].role != CrossRole::none;
+            out.format.rough &= !adds || core.codec(i, 0).format.bits <= backend::int8_most_bits;
+        }
+        return out;
+    }
 
     /// The address that offsets in a coded page's accumulator are counted from, on a device; null where there is none.
     [[nodiscard]] std::byte* base(const Page* page) const noexcept {
@@ -99,6 +117,7 @@ public:
     template <class Backend>
     void advance(Backend tag, Core& core, std::size_t layer, ExecutorRef threads) {
         if (core.layers()[layer].role == CrossRole::none) return;
+        if (spreads_codes(tag, core, layer)) return spread(tag, core, layer, threads);
         constexpr std::size_t blocks = coded_page_tokens / block;
         run_tasks(threads, entries_.size() * blocks, [&](std::size_t task) {
             const Entry& entry = entries_[task / blocks];
@@ -121,6 +140,60 @@ private:
         return &*std::lower_bound(entries_.begin(), entries_.end(), page, [](const Entry& entry, const Page* key) {
             return std::less<>()(static_cast<const Page*>(entry.page), key);
         });
+    }
+
+    /// How a layer's codes become what is added to sums: z S.
+    static HeadDecoder spread_of(const StreamEncoder& encoder) noexcept {
+        return {0, 0, encoder.coded_width, encoder.spread, nullptr, encoder.width};
+    }
+
+    /// Whether a layer's codes are multiplied as they are.
+    template <class Backend>
+    static bool spreads_codes(Backend, const Core& core, std::size_t layer) noexcept {
+        const StreamFormat& format = core.codec(layer, 0).format;
+        return Backend::int8_products && core.layers()[layer].role == CrossRole::difference &&
+               format.group_tokens == 1 && backend::fits_int8(format, spread_of(core.layers()[layer].encoders[0]));
+    }
+
+    /// Adds a layer by 8-bit products: S is rounded once for all pages, 128 of its columns by a task.
+    template <class Backend>
+    void spread(Backend tag, Core& core, std::size_t layer, ExecutorRef threads) {
+        const StreamEncoder& encoder = core.layers()[layer].encoders.front();
+        backend::SpreadMatrix matrix{core.codec(layer, 0).format, spread_of(encoder), nullptr};
+        const std::size_t floats = matrix.panels() * matrix.panel_floats();
+        if (rounded_.size() < floats) rounded_.resize(floats);
+        matrix.weights = rounded_.data();
+        run_tasks(threads, matrix.panels(), [&](std::size_t panel) {
+            ScratchPool::Loan scratch(core.scratch(), backend::spread_scratch());
+            round_spread(tag, matrix, panel, scratch.data());
+        });
+        run_tasks(threads, entries_.size(),
+                  [&](std::size_t i) { add_spread(tag, core, core.layers()[layer].place, matrix, entries_[i]); });
+    }
+
+    /// Adds what a layer stored of a page.
+    template <class Backend>
+    XQUANT_NOINLINE static void add_spread(Backend tag, Core& core, std::size_t place,
+                                           const backend::SpreadMatrix& matrix, const Entry& entry) {
+        const StreamView coded = read_only(entry.page->stream(place, 0));
+        const MutableStreamView sum = entry.sum->stream(0, 0);
+        const std::size_t first = entry.begin, n = entry.end - first, d = sum.format.width;
+        ScratchPool::Loan scratch(core.scratch(), backend::spread_scratch() + (n + block) * d);
+        float* const rows = scratch.data() + backend::spread_scratch();
+        float* const before = rows + n * d;
+        for (std::size_t panel = 0; panel < matrix.panels(); ++panel) {
+            const backend::Slots columns = matrix.columns_of(panel);
+            spread_codes(tag, coded, first, matrix, panel,
+                         backend::Tile{rows + columns.first, n, columns.count, d, backend::TileOrder::token_major},
+                         scratch.data());
+        }
+        for (std::size_t t = 0; t < n; t += block) {
+            const std::size_t some = (std::min)(block, n - t);
+            float* const of = rows + t * d;
+            decode_rows(tag, read_only(sum), first + t, some, before);
+            for (std::size_t i = 0; i < some * d; ++i) of[i] = std::clamp(of[i] + before[i], -f16_max, f16_max);
+            encode_rows(tag, core.accumulator(), backend::Matrix{of, some, d, d}, first + t, sum);
+        }
     }
 
     void need(Page* page, std::size_t begin, std::size_t end) {
@@ -155,6 +228,7 @@ private:
     }
 
     LedgerVector<Entry, Purpose::workspace> entries_;
+    LedgerVector<float, Purpose::workspace> rounded_;  ///< SpreadMatrix::weights of the layer that is added
 };
 
 /// Rows y [n, D] of a layer that stores a difference -> what is coded, z [n, coded width] = (y - accumulator) U. Values

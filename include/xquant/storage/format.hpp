@@ -39,6 +39,8 @@ struct StreamFormat {
     const float* levels = nullptr;     ///< [2^bits] values of the codes, or null: the code itself
     std::uint8_t outliers = 0;         ///< values of each group that are kept in f16, with their index
     std::uint32_t tokens = 0;  ///< room of the page, or 0 if there is no page yet; offsets of groups depend on it
+    bool rough = false;  ///< as attention sees it: rows are sums of coarser codes, so that they are off by more than
+                         ///< products with 8-bit weights are, whatever `bits` says
 
     friend bool operator==(const StreamFormat&, const StreamFormat&) = default;
 

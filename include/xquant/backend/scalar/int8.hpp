@@ -38,12 +38,28 @@ constexpr std::size_t int8_block(const StreamFormat& format, std::size_t channel
 }
 
 /// Whether a head can be rebuilt by 8-bit products: its codes stand for themselves, and blocks hold whole words of 4
-/// channels.
-constexpr bool fits_int8(const StreamFormat& format, const HeadDecoder& head) noexcept {
+/// channels. Codes that are finer than products are have at most `rough_bits`, and belong to rows that are rough.
+constexpr bool fits_int8(const StreamFormat& format, const HeadDecoder& head, unsigned rough_bits = 8) noexcept {
     const bool by_channel = format.group_channels == 1 && format.group_tokens <= tile_tokens;
     const bool by_token = format.group_tokens == 1 && format.group_channels % 4 == 0;
-    return head.matrix != nullptr && format.quantized() && format.outliers == 0 && format.bits <= int8_most_bits &&
+    const unsigned most_bits = format.rough ? rough_bits : int8_most_bits;
+    return head.matrix != nullptr && format.quantized() && format.outliers == 0 && format.bits <= most_bits &&
            format.levels == nullptr && head.first % 4 == 0 && head.width % 4 == 0 && (by_channel || by_token);
+}
+
+/// Floats of a block of A [channels, Dh] in 8 bits, with its scales and offsets, whatever a backend's registers.
+constexpr std::size_t int8_block_floats(std::size_t channels, std::size_t dh) noexcept {
+    return (channels / 4 + 2) * (dh + 15);
+}
+
+/// Calls f(first, channels) for the blocks of channels of a head that share a scale.
+template <class F>
+constexpr void for_each_int8_block(const StreamFormat& format, const HeadDecoder& head, F&& f) {
+    for (std::size_t c = 0; c < head.width;) {
+        const std::size_t channels = int8_block(format, head.first + c, head.width - c);
+        f(c, channels);
+        c += channels;
+    }
 }
 
 namespace detail {

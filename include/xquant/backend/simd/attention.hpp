@@ -5,7 +5,7 @@
 // Everything else (other formats, many query rows) goes through a tile of K or z in f32, and `multiply`.
 #pragma once
 
-#include <xquant/backend/simd/key_products.hpp>
+#include <xquant/backend/simd/row_products.hpp>
 #include <xquant/backend/simd/values.hpp>
 
 namespace xquant::backend {
@@ -110,7 +110,11 @@ void score_codes(Backend tag, const AttendTask& task, const StreamView& in, Slot
         }
         if (absorbed) detail::add_constants(task, rows, tokens.count, at);
     } else if constexpr (Backend::int8_products) {
-        detail::score_token_blocks(tag, task, in, tokens, angles, rows, at);
+        if (in.format.group_channels == 1) {
+            detail::score_token_blocks(tag, task, in, tokens, angles, rows, at);
+        } else {
+            detail::score_products_by_token(tag, task, in, tokens, angles, rows, at);
+        }
     }
 }
 

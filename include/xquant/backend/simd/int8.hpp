@@ -24,22 +24,24 @@ struct Int8Block {
     float* scales;            ///< [columns]
     float* offsets;           ///< [columns] sum over c of zero_c A[c][j]
 
-    static constexpr std::size_t floats(std::size_t channels, std::size_t dh) noexcept {
-        return (channels / 4 + 2) * (dh + 15);
+    /// Of all columns, rounded up to whole registers, in memory of int8_block_floats.
+    template <std::size_t Lanes>
+    static Int8Block in(float* memory, std::size_t channels, std::size_t dh) noexcept {
+        const std::size_t columns = (dh + Lanes - 1) / Lanes * Lanes;
+        float* const scales = memory + channels / 4 * columns;
+        return {1, columns, reinterpret_cast<std::uint32_t*>(memory), scales, scales + columns};
     }
 };
 
 /// The weights of quantize_weights (scalar) for all columns of A [channels, Dh]. `factors` and `zeros` are [channels];
-/// null: all of them 1. `memory` has Int8Block::floats(channels, Dh) floats.
+/// null: all of them 1. `memory` has int8_block_floats(channels, Dh) floats.
 template <class R>
 Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const float* zeros, float* memory) noexcept {
     constexpr std::size_t lanes = R::lanes;
     const float* const a = weights.data;
     const std::size_t dh = weights.columns, channels = weights.rows;
-    const std::size_t columns = (dh + lanes - 1) / lanes * lanes;
-    Int8Block out{1, columns, reinterpret_cast<std::uint32_t*>(memory), nullptr, nullptr};
-    out.scales = memory + channels / 4 * columns;
-    out.offsets = out.scales + columns;
+    const Int8Block out = Int8Block::in<lanes>(memory, channels, dh);
+    const std::size_t columns = out.quad_step;
     const auto byte = R::splat_i32(0xFF), magnitude = R::splat_i32(0x7FFFFFFF);
     for (std::size_t j = 0; j < dh; j += lanes) {
         const std::size_t n = (std::min)(lanes, dh - j);

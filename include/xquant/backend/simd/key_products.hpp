@@ -76,7 +76,7 @@ template <class R>
 void round_key_columns(const AttendTask& task, const KeyColumns& columns, std::size_t queries, const float* scales,
                        const float* zeros, const KeyWeights& out) noexcept {
     const std::size_t width = task.key.width, terms = columns.terms_of(queries);
-    round_columns<R>(columns.columns, width, {0, columns.built}, scales, zeros, out.block);
+    round_columns<R>(columns.built_matrix, width, {0, columns.built}, scales, zeros, out.block);
     for (std::size_t j = 0; j < columns.built && task.key.constant != nullptr; ++j) {
         out.block.offsets[j] += task.key.constant[columns.channels[j]];
     }

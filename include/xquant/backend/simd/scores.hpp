@@ -4,13 +4,14 @@
 //     codes      per token, without A or with A taken into q (kv4, q8_0); scales are applied to the sums. Rows of 4 and
 //                8 bits meet queries in bytes as they are stored (simd/code_rows.hpp); others become words of 4
 //                channels, lanes are tokens, and queries have 8 bits where codes have at most 5, or are floats
-//     products   per channel, with A, int8: products, A's step, RoPE and q in one pass over 4 columns of K; K itself is
-//                never stored, and what RoPE hardly turns is never built (backend/slow_pairs.hpp)
+//     products   with A, int8; what RoPE hardly turns is never built (backend/slow_pairs.hpp). Per channel: products,
+//                A's step, RoPE and q in one pass over 4 columns of K, which itself is never stored; per token: a tile
+//                of K, block by block of channels
 //     tile       everything else: a tile of K in f32, and `multiply`
 //
 // Limit   rows: memory, then FMA. codes: simd/code_rows.hpp; of floats, FMA and conversion. products:
-//         simd/key_products.hpp. Each kernel asks for a row of the next tile while it reads one of this tile, so that
-//         memory works while it computes.
+//         simd/key_products.hpp, simd/row_products.hpp. Each kernel asks for a row of the next tile while it reads one
+//         of this tile, so that memory works while it computes.
 // Tried   Asking for rows 32 ahead, and for the first 4 KB of the next page when a page begins: with cold caches f16
 //         took 1.35 times, kv4 1.4 times the time. A quarter of the rows asked for lay behind the page's end, where
 //         nobody reads, and a core that asks for 64 lines at once waits.

@@ -1,0 +1,233 @@
+// Vector attention, scores from codes per token in 8 bits, of any width: rows of X, and sums over layers. Columns of
+// A_k are rounded once for a task; a tile of K has the channels that are built and, behind them, what stands for slow
+// pairs (backend/key_columns.hpp).
+//
+// Shapes  weights of a block of at most 128 channels [channels / 4][Dh], 4 channels a word; K [built + 3 queries][128].
+// Limit   the dot instruction, width / 4 for each column and register of tokens. Of rows of 576 channels with 3 queries
+//         of 64 channels, 37 columns are left of 64 (base 100,000). A block's scale and offset for each column and
+//         register are a tenth of its products, parting a row's codes, which every kv head does anew, an eighth.
+// Tried   Every pair built, columns rounded for each tile and K turned in f32: see docs/performance.md for the ratio.
+#pragma once
+
+#include <xquant/backend/simd/key_products.hpp>
+
+namespace xquant::backend {
+inline namespace XQUANT_ABI_NS {
+namespace detail {
+
+/// Calls f(channels, weights) for the blocks of a head's channels, `memory` having room for the weights of all.
+template <class R, class F>
+void for_each_weight_block(const StreamFormat& format, const HeadDecoder& head, float* memory, F&& f) noexcept {
+    for_each_int8_block(format, head, [&](std::size_t c, std::size_t channels) {
+        f(Slots{c, channels}, Int8Block::in<R::lanes>(memory, channels, head.head_dim));
+        memory += int8_block_floats(channels, head.head_dim);
+    });
+}
+
+/// Rows of K [count][128] (+)= those of a block of channels. Row j is column order[j] of the block; Columns at a time.
+template <class R, std::size_t Columns>
+void add_key_rows(const std::uint32_t* quads, std::size_t channels, std::size_t run, const Int8Block& block,
+                  std::span<const std::uint16_t> order, TokenScales by_token, std::size_t tokens, bool set,
+                  float* rows) noexcept {
+    constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes;
+    for (std::size_t j = 0; j < order.size(); j += Columns) {
+        const std::size_t some = (std::min)(Columns, order.size() - j);
+        std::size_t at[Columns];
+        for (std::size_t k = 0; k < Columns; ++k) at[k] = order[j + (std::min)(k, some - 1)];
+        for (std::size_t t = 0; t < tokens; t += wide) {
+            const auto sums = dot_quads<R, vectors>(quads, channels, t, block, at, run);
+            for (std::size_t k = 0; k < some; ++k) {
+                const auto scale = R::splat(block.scales[at[k]]), offset = R::splat(block.offsets[at[k]]);
+                float* const to = rows + (j + k) * tile_tokens + t;
+                XQUANT_UNROLL
+                for (std::size_t v = 0; v < vectors; ++v) {
+                    const std::size_t place = t + v * R::lanes;
+                    const auto before = set ? R::zero() : R::load(to + v * R::lanes);
+                    const auto value = R::mul(R::to_f32(sums.at[k][v]), scale);
+                    R::store(to + v * R::lanes, R::fma(R::load(by_token.zeros + place), offset,
+                                                       R::fma(R::load(by_token.scales + place), value, before)));
+                }
+            }
+        }
+    }
+}
+
+/// Numbers 0, 1, 2 ... of columns that stand in order.
+struct InOrder {
+    std::array<std::uint16_t, slow_terms * direct_queries> at{};
+
+    constexpr InOrder() noexcept {
+        for (std::size_t i = 0; i < at.size(); ++i) at[i] = static_cast<std::uint16_t>(i);
+    }
+};
+inline constexpr InOrder in_order;
+
+/// The columns of slow pairs in one block of channels, rounded to 8 bits: [terms][128].
+template <class R>
+struct SlowWeights {
+    static constexpr std::size_t most = slow_terms * direct_queries;
+    alignas(64) std::array<std::uint32_t, most * int8_channels / 4 + column_overrun> words;
+    std::array<float, most> scales, offsets;
+
+    Int8Block round(const KeyColumns& columns, std::size_t terms, std::size_t width, Slots channels) noexcept {
+        auto* const bytes = reinterpret_cast<std::uint8_t*>(words.data());
+        for (std::size_t i = 0; i < terms; ++i) {
+            const float* const column = columns.slow_columns + i * width + channels.first;
+            scales[i] = round_row<R>(column, channels.count, bytes + i * int8_channels).step;
+            auto sum = R::zero();
+            for (std::size_t k = 0; k < channels.count; k += R::lanes) {
+                sum = R::add(sum, R::load_first(column + k, (std::min)(R::lanes, channels.count - k)));
+            }
+            offsets[i] = R::reduce_add(sum);
+        }
+        return {int8_channels / 4, 1, words.data(), scales.data(), offsets.data()};
+    }
+};
+
+/// Queries [Heads][built] in the order of a tile's rows, and where their scores [Heads][128] go; the first is query
+/// `number` of the task.
+struct TileQueries {
+    const float* queries;
+    std::size_t number;
+    float* scores;
+};
+
+/// Scores against the rows of a tile of K: RoPE on the built pairs, and the polynomials of the slow ones.
+template <class R, bool Norm, std::size_t Heads>
+void score_key_rows(const AttendTask& task, const KeyColumns& columns, const float* rows, std::size_t tokens,
+                    const TileQueries& of) noexcept {
+    constexpr std::size_t lanes = R::lanes, vectors = R::count >= 32 ? 2 : 1;
+    const float* const constant = task.key.constant;
+    for (std::size_t t = 0; t < tokens; t += vectors * lanes) {
+        typename R::f32 score[Heads][vectors];
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) score[h][v] = R::zero();
+            if (columns.slow == 0) continue;
+            const std::size_t query = of.number + h;
+            const float* const slow = rows + (columns.built + slow_terms * query) * tile_tokens + t;
+            const float* const constants = columns.constants.data() + constant_terms * query;
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) {
+                auto sum = R::add(R::load(slow + v * lanes), R::splat(constants[0]));
+                XQUANT_UNROLL
+                for (std::size_t m = 1; m < constant_terms; ++m) {
+                    if (m >= slow_terms && constant == nullptr) continue;
+                    const auto turn = R::load(turn_table.at[m - 1].data() + TurnTable::before + t + v * lanes);
+                    auto part = R::splat(constants[m]);
+                    if (m < slow_terms) part = R::add(part, R::load(slow + m * tile_tokens + v * lanes));
+                    sum = R::fma(turn, part, sum);
+                }
+                score[h][v] = sum;
+            }
+        }
+        typename R::f32 squares[vectors];
+        for (auto& square : squares) square = R::zero();
+        const auto key = [&](std::size_t j, std::size_t v) {
+            const std::size_t channel = columns.channels[j];
+            auto value = R::load(rows + j * tile_tokens + t + v * lanes);
+            if (constant != nullptr) value = R::add(value, R::splat(constant[channel]));
+            if constexpr (Norm) {
+                squares[v] = R::fma(value, value, squares[v]);
+                value = R::mul(value, R::splat(task.rules.key_norm[channel]));
+            }
+            return value;
+        };
+        const auto meet = [&](std::size_t j, std::size_t v, typename R::f32 value) {
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                score[h][v] = R::fma(value, R::splat(of.queries[h * columns.built + j]), score[h][v]);
+            }
+        };
+        for (std::size_t pair = 0; pair < columns.pairs; ++pair) {
+            const std::size_t row = columns.numbers[pair] * task.rope.tokens;
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) {
+                const std::size_t place = row + (std::min)(t + v * lanes, task.rope.tokens - lanes);
+                const auto cosine = R::load(task.rope.cosines + place), sine = R::load(task.rope.sines + place);
+                const auto x = key(2 * pair, v), y = key(2 * pair + 1, v);
+                meet(2 * pair, v, R::sub(R::mul(x, cosine), R::mul(y, sine)));
+                meet(2 * pair + 1, v, R::fma(x, sine, R::mul(y, cosine)));
+            }
+        }
+        for (std::size_t j = 2 * columns.pairs; j < columns.built; ++j) {
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) meet(j, v, key(j, v));
+        }
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < vectors; ++v) {
+            [[maybe_unused]] alignas(64) float factor[lanes];
+            if constexpr (Norm) {
+                R::store(factor, squares[v]);
+                for (float& value : factor) {
+                    value = 1.0F / std::sqrt(value / static_cast<float>(task.head_dim) + task.rules.key_norm_epsilon);
+                }
+            }
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                if constexpr (Norm) score[h][v] = R::mul(score[h][v], R::load(factor));
+                R::store(of.scores + h * tile_tokens + t + v * lanes, score[h][v]);
+            }
+        }
+    }
+}
+
+/// Scores by ScoreForm::products, codes per token. Queries in at.queries are scaled.
+template <class Backend>
+void score_products_by_token(Backend tag, const AttendTask& task, const StreamView& in, Slots tokens,
+                             const TileAngles& angles, Slots rows, const AttendScratch& at) noexcept {
+    using R = typename Backend::registers;
+    const std::size_t dh = task.head_dim, width = task.key.width, count = rows.count * task.queries_per_kv;
+    const StreamFormat& format = in.format;
+    KeyColumns& columns = *at.columns;
+    float* const queries = columns.rest;  // [queries][built]
+    float* const memory = queries + direct_queries * dh;
+    if (columns.weights_group != format.group_channels) {
+        float* const room = at.inner + rematerialize_room(dh);
+        for_each_weight_block<R>(format, task.key, memory, [&](Slots channels, const Int8Block& block) {
+            const float* const a =
+                weights_as_floats(tag, task.key.matrix, {channels.first * dh, channels.count * dh}, room);
+            fold_weights(tag, {a, channels.count, dh, dh}, nullptr, nullptr, reinterpret_cast<float*>(block.weights));
+        });
+        columns.weights_group = format.group_channels;
+    }
+    for (std::size_t i = 0; i < count; ++i) {
+        float* const query = at.queries + i * dh;
+        if (task.rope.pairs > 0) {
+            apply_rope(tag, task.rope, angles.cosines.data(), angles.sines.data(), -1.0F, query);
+        }
+        for (std::size_t j = 0; j < columns.built; ++j) queries[i * columns.built + j] = query[columns.channels[j]];
+    }
+
+    auto* const quads = reinterpret_cast<std::uint32_t*>(at.inner);
+    float* const keys = at.keys;
+    const std::size_t terms = columns.terms_of(count), run = R::dot_run(format.bits);
+    alignas(64) std::array<float, quad_tokens + R::lanes> scales{}, zeros{};
+    SlowWeights<R> slow;
+    for_each_weight_block<R>(format, task.key, memory, [&](Slots channels, const Int8Block& block) {
+        const Slots stored{task.key.first + channels.first, channels.count};
+        load_quads(tag, in, tokens, stored, at.keys_ahead, quads);
+        load_token_scales<R>(in, tokens, stored.first / format.group_channels, scales.data(), zeros.data());
+        const TokenScales by_token{scales.data(), zeros.data()};
+        const bool set = channels.first == 0;
+        add_key_rows<R, dot_columns>(quads, channels.count, run, block, {columns.channels.data(), columns.built},
+                                     by_token, tokens.count, set, keys);
+        if (terms == 0) return;
+        add_key_rows<R, slow_terms>(quads, channels.count, run, slow.round(columns, terms, width, channels),
+                                    {in_order.at.data(), terms}, by_token, tokens.count, set,
+                                    keys + columns.built * tile_tokens);
+    });
+    for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
+        const TileQueries of{queries + i * columns.built, i, at.scores + i * tile_tokens};
+        if (task.rules.key_norm != nullptr) {
+            score_key_rows<R, true, Heads>(task, columns, keys, tokens.count, of);
+        } else {
+            score_key_rows<R, false, Heads>(task, columns, keys, tokens.count, of);
+        }
+    });
+}
+
+}  // namespace detail
+}  // namespace XQUANT_ABI_NS
+}  // namespace xquant::backend

@@ -77,8 +77,8 @@ PAGES = [
     (
         "serving",
         "Memory and prefixes",
-        "Bytes by purpose, the index of known prompts, and memory on huge pages.",
-        ["storage/ledger.hpp", "serving/prefix_index.hpp", "serving/huge_pages.hpp", "serving"],
+        "Bytes by purpose, the index of known prompts, memory on huge pages, and sequences that change their scheme.",
+        ["storage/ledger.hpp", "serving/prefix_index.hpp", "serving/huge_pages.hpp", "transcode.hpp", "serving"],
     ),
     (
         "files",

@@ -15,11 +15,11 @@ Where none of the three is a third of the time, "kernels" binds it: instructions
 unpacking, RoPE, softmax, sums over lanes.
 
 Times on more threads are computed, not measured. Each call of the executor takes what the slowest thread takes whose
-turn it is, if tasks go to the first free thread in order and each takes what it took alone; but no less than its
-bytes take at the memory's rate, which is that of one core times the threads, or --memory, whichever is less; and
-handing out takes what it was measured to take for two threads, times the logarithm of the threads to the base of two.
-What is outside of tasks stays on one thread. Arithmetic sets no limit of its own: a task takes the instructions that
-it took alone. Slower clocks of processors whose cores all work are left out, and so are shared caches.
+turn it is, if tasks go to the first free thread in order and each takes what it took alone; but no less than its bytes
+take at the memory's rate, which is what each of two threads reads while both do, times the threads, or --memory, whichever
+is less; and handing out takes what it was measured to take for two threads, times the logarithm of the threads to the base
+of two. What is outside of tasks stays on one thread. Arithmetic sets no limit of its own: a task takes the instructions
+that it took alone. Slower clocks of processors whose cores all work are left out, and so are shared caches.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def makespan(tasks, threads):
 def on_threads(cell, machine, threads, memory):
     """Seconds of a step on so many threads, how many tasks attention has at most in a call, and the share of the
     threads' time in calls in which they have work."""
-    rate = min(machine["stream"] * threads, memory)
+    rate = machine["stream"] if threads == 1 else min(machine["stream of two"] / 2 * threads, memory)
     attending = sum(sum(call["seconds"]) for call in cell["calls"] if call["attends"]) or 1.0
     seconds, busy, spans, most = cell["handling"], 0.0, 0.0, 0
     for call in cell["calls"]:
@@ -170,7 +170,7 @@ def print_tables(data, memory, most):
                    cell_text, "layers")
     threaded = [cell for cell in cells if cell["calls"]]
     if threaded:
-        print(f"\nMemory for many threads is taken to be {machine['stream'] * 1e-9:.1f} GB/s for each, up to "
+        print(f"\nMemory for many threads is taken to be {machine['stream of two'] / 2 * 1e-9:.1f} GB/s for each, up to "
               f"{memory * 1e-9:.0f} GB/s in all; handing out a call's tasks to two threads took "
               f"{machine['handout'] * 1e6:.1f} us.")
         print_threads(threaded, [n for n in (8, 64) if n <= most] or [most])

@@ -9,18 +9,22 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
 #include <exception>
 #include <fstream>
 #include <memory>
+#include <memory_resource>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
 #include <fmt/format.h>
 
+#include <xquant/serving/huge_pages.hpp>
 #include <xquant/version.hpp>
 
 #include "../roofline.hpp"
@@ -66,6 +70,7 @@ public:
         static_cast<void>(roofline());
         look_at_load();
         handout_ = measure_handout();
+        stream_two_ = measure_stream_of_two();
         for (const std::string& name : settings_.shapes) {
             for (const Shape& shape : shapes) {
                 if (name == shape.name) measure(shape);
@@ -90,6 +95,25 @@ private:
             for (int i = 0; i < times; ++i) two_.parallel_for(2, [](std::size_t) {});
             const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
             best = std::min(best, passed.count() / times);
+        }
+        return best;
+    }
+
+    /// Bytes a second that two threads read together: what a thread gets of the memory when it is not alone.
+    double measure_stream_of_two() {
+        const std::size_t bytes = std::max<std::size_t>(4 * last_level_cache(), std::size_t{128} << 20U);
+        xquant::HugePages memory;
+        const std::pmr::vector<std::uint64_t> values(bytes / sizeof(std::uint64_t), 1, &memory);
+        double best = 0;
+        for (int round = 0; round < 12; ++round) {
+            const auto start = std::chrono::steady_clock::now();
+            two_.parallel_for(2, [&](std::size_t half) {
+                const auto from = values.begin() + static_cast<std::ptrdiff_t>(half * (values.size() / 2));
+                const auto until = from + static_cast<std::ptrdiff_t>(values.size() / 2);
+                benchmark::DoNotOptimize(std::accumulate(from, until, std::uint64_t{0}));
+            });
+            const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+            best = std::max(best, static_cast<double>(bytes) / passed.count());
         }
         return best;
     }
@@ -156,11 +180,12 @@ private:
         const Roofline& peak = roofline();
         std::string out = fmt::format(
             "{{\"machine\": {{\"xquant\": \"{}.{}.{}\", \"backend\": \"{}\", \"stream\": {:.4g}, \"f32\": {:.4g}, "
-            "\"int8\": {:.4g}, \"f32 form\": \"{}\", \"int8 form\": \"{}\", \"handout\": {:.4g}, \"load\": {:.2f}, "
+            "\"int8\": {:.4g}, \"f32 form\": \"{}\", \"int8 form\": \"{}\", \"handout\": {:.4g}, \"stream of two\": "
+            "{:.4g}, \"load\": {:.2f}, "
             "\"date\": \"{}\"}},\n "
             "\"cells\": [",
             XQUANT_VERSION_MAJOR, XQUANT_VERSION_MINOR, XQUANT_VERSION_PATCH, Best::name, peak.stream, peak.f32,
-            peak.int8, peak.f32_form, peak.int8_form, handout_, load_, today());
+            peak.int8, peak.f32_form, peak.int8_form, handout_, stream_two_, load_, today());
         for (std::size_t i = 0; i < results_.size(); ++i) out += (i > 0 ? ",\n  " : "\n  ") + text(results_[i]);
         return out + "\n]}\n";
     }
@@ -189,7 +214,7 @@ private:
     Settings settings_;
     Plan plan_;
     llm::ThreadPool two_{2};
-    double handout_ = 0, load_ = 0;
+    double handout_ = 0, stream_two_ = 0, load_ = 0;
     std::vector<Measured> results_;
 };
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <span>
 #include <stdexcept>
 
@@ -233,8 +234,10 @@ void Cell::advance() {
     }
     std::vector<Call> calls;
     Recorder recorder{&calls};
-    const Times one = step(recorder, true);
+    Times one = step(recorder, true);
     check();
+    one.outside = one.append + one.attend;
+    for (const Call& call : calls) one.outside -= std::accumulate(call.seconds.begin(), call.seconds.end(), 0.0);
     whole_.push_back(one);
     recorded_.push_back(std::move(calls));
     spent_ += one.begin + one.append + one.attend + one.commit;  // other programs take turns on a busy machine
@@ -262,14 +265,8 @@ Measured Cell::result() const {
     out.wall = median(each(whole_, [](const Times& of) { return of.wall; }));
     out.wall_two = median(two_walls_);
     out.error = error_;
-    out.calls = median_calls(recorded_);
-    double tasks = 0;
-    for (const Call& call : out.calls) {
-        for (const double seconds : call.seconds) tasks += seconds;
-    }
-    const double in_calls = median(each(whole_, [](const Times& of) { return of.append + of.attend; }));
-    out.handling = out.begin + out.commit + std::max(0.0, in_calls - tasks);
-    if (two_ == nullptr) out.calls.clear();
+    if (two_ != nullptr) out.calls = median_calls(recorded_);
+    out.handling = out.begin + out.commit + median(each(whole_, [](const Times& of) { return of.outside; }));
     const xq::Model& model = subject_->random().model();
     out.load = static_cast<double>(sequences_.size()) * subject_->kind().attend(model, tokens_);
     out.load += subject_->kind().append(model, sequences_.size());

@@ -78,6 +78,7 @@ public:
 private:
     struct Times {
         double begin = 0, append = 0, attend = 0, commit = 0, wall = 0;
+        double outside = 0;  ///< of append and attend, what is in no task
     };
     template <class Executor>
     Times step(Executor& threads, bool attends);

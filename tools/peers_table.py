@@ -81,17 +81,73 @@ def print_product(report):
                   f"{median[who] / median['eigen']:.2f} | {median[who] / median['openblas']:.2f} |")
 
 
+SHAPES = ["smollm2_135m", "llama3_8b", "llama2_7b", "gemma_mqa"]
+# What reads prompts, in the order of the table.
+WHO = {"ggml_flash_f16": "llama.cpp f16, flash attention", "ggml_flash_q8_0": "llama.cpp q8_0, flash attention",
+       "ggml_unfused_f16": "llama.cpp f16, unfused", "f16": "xquant f16", "kv8": "xquant kv8", "kv4": "xquant kv4",
+       "svd_head4": "xquant svd_head4", "head4": "xquant head4"}
+
+
+def prompt_runs(report):
+    """(verb, who, shape, tokens) -> list of runs."""
+    runs = {}
+    for run in report["benchmarks"]:
+        if run.get("error_occurred"):
+            sys.exit(f"peers_table.py: {run['name']}: {run['error_message']}")
+        if run["run_type"] == "iteration":
+            runs.setdefault(tuple(run["run_name"].split("/")[:4]), []).append(run)
+    return runs
+
+
+def print_prompts(report):
+    runs, context = prompt_runs(report), report["context"]
+    limits = {name: float(context[name]) for name in ("stream GB/s", "f32 GOP/s", "int8 GOP/s")}
+    names = ("real_time", "cpu_time", "GB/s", "GOP/s", "error", "nearest")
+    of = {key: {name: statistics.median(run[name] for run in mine) for name in names if name in mine[0]}
+          for key, mine in runs.items()}
+    count = min(len(mine) for mine in runs.values())
+    load = max(context["load_avg"], default=0)
+    print(f"\n### Prompts, one thread\n\nMedians of {count} runs in random order, {context['date'][:10]}, load {load:.1f} at "
+          f"the start. Limits of one core in the same run: stream {limits['stream GB/s']:.1f} GB/s, "
+          f"f32 {limits['f32 GOP/s']:.0f} GOP/s, int8 {limits['int8 GOP/s']:.0f} GOP/s.\n\n"
+          "Attention of 512 tokens, one layer. GOP/s are those of q k^T and p V of what a row sees, the same for all; "
+          "`error` is that of the answer beside f64's.\n")
+    print("| shape | T | who | ms | GOP/s | f32 | time of llama.cpp f16 (the faster) | error |")
+    print("|---|---:|---|---:|---:|---:|---:|---:|")
+    attending = [key for key in of if key[0] == "attend_prompt"]
+    for key in sorted(attending, key=lambda key: (SHAPES.index(key[2]), list(WHO).index(key[1]))):
+        _, who, shape, tokens = key
+        row = of[key]
+        best = min(of["attend_prompt", form, shape, tokens]["real_time"]
+                   for form in ("ggml_flash_f16", "ggml_unfused_f16"))
+        print(f"| {shape} | {tokens[1:]} | {WHO[who]} | {row['real_time']:.1f} "
+              f"| {row['GOP/s']:.1f} | {100 * row['GOP/s'] / limits['f32 GOP/s']:.0f} % "
+              f"| {row['real_time'] / best:.2f} | {row['error']:.2g} |")
+    print("\nEncoding 512 f32 rows: GB/s of these rows, and their share of what one core reads. With feedback each channel "
+          "is rounded for what the errors before it cost.\n")
+    print("| shape | rounding | stream | us | GB/s | of stream | x nearest |\n|---|---|---|---:|---:|---:|---:|")
+    for key in sorted((key for key in of if key not in attending), key=lambda key: (SHAPES.index(key[2]), key[0], key[1])):
+        _, what, shape, _ = key
+        row = of[key]
+        times = f"{row['nearest']:.1f}" if "nearest" in row else ""
+        print(f"| {shape} | {'feedback' if times else 'nearest'} | {what} | {row['cpu_time']:.0f} | {row['GB/s']:.2f} "
+              f"| {100 * row['GB/s'] / limits['stream GB/s']:.1f} % | {times} |")
+
+
 def main():
     if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
         print(__doc__)
         return 0 if len(sys.argv) == 2 else 2
     folder = Path(sys.argv[1])
     samples, product = decode_samples(folder), folder / "product.json"
+    prompts = folder / "prompts.json"
     if samples:
         print_decode(samples)
     if product.exists():
         print_product(load(product))
-    if not samples and not product.exists():
+    if prompts.exists():
+        print_prompts(load(prompts))
+    if not samples and not product.exists() and not prompts.exists():
         sys.exit(f"peers_table.py: {folder}: nothing measured there")
     return 0
 

@@ -47,8 +47,8 @@ struct Options {
     /// when the page's rows are cut; forks share it. It counts against `budget`, too, and gives way to everything else
     /// there: no step fails for it. It is not saved: a loaded cache makes it as it reads.
     ///
-    /// Error  K of a head and token is off by at most range / 510 + 2^-10 largest |K| more, the range being that of its
-    ///        Dh channels; so is a score by that times the sum of |q| times the softmax's scale. Which pages are kept
+    /// Error  K of a head and token is off by at most range / 510 + 2^-10 largest |K| more (or 8e-6), the range being
+    ///        that of its Dh channels; so is a score by that times the sum of |q| times the scale. Which pages are kept
     ///        depends on what was read before, not on an executor's threads.
     ///
     /// Refused (shape_error) where it cannot help: schemes that keep K itself, or whose queries meet what is stored

@@ -1,6 +1,7 @@
 /// Rebuilt keys (Options::rebuilt): what they change in answers, which is little; what they take, which is counted and
 /// limited; and that they go with their pages.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <functional>
 #include <memory>
@@ -17,6 +18,7 @@
 #include "support/feed.hpp"
 #include "support/memory.hpp"
 #include "support/model.hpp"
+#include "support/oracle.hpp"
 #include "support/threads.hpp"
 #include "support/tolerance.hpp"
 
@@ -206,6 +208,50 @@ TEST_CASE("rebuilt keys of models with k_norm, partial RoPE, a factor, windows a
     }
     for (int i = 0; i < 300; ++i) feed(1);  // pages leave the window, and their keys with them
     CHECK(at.rebuilt() < 20 * each);
+}
+
+TEST_CASE("rebuilt keys are the model's, within the error that Options::rebuilt states") {
+    test::Random random(6);
+    std::vector<float> gain = random.rows(64, 0.3F);
+    for (float& g : gain) g += 1.0F;
+    test::Setup setup({.width = 256, .heads = 4, .kv_heads = 2, .head_dim = 64}, RopePairing::halves, 2, 24);
+    setup.model.layers[1].k_norm = gain.data();
+    setup.model.layers[1].rope.factor = 0.8;
+    Options options = with_rebuilt({.sinks = 4, .recent = 20, .rows = DType::f32, .weights = WeightType::f32}, plenty);
+    const auto cache = test::scheme("f32 x").make(setup.model, options);
+    Feed a{cache->create(), 1};
+    test::feed(*cache, setup.model, {{&a, 300}});
+    for (int i = 0; i < 5; ++i) test::feed(*cache, setup.model, {{&a, 1}});
+    detail::Core& core = detail::CacheAccess::core(*cache);
+    std::size_t pages = 0;
+    for (std::size_t layer = 0; layer < 2; ++layer) {
+        const test::Rows rows = test::rows_of(setup.model.layers[layer], layer, 1, 0, 305);
+        const std::vector<double> exact = test::oracle_rows(setup.model.layers[layer], rows.x, true);
+        for (const detail::Segment& segment : core.find(a.sequence).states[0].segments) {
+            const detail::PageRef keys = core.rebuilt()->find(*segment.page.get(), layer);
+            if (!keys) continue;
+            ++pages;
+            REQUIRE(detail::RebuiltPages::position_of(*keys.get()) ==
+                    segment.first_position - static_cast<std::int64_t>(segment.begin));
+            std::vector<float> found(128 * 128);
+            detail::decode_rows(backend::scalar{}, read_only(keys->stream(0, 0)), 0, 128, found.data());
+            for (std::size_t t = 0; t < 128; ++t) {
+                const double* const row = exact.data() + (static_cast<std::size_t>(segment.first_position) + t) * 128;
+                for (std::size_t head = 0; head < 128; head += 64) {
+                    const auto [low, high] = std::minmax_element(row + head, row + head + 64);
+                    const double largest = std::max(std::abs(*low), std::abs(*high));
+                    const double bound = (*high - *low) / 510 + 0x1p-10 * largest + 2e-5;  // f32 rounding of K itself
+                    double worst = 0;
+                    for (std::size_t c = head; c < head + 64; ++c) {
+                        worst = std::max(worst, test::distance_to(row[c], found[t * 128 + c]));
+                    }
+                    REQUIRE(worst <= bound);
+                    REQUIRE(bound < 0.05 * largest);
+                }
+            }
+        }
+    }
+    CHECK(pages == 4);
 }
 
 TEST_CASE("rebuilt keys never take more than was allowed, and every byte is counted") {

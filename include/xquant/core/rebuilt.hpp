@@ -9,9 +9,11 @@
 // Threads  Everything under one lock. It is never held when something else than rebuilt keys is allocated.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <mutex>
 #include <new>
+#include <utility>
 
 #include <xquant/core/make_codec.hpp>
 #include <xquant/layout.hpp>

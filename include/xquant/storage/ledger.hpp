@@ -165,8 +165,7 @@ public:
     void* within_budget(Purpose purpose, std::size_t bytes, bool limited, Allocate&& allocate) {
         Account* const account = account_of(purpose);
         if (account == nullptr) return allocate();
-        if (account == &stored_) make_room(bytes);
-        account->enter(bytes, limited);
+        enter(*account, bytes, limited);
         Undo undo([&] { account->leave(bytes); });
         void* const pointer = allocate();
         undo.release();
@@ -210,11 +209,14 @@ private:
                                                : nullptr;
     }
 
-    /// Where the budget is spent, what is kept for speed goes before an error comes.
-    void make_room(std::size_t bytes) noexcept {
-        if (companions_ == nullptr) return;
-        while (!stored_.fits(bytes) && companions_->give_way()) {
+    /// Account::enter; but where the budget is spent, what is kept for speed goes before an error comes.
+    void enter(Account& account, std::size_t bytes, bool limited) {
+        if (&account == &stored_ && companions_ != nullptr) {
+            do {
+                if (account.try_enter(bytes)) return;
+            } while (companions_->give_way());
         }
+        account.enter(bytes, limited);
     }
 
     std::atomic<std::size_t>& slot(Purpose purpose) noexcept { return bytes_[static_cast<std::size_t>(purpose)]; }

@@ -41,11 +41,11 @@ struct Options {
     /// schemes that store X or latents, from which attention makes K anew for every step: up to so many bytes, K of the
     /// coded pages that are read most is kept in 8 bits (Hkv Dh bytes a token and layer, and 4 Hkv for scales).
     ///
-    /// Kept are full pages of 128 tokens, from their third reading on. A call of attend makes K for at most
-    /// 4 pages of its layer, which costs what reading these pages costs once. Where there is no room, a page takes the
-    /// place of one of the layer that was read less than half as often lately. What is kept goes with its page, and
-    /// when the page's rows are cut; forks share it. It counts against `budget`, too, and gives way to everything else
-    /// there: no step fails for it. It is not saved: a loaded cache makes it as it reads.
+    /// Kept are full pages of 128 tokens, from their third reading on. A call of attend makes K for at most 4 pages of
+    /// its layer, or an eighth of those that it reads, up to 32, which costs what reading them costs once. Where there
+    /// is no room, a page takes the place of one of the layer that was read less than half as often lately. What is
+    /// kept goes with its page, and when the page's rows are cut; forks share it. It counts against `budget`, too, and
+    /// gives way to everything else there: no step fails for it. It is not saved: a loaded cache makes it as it reads.
     ///
     /// Error  K of a head and token is off by at most range / 510 + 2^-10 largest |K| more (or 8e-6), the range being
     ///        that of its Dh channels; so is a score by that times the sum of |q| times the scale. Which pages are kept

@@ -72,6 +72,7 @@ public:
         Page& page = *segment.page.get();
         if (std::exchange(page_, &page) != &page) {
             slots_ = 0;
+            ++met_;
             page.note_read(epoch_);
         }
         slots_ += segment.size();
@@ -99,7 +100,8 @@ public:
         pins_.clear();
         // A page that has no room leaves none to those that are read less.
         fits_into_memory([&] {
-            for (std::size_t i = 0; i < candidates_; ++i) {
+            const std::size_t some = (std::min)(candidates_, (std::max)(least, met_ / share));
+            for (std::size_t i = 0; i < some; ++i) {
                 const Candidate& candidate = list_[i];
                 PageRef keys = pages_->make(*candidate.page, layer_, candidate.position, epoch_);
                 if (keys) made[count++] = {candidate.page, std::move(keys)};
@@ -121,16 +123,17 @@ public:
     /// Lets go of everything.
     void end() noexcept {
         pins_.clear();
-        candidates_ = 0;
+        candidates_ = met_ = 0;
     }
     void free() noexcept {
         end();
         free_list(pins_);
     }
 
-    static constexpr std::size_t most = 4;  ///< pages that get keys in a call: it rebuilds no more than that on top
-
 private:
+    /// Pages that get keys in a call: 4, or an eighth of those that it reads, up to 32. It rebuilds no more on top.
+    static constexpr std::size_t least = 4, share = 8, most = 32;
+
     struct Candidate {
         Page* page;
         std::int64_t position;  ///< of slot 0
@@ -155,6 +158,7 @@ private:
     LedgerVector<PageRef, Purpose::workspace> pins_;
     std::array<Candidate, most> list_{};
     std::size_t layer_ = 0, candidates_ = 0;
+    std::size_t met_ = 0;    ///< coded pages, once for each sequence
     Page* page_ = nullptr;   ///< of the segment before
     std::size_t slots_ = 0;  ///< of it that were met
     std::uint32_t epoch_ = 0;

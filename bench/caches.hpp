@@ -38,6 +38,8 @@ public:
     virtual std::unique_ptr<Step> begin(const std::vector<xquant::StepPart>& parts) = 0;
     std::unique_ptr<Step> begin(xquant::Sequence sequence, std::size_t tokens) { return begin({{sequence, tokens}}); }
 
+    /// Rebuilt keys that it keeps now.
+    [[nodiscard]] virtual std::size_t rebuilt_bytes() const = 0;
     /// Codes, scales, sinks and tail of a sequence.
     [[nodiscard]] virtual double stored_bytes(std::size_t tokens) const = 0;
     /// What attention of the last `rows` tokens of a sequence has to do; softmax and RoPE are not counted.
@@ -50,7 +52,9 @@ struct Scheme {
     std::string name;
     bool stores_x;  ///< rows of all D channels of X; else K, V or latents of them
     double bound;   ///< most relative error of attention on random data
-    std::function<std::unique_ptr<Cache>(const xquant::Model&)> make;
+    /// A cache that keeps rebuilt keys of at most so many bytes.
+    std::function<std::unique_ptr<Cache>(const xquant::Model&, std::size_t rebuilt)> make;
+    bool rebuilds = false;  ///< whether K is made anew for every step
 };
 
 struct Backend {

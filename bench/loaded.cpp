@@ -39,7 +39,7 @@ Cache& shared_cache(const Backend& backend, const Scheme& scheme, const Shape& s
     static_cast<void>(options());  // whose memory is to outlive the caches
     static std::map<Key, std::unique_ptr<Cache>> known;
     std::unique_ptr<Cache>& cache = known[Key{backend.name, scheme.name, shape.name, filled}];
-    if (!cache) cache = scheme.make(layer_of(scheme, shape, filled).model);
+    if (!cache) cache = scheme.make(layer_of(scheme, shape, filled).model, 0);
     return *cache;
 }
 

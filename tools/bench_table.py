@@ -77,6 +77,22 @@ def print_forks(rows):
               f"| {time_text(row['seconds'])} | {row['per_sequence']:.2f} |")
 
 
+def summarize_rebuilt(name, runs):
+    _, scheme, shape, tokens, backend, share = name.split("/")
+    return {"name": name, "scheme": scheme, "shape": shape, "tokens": int(tokens[1:]), "backend": backend, "share": int(share),
+            "seconds": statistics.median(map(seconds_of, runs)), "stored": runs[0]["stored/token"],
+            "rebuilt": runs[0]["rebuilt/token"], "runs": len(runs)}
+
+
+def print_rebuilt(rows):
+    print("\n### attend_rebuilt: Attention of one new token with T cached, where rebuilt keys of a share of all pages are kept\n")
+    print("| shape | T | scheme | backend | pages | stored bytes a token | rebuilt bytes a token | time |")
+    print("|---|---:|---|---|---:|---:|---:|---:|")
+    for row in rows:
+        print(f"| {row['shape']} | {row['tokens']} | {row['scheme']} | {row['backend']} | {row['share']} % "
+              f"| {row['stored']:.0f} | {row['rebuilt']:.0f} | {time_text(row['seconds'])} |")
+
+
 def summarize(name, runs, machine):
     verb, scheme, shape, tokens, backend = name.split("/")
     times = [seconds_of(run) for run in runs]
@@ -152,18 +168,23 @@ def main():
     runs, failed = collect(reports)
     machine = machine_of(reports)
     forks = {name: of_name for name, of_name in runs.items() if name.startswith("attend_forks/")}
-    rows = [summarize(name, of_name, machine) for name, of_name in runs.items() if name not in forks]
+    rebuilt = {name: of_name for name, of_name in runs.items() if name.startswith("attend_rebuilt/")}
+    rows = [summarize(name, of_name, machine) for name, of_name in runs.items() if name not in forks and name not in rebuilt]
     verbs, shapes = list(VERBS), ["smollm2_135m", "llama3_8b", "llama2_7b", "gemma_mqa"]
     rows.sort(key=lambda row: (verbs.index(row["verb"]), shapes.index(row["shape"]), row["tokens"], SCHEMES.index(row["scheme"]),
                                row["backend"]))
     add_ratios(rows)
     of_forks = [summarize_forks(name, of_name) for name, of_name in forks.items()]
     of_forks.sort(key=lambda row: (shapes.index(row["shape"]), row["tokens"], row["sequences"], SCHEMES.index(row["scheme"])))
+    of_rebuilt = [summarize_rebuilt(name, of_name) for name, of_name in rebuilt.items()]
+    of_rebuilt.sort(key=lambda row: (shapes.index(row["shape"]), row["tokens"], SCHEMES.index(row["scheme"]), row["backend"], row["share"]))
     Path(arguments.json).write_text(
-        json.dumps({"machine": machine, "benchmarks": rows, "forks": of_forks, "failed": failed}, indent=1) + "\n")
+        json.dumps({"machine": machine, "benchmarks": rows, "forks": of_forks, "rebuilt": of_rebuilt, "failed": failed}, indent=1) + "\n")
     print_tables(rows, machine)
     if of_forks:
         print_forks(of_forks)
+    if of_rebuilt:
+        print_rebuilt(of_rebuilt)
     for name, reason in failed.items():
         print(f"bench_table.py: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0

@@ -17,9 +17,11 @@ namespace llm {
 
 struct CacheBytes {
     std::size_t codes = 0, scales = 0, tail = 0, sinks = 0, index = 0, weights = 0, workspace = 0;
-    std::size_t mapped = 0;  // rows of any kind that are read where they lie in a saved file
+    std::size_t mapped = 0;   // rows of any kind that are read where they lie in a saved file
+    std::size_t rebuilt = 0;  // keys kept for speed
 
-    /// What grows with the sequence: everything but the prepared weights and the working memory of a step.
+    /// What grows with the sequence: everything but the prepared weights, the working memory of a step, and what is
+    /// kept for speed.
     std::size_t stored() const { return codes + scales + tail + sinks + index + mapped; }
 };
 

@@ -17,6 +17,7 @@
 #include "error.hpp"
 #include "gguf.hpp"
 #include "model.hpp"
+#include "plan.hpp"
 #include "progress.hpp"
 #include "schemes.hpp"
 #include "statistics.hpp"
@@ -125,6 +126,7 @@ BenchSample measure(Subject& subject, const Model& model, std::size_t tokens, Th
     }
     sample.token = (clock.seconds() - start) / static_cast<double>(tokens);
     sample.cache = subject.cache.seconds / static_cast<double>(tokens);
+    sample.rebuilt = subject.cache.bytes().rebuilt;
     return sample;
 }
 
@@ -165,13 +167,17 @@ void print(const std::vector<BenchSample>& samples, const BenchOptions& o) {
 }
 
 std::string to_json(const std::vector<BenchSample>& samples, const BenchOptions& o, std::size_t threads) {
-    nlohmann::ordered_json json{{"threads", threads}, {"clock", Clock(threads).name()},
-                                {"tokens", o.tokens}, {"sinks", o.sinks},
-                                {"tail", o.tail},     {"depths", o.depths}};
+    nlohmann::ordered_json json{{"threads", threads},  {"clock", Clock(threads).name()},
+                                {"tokens", o.tokens},  {"sinks", o.sinks},
+                                {"tail", o.tail},      {"depths", o.depths},
+                                {"rebuilt", o.rebuilt}};
     json["samples"] = nlohmann::ordered_json::array();
     for (const BenchSample& s : samples)
-        json["samples"].push_back(
-            {{"scheme", s.scheme}, {"depth", s.depth}, {"token_seconds", s.token}, {"cache_seconds", s.cache}});
+        json["samples"].push_back({{"scheme", s.scheme},
+                                   {"depth", s.depth},
+                                   {"token_seconds", s.token},
+                                   {"cache_seconds", s.cache},
+                                   {"rebuilt_bytes", s.rebuilt}});
     return json.dump(2) + "\n";
 }
 
@@ -190,6 +196,7 @@ std::vector<BenchSample> bench_samples(const Model& model, const BenchOptions& o
     SchemeOptions options;
     options.sinks = o.sinks;
     options.tail = o.tail;
+    options.rebuilt = o.rebuilt.empty() ? 0 : parse_bytes(o.rebuilt);
     options.pool = &pool;
     std::optional<xquant::Calibration> statistics;
     if (!o.calibration.empty()) options.statistics = &statistics.emplace(read_statistics(o.calibration, model));

@@ -18,15 +18,17 @@ struct BenchOptions {
     std::size_t repetitions = 3;                     // samples of a scheme and depth
     std::size_t sinks = 4, tail = 128;               // tokens kept in f16
     std::size_t threads = 0;                         // 0: as many as the machine has
-    std::string json;                                // samples go to this file, too
-    std::string calibration;                         // what schemes that need statistics learnt; or empty
+    std::string rebuilt;      // bytes of keys that each cache keeps rebuilt, with k, M or G; empty: none
+    std::string json;         // samples go to this file, too
+    std::string calibration;  // what schemes that need statistics learnt; or empty
 };
 
 struct BenchSample {
     std::string scheme;
-    std::size_t depth = 0;  // tokens cached before the first timed one
-    double token = 0;       // seconds a token, all of it
-    double cache = 0;       // of these, inside the cache
+    std::size_t depth = 0;    // tokens cached before the first timed one
+    double token = 0;         // seconds a token, all of it
+    double cache = 0;         // of these, inside the cache
+    std::size_t rebuilt = 0;  // bytes of rebuilt keys at the end
 };
 
 /// The samples in the order they were taken. `model` and `json` of the options are not looked at. Throws llm::Error.

@@ -14,6 +14,7 @@
 #include "error.hpp"
 #include "gguf.hpp"
 #include "model.hpp"
+#include "plan.hpp"
 #include "sampling.hpp"
 #include "saved_cache.hpp"
 #include "schemes.hpp"
@@ -40,7 +41,8 @@ void print_figures(const Model& model, const AttentionCache& cache, const std::s
                b.mapped > 0 ? fmt::format(" + mapped {}", b.mapped) : "");
     fmt::print(stderr, "            {:.1f} bytes/token, f16 keys and values take {}: compression {:.2f}\n", per_token,
                model.f16_bytes_per_token(), static_cast<double>(model.f16_bytes_per_token()) / per_token);
-    fmt::print(stderr, "            besides: prepared weights {} bytes, workspace {} bytes\n", b.weights, b.workspace);
+    fmt::print(stderr, "            besides: prepared weights {} bytes, workspace {} bytes{}\n", b.weights, b.workspace,
+               b.rebuilt > 0 ? fmt::format(", rebuilt keys {} bytes", b.rebuilt) : "");
 }
 
 }  // namespace
@@ -84,6 +86,7 @@ void generate(const GenerateOptions& o) {
     SchemeOptions options;
     options.sinks = o.sinks;
     options.tail = o.tail;
+    options.rebuilt = o.rebuilt.empty() ? 0 : parse_bytes(o.rebuilt);
     options.pool = &pool;
     std::optional<xquant::Calibration> statistics;
     if (!o.calibration.empty()) options.statistics = &statistics.emplace(read_statistics(o.calibration, model));

@@ -20,7 +20,8 @@ struct GenerateOptions {
         "You are a helpful AI assistant named SmolLM, trained by Hugging Face";  // of SmolLM2's own template
     std::size_t sinks = 4, tail = 128;                                           // tokens kept in f16
     std::size_t threads = 0;                                                     // 0: as many as the machine has
-    std::string save_cache, load_cache, calibration;                             // files, or empty
+    std::string rebuilt;  // bytes of keys that are kept rebuilt, with k, M or G; empty: none
+    std::string save_cache, load_cache, calibration;  // files, or empty
 };
 
 /// Text to stdout as it comes, figures to stderr. Throws llm::Error, and what xquant::load and save throw.

@@ -73,6 +73,7 @@ xq::Options library_options(const SchemeOptions& options) {
     out.recent = options.tail;
     out.strict = options.strict;
     out.weights = options.weights;
+    out.rebuilt = options.rebuilt;
     return out;
 }
 
@@ -128,7 +129,7 @@ std::unique_ptr<xq::Cache<>> made(const Scheme& scheme, const xq::Model& model, 
 class PrefixCache final : public LibraryCache {
 public:
     PrefixCache(const Scheme& scheme, const Model& model, const xq::Options& options, ThreadPool& pool)
-        : LibraryCache(xq::make_cache("f16", describe(model), options), model.config(), pool),
+        : LibraryCache(xq::make_cache("f16", describe(model), while_learning(options)), model.config(), pool),
           scheme_(scheme),
           model_(describe(model)),
           options_(options),
@@ -138,7 +139,7 @@ public:
         if (learning_) {
             LibraryCache::reset();
         } else {
-            replace(xq::make_cache("f16", model_, options_));
+            replace(xq::make_cache("f16", model_, while_learning(options_)));
         }
         prefix_.clear();
         learning_ = true;
@@ -166,6 +167,11 @@ public:
     }
 
 private:
+    /// f16 keeps K itself.
+    static xq::Options while_learning(xq::Options options) {
+        options.rebuilt = 0;
+        return options;
+    }
     static xq::CalibratorOptions learnt(const xq::Options& options) {
         xq::CalibratorOptions out;
         out.sinks = options.sinks;

@@ -34,6 +34,14 @@ CLI::Option* add_calibration(CLI::App& command, std::string& file) {
         ->type_name("FILE");
 }
 
+CLI::Option* add_rebuilt(CLI::App& command, std::string& bytes) {
+    return command
+        .add_option("--rebuilt", bytes,
+                    "bytes of keys in 8 bits that a cache of X or latents keeps, instead of making them anew for every "
+                    "token; k, M, G: 2^10, 2^20, 2^30 (default: none)")
+        ->type_name("BYTES");
+}
+
 /// CLI11 2.1 would read -1 as a very large unsigned number.
 std::string not_negative(const std::string& text) { return text.starts_with('-') ? "must not be negative" : ""; }
 
@@ -173,6 +181,7 @@ int main(int argc, char** argv) {
     add_calibration(*generate, g.calibration);
     number(*generate, "--sinks", g.sinks, "first tokens kept in f16");
     number(*generate, "--tail", g.tail, "newest tokens kept in f16");
+    add_rebuilt(*generate, g.rebuilt);
     number(*generate, "--threads", g.threads, "threads; 0: as many as the machine has");
     generate
         ->add_option("--save-cache", g.save_cache,
@@ -210,6 +219,7 @@ int main(int argc, char** argv) {
     add_calibration(*bench, b.calibration);
     number(*bench, "--sinks", b.sinks, "first tokens kept in f16");
     number(*bench, "--tail", b.tail, "newest tokens kept in f16");
+    add_rebuilt(*bench, b.rebuilt);
     number(*bench, "--threads", b.threads, "threads; 0: as many as the machine has");
     bench->add_option("--json", b.json, "also write the samples to this file")->type_name("FILE");
 

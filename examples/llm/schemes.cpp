@@ -165,6 +165,9 @@ std::string Scheme::library_name() const {
 }
 
 std::unique_ptr<AttentionCache> make_cache(const Scheme& scheme, const Model& model, const SchemeOptions& options) {
+    if (options.rebuilt > 0 && (scheme.name == exact_name || scheme.turboquant))
+        throw Error(fmt::format("scheme '{}' keeps no rebuilt keys: --rebuilt is for schemes of X and of latents",
+                                scheme.text));
     if (scheme.name == exact_name) return make_exact_cache(model, *options.pool);
     SchemeOptions own = options;
     own.tail = scheme.tail.value_or(options.tail);

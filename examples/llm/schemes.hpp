@@ -32,6 +32,7 @@ struct SchemeOptions {
     std::size_t tail = 0;   // newest tokens kept exact
     bool strict = false;    // quantize before the layer attends, unfinished groups included
     xquant::WeightType weights = xquant::WeightType::f16;  // what prepared matrices are kept in
+    std::size_t rebuilt = 0;                               // bytes of keys that are kept rebuilt, for speed
     Place place = Place::processor;
     ThreadPool* pool = nullptr;
     const Calibration* calibration = nullptr;         // for schemes that need one

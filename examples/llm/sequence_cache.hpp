@@ -38,7 +38,7 @@ public:
     }
     [[nodiscard]] CacheBytes bytes() const override {
         const xquant::Bytes b = cache_->bytes();
-        return {b.codes, b.scales, b.tail, b.sinks, b.index, b.weights, b.workspace, b.mapped};
+        return {b.codes, b.scales, b.tail, b.sinks, b.index, b.weights, b.workspace, b.mapped, b.rebuilt};
     }
 
 protected:

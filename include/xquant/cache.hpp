@@ -122,7 +122,7 @@ public:
         ///
         /// Throws shape_error, state_error, std::bad_alloc, budget_error (of the workspace); the step goes on. Cost:
         /// reads the codes of every token that the rows see; 2 H Dh products a row and token, and what rebuilding K
-        /// takes. Workspace: docs/operations.md.
+        /// takes, of some pages once more (Options::rebuilt). Workspace: docs/operations.md.
         void attend(std::size_t layer, const MatrixView& q, float* out, std::size_t out_stride = 0,
                     ExecutorRef threads = serial) {
             attend(layer, q, out, Visibility::causal, out_stride, threads);
@@ -257,7 +257,7 @@ public:
         return begin(std::span<const StepPart>(parts.begin(), parts.size()));
     }
 
-    /// Attention over what sequences have stored, without a step: nothing is added, and nothing changes. Decoders of
+    /// Attention over what sequences have stored, without a step: nothing is added, no sequence changes. Decoders of
     /// encoder-decoder models attend to the encoder's rows by it, which were appended once.
     ///
     /// Visibility::causal: the n rows of a sequence are its last n tokens. Each stands at its token's position, and

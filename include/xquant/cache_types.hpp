@@ -30,11 +30,30 @@ struct Options {
     /// 2 to 38 times W_k in f32, by projection (docs/api.md).
     std::pmr::memory_resource* memory = nullptr;
     /// Bytes that Bytes::stored() may reach, at no time more; 0: no limit. What would go beyond throws budget_error and
-    /// changes nothing; steps do so when they begin. Weights, and the workspace of steps, are not counted.
+    /// changes nothing; steps do so when they begin. Weights, and the workspace of steps, are not counted. What
+    /// `rebuilt` keeps counts, but gives way first; only pages that another thread's attention is reading, which have
+    /// given way, may be there beyond the budget until it returns.
     std::size_t budget = 0;
     /// Bytes that Bytes::workspace may reach, at no time more; 0: no limit. What would go beyond throws budget_error:
     /// a step when it begins, or in append or attend where buffers of kernels do not fit.
     std::size_t workspace_budget = 0;
+    /// Bytes that Bytes::rebuilt may reach, at no time more; 0: nothing is kept. A dial between bytes and time, for
+    /// schemes that store X or latents, from which attention makes K anew for every step: up to so many bytes, K of the
+    /// coded pages that are read most is kept in 8 bits (Hkv Dh bytes a token and layer, and 4 Hkv for scales).
+    ///
+    /// Kept are full pages of 128 tokens, from their third reading on. A call of attend makes K for at most 4 pages of
+    /// its layer, or an eighth of those that it reads, up to 32, which costs what reading them costs once. Where there
+    /// is no room, a page takes the place of one of the layer that was read less than half as often lately. What is
+    /// kept goes with its page, and when the page's rows are cut; forks share it. It counts against `budget`, too, and
+    /// gives way to everything else there: no step fails for it. It is not saved: a loaded cache makes it as it reads.
+    ///
+    /// Error  K of a head and token is off by at most range / 510 + 2^-10 largest |K| more (or 8e-6), the range being
+    ///        that of its Dh channels; so is a score by that times the sum of |q| times the scale. Which pages are kept
+    ///        depends on what was read before, not on an executor's threads.
+    ///
+    /// Refused (shape_error) where it cannot help: schemes that keep K itself, or whose queries meet what is stored
+    /// (layers without RoPE and k_norm), CrossLayer<Delta>, caches on a device; and fewer bytes than one page takes.
+    std::size_t rebuilt = 0;
     void* stream = nullptr;  ///< caches on a device: the cudaStream_t they work in; null: the default stream
 };
 

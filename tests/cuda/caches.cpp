@@ -273,6 +273,7 @@ TEST_CASE("a device runs one step at a time, in order, and finds rows that are n
     DeviceCache cache(setup.model);
     const Sequence a = cache.create(), b = cache.create();
     std::vector<float> x(192, 0.5F), q(384, 1), out(384);
+    CHECK_THROWS_AS(DeviceCache(setup.model, Options{.rebuilt = std::size_t{1} << 24U}), shape_error);
     {
         auto step = cache.begin({{a, 1}});
         CHECK_THROWS_AS(cache.begin({{b, 1}}), state_error);

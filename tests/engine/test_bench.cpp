@@ -31,6 +31,32 @@ TEST_CASE("samples come by depth, schemes taking turns", "[bench]") {
     }
 }
 
+TEST_CASE("caches keep the rebuilt keys that --rebuilt asks for, where the scheme makes keys anew", "[bench]") {
+    TinyModel tiny = tiny_model();
+    const Model model(Gguf::parse(to_gguf(tiny).bytes(), "test.gguf"));
+    ThreadPool pool(1);
+    BenchOptions options;
+    options.schemes = {"svd_head4", "x4_rot"};
+    options.depths = {200};
+    options.tokens = 5;
+    options.repetitions = 1;
+    options.tail = 8;
+    options.rebuilt = "1M";
+    for (const BenchSample& sample : bench_samples(model, options, pool)) {
+        CHECK(sample.rebuilt > 0);
+        CHECK(sample.rebuilt <= std::size_t{1} << 20U);
+    }
+    options.rebuilt.clear();
+    for (const BenchSample& sample : bench_samples(model, options, pool)) CHECK(sample.rebuilt == 0);
+    options.rebuilt = "1M";
+    options.schemes = {"f16"};
+    CHECK_THROWS_AS(bench_samples(model, options, pool), xquant::shape_error);
+    options.schemes = {"f32"};
+    CHECK_THROWS_AS(bench_samples(model, options, pool), Error);
+    options.rebuilt = "many";
+    CHECK_THROWS_AS(bench_samples(model, options, pool), Error);
+}
+
 TEST_CASE("depths that can't be measured are refused", "[bench]") {
     const Model model(Gguf::parse(to_gguf(tiny_model()).bytes(), "test.gguf"));
     ThreadPool pool(1);

@@ -24,6 +24,7 @@ struct TokenSpan {
     std::int64_t first_position = 0;  ///< of slot `begin`
     StreamView shared;                ///< read where AttendTask::shared_channels > 0
     std::int64_t rope_lag = 0;  ///< positions by which the RoPE of stored keys lags behind, since they moved afterwards
+    bool rebuilt = false;       ///< `keys` are K itself, after its norm and RoPE: read as AttendTask::rebuilt says
 };
 
 /// From the codes of one token to those of another, which may lie in another page: bytes, modulo 2^64.
@@ -71,7 +72,8 @@ struct ScoreRules {
 struct AttendTask {
     std::span<const TokenSpan> spans;  ///< in order of position
     HeadDecoder key,                   ///< how the head's K comes back
-        value;                         ///< and its V
+        value,                         ///< and its V
+        rebuilt;                       ///< its K in spans that have it rebuilt; width 0: no span has
     RopeView rope;                     ///< no pairs: keys are not turned when read
     RopeView stored_rope;              ///< of keys stored after it, where a span's lags; no pairs: none does
     std::size_t head_dim = 0;          ///< Dh
@@ -79,6 +81,7 @@ struct AttendTask {
     std::size_t queries_per_kv = 1;    ///< query heads that share the kv head, H / Hkv
     std::int64_t first_position = 0;   ///< of row 0; row i stands at first_position + i
     bool whole = false;                ///< rows see what stands behind them, too
+    bool rebuilt_lags = false;         ///< RoPE of rebuilt keys lags in some span
     const float* q = nullptr;          ///< [rows][q_stride], the query heads of the kv head side by side
     std::size_t q_stride = 0;          ///< floats from a row of q to the next
     std::size_t shared_channels = 0;   ///< first channels of every key that come from TokenSpan::shared, not from `key`

@@ -36,6 +36,7 @@
 #include <xquant/backend/scalar/rope.hpp>
 #include <xquant/backend/scalar/softmax.hpp>
 #include <xquant/backend/slow_pairs.hpp>
+#include <xquant/backend/span_reader.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
@@ -78,12 +79,6 @@ constexpr std::size_t partial_width(Backend tag, const HeadDecoder& value, std::
     return sums_latents(tag, value, queries, head_dim) ? value.width : head_dim;
 }
 
-/// Whether keys whose stored RoPE lags stay as they are, and the queries are turned back: where they are few, and may
-/// meet codes, or are absorbed.
-constexpr bool turns_queries(const AttendTask& task) noexcept {
-    return task.queries() <= direct_queries || absorbs_keys(task);
-}
-
 /// Floats of a copy of A_k in f32, of which a task makes one for all its tiles where A_k is small and kept in less.
 constexpr std::size_t key_copy_floats(const AttendTask& task) noexcept {
     const WeightMatrix& matrix = task.key.matrix;
@@ -95,7 +90,7 @@ constexpr std::size_t key_copy_floats(const AttendTask& task) noexcept {
 constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t dh = task.head_dim, queries = row_step * task.queries_per_kv;
     const std::size_t absorbed = absorbs_keys(task) ? queries * (task.key.width + 1) : 0;
-    const std::size_t turned = task.stored_rope.pairs > 0 && turns_queries(task) ? task.queries() * dh : 0;
+    const std::size_t turned = turned_floats(task) + turned_floats(task_of_rebuilt_keys(task));
     return rematerialize_scratch(dh) + tile_tokens * (std::max)(dh, width_step) +
            tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed + turned +
            key_copy_floats(task) + key_columns_floats(task);
@@ -109,7 +104,7 @@ struct AttendScratch {
     float* scores;        ///< [32 rows, tokens]
     float* absorbed;      ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
     float* inner;         ///< scratch of rematerialize
-    float* turned;        ///< [queries, Dh] of the task, if they are turned back by a span's lag
+    float* turned;        ///< [queries, Dh] turned back by a span's lag, if they are; the same for rebuilt keys
     float* key_copy;      ///< A_k in f32, if the task makes a copy
     float* sorted;        ///< memory of `columns`
     KeyColumns* columns;  ///< of scores_by_products; made at the first tile that takes them
@@ -143,7 +138,7 @@ inline AttendScratch split_scratch(const AttendTask& task, float* scratch) noexc
     out.inner = out.scores + queries * tile_tokens;
     out.absorbed = out.inner + rematerialize_scratch(dh);
     out.turned = out.absorbed + (absorbs_keys(task) ? queries * (task.key.width + 1) : 0);
-    out.key_copy = out.turned + (task.stored_rope.pairs > 0 && turns_queries(task) ? task.queries() * dh : 0);
+    out.key_copy = out.turned + turned_floats(task) + turned_floats(task_of_rebuilt_keys(task));
     out.sorted = out.key_copy + key_copy_floats(task);
     return out;
 }
@@ -371,8 +366,7 @@ void attend_task(Backend tag, const AttendTask& given, Partial partial, float* s
     }
     if (absorbs_keys(task)) detail::absorb_queries(tag, task, at);
     TileAngles angles;
-    AttendTask turned = task;  // with the queries that the keys of a span meet
-    LagAngles lag;
+    SpanReader stored(task, at.turned), rebuilt(task_of_rebuilt_keys(task), at.turned + turned_floats(task));
     std::size_t tile = 0;
     for (const TokenSpan& span : task.spans) {
         for (std::size_t first = span.begin; first < span.end; first += tile_tokens, ++tile) {
@@ -382,15 +376,14 @@ void attend_task(Backend tag, const AttendTask& given, Partial partial, float* s
             const std::size_t next_first = is_last ? first : in_span ? first + tile_tokens : next.begin;
             at.keys_ahead = bytes_between(span.keys, first, next.keys, next_first);
             at.values_ahead = bytes_between(span.values, first, next.values, next_first);
-            if (&next != &span) prefetch_span(tag, task, next);
-            if (span.rope_lag != lag.lag()) {
-                lag.move_to(task.stored_rope, span.rope_lag);
-                if (turns_queries(task)) turned = turn_queries(tag, task, lag, at.turned);
+            if (&next != &span) prefetch_span(tag, (next.rebuilt ? rebuilt : stored).given(), next);
+            SpanReader& reader = span.rebuilt ? rebuilt : stored;
+            if (reader.move_to(tag, span) && !span.rebuilt) {
                 columns.stretch = {};
-                if (absorbs_keys(task)) detail::absorb_queries(tag, turned, at);
+                if (absorbs_keys(task)) detail::absorb_queries(tag, stored.turned(), at);
             }
-            detail::attend_tile(tag, turned, span, {first, (std::min)(tile_tokens, span.end - first)}, partial, angles,
-                                lag, at);
+            detail::attend_tile(tag, reader.turned(), span, {first, (std::min)(tile_tokens, span.end - first)}, partial,
+                                angles, reader.lag(), at);
         }
     }
 }

@@ -8,6 +8,7 @@
 #include <xquant/attention/task.hpp>
 #include <xquant/backend/finish.hpp>
 #include <xquant/backend/simd/backends.hpp>
+#include <xquant/core/rebuild.hpp>
 #include <xquant/core/run_tasks.hpp>
 #include <xquant/core/shared_spans.hpp>
 #include <xquant/core/step_base.hpp>
@@ -37,6 +38,7 @@ class AttendTasks {
 public:
     explicit AttendTasks(Core& core)
         : core_(&core),
+          rebuilt_(core),
           spans_(allocator<TokenSpan>()),
           parts_(allocator<Part>()),
           order_(allocator<std::size_t>()),
@@ -59,6 +61,7 @@ public:
         partial_floats_ = 0;
         spans_.reserve(spans);
         parts_.reserve(parts);
+        rebuilt_.start(static_cast<std::size_t>(&prepared - core_->layers().data()), spans);
     }
 
     /// Rows of one sequence at consecutive positions, and what they read; span_of(segment) -> TokenSpan.
@@ -66,28 +69,34 @@ public:
     void add(const QueryRows& rows, std::span<const Segment> reads, SpanOf&& span_of) {
         const bool turned = prepared_->keys_after_rope && core_->rope(*prepared_).pairs > 0;
         Part part{rows, spans_.size(), reads.size()};
+        rebuilt_.start_sequence();
         for (const Segment& segment : reads) {
             TokenSpan& span = spans_.emplace_back(span_of(segment));  // there is room
             span.rope_lag = turned ? segment.rope_lag : 0;
             part.lags |= span.rope_lag != 0;
+            rebuilt_.meet(segment, span);
+            part.rebuilt_lags |= span.rebuilt && span.rope_lag != 0;
         }
         part.tiles = tiles_of(spans_of(part));
         parts_.push_back(part);  // there is room
     }
 
-    /// Runs all tasks. Throws what the executor throws, std::bad_alloc, budget_error.
+    /// Runs all tasks, and makes keys for pages that are read often. Throws what the executor throws, std::bad_alloc,
+    /// budget_error.
     void run_all(float* out, std::size_t out_stride, ExecutorRef threads) {
+        const Undo let_go([this] { rebuilt_.end(); });
         share_spans();
         for (std::size_t i = 0; i < parts_.size(); ++i) plan(i);
         if (partials_.size() < partial_floats_) partials_.resize(partial_floats_);
         run_tasks(threads, tasks_.size(), [&](std::size_t i) { run(i, out, out_stride); });
         // Tasks that share their rows have results to merge.
-        if (partial_floats_ == 0) return;
-        run_tasks(threads, tasks_.size(), [&](std::size_t i) { finish(i, out, out_stride); });
+        if (partial_floats_ > 0) run_tasks(threads, tasks_.size(), [&](std::size_t i) { finish(i, out, out_stride); });
+        rebuilt_.build(Backend{}, threads);
     }
 
     /// Gives back all memory.
     void free() noexcept {
+        rebuilt_.free();
         free_list(spans_);
         free_list(parts_);
         free_list(order_);
@@ -106,9 +115,10 @@ private:
     struct Part {
         QueryRows rows;
         std::size_t first_span, spans, tiles = 0;
-        bool lags = false;         ///< stored RoPE of some span lags behind
-        std::size_t group = none;  ///< that its first spans are read with
-        std::size_t row = 0;       ///< the part's first row among the group's
+        bool lags = false;          ///< stored RoPE of some span lags behind
+        bool rebuilt_lags = false;  ///< that of rebuilt keys
+        std::size_t group = none;   ///< that its first spans are read with
+        std::size_t row = 0;        ///< the part's first row among the group's
     };
 
     /// Parts that begin with the same spans: tasks of their own read these for all rows.
@@ -287,6 +297,8 @@ private:
         attend.value = prepared.values[task.head];
         if (!prepared.keys_after_rope) attend.rope = core_->rope(prepared);
         if (part.lags) attend.stored_rope = core_->rope(prepared);
+        if (rebuilt_.is_active()) attend.rebuilt = {0, task.head * dh, dh, {}, nullptr, dh};
+        attend.rebuilt_lags = part.rebuilt_lags;
         attend.shared_channels = prepared.shared.width;
         attend.head_dim = dh;
         attend.queries_per_kv = group;
@@ -355,6 +367,7 @@ private:
     }
 
     Core* core_;
+    RebuiltReads rebuilt_;
     const PreparedLayer* prepared_ = nullptr;
     MatrixView queries_;
     RowMap rows_;

@@ -44,6 +44,8 @@ Cache<Backend>::Body::Body(const Options& options, const Model& model, const det
     : core(options, detail::page_groups_of(model, recipe.accumulator != nullptr), recipe.streams(),
            recipe.requantizes()),
       state(core, options) {
+    detail::expects(!Parts::on_device || options.rebuilt == 0, "Options::rebuilt is ", options.rebuilt,
+                    " bytes, and the cache is on a device, where no keys are kept; expected 0");
     if (recipe.accumulator != nullptr) core.set_accumulator(recipe.accumulator(model.layers.front().shape.width));
     const Rope* previous = nullptr;
     for (std::size_t i = 0; i < model.layers.size(); ++i) {
@@ -60,6 +62,7 @@ Cache<Backend>::Body::Body(const Options& options, const Model& model, const det
         core.add_layer(prepared, recipe.layers[i].role, std::move(parts), previous, &detail::learn_stream<Backend>);
         previous = &model.layers[i].rope;
     }
+    core.keep_rebuilt();
     state.prepare(core);
 }
 

@@ -9,6 +9,7 @@
 #include <xquant/backend/backend.hpp>
 #include <xquant/cache_types.hpp>
 #include <xquant/core/arithmetic.hpp>
+#include <xquant/core/rebuilt.hpp>
 #include <xquant/core/recipe.hpp>
 #include <xquant/core/scratch.hpp>
 #include <xquant/error.hpp>
@@ -69,7 +70,8 @@ public:
     /// page_groups_of.
     Core(const Options& options, std::vector<std::size_t> page_group_of, std::size_t stream_count, bool requantizes)
         : options_(options),
-          ledger_(options.memory, options.budget, options.workspace_budget),
+          ledger_(options.memory, options.budget, options.workspace_budget, options.rebuilt),
+          rebuilt_(ledger_),
           layers_(LedgerAllocator<PreparedLayer, Purpose::weights>(ledger_)),
           ropes_(LedgerAllocator<RopeTable, Purpose::weights>(ledger_)),
           codecs_(LedgerAllocator<StreamCodec, Purpose::index>(ledger_)),
@@ -183,6 +185,31 @@ public:
         }
     }
 
+    /// All layers are there: those whose keys are rebuilt for every step may have them kept, if Options::rebuilt asks
+    /// for that. Throws shape_error where it cannot help.
+    void keep_rebuilt() {
+        if (options_.rebuilt == 0) return;
+        expects(accumulators_.sections.empty(), "Options::rebuilt is ", options_.rebuilt,
+                " bytes, and this cache is cross-layer: K of ", layers_.size(),
+                " layers comes from sums over them that a step alone has; expected 0");
+        std::vector<std::size_t> readers(page_groups_.size());
+        for (const PreparedLayer& layer : layers_) readers[layer.page_group] += rebuilds_keys(layer) ? 1U : 0U;
+        rebuilt_.reserve(layers_.size());
+        for (const PreparedLayer& layer : layers_) {
+            rebuilt_.add_layer(layer.shape.kv_heads, layer.shape.head_dim,
+                               rebuilds_keys(layer) ? readers[layer.page_group] : 0);
+        }
+        const std::size_t least = rebuilt_.least_bytes();
+        expects(least > 0, "Options::rebuilt is ", options_.rebuilt, " bytes, and none of the ", layers_.size(),
+                " layers rebuilds K when it is read: K itself is stored, or what is stored meets the queries as it is; "
+                "expected 0");
+        expects(least <= options_.rebuilt, "Options::rebuilt is ", options_.rebuilt,
+                " bytes, and the keys of one page of ", coded_page_tokens, " tokens and one layer take ", least,
+                "; expected as many, or 0");
+    }
+    /// Null where no layer has rebuilt keys.
+    [[nodiscard]] RebuiltPages* rebuilt() noexcept { return options_.rebuilt > 0 ? &rebuilt_ : nullptr; }
+
     /// The cache is gone; steps that are alive say so from here on.
     void abandon() noexcept { abandoned_.store(true, std::memory_order_relaxed); }
     [[nodiscard]] bool abandoned() const noexcept { return abandoned_.load(std::memory_order_relaxed); }
@@ -269,8 +296,16 @@ public:
     static constexpr std::size_t tile_tokens = coded_page_tokens;
 
 private:
+    /// Whether K of a layer comes from something else, with a norm or RoPE that keeps queries from meeting that.
+    [[nodiscard]] bool rebuilds_keys(const PreparedLayer& layer) const noexcept {
+        const bool turned = !layer.keys_after_rope && rope(layer).pairs > 0;
+        return layer.keys.front().matrix != nullptr && layer.shared.width == 0 &&
+               (turned || layer.rules.key_norm != nullptr);
+    }
+
     Options options_;
     Ledger ledger_;
+    RebuiltPages rebuilt_;  // before all pages, which refer to it
     LedgerVector<PreparedLayer, Purpose::weights> layers_;
     LedgerVector<RopeTable, Purpose::weights> ropes_;
     LedgerVector<StreamCodec, Purpose::index> codecs_,

@@ -166,6 +166,24 @@ inline SequenceState moved(const SequenceState& state, std::initializer_list<Mov
     return out;
 }
 
+/// Pages that a sequence alone has, and of which it no longer reads all slots, lose what is kept beside them.
+inline void forget_cut_pages(Core& core, Slot& slot) noexcept {
+    if (core.rebuilt() == nullptr) return;
+    for (const SequenceState& state : slot.states) {
+        const Segments& list = state.segments;
+        for (std::size_t i = 0, slots = 0; i < list.size(); ++i) {
+            Page& page = *list[i].page.get();
+            slots += list[i].size();
+            if (i + 1 < list.size() && list[i + 1].page.get() == &page) continue;
+            if (page.companions() != nullptr && slots < page.format().tokens &&
+                page.references() == references_in(list, page)) {
+                core.rebuilt()->forget(page);
+            }
+            slots = 0;
+        }
+    }
+}
+
 /// Each state of a sequence becomes what changed(state) makes of it.
 /// Throws shape_error, std::bad_alloc; nothing has changed then.
 template <class F>
@@ -174,6 +192,7 @@ void change_states(Core& core, Slot& slot, F&& changed) {
     for (const SequenceState& state : slot.states) states.push_back(changed(state));
     check_windows(core, states, states.front().next_position);
     become(slot, states.data());
+    forget_cut_pages(core, slot);
 }
 
 inline Sequence fork_sequence(Core& core, Sequence sequence, std::size_t tokens) {

@@ -3,11 +3,11 @@
 
 #include <algorithm>
 #include <functional>
-#include <new>
 #include <span>
 
 #include <xquant/core/function_ref.hpp>
 #include <xquant/core/operations.hpp>
+#include <xquant/core/out_of_memory.hpp>
 #include <xquant/core/write.hpp>
 
 namespace xquant {
@@ -117,24 +117,6 @@ private:
     Work<PageUse> uses_;
     Work<Group> pages_;
 };
-
-/// Whether the work was done; false where memory ran out.
-template <class F>
-bool fits_into_memory(F&& work) {
-#if XQUANT_HAS_EXCEPTIONS
-    try {
-        work();
-        return true;
-    } catch (const std::bad_alloc&) {
-        return false;
-    } catch (const budget_error&) {  // of an accumulator
-        return false;
-    }
-#else
-    work();
-    return true;
-#endif
-}
 
 template <class Backend>
 Requantized requantize_pages(Backend tag, Core& core, std::span<const Sequence> sequences,

@@ -37,6 +37,7 @@ XQUANT_NOINLINE void run_write(Backend tag, Core& core, const Accumulators& sums
     const StreamEncoder& encoder = prepared.encoders[stream];
     const std::size_t width = encoder.width;
     const bool coded = write.page->format().is_coded();
+    if (write.page->companions() != nullptr) core.ledger().companions()->forget(*write.page);
     const StreamCodec codec = coded ? core.codec(layer, stream) : StreamCodec{target.format, nullptr};
     const bool difference = coded && prepared.role == CrossRole::difference;
     const Piece* pieces = of.plan.pieces.data() + write.first_piece;

@@ -13,9 +13,20 @@
 namespace xquant {
 
 /// What an allocation is for.
-enum class Purpose : unsigned char { codes, scales, tail, sinks, accumulator, index, weights, workspace, mapped };
+enum class Purpose : unsigned char {
+    codes,
+    scales,
+    tail,
+    sinks,
+    accumulator,
+    index,
+    weights,
+    workspace,
+    mapped,
+    rebuilt
+};
 /// Entries of Purpose.
-inline constexpr std::size_t purpose_count = 9;
+inline constexpr std::size_t purpose_count = 10;
 
 /// Bytes allocated, by purpose. All of them but `mapped` add up to what was asked of the memory resource.
 struct Bytes {
@@ -28,11 +39,12 @@ struct Bytes {
     std::size_t weights = 0;      ///< prepared projections
     std::size_t workspace = 0;    ///< buffers of steps and kernels
     std::size_t mapped = 0;       ///< pages that are read where they lie in a saved file, whatever their kind
+    std::size_t rebuilt = 0;      ///< keys kept beside coded pages for speed (Options::rebuilt)
 
-    /// What the tokens take of the memory resource: all but weights, workspace and what is mapped.
+    /// What the tokens take of the memory resource: all but weights, workspace, what is mapped and what is rebuilt.
     [[nodiscard]] std::size_t stored() const noexcept { return codes + scales + tail + sinks + accumulator + index; }
     /// All that was asked of the memory resource (and of a device).
-    [[nodiscard]] std::size_t total() const noexcept { return stored() + weights + workspace; }
+    [[nodiscard]] std::size_t total() const noexcept { return stored() + weights + workspace + rebuilt; }
     friend bool operator==(const Bytes&, const Bytes&) = default;
 };
 
@@ -56,10 +68,25 @@ protected:
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Whether Options::budget counts it.
+/// Whether it is part of Bytes::stored().
 constexpr bool is_stored(Purpose purpose) noexcept {
-    return purpose != Purpose::weights && purpose != Purpose::workspace && purpose != Purpose::mapped;
+    return purpose != Purpose::weights && purpose != Purpose::workspace && purpose != Purpose::mapped &&
+           purpose != Purpose::rebuilt;
 }
+
+class Page;
+
+/// What is kept beside pages for speed alone: it goes when its page goes, and gives way where a budget is spent.
+class PageCompanions {
+public:
+    /// The page is about to go, or its rows to change.
+    virtual void forget(Page& page) noexcept = 0;
+    /// Gives up something; false where there is nothing left.
+    virtual bool give_way() noexcept = 0;
+
+protected:
+    ~PageCompanions() = default;
+};
 
 /// Bytes that count against a budget.
 class Account {
@@ -72,14 +99,29 @@ public:
     void enter(std::size_t bytes, bool limited) {
         std::size_t used = used_.load(std::memory_order_relaxed);
         do {
-            if (limited && budget_ != 0 && (used > budget_ || bytes > budget_ - used)) {
-                raise_error(budget_error(bytes, used, budget_, workspace_));
-            }
+            if (limited && !fits(bytes, used)) raise_error(budget_error(bytes, used, budget_, workspace_));
         } while (!used_.compare_exchange_weak(used, used + bytes, std::memory_order_relaxed));
     }
     void leave(std::size_t bytes) noexcept { used_.fetch_sub(bytes, std::memory_order_relaxed); }
 
+    /// Whether they would fit now.
+    [[nodiscard]] bool fits(std::size_t bytes) const noexcept {
+        return fits(bytes, used_.load(std::memory_order_relaxed));
+    }
+    /// Enters them if they fit; whether they did.
+    [[nodiscard]] bool try_enter(std::size_t bytes) noexcept {
+        std::size_t used = used_.load(std::memory_order_relaxed);
+        do {
+            if (!fits(bytes, used)) return false;
+        } while (!used_.compare_exchange_weak(used, used + bytes, std::memory_order_relaxed));
+        return true;
+    }
+
 private:
+    [[nodiscard]] bool fits(std::size_t bytes, std::size_t used) const noexcept {
+        return budget_ == 0 || (used <= budget_ && bytes <= budget_ - used);
+    }
+
     std::size_t budget_;
     bool workspace_;
     std::atomic<std::size_t> used_{0};
@@ -88,11 +130,12 @@ private:
 class Ledger {
 public:
     /// Budgets of 0: none.
-    explicit Ledger(std::pmr::memory_resource* resource, std::size_t budget = 0,
-                    std::size_t workspace_budget = 0) noexcept
+    explicit Ledger(std::pmr::memory_resource* resource, std::size_t budget = 0, std::size_t workspace_budget = 0,
+                    std::size_t rebuilt = 0) noexcept
         : resource_(resource ? resource : std::pmr::get_default_resource()),
           stored_(budget, false),
-          workspace_(workspace_budget, true) {}
+          workspace_(workspace_budget, true),
+          rebuilt_(rebuilt, false) {}
     Ledger(const Ledger&) = delete;
     Ledger& operator=(const Ledger&) = delete;
 
@@ -122,7 +165,7 @@ public:
     void* within_budget(Purpose purpose, std::size_t bytes, bool limited, Allocate&& allocate) {
         Account* const account = account_of(purpose);
         if (account == nullptr) return allocate();
-        account->enter(bytes, limited);
+        enter(*account, bytes, limited);
         Undo undo([&] { account->leave(bytes); });
         void* const pointer = allocate();
         undo.release();
@@ -133,6 +176,16 @@ public:
         if (Account* const account = account_of(purpose)) account->leave(bytes);
     }
 
+    /// What is kept beside pages, or null; it outlives every page.
+    [[nodiscard]] PageCompanions* companions() const noexcept { return companions_; }
+    void set_companions(PageCompanions* companions) noexcept { companions_ = companions; }
+    /// Bytes beside pages count against the budget of what is stored, as long as they are there for everyone. False:
+    /// they would not fit there, or not into what Options::rebuilt allows.
+    [[nodiscard]] bool try_enter_rebuilt(std::size_t bytes) noexcept {
+        return rebuilt_.fits(bytes) && stored_.try_enter(bytes);
+    }
+    void leave_rebuilt(std::size_t bytes) noexcept { stored_.leave(bytes); }
+
     void add(Purpose purpose, std::size_t bytes) noexcept { slot(purpose).fetch_add(bytes, std::memory_order_relaxed); }
     void subtract(Purpose purpose, std::size_t bytes) noexcept {
         slot(purpose).fetch_sub(bytes, std::memory_order_relaxed);
@@ -142,22 +195,36 @@ public:
         const auto get = [this](Purpose purpose) {
             return bytes_[static_cast<std::size_t>(purpose)].load(std::memory_order_relaxed);
         };
-        return {get(Purpose::codes),   get(Purpose::scales),      get(Purpose::tail),
-                get(Purpose::sinks),   get(Purpose::accumulator), get(Purpose::index),
-                get(Purpose::weights), get(Purpose::workspace),   get(Purpose::mapped)};
+        return {get(Purpose::codes),       get(Purpose::scales), get(Purpose::tail),    get(Purpose::sinks),
+                get(Purpose::accumulator), get(Purpose::index),  get(Purpose::weights), get(Purpose::workspace),
+                get(Purpose::mapped),      get(Purpose::rebuilt)};
     }
 
 private:
     /// What limits this purpose; null: nothing does.
     [[nodiscard]] Account* account_of(Purpose purpose) noexcept {
-        return is_stored(purpose) ? &stored_ : purpose == Purpose::workspace ? &workspace_ : nullptr;
+        return is_stored(purpose)              ? &stored_
+               : purpose == Purpose::workspace ? &workspace_
+               : purpose == Purpose::rebuilt   ? &rebuilt_
+                                               : nullptr;
+    }
+
+    /// Account::enter; but where the budget is spent, what is kept for speed goes before an error comes.
+    void enter(Account& account, std::size_t bytes, bool limited) {
+        if (&account == &stored_ && companions_ != nullptr) {
+            do {
+                if (account.try_enter(bytes)) return;
+            } while (companions_->give_way());
+        }
+        account.enter(bytes, limited);
     }
 
     std::atomic<std::size_t>& slot(Purpose purpose) noexcept { return bytes_[static_cast<std::size_t>(purpose)]; }
 
     std::pmr::memory_resource* resource_;
     PageMemory* page_memory_ = nullptr;
-    Account stored_, workspace_;
+    PageCompanions* companions_ = nullptr;
+    Account stored_, workspace_, rebuilt_;
     std::array<std::atomic<std::size_t>, purpose_count> bytes_{};
 };
 

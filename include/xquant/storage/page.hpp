@@ -32,7 +32,8 @@ enum class PageKind : std::uint32_t {
     requantized,  ///< 128 tokens, rewritten with fewer bits
     rows,         ///< 32 newest tokens, or tokens that wait for their group to fill, as they are
     sinks,        ///< the first tokens, as they are
-    accumulator   ///< what a cross-layer cache has added up for a coded page, for the length of a step
+    accumulator,  ///< what a cross-layer cache has added up for a coded page, for the length of a step
+    rebuilt       ///< the keys of one layer of a coded page in 8 bits, for speed
 };
 
 /// What the bytes of a page are counted as.
@@ -40,6 +41,7 @@ constexpr Purpose purpose_of(PageKind kind) noexcept {
     return kind == PageKind::rows          ? Purpose::tail
            : kind == PageKind::sinks       ? Purpose::sinks
            : kind == PageKind::accumulator ? Purpose::accumulator
+           : kind == PageKind::rebuilt     ? Purpose::rebuilt
                                            : Purpose::codes;
 }
 
@@ -151,6 +153,7 @@ public:
     void retain() noexcept { references_.fetch_add(1, std::memory_order_relaxed); }
     void release() noexcept {
         if (references_.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+        if (companions() != nullptr) ledger_->companions()->forget(*this);
         Ledger& ledger = *ledger_;
         const std::size_t bytes = format_->sizes.total;
         const Purpose purpose = format_->purpose();
@@ -172,6 +175,21 @@ public:
     /// What the offsets of sections are counted from. Device memory, if the ledger has memory for pages there.
     [[nodiscard]] std::byte* base() const noexcept { return base_; }
 
+    /// What is kept beside the page, if anything: [layers], null where a layer has nothing. Written by
+    /// Ledger::companions alone.
+    [[nodiscard]] Page** companions() const noexcept { return companions_.load(std::memory_order_acquire); }
+    void set_companions(Page** companions) noexcept { companions_.store(companions, std::memory_order_release); }
+
+    /// How often the page was read lately: what was counted before an epoch counts half, and so on.
+    [[nodiscard]] std::uint32_t reads(std::uint32_t epoch) const noexcept {
+        return reads_of(reads_.load(std::memory_order_relaxed), epoch);
+    }
+    /// Counts a read; of two threads' at the same time one may be lost.
+    void note_read(std::uint32_t epoch) noexcept {
+        const std::uint64_t reads = reads_of(reads_.load(std::memory_order_relaxed), epoch) + std::uint64_t{1};
+        reads_.store(std::uint64_t{epoch} << 32U | reads, std::memory_order_relaxed);
+    }
+
     /// Everything after the header.
     [[nodiscard]] std::span<const std::byte> data() const noexcept;
     [[nodiscard]] std::span<std::byte> data() noexcept;
@@ -183,13 +201,19 @@ private:
 
     void enter(void (Ledger::*change)(Purpose, std::size_t) noexcept) noexcept {
         const PageSizes& sizes = format_->sizes;
-        if (owner_ != nullptr || format_->kind == PageKind::accumulator) {
-            (ledger_->*change)(owner_ != nullptr ? Purpose::mapped : Purpose::accumulator, sizes.total);
+        if (owner_ != nullptr || format_->kind == PageKind::accumulator || format_->kind == PageKind::rebuilt) {
+            (ledger_->*change)(owner_ != nullptr ? Purpose::mapped : format_->purpose(), sizes.total);
             return;
         }
         (ledger_->*change)(format_->purpose(), sizes.codes);
         (ledger_->*change)(Purpose::scales, sizes.scales);
         (ledger_->*change)(Purpose::index, sizes.total - sizes.codes - sizes.scales);
+    }
+
+    /// `counted`: reads, and above them the epoch of the last one.
+    static constexpr std::uint32_t reads_of(std::uint64_t counted, std::uint32_t epoch) noexcept {
+        const std::uint32_t epochs = epoch - static_cast<std::uint32_t>(counted >> 32U);
+        return epochs < 32 ? static_cast<std::uint32_t>(counted) >> epochs : 0;
     }
 
     static Page* create_on_device(Ledger& ledger, const PageFormat& format, bool limited);
@@ -201,6 +225,8 @@ private:
     std::shared_ptr<void> owner_;
     std::byte* base_;
     std::atomic<std::size_t> references_{1};
+    std::atomic<Page**> companions_{nullptr};
+    std::atomic<std::uint64_t> reads_{0};  ///< below 32 bits: reads; above: the epoch of the last one
 };
 
 /// Bytes before the first section.

@@ -164,8 +164,10 @@ inline void plan_layer(PlanDraft& draft, const Layer& layer, std::size_t index, 
     const std::size_t exact =
         (std::min)(seen, request.options.recent + (reach > 0 ? std::size_t{0} : request.options.sinks));
     const bool accumulates = draft.recipe.accumulator != nullptr;
-    draft.work += layer_work(parts, layer.shape, recipe.role, accumulates, static_cast<double>(seen - exact),
-                             static_cast<double>(exact), machine);
+    StreamCodec sums;
+    if (accumulates) sums = draft.recipe.accumulator(layer.shape.width);
+    draft.work += layer_work(parts, layer.shape, recipe.role, accumulates ? &sums : nullptr,
+                             static_cast<double>(seen - exact), static_cast<double>(exact), machine);
     std::string& unknown = draft.out.unknown;
     if (!unknown.empty()) return;
     if (accumulates) unknown = "layers store differences, whose errors add up";

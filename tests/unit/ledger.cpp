@@ -57,18 +57,18 @@ TEST_CASE("what could not be taken is not counted") {
 
 TEST_CASE("every purpose has its own line, and lines add up") {
     Ledger ledger(nullptr);
-    const Purpose purposes[] = {Purpose::codes,   Purpose::scales,      Purpose::tail,
-                                Purpose::sinks,   Purpose::accumulator, Purpose::index,
-                                Purpose::weights, Purpose::workspace,   Purpose::mapped};
+    const Purpose purposes[] = {Purpose::codes,       Purpose::scales, Purpose::tail,    Purpose::sinks,
+                                Purpose::accumulator, Purpose::index,  Purpose::weights, Purpose::workspace,
+                                Purpose::mapped,      Purpose::rebuilt};
     static_assert(std::size(purposes) == purpose_count);
     std::size_t amount = 1;
     for (const Purpose purpose : purposes) {
         ledger.add(purpose, amount);
         amount *= 2;
     }
-    CHECK(ledger.bytes() == Bytes{1, 2, 4, 8, 16, 32, 64, 128, 256});
+    CHECK(ledger.bytes() == Bytes{1, 2, 4, 8, 16, 32, 64, 128, 256, 512});
     CHECK(ledger.bytes().stored() == 63);
-    CHECK(ledger.bytes().total() == 255);
+    CHECK(ledger.bytes().total() == 255 + 512);
     ledger.subtract(Purpose::index, 30);
     CHECK(ledger.bytes().index == 2);
 }

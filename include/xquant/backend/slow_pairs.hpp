@@ -165,8 +165,9 @@ void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const Ti
 inline void multiply_slow_columns_by_channel(const HeadDecoder& head, const StreamView& in, Slots tokens,
                                              std::size_t queries, const KeyColumns& columns, float* parts) noexcept {
     const StreamFormat& format = in.format;
+    const float middle = middle_code(format);
     std::array<std::array<std::uint8_t, tile_tokens>, int8_channels> codes;  // [channel][token]
-    std::array<float, int8_channels> scales, zeros;
+    std::array<float, int8_channels> scales, centers;
     for (std::size_t t = 0; t < tokens.count;) {
         const std::size_t in_block = (tokens.first + t) % format.group_tokens;
         const std::size_t block = (tokens.first + t) / format.group_tokens;
@@ -174,20 +175,21 @@ inline void multiply_slow_columns_by_channel(const HeadDecoder& head, const Stre
         for (std::size_t c = 0; c < head.width; ++c) {
             const GroupScale scale = stored_scale(in, format.group_index(block, head.first + c));
             scales[c] = scale.scale;
-            zeros[c] = scale.zero;
+            centers[c] = scale.zero + middle * scale.scale;
             unpack_group(scalar{}, in.codes + format.code_offset(block, head.first + c), format.group_tokens,
                          format.bits, {in_block, some}, codes[c].data());
         }
         for (std::size_t i = 0; i < slow_terms * queries; ++i) {
             const float* const column = columns.slow_columns + i * head.width;
             std::array<std::int8_t, int8_channels> weights;
-            const float step = quantize_weights(column, 1, head.width, scales.data(), int8_top, weights.data());
-            float offset = 0;
-            for (std::size_t c = 0; c < head.width; ++c) offset += zeros[c] * column[c];
+            const RoundedColumn rounded =
+                quantize_weights(column, 1, head.width, scales.data(), int8_top, weights.data());
+            float offset = rounded.shift(middle);
+            for (std::size_t c = 0; c < head.width; ++c) offset += centers[c] * column[c];
             for (std::size_t k = 0; k < some; ++k) {
                 std::int32_t sum = 0;
                 for (std::size_t c = 0; c < head.width; ++c) sum += codes[c][k] * weights[c];
-                parts[i * tile_tokens + t + k] = static_cast<float>(sum) * step + offset;
+                parts[i * tile_tokens + t + k] = static_cast<float>(sum) * rounded.step + offset;
             }
         }
         t += some;
@@ -198,13 +200,14 @@ inline void multiply_slow_columns_by_channel(const HeadDecoder& head, const Stre
 inline void multiply_slow_columns_by_token(const HeadDecoder& head, const StreamView& in, Slots tokens,
                                            std::size_t queries, const KeyColumns& columns, float* parts) noexcept {
     const StreamFormat& format = in.format;
+    const float middle = middle_code(format);
     std::array<std::uint8_t, max_group> codes;
     std::array<std::int8_t, int8_channels> weights;
     for_each_int8_block(format, head, [&](std::size_t c, std::size_t channels) {
         const std::size_t channel = head.first + c, block = channel / format.group_channels;
         for (std::size_t i = 0; i < slow_terms * queries; ++i) {
             const float* const column = columns.slow_columns + i * head.width + c;
-            const float step = quantize_weights(column, 1, channels, nullptr, int8_top, weights.data());
+            const RoundedColumn rounded = quantize_weights(column, 1, channels, nullptr, int8_top, weights.data());
             float offset = 0;
             for (std::size_t k = 0; k < channels; ++k) offset += column[k];
             for (std::size_t t = 0; t < tokens.count; ++t) {
@@ -215,7 +218,8 @@ inline void multiply_slow_columns_by_token(const HeadDecoder& head, const Stream
                 std::int32_t sum = 0;
                 for (std::size_t k = 0; k < channels; ++k) sum += codes[k] * weights[k];
                 float& part = parts[i * tile_tokens + t];
-                part = (c == 0 ? 0.0F : part) + scale.scale * (static_cast<float>(sum) * step) + scale.zero * offset;
+                const float product = static_cast<float>(sum) * rounded.step + rounded.shift(middle);
+                part = (c == 0 ? 0.0F : part) + scale.scale * product + (scale.zero + middle * scale.scale) * offset;
             }
         }
     });

@@ -195,7 +195,7 @@ inline void round_queries(const StreamFormat& format, const HeadDecoder& head, c
     for (std::size_t i = 0; i < count; ++i) {
         for (std::size_t c = 0; c < head.width;) {
             const std::size_t at = i * head.width + c, channels = rounded_channels(format, head, c);
-            const float step = quantize_weights(queries + at, 1, channels, nullptr, int8_top, weights.data());
+            const float step = quantize_weights(queries + at, 1, channels, nullptr, int8_top, weights.data()).step;
             for (std::size_t k = 0; k < channels; ++k) out[at + k] = step * static_cast<float>(weights[k]);
             c += channels;
         }

@@ -6,8 +6,8 @@
 //     pages     of each kv head: what a page takes longer out of memory
 //     new row   T, the mix, and F (once along a channel, twice along a token), two operations an entry
 //
-// Across layers (CrossLayer<Delta>), each layer's codes are added to all D channels of the accumulator in f32, and K
-// and V are products of those.
+// Across layers (CrossLayer<Delta>), each layer's codes are added to all D channels of the accumulator, and K and V are
+// products of those: in 8 bits where codes have at most 5.
 #pragma once
 
 #include <cstddef>
@@ -126,8 +126,9 @@ inline TokenWork new_row(const LayerParts& parts, const Machine& machine) {
     return out;
 }
 
-/// What a layer costs for a new token that sees `coded` tokens in codes and `exact` tokens as rows.
-inline TokenWork layer_work(const LayerParts& parts, const LayerShape& shape, CrossRole role, bool accumulates,
+/// What a layer costs for a new token that sees `coded` tokens in codes and `exact` tokens as rows. `sums`: what the
+/// accumulator is kept in, or null where layers do not add up.
+inline TokenWork layer_work(const LayerParts& parts, const LayerShape& shape, CrossRole role, const StreamCodec* sums,
                             double coded, double exact, const Machine& machine) {
     const ReadForm rows;
     TokenWork out = new_row(parts, machine);
@@ -137,7 +138,7 @@ inline TokenWork layer_work(const LayerParts& parts, const LayerShape& shape, Cr
     out += exact * cached_token(plan, shape, rows, rows, machine);
     out.core += machine.layer + machine.page * (pages_fetched(plan, coded, coded_page_tokens) +
                                                 pages_fetched(plan, exact, row_page_tokens));
-    if (!accumulates || role == CrossRole::none) {
+    if (sums == nullptr || role == CrossRole::none) {
         out += coded * cached_token(plan, shape, keys, values, machine);
         return out;
     }
@@ -146,14 +147,17 @@ inline TokenWork layer_work(const LayerParts& parts, const LayerShape& shape, Cr
     const StreamPlan& stream = plan.streams.front();
     const auto width = static_cast<double>(stream.width), stored = static_cast<double>(stream.coded_width());
     TokenWork added;
-    added.core = stored * time(plain_kind(keys)) + width * time(ReadKind::rows);
+    const ReadForm kept = read_form(*sums);
+    ReadForm read = kept;
+    if (integer_product(keys) && kept.bits > 5) read.bits = 5;  // keys are products in 8 bits
+    added.core = stored * time(plain_kind(keys)) + width * time(plain_kind(kept));
     added.f32 = width;
-    added.extra_bytes = 2 * sizeof(float) * width;
+    added.extra_bytes = 2 * sums->format.bits / 8.0 * width;
     if (!stream.latent.empty()) {
-        added.core += stored * width * time(ReadKind::token_product8);
-        added.f32 += 2 * stored * width;
+        added.core += stored * width * time(product_kind(keys, stream.coded_width()));
+        (integer_product(keys) ? added.int8 : added.f32) += 2 * stored * width;
     }
-    added += cached_token(plan, shape, rows, rows, machine);
+    added += cached_token(plan, shape, read, kept, machine);
     out += coded * added;
     return out;
 }

@@ -63,11 +63,14 @@ inline void round_spread(scalar tag, const SpreadMatrix& matrix, std::size_t pan
                          scratch + k * columns.count);
         }
         float* const steps = block;
-        float* const offsets = steps + columns.count;
+        float* const shifts = steps + columns.count;
+        float* const offsets = shifts + columns.count;
         auto* const weights = reinterpret_cast<std::int8_t*>(offsets + columns.count);  // [columns][channels]
         for (std::size_t j = 0; j < columns.count; ++j) {
-            steps[j] =
+            const detail::RoundedColumn column =
                 detail::quantize_weights(scratch + j, columns.count, channels, nullptr, int8_top, rounded.data());
+            steps[j] = column.step;
+            shifts[j] = column.shift(middle_code(matrix.format));
             std::copy_n(rounded.data(), channels, weights + j * channels);
             offsets[j] = 0;
             for (std::size_t k = 0; k < channels; ++k) offsets[j] += scratch[k * columns.count + j];
@@ -80,11 +83,13 @@ inline void round_spread(scalar tag, const SpreadMatrix& matrix, std::size_t pan
 inline void spread_codes(scalar tag, const StreamView& in, std::size_t token, const SpreadMatrix& matrix,
                          std::size_t panel, Tile out, float* /*scratch*/) noexcept {
     const StreamFormat& format = in.format;
+    const float middle = middle_code(format);
     const std::size_t columns = out.channels;
     std::array<std::uint8_t, max_group> codes;
     for (std::size_t t = 0; t < out.tokens; ++t) std::fill_n(out.at(t, 0), columns, 0.0F);
     matrix.for_each_block(panel, [&](std::size_t c, std::size_t channels, const float* scales) {
-        const float* const offsets = scales + columns;
+        const float* const shifts = scales + columns;
+        const float* const offsets = shifts + columns;
         const auto* const weights = reinterpret_cast<const std::int8_t*>(offsets + columns);
         const std::size_t channel = matrix.head.first + c, block = channel / format.group_channels;
         for (std::size_t t = 0; t < out.tokens; ++t) {
@@ -95,7 +100,8 @@ inline void spread_codes(scalar tag, const StreamView& in, std::size_t token, co
             for (std::size_t j = 0; j < columns; ++j) {
                 std::int32_t sum = 0;
                 for (std::size_t k = 0; k < channels; ++k) sum += codes[k] * weights[j * channels + k];
-                *out.at(t, j) += scale.scale * (static_cast<float>(sum) * scales[j]) + scale.zero * offsets[j];
+                *out.at(t, j) += scale.scale * (static_cast<float>(sum) * scales[j] + shifts[j]) +
+                                 (scale.zero + middle * scale.scale) * offsets[j];
             }
         }
     });

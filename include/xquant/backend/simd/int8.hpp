@@ -22,27 +22,30 @@ struct Int8Block {
         quad_step;            ///< words from the weights of 4 channels to those of the next 4
     std::uint32_t* weights;   ///< 4 channels a word
     float* scales;            ///< [columns]
-    float* offsets;           ///< [columns] sum over c of zero_c A[c][j]
+    float* shifts;            ///< [columns] what is added to scale[j] times a sum of products
+    float* offsets;           ///< [columns] sum over c of A[c][j], where codes lie per token; or null
 
     /// Of all columns, rounded up to whole registers, in memory of int8_block_floats.
     template <std::size_t Lanes>
     static Int8Block in(float* memory, std::size_t channels, std::size_t dh) noexcept {
         const std::size_t columns = (dh + Lanes - 1) / Lanes * Lanes;
         float* const scales = memory + channels / 4 * columns;
-        return {1, columns, reinterpret_cast<std::uint32_t*>(memory), scales, scales + columns};
+        return {1, columns, reinterpret_cast<std::uint32_t*>(memory), scales, scales + columns, scales + 2 * columns};
     }
 };
 
-/// The weights of quantize_weights (scalar) for all columns of A [channels, Dh]. `factors` and `zeros` are [channels];
-/// null: all of them 1. `memory` has int8_block_floats(channels, Dh) floats.
+/// The weights of quantize_weights (scalar) for all columns of A [channels, Dh], for codes that count from `middle` on.
+/// `factors`, and what a channel's middle code stands for, `centers`, are [channels]; null: codes lie per token.
+/// `memory` has int8_block_floats(channels, Dh) floats.
 template <class R>
-Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const float* zeros, float* memory) noexcept {
+Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const float* centers, float middle,
+                       float* memory) noexcept {
     constexpr std::size_t lanes = R::lanes;
     const float* const a = weights.data;
     const std::size_t dh = weights.columns, channels = weights.rows;
     const Int8Block out = Int8Block::in<lanes>(memory, channels, dh);
     const std::size_t columns = out.quad_step;
-    const auto byte = R::splat_i32(0xFF), magnitude = R::splat_i32(0x7FFFFFFF);
+    const auto byte = R::splat_i32(0xFF), magnitude = R::splat_i32(0x7FFFFFFF), ones = R::splat_i32(0x01010101);
     for (std::size_t j = 0; j < dh; j += lanes) {
         const std::size_t n = (std::min)(lanes, dh - j);
         const auto row = [&](std::size_t c) {
@@ -52,7 +55,7 @@ Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const floa
         for (std::size_t c = 0; c < channels; ++c) {
             const auto value = row(c), scaled = factors != nullptr ? R::mul(R::splat(factors[c]), value) : value;
             largest = R::maximum(largest, R::as_f32(R::bits_and(R::as_i32(scaled), magnitude)));
-            offset = zeros != nullptr ? R::fma(R::splat(zeros[c]), value, offset) : R::add(offset, value);
+            offset = centers != nullptr ? R::fma(R::splat(centers[c]), value, offset) : R::add(offset, value);
         }
         alignas(64) float inverse[lanes], scale[lanes];
         R::store(inverse, largest);
@@ -61,8 +64,10 @@ Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const floa
             inverse[i] = inverse[i] > 0 ? int8_top / inverse[i] : 0.0F;
         }
         R::store(out.scales + j, R::load(scale));
-        R::store(out.offsets + j, offset);
         const auto up = R::load(inverse);
+        auto sum = R::zero_i32();  // of weights, in runs that 16-bit sums hold
+        auto part = R::zero_i32();
+        const std::size_t run = R::dot_run(1);
         for (std::size_t c = 0; c < channels; c += 4) {
             auto word = R::zero_i32();
             for (std::size_t k = 4; k-- > 0;) {
@@ -71,7 +76,15 @@ Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const floa
                 word = R::bits_or(R::shift_left(word, 8), R::bits_and(R::round(R::mul(scaled, up)), byte));
             }
             R::store_i32(out.weights + c / 4 * columns + j, word);
+            part = R::dot(part, ones, word);
+            if ((c / 4 + 1) % run == 0 || c + 4 >= channels) {
+                sum = R::add_i32(sum, R::dot_end(part));
+                part = R::zero_i32();
+            }
         }
+        const auto shift = R::mul(R::mul(R::splat(-middle), R::to_f32(sum)), R::load(scale));
+        R::store(out.shifts + j, centers != nullptr ? R::add(shift, offset) : shift);
+        R::store(out.offsets + j, offset);
     }
     return out;
 }
@@ -136,10 +149,19 @@ XQUANT_INLINE DotSums<R, Vectors, Columns> dot_quads(const std::uint32_t* quads,
     return sums;
 }
 
-/// Scales and zeros of a tile's tokens, where a token's channels share them; null where a channel's tokens do.
+/// Scales of a tile's tokens, and what their middle codes stand for, where a token's channels share them; null where a
+/// channel's tokens do.
 struct TokenScales {
-    const float *scales, *zeros;
+    const float *scales, *centers;
 };
+
+/// zeros [n] become what the middle codes of groups stand for; n up to whole registers.
+template <class R>
+void center_codes(const float* scales, float middle, std::size_t n, float* zeros) noexcept {
+    for (std::size_t t = 0; t < n; t += R::lanes) {
+        R::store(zeros + t, R::fma(R::splat(middle), R::load(scales + t), R::load(zeros + t)));
+    }
+}
 
 /// Adds one channel block to K, a channel-major tile; sets it where `set` is true.
 template <class R>
@@ -153,19 +175,19 @@ void add_int8_block(const std::uint32_t* quads, std::size_t channels, std::size_
             for (std::size_t k = 0; k < dot_columns; ++k) at[k] = (std::min)(j + k, columns - 1);
             const auto sums = dot_quads<R, vectors>(quads, channels, t, block, at, run);
             for (std::size_t k = 0; k < (std::min)(dot_columns, columns - j); ++k) {
-                const auto scale = R::splat(block.scales[j + k]), offset = R::splat(block.offsets[j + k]);
+                const auto scale = R::splat(block.scales[j + k]), shift = R::splat(block.shifts[j + k]);
                 for (std::size_t v = 0; v < vectors; ++v) {
                     const std::size_t first = t + v * R::lanes;
                     if (first >= tokens) break;
                     const std::size_t n = (std::min)(R::lanes, tokens - first);
                     float* to = out.data + (j + k) * out.stride + first;
                     const auto before = set ? R::zero() : R::load_first(to, n);
-                    auto value = R::mul(R::to_f32(sums.at[k][v]), scale);
+                    auto value = R::fma(R::to_f32(sums.at[k][v]), scale, shift);
                     if (by_token.scales != nullptr) {
                         value = R::fma(R::load(by_token.scales + first), value, before);
-                        value = R::fma(R::load(by_token.zeros + first), offset, value);
+                        value = R::fma(R::load(by_token.centers + first), R::splat(block.offsets[j + k]), value);
                     } else {
-                        value = R::add(R::add(value, offset), before);
+                        value = R::add(value, before);
                     }
                     R::store_first(to, value, n);
                 }
@@ -186,7 +208,8 @@ void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& he
     auto* quads = reinterpret_cast<std::uint32_t*>(scratch);
     float* memory = scratch + int8_channels / 4 * detail::quad_tokens;
     float* room = scratch + rematerialize_room(dh);
-    alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales, zeros;
+    const float middle = middle_code(format);
+    alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales, centers;
     for (std::size_t t = 0; t < tokens;) {
         const std::size_t left = by_channel ? format.group_tokens - (token + t) % format.group_tokens : tokens;
         const Slots some{token + t, (std::min)(left, tokens - t)};
@@ -199,15 +222,17 @@ void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& he
             detail::Int8Block block;
             if (by_channel) {
                 detail::load_channel_scales<R>(in, some.first / format.group_tokens, channels, scales.data(),
-                                               zeros.data());
-                block = detail::fold_weights(tag, a, scales.data(), zeros.data(), memory);
+                                               centers.data());
+                detail::center_codes<R>(scales.data(), middle, channels.count, centers.data());
+                block = detail::fold_weights(tag, a, scales.data(), centers.data(), middle, memory);
             } else {
                 detail::load_token_scales<R>(in, some, channels.first / format.group_channels, scales.data(),
-                                             zeros.data());
-                block = detail::fold_weights(tag, a, nullptr, nullptr, memory);
+                                             centers.data());
+                detail::center_codes<R>(scales.data(), middle, some.count, centers.data());
+                block = detail::fold_weights(tag, a, nullptr, nullptr, middle, memory);
             }
             detail::add_int8_block<R>(quads, channels.count, R::dot_run(format.bits), block,
-                                      {by_channel ? nullptr : scales.data(), zeros.data()}, part, c == 0);
+                                      {by_channel ? nullptr : scales.data(), centers.data()}, part, c == 0);
             c += channels.count;
         }
         t += some.count;

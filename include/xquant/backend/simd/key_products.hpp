@@ -28,18 +28,17 @@ struct KeyWeights {
     KeyWeights(const KeyColumns& columns, std::size_t width) noexcept
         : built((columns.built + dot_columns - 1) / dot_columns * dot_columns) {
         const std::size_t all = built + columns.terms_of(direct_queries);
-        block = {width / 4, 1, reinterpret_cast<std::uint32_t*>(columns.rest), nullptr, nullptr};
-        block.scales = columns.rest + all * (width / 4) + column_overrun;
-        block.offsets = block.scales + all;
-        queries = block.offsets + all;
+        float* const scales = columns.rest + all * (width / 4) + column_overrun;
+        block = {width / 4, 1, reinterpret_cast<std::uint32_t*>(columns.rest), scales, scales + all, nullptr};
+        queries = block.shifts + all;
     }
 };
 
 /// The weights of quantize_weights (scalar) for columns [of.count][channels] that lie one behind the other: columns
-/// `of.first` and the next ones of a block.
+/// `of.first` and the next ones of a block, for codes that count from `middle` on.
 template <class R>
-void round_columns(const float* columns, std::size_t channels, Slots of, const float* factors, const float* zeros,
-                   const Int8Block& out) noexcept {
+void round_columns(const float* columns, std::size_t channels, Slots of, const float* factors, const float* centers,
+                   float middle, const Int8Block& out) noexcept {
     constexpr std::size_t lanes = R::lanes;
     auto* const bytes = reinterpret_cast<std::uint8_t*>(out.weights);
     const auto byte = R::splat_i32(0xFF), magnitude = R::splat_i32(0x7FFFFFFF);
@@ -51,42 +50,48 @@ void round_columns(const float* columns, std::size_t channels, Slots of, const f
         for (std::size_t c = 0; c < channels; c += lanes) {
             const auto value = some(columns, c), scaled = R::mul(some(factors, c), value);
             largest = R::maximum(largest, R::as_f32(R::bits_and(R::as_i32(scaled), magnitude)));
-            offset = R::fma(some(zeros, c), value, offset);
+            offset = R::fma(some(centers, c), value, offset);
         }
         const float most = R::reduce_max(largest);
         out.scales[j] = most / int8_top;
-        out.offsets[j] = R::reduce_add(offset);
         const auto up = R::splat(most > 0 ? int8_top / most : 0.0F);
         const auto rounded = [&](std::size_t c) {
             return R::round(R::mul(R::mul(some(factors, c), some(columns, c)), up));
         };
+        auto sum = R::zero_i32();  // of weights
         std::size_t c = 0;
         for (; c + 4 * lanes <= channels; c += 4 * lanes) {
             typename R::i32 words[4];
             XQUANT_UNROLL
             for (std::size_t r = 0; r < 4; ++r) words[r] = rounded(c + r * lanes);
+            sum = R::add_i32(sum, R::add_i32(R::add_i32(words[0], words[1]), R::add_i32(words[2], words[3])));
             R::store_bytes(bytes + j * channels + c, words);
         }
-        for (; c < channels; c += lanes) R::store_u8(bytes + j * channels + c, R::bits_and(rounded(c), byte));
+        for (; c < channels; c += lanes) {
+            const auto word = rounded(c);
+            sum = R::add_i32(sum, word);
+            R::store_u8(bytes + j * channels + c, R::bits_and(word, byte));
+        }
+        out.shifts[j] = R::reduce_add(R::fma(R::to_f32(sum), R::splat(-middle * out.scales[j]), offset));
     }
 }
 
 /// Weights of all columns for a block of tokens with these scales and zeros [width].
 template <class R>
 void round_key_columns(const AttendTask& task, const KeyColumns& columns, std::size_t queries, const float* scales,
-                       const float* zeros, const KeyWeights& out) noexcept {
+                       const float* centers, float middle, const KeyWeights& out) noexcept {
     const std::size_t width = task.key.width, terms = columns.terms_of(queries);
-    round_columns<R>(columns.built_matrix, width, {0, columns.built}, scales, zeros, out.block);
+    round_columns<R>(columns.built_matrix, width, {0, columns.built}, scales, centers, middle, out.block);
     for (std::size_t j = 0; j < columns.built && task.key.constant != nullptr; ++j) {
-        out.block.offsets[j] += task.key.constant[columns.channels[j]];
+        out.block.shifts[j] += task.key.constant[columns.channels[j]];
     }
     const std::size_t nought = out.built - columns.built;
     std::fill_n(out.block.weights + columns.built * (width / 4), nought * (width / 4), 0U);
     std::fill_n(out.block.scales + columns.built, nought, 0.0F);
-    std::fill_n(out.block.offsets + columns.built, nought, 0.0F);
-    round_columns<R>(columns.slow_columns, width, {out.built, terms}, scales, zeros, out.block);
+    std::fill_n(out.block.shifts + columns.built, nought, 0.0F);
+    round_columns<R>(columns.slow_columns, width, {out.built, terms}, scales, centers, middle, out.block);
     for (std::size_t i = 0; i < terms; ++i) {
-        out.block.offsets[out.built + i] += columns.constants[i / slow_terms * constant_terms + i % slow_terms];
+        out.block.shifts[out.built + i] += columns.constants[i / slow_terms * constant_terms + i % slow_terms];
     }
 }
 
@@ -113,7 +118,7 @@ void score_slow_pairs(const AttendTask& task, const std::uint32_t* quads, BlockT
             typename R::f32 score[vectors];
             XQUANT_UNROLL
             for (std::size_t m = 0; m < slow_terms; ++m) {
-                const auto scale = R::splat(block.scales[j + m]), offset = R::splat(block.offsets[j + m]);
+                const auto scale = R::splat(block.scales[j + m]), offset = R::splat(block.shifts[j + m]);
                 XQUANT_UNROLL
                 for (std::size_t v = 0; v < vectors; ++v) {
                     const auto part = R::fma(R::to_f32(sums.at[m][v]), scale, offset);
@@ -149,7 +154,7 @@ void score_products(const AttendTask& task, const std::uint32_t* quads, std::siz
             typename R::f32 key[dot_columns][vectors];
             XQUANT_UNROLL
             for (std::size_t k = 0; k < dot_columns; ++k) {
-                const auto scale = R::splat(block.scales[j + k]), offset = R::splat(block.offsets[j + k]);
+                const auto scale = R::splat(block.scales[j + k]), offset = R::splat(block.shifts[j + k]);
                 XQUANT_UNROLL
                 for (std::size_t v = 0; v < vectors; ++v) key[k][v] = R::fma(R::to_f32(sums.at[k][v]), scale, offset);
                 if constexpr (Norm) {
@@ -221,7 +226,8 @@ void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& i
     const std::size_t dh = task.head_dim, count = rows.count * task.queries_per_kv, block_tokens = format.group_tokens;
     const Slots channels{head.first, head.width};
     auto* quads = reinterpret_cast<std::uint32_t*>(at.inner);
-    std::array<float, int8_channels> scales, zeros;
+    const float middle = middle_code(format);
+    std::array<float, int8_channels + R::lanes> scales, centers;
     const std::int64_t start = angles.start();
     const KeyColumns& columns = *at.columns;
     const KeyWeights weights(columns, head.width);
@@ -242,8 +248,9 @@ void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& i
         }
         const std::size_t some = std::min<std::size_t>(block_tokens, tokens.end() - t);
         load_quads(tag, in, {t, some}, channels, at.keys_ahead, quads);
-        load_channel_scales<R>(in, t / block_tokens, channels, scales.data(), zeros.data());
-        round_key_columns<R>(task, columns, count, scales.data(), zeros.data(), weights);
+        load_channel_scales<R>(in, t / block_tokens, channels, scales.data(), centers.data());
+        center_codes<R>(scales.data(), middle, channels.count, centers.data());
+        round_key_columns<R>(task, columns, count, scales.data(), centers.data(), middle, weights);
         // Scores of whole registers, and of tokens before the tile, go through at.keys: no tile of K is built here.
         const bool fits = ahead >= 0 && t - first + (some + wide - 1) / wide * wide <= tile_tokens;
         float* const scores = fits ? at.scores + (t - first) : at.keys;

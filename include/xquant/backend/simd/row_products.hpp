@@ -37,14 +37,15 @@ void add_key_rows(const std::uint32_t* quads, std::size_t channels, std::size_t 
         for (std::size_t t = 0; t < tokens; t += wide) {
             const auto sums = dot_quads<R, vectors>(quads, channels, t, block, at, run);
             for (std::size_t k = 0; k < some; ++k) {
-                const auto scale = R::splat(block.scales[at[k]]), offset = R::splat(block.offsets[at[k]]);
+                const auto scale = R::splat(block.scales[at[k]]), shift = R::splat(block.shifts[at[k]]),
+                           offset = R::splat(block.offsets[at[k]]);
                 float* const to = rows + (j + k) * tile_tokens + t;
                 XQUANT_UNROLL
                 for (std::size_t v = 0; v < vectors; ++v) {
                     const std::size_t place = t + v * R::lanes;
                     const auto before = set ? R::zero() : R::load(to + v * R::lanes);
-                    const auto value = R::mul(R::to_f32(sums.at[k][v]), scale);
-                    R::store(to + v * R::lanes, R::fma(R::load(by_token.zeros + place), offset,
+                    const auto value = R::fma(R::to_f32(sums.at[k][v]), scale, shift);
+                    R::store(to + v * R::lanes, R::fma(R::load(by_token.centers + place), offset,
                                                        R::fma(R::load(by_token.scales + place), value, before)));
                 }
             }
@@ -67,20 +68,23 @@ template <class R>
 struct SlowWeights {
     static constexpr std::size_t most = slow_terms * direct_queries;
     alignas(64) std::array<std::uint32_t, most * int8_channels / 4 + column_overrun> words;
-    std::array<float, most> scales, offsets;
+    std::array<float, most> scales, shifts, offsets;
 
-    Int8Block round(const KeyColumns& columns, std::size_t terms, std::size_t width, Slots channels) noexcept {
+    Int8Block round(const KeyColumns& columns, std::size_t terms, std::size_t width, Slots channels,
+                    float middle) noexcept {
         auto* const bytes = reinterpret_cast<std::uint8_t*>(words.data());
         for (std::size_t i = 0; i < terms; ++i) {
             const float* const column = columns.slow_columns + i * width + channels.first;
-            scales[i] = round_row<R>(column, channels.count, bytes + i * int8_channels).step;
+            const RoundedRow row = round_row<R>(column, channels.count, bytes + i * int8_channels);
+            scales[i] = row.step;
+            shifts[i] = -middle * row.sum * row.step;
             auto sum = R::zero();
             for (std::size_t k = 0; k < channels.count; k += R::lanes) {
                 sum = R::add(sum, R::load_first(column + k, (std::min)(R::lanes, channels.count - k)));
             }
             offsets[i] = R::reduce_add(sum);
         }
-        return {int8_channels / 4, 1, words.data(), scales.data(), offsets.data()};
+        return {int8_channels / 4, 1, words.data(), scales.data(), shifts.data(), offsets.data()};
     }
 };
 
@@ -180,6 +184,7 @@ void score_products_by_token(Backend tag, const AttendTask& task, const StreamVi
     using R = typename Backend::registers;
     const std::size_t dh = task.head_dim, width = task.key.width, count = rows.count * task.queries_per_kv;
     const StreamFormat& format = in.format;
+    const float middle = middle_code(format);
     KeyColumns& columns = *at.columns;
     float* const queries = columns.rest;  // [queries][built]
     float* const memory = queries + direct_queries * dh;
@@ -188,7 +193,8 @@ void score_products_by_token(Backend tag, const AttendTask& task, const StreamVi
         for_each_weight_block<R>(format, task.key, memory, [&](Slots channels, const Int8Block& block) {
             const float* const a =
                 weights_as_floats(tag, task.key.matrix, {channels.first * dh, channels.count * dh}, room);
-            fold_weights(tag, {a, channels.count, dh, dh}, nullptr, nullptr, reinterpret_cast<float*>(block.weights));
+            fold_weights(tag, {a, channels.count, dh, dh}, nullptr, nullptr, middle,
+                         reinterpret_cast<float*>(block.weights));
         });
         columns.weights_group = format.group_channels;
     }
@@ -203,18 +209,19 @@ void score_products_by_token(Backend tag, const AttendTask& task, const StreamVi
     auto* const quads = reinterpret_cast<std::uint32_t*>(at.inner);
     float* const keys = at.keys;
     const std::size_t terms = columns.terms_of(count), run = R::dot_run(format.bits);
-    alignas(64) std::array<float, quad_tokens + R::lanes> scales{}, zeros{};
+    alignas(64) std::array<float, quad_tokens + R::lanes> scales{}, centers{};
     SlowWeights<R> slow;
     for_each_weight_block<R>(format, task.key, memory, [&](Slots channels, const Int8Block& block) {
         const Slots stored{task.key.first + channels.first, channels.count};
         load_quads(tag, in, tokens, stored, at.keys_ahead, quads);
-        load_token_scales<R>(in, tokens, stored.first / format.group_channels, scales.data(), zeros.data());
-        const TokenScales by_token{scales.data(), zeros.data()};
+        load_token_scales<R>(in, tokens, stored.first / format.group_channels, scales.data(), centers.data());
+        center_codes<R>(scales.data(), middle, tokens.count, centers.data());
+        const TokenScales by_token{scales.data(), centers.data()};
         const bool set = channels.first == 0;
         add_key_rows<R, dot_columns>(quads, channels.count, run, block, {columns.channels.data(), columns.built},
                                      by_token, tokens.count, set, keys);
         if (terms == 0) return;
-        add_key_rows<R, slow_terms>(quads, channels.count, run, slow.round(columns, terms, width, channels),
+        add_key_rows<R, slow_terms>(quads, channels.count, run, slow.round(columns, terms, width, channels, middle),
                                     {in_order.at.data(), terms}, by_token, tokens.count, set,
                                     keys + columns.built * tile_tokens);
     });

@@ -22,7 +22,8 @@ void round_spread(simd<R> tag, const SpreadMatrix& matrix, std::size_t panel, fl
             load_weights(tag, matrix.head.matrix, {(c + k) * matrix.head.head_dim + columns.first, columns.count},
                          scratch + k * columns.count);
         }
-        detail::fold_weights(tag, {scratch, channels, columns.count, columns.count}, nullptr, nullptr, block);
+        detail::fold_weights(tag, {scratch, channels, columns.count, columns.count}, nullptr, nullptr,
+                             middle_code(matrix.format), block);
     });
 }
 
@@ -34,15 +35,17 @@ void spread_codes(simd<R> tag, const StreamView& in, std::size_t token, const Sp
     const std::size_t columns = out.channels;
     auto* const quads = reinterpret_cast<std::uint32_t*>(scratch);
     float* const tile = scratch + int8_channels / 4 * detail::quad_tokens;  // [columns][128]
-    alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales{}, zeros{};
+    alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales{}, centers{};
     matrix.for_each_block(panel, [&](std::size_t c, std::size_t channels, float* weights) {
         const std::size_t channel = matrix.head.first + c;
         detail::load_quads(tag, in, {token, out.tokens}, {channel, channels}, 0, quads);
         detail::load_token_scales<R>(in, {token, out.tokens}, channel / format.group_channels, scales.data(),
-                                     zeros.data());
-        detail::add_int8_block<R>(
-            quads, channels, R::dot_run(format.bits), detail::Int8Block::in<R::lanes>(weights, channels, columns),
-            {scales.data(), zeros.data()}, {tile, out.tokens, columns, tile_tokens, TileOrder::channel_major}, c == 0);
+                                     centers.data());
+        detail::center_codes<R>(scales.data(), middle_code(format), out.tokens, centers.data());
+        detail::add_int8_block<R>(quads, channels, R::dot_run(format.bits),
+                                  detail::Int8Block::in<R::lanes>(weights, channels, columns),
+                                  {scales.data(), centers.data()},
+                                  {tile, out.tokens, columns, tile_tokens, TileOrder::channel_major}, c == 0);
     });
     transpose(tag, {tile, columns, out.tokens, tile_tokens}, out.data, out.stride);
 }

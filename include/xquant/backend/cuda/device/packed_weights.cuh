@@ -135,7 +135,8 @@ inline PackedMatrix pack_matrix(const HeadDecoder& head, const ChannelOrder& ord
                 ColumnFactor& factor =
                     out.factors[(set * (coded_depth / group) + first / group) * set_channels + column];
                 factor.step = backend::detail::quantize_weights(a.data(), 1, some, nullptr, int8_top,
-                                                                out.weights.data() + row * coded_depth + first);
+                                                                out.weights.data() + row * coded_depth + first)
+                                  .step;
                 for (std::size_t k = 0; k < some; ++k) factor.sum += a[k];
             }
         }

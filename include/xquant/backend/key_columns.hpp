@@ -93,9 +93,8 @@ struct KeyColumns {
             return number == other.number && rows.first == other.rows.first && rows.count == other.rows.count;
         }
     } stretch;
-    float* rest = nullptr;  ///< room for what a backend makes of it
-    std::size_t weights_group =
-        0;  ///< codes per token: for which groups of channels a backend has rounded A_k; 0: none
+    float* rest = nullptr;       ///< room for what a backend makes of it
+    StreamFormat weights_for{};  ///< codes per token: those that a backend has rounded A_k for; width 0: none
 
     /// Columns of all queries that stand for slow pairs.
     [[nodiscard]] constexpr std::size_t terms_of(std::size_t queries) const noexcept {

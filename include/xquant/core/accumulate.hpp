@@ -167,8 +167,19 @@ private:
             ScratchPool::Loan scratch(core.scratch(), backend::spread_scratch());
             round_spread(tag, matrix, panel, scratch.data());
         });
-        run_tasks(threads, entries_.size(),
-                  [&](std::size_t i) { add_spread(tag, core, core.layers()[layer].place, matrix, entries_[i]); });
+        run_tasks(threads, entries_.size(), [&](std::size_t i) {
+            const Entry& entry = entries_[i];
+            const StreamFormat& format = entry.page->stream(core.layers()[layer].place, 0).format;
+            if (format.bits == matrix.format.bits && format.group_channels == matrix.format.group_channels &&
+                format.group_tokens == 1 && backend::fits_int8(format, matrix.head)) {
+                add_spread(tag, core, core.layers()[layer].place, matrix, entry);
+                return;
+            }
+            // Requantized pages have other codes, which S was not rounded for.
+            for (std::size_t first = entry.begin; first < entry.end; first += block) {
+                add(tag, core, layer, entry, first, (std::min)(block, entry.end - first));
+            }
+        });
     }
 
     /// Adds what a layer stored of a page.

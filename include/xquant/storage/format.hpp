@@ -38,9 +38,9 @@ struct StreamFormat {
     float zero_code = 0;               ///< the code that stands for zero, where no zero is stored
     const float* levels = nullptr;     ///< [2^bits] values of the codes, or null: the code itself
     std::uint8_t outliers = 0;         ///< values of each group that are kept in f16, with their index
+    bool rough = false;        ///< as attention sees it: rows are sums of coarser codes, so that they are off by more
+                               ///< than products with 8-bit weights are, whatever `bits` says
     std::uint32_t tokens = 0;  ///< room of the page, or 0 if there is no page yet; offsets of groups depend on it
-    bool rough = false;  ///< as attention sees it: rows are sums of coarser codes, so that they are off by more than
-                         ///< products with 8-bit weights are, whatever `bits` says
 
     friend bool operator==(const StreamFormat&, const StreamFormat&) = default;
 

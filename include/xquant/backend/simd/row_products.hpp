@@ -188,7 +188,8 @@ void score_products_by_token(Backend tag, const AttendTask& task, const StreamVi
     KeyColumns& columns = *at.columns;
     float* const queries = columns.rest;  // [queries][built]
     float* const memory = queries + direct_queries * dh;
-    if (columns.weights_group != format.group_channels) {
+    const StreamFormat& known = columns.weights_for;  // pages of one stream may have several formats
+    if (known.width == 0 || known.group_channels != format.group_channels || known.bits != format.bits) {
         float* const room = at.inner + rematerialize_room(dh);
         for_each_weight_block<R>(format, task.key, memory, [&](Slots channels, const Int8Block& block) {
             const float* const a =
@@ -196,7 +197,7 @@ void score_products_by_token(Backend tag, const AttendTask& task, const StreamVi
             fold_weights(tag, {a, channels.count, dh, dh}, nullptr, nullptr, middle,
                          reinterpret_cast<float*>(block.weights));
         });
-        columns.weights_group = format.group_channels;
+        columns.weights_for = format;
     }
     for (std::size_t i = 0; i < count; ++i) {
         float* const query = at.queries + i * dh;

@@ -98,44 +98,21 @@ bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, 
     });
 }
 
-/// Sums of products with both bytes of whole weights: Vectors registers of channels, Heads queries.
-template <class R, std::size_t Heads, std::size_t Vectors>
-struct WholeSums {
-    typename R::i32 high[Vectors][Heads], low[Vectors][Heads];
-
-    XQUANT_INLINE WholeSums() noexcept {
-        XQUANT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) {
-            XQUANT_UNROLL
-            for (std::size_t h = 0; h < Heads; ++h) high[v][h] = low[v][h] = R::zero_i32();
-        }
+/// sums [Heads][stride] += steps times the sums of products with both bytes of whole weights, for a register of
+/// channels.
+template <class R, std::size_t Heads>
+XQUANT_INLINE void finish_whole(const typename R::i32* high, const typename R::i32* low, const float* steps,
+                                float* sums, std::size_t stride) noexcept {
+    XQUANT_UNROLL
+    for (std::size_t h = 0; h < Heads; ++h) {
+        float* const to = sums + h * stride;
+        R::store(to, R::fma(whole_sum<R>(high[h], low[h]), R::splat(steps[h]), R::load(to)));
     }
+}
 
-    /// Words of tokens t .. t + 3, and the weights of query `head` and the next ones.
-    XQUANT_INLINE void add(const typename R::i32* words, const WholeWeights& weights, std::size_t head,
-                           std::size_t t) noexcept {
-        XQUANT_UNROLL
-        for (std::size_t h = 0; h < Heads; ++h) {
-            const std::size_t at = (head + h) * tile_tokens + t;
-            const auto weight_high = R::template repeat<4>(weights.high.data() + at);
-            const auto weight_low = R::template repeat<4>(weights.low.data() + at);
-            XQUANT_UNROLL
-            for (std::size_t v = 0; v < Vectors; ++v) {
-                high[v][h] = R::dot(high[v][h], words[v], weight_high);
-                low[v][h] = R::dot(low[v][h], words[v], weight_low);
-            }
-        }
-    }
-
-    /// sums [Heads][stride] += steps times the sums of register v.
-    XQUANT_INLINE void finish(std::size_t v, const float* steps, float* sums, std::size_t stride) const noexcept {
-        XQUANT_UNROLL
-        for (std::size_t h = 0; h < Heads; ++h) {
-            float* const to = sums + h * stride;
-            R::store(to, R::fma(whole_sum<R>(high[v][h], low[v][h]), R::splat(steps[h]), R::load(to)));
-        }
-    }
-};
+// The sums of add_quads and add_code_rows are arrays of these functions, and the loops over them stand there twice: as
+// members of a struct, or handed to a function that adds to them, g++ 12 keeps them in memory, and `kv4` took 1.3 times
+// as long.
 
 /// Codes of a tile of values: quads [count][channels], words of 4 tokens; `run` is how many a sum of integers may hold.
 struct ValueQuads {
@@ -152,16 +129,31 @@ void add_quads(const ValueQuads& codes, std::size_t c, const WholeWeights& weigh
     const std::size_t count_q = codes.count, channels = codes.channels, run = codes.run;
     for (std::size_t q = 0; q < count_q;) {
         const std::size_t end = count_q - q > run ? q + run : count_q;
-        WholeSums<R, Heads, Vectors> whole;
+        typename R::i32 high[Vectors][Heads], low[Vectors][Heads];
+        XQUANT_UNROLL
+        for (std::size_t v = 0; v < Vectors; ++v) {
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) high[v][h] = low[v][h] = R::zero_i32();
+        }
         for (; q < end; ++q) {
             typename R::i32 words[Vectors];
             XQUANT_UNROLL
             for (std::size_t v = 0; v < Vectors; ++v) words[v] = R::load_i32(quads + q * channels + c + v * R::lanes);
-            whole.add(words, weights, head, 4 * q);
+            XQUANT_UNROLL
+            for (std::size_t h = 0; h < Heads; ++h) {
+                const std::size_t at = (head + h) * tile_tokens + 4 * q;
+                const auto weight_high = R::template repeat<4>(weights.high.data() + at);
+                const auto weight_low = R::template repeat<4>(weights.low.data() + at);
+                XQUANT_UNROLL
+                for (std::size_t v = 0; v < Vectors; ++v) {
+                    high[v][h] = R::dot(high[v][h], words[v], weight_high);
+                    low[v][h] = R::dot(low[v][h], words[v], weight_low);
+                }
+            }
         }
         XQUANT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
-            whole.finish(v, weights.steps.data() + head, sums + c + v * R::lanes, stride);
+            finish_whole<R, Heads>(high[v], low[v], weights.steps.data() + head, sums + c + v * R::lanes, stride);
         }
     }
 }
@@ -181,7 +173,12 @@ void add_code_rows(const CodeRows& rows, std::size_t skip, const WholeWeights& w
                    std::size_t stride) noexcept {
     constexpr std::size_t vectors = Part == CodePart::both ? 4 : 2;
     const auto nibbles = R::splat_i32(0x0F0F0F0F);
-    WholeSums<R, Heads, vectors> whole;
+    typename R::i32 high[vectors][Heads], low[vectors][Heads];
+    XQUANT_UNROLL
+    for (std::size_t v = 0; v < vectors; ++v) {
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) high[v][h] = low[v][h] = R::zero_i32();
+    }
     for_row_blocks<4, RowBytes>(rows, [&](const std::byte* first, std::size_t t) {
         const std::byte* const from = first + skip;
         for (std::size_t line = 0; line < 4 * RowBytes; line += 64) prefetch(first + line, rows.ahead);
@@ -196,13 +193,23 @@ void add_code_rows(const CodeRows& rows, std::size_t skip, const WholeWeights& w
                 words[vectors - 2 + i] = R::bits_and(R::shift_right(both[i], 4), nibbles);
             }
         }
-        whole.add(words, weights, head, t);
+        XQUANT_UNROLL
+        for (std::size_t h = 0; h < Heads; ++h) {
+            const std::size_t at = (head + h) * tile_tokens + t;
+            const auto weight_high = R::template repeat<4>(weights.high.data() + at);
+            const auto weight_low = R::template repeat<4>(weights.low.data() + at);
+            XQUANT_UNROLL
+            for (std::size_t v = 0; v < vectors; ++v) {
+                high[v][h] = R::dot(high[v][h], words[v], weight_high);
+                low[v][h] = R::dot(low[v][h], words[v], weight_low);
+            }
+        }
     });
     XQUANT_UNROLL
     for (std::size_t v = 0; v < vectors; ++v) {
         const bool upper = Part == CodePart::upper || v >= 2;
         const std::size_t channel = skip + v % 2 * R::lanes + (upper ? RowBytes : 0);
-        whole.finish(v, weights.steps.data() + head, sums + channel, stride);
+        finish_whole<R, Heads>(high[v], low[v], weights.steps.data() + head, sums + channel, stride);
     }
 }
 

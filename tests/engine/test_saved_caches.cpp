@@ -131,8 +131,12 @@ TEST_CASE("a prompt begins with what it has in common with a saved cache", "[sav
                 const std::size_t reused = load_cache(*after, scheme, first(ids, prompt), folder / "cache.xq");
                 CHECK(reused == std::min(saved, prompt - 1));
                 CHECK(after->size() == reused);
-                // In the steps in which the saved one read: rows leave the tail at the end of a step.
-                if (saved < prompt) e.read(first(ids, saved), *without);
+                // In the steps in which the saved one read: rows leave the tail at the end of a step, and a row that is
+                // read alone meets its keys in other sums than one of many.
+                if (saved <= prompt) {
+                    e.read(first(ids, saved), *without);
+                    without->truncate(reused);
+                }
                 CHECK(e.answer(first(ids, prompt), *after, 20) == e.answer(first(ids, prompt), *without, 20));
             }
         }

@@ -39,7 +39,8 @@ inline void clamp_to_f16(float* values, std::size_t count) noexcept {
 class Accumulators {
 public:
     explicit Accumulators(Core& core)
-        : entries_(LedgerAllocator<Entry, Purpose::workspace>(core.ledger())),
+        : rough_(adds_coarse_codes(core)),
+          entries_(LedgerAllocator<Entry, Purpose::workspace>(core.ledger())),
           rounded_(LedgerAllocator<float, Purpose::workspace>(core.ledger())) {}
 
     /// Makes room for the coded tokens that these plans write and, if `read`, that they read. A page that several plans
@@ -92,13 +93,9 @@ public:
     [[nodiscard]] MutableStreamView view(const Page* page) const noexcept { return find(page)->sum->stream(0, 0); }
 
     /// Likewise, as attention reads it.
-    [[nodiscard]] StreamView rows(const Core& core, const Page* page) const noexcept {
+    [[nodiscard]] StreamView rows(const Page* page) const noexcept {
         StreamView out = read_only(view(page));
-        out.format.rough = true;
-        for (std::size_t i = 0; i < core.layers().size(); ++i) {
-            const bool adds = core.layers()[i].role != CrossRole::none;
-            out.format.rough &= !adds || core.codec(i, 0).format.bits <= backend::int8_most_bits;
-        }
+        out.format.rough = rough_;
         return out;
     }
 
@@ -170,8 +167,7 @@ private:
         run_tasks(threads, entries_.size(), [&](std::size_t i) {
             const Entry& entry = entries_[i];
             const StreamFormat& format = entry.page->stream(core.layers()[layer].place, 0).format;
-            if (format.bits == matrix.format.bits && format.group_channels == matrix.format.group_channels &&
-                format.group_tokens == 1 && backend::fits_int8(format, matrix.head)) {
+            if (format.with_room(0) == matrix.format.with_room(0)) {
                 add_spread(tag, core, core.layers()[layer].place, matrix, entry);
                 return;
             }
@@ -238,6 +234,16 @@ private:
         encode_rows(tag, core.accumulator(), backend::Matrix{rows, n, d, d}, first, sum);
     }
 
+    /// Whether every layer that adds to sums has codes that are coarser than 8-bit products.
+    static bool adds_coarse_codes(const Core& core) noexcept {
+        for (std::size_t i = 0; i < core.layers().size(); ++i) {
+            if (core.layers()[i].role == CrossRole::none) continue;
+            if (core.codec(i, 0).format.bits > backend::int8_most_bits) return false;
+        }
+        return true;
+    }
+
+    bool rough_;
     LedgerVector<Entry, Purpose::workspace> entries_;
     LedgerVector<float, Purpose::workspace> rounded_;  ///< SpreadMatrix::weights of the layer that is added
 };

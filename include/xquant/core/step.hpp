@@ -256,7 +256,7 @@ private:
                       const Segment& segment) {
         const auto view = [&](std::size_t stream) {
             if (segment.page && prepared.role != CrossRole::none && segment.page->format().is_coded()) {
-                return sums_.rows(*core_, segment.page.get());
+                return sums_.rows(segment.page.get());
             }
             if (segment.page) return read_only(segment.page->stream(prepared.place, stream));
             const std::size_t width = storing.encoders[stream].width;

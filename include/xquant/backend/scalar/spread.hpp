@@ -48,6 +48,16 @@ struct SpreadMatrix {
     }
 };
 
+/// A block of S in f32 [channels, columns.count], from channel c on.
+template <class Backend>
+void load_spread_block(Backend tag, const SpreadMatrix& matrix, std::size_t c, std::size_t channels, Slots columns,
+                       float* out) noexcept {
+    for (std::size_t k = 0; k < channels; ++k) {
+        load_weights(tag, matrix.head.matrix, {(c + k) * matrix.head.head_dim + columns.first, columns.count},
+                     out + k * columns.count);
+    }
+}
+
 /// Floats of scratch that round_spread and spread_codes need.
 constexpr std::size_t spread_scratch() noexcept {
     return int8_channels / 4 * tile_tokens + width_step * (std::max)(int8_channels, tile_tokens);
@@ -58,10 +68,7 @@ inline void round_spread(scalar tag, const SpreadMatrix& matrix, std::size_t pan
     const Slots columns = matrix.columns_of(panel);
     std::array<std::int8_t, int8_channels> rounded;
     matrix.for_each_block(panel, [&](std::size_t c, std::size_t channels, float* block) {
-        for (std::size_t k = 0; k < channels; ++k) {
-            load_weights(tag, matrix.head.matrix, {(c + k) * matrix.head.head_dim + columns.first, columns.count},
-                         scratch + k * columns.count);
-        }
+        load_spread_block(tag, matrix, c, channels, columns, scratch);
         float* const steps = block;
         float* const shifts = steps + columns.count;
         float* const offsets = shifts + columns.count;

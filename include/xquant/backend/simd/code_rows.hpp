@@ -102,6 +102,16 @@ float largest_of(const float* x, std::size_t n) noexcept {
     return R::reduce_max(largest);
 }
 
+/// The sum of n values.
+template <class R>
+float sum_of(const float* x, std::size_t n) noexcept {
+    auto sum = R::zero();
+    for (std::size_t c = 0; c < n; c += R::lanes) {
+        sum = R::add(sum, R::load_first(x + c, (std::min)(R::lanes, n - c)));
+    }
+    return R::reduce_add(sum);
+}
+
 /// Rows of weights as whole multiples of a step: 255 high + low, high and low within -127 .. 127. The error of a weight
 /// is at most 1 / 65024 of the largest weight of its row.
 struct WholeWeights {

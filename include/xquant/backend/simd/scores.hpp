@@ -209,11 +209,7 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
                     steps[h] = row.step;
                     totals[h] = row.step * row.sum;
                 } else {
-                    auto total = R::zero();
-                    for (std::size_t k = 0; k < channels; k += R::lanes) {
-                        total = R::add(total, R::load_first(query + k, (std::min)(R::lanes, channels - k)));
-                    }
-                    totals[h] = R::reduce_add(total);
+                    totals[h] = sum_of<R>(query, channels);
                 }
             }
             const auto put = [&](std::size_t h, std::size_t at, typename R::f32 sum) {

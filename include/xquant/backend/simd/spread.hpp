@@ -18,10 +18,7 @@ template <class R>
 void round_spread(simd<R> tag, const SpreadMatrix& matrix, std::size_t panel, float* scratch) noexcept {
     const Slots columns = matrix.columns_of(panel);
     matrix.for_each_block(panel, [&](std::size_t c, std::size_t channels, float* block) {
-        for (std::size_t k = 0; k < channels; ++k) {
-            load_weights(tag, matrix.head.matrix, {(c + k) * matrix.head.head_dim + columns.first, columns.count},
-                         scratch + k * columns.count);
-        }
+        load_spread_block(tag, matrix, c, channels, columns, scratch);
         detail::fold_weights(tag, {scratch, channels, columns.count, columns.count}, nullptr, nullptr,
                              middle_code(matrix.format), block);
     });

@@ -24,8 +24,14 @@
     defined(__AVX512DQ__)
 #define XQUANT_HAS_AVX512 1
 #endif
+#if defined(XQUANT_HAS_AVX512) && defined(__AVX512VNNI__) && defined(__AMX_TILE__) && defined(__AMX_INT8__) && \
+    defined(__linux__)
+#define XQUANT_HAS_AMX 1
+#endif
 
-#if defined(XQUANT_HAS_AVX512) && defined(__AVX512VNNI__)
+#if defined(XQUANT_HAS_AMX)
+#define XQUANT_ABI_ISA avx512_amx
+#elif defined(XQUANT_HAS_AVX512) && defined(__AVX512VNNI__)
 #define XQUANT_ABI_ISA avx512_vnni
 #elif defined(XQUANT_HAS_AVX512)
 #define XQUANT_ABI_ISA avx512

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include <xquant/backend/emulated/matrix_unit.hpp>
 #include <xquant/backend/emulated/registers.hpp>
 #include <xquant/xquant.hpp>
 
@@ -20,13 +21,26 @@ void for_each_registers(F&& f) {
 #endif
 }
 
+/// Likewise for those with a matrix unit, which differ from others in 8-bit products alone.
+template <class F>
+void for_each_product_registers(F&& f) {
+    for_each_registers(f);
+    f.template operator()<xquant::backend::emulated_matrix_registers>();
+#if defined(XQUANT_HAS_AMX)
+    f.template operator()<xquant::backend::amx_registers>();
+#endif
+}
+
 inline std::string missing_machines() {
-#if defined(XQUANT_HAS_AVX512)
-    return "nothing is skipped";
+#if defined(XQUANT_HAS_AMX)
+    if (xquant::backend::amx_permitted()) return "nothing is skipped";
+    return "SKIPPED: AMX, which the operating system refuses (its kernels run on the dot instruction)";
+#elif defined(XQUANT_HAS_AVX512)
+    return "SKIPPED: AMX (its kernels run through an emulated matrix unit)";
 #elif defined(XQUANT_HAS_AVX2)
-    return "SKIPPED: AVX-512 (its kernels run through the emulated registers)";
+    return "SKIPPED: AVX-512 and AMX (their kernels run through the emulated registers)";
 #else
-    return "SKIPPED: AVX2 and AVX-512 (their kernels run through the emulated registers)";
+    return "SKIPPED: AVX2, AVX-512 and AMX (their kernels run through the emulated registers)";
 #endif
 }
 

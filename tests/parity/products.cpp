@@ -29,7 +29,7 @@ void for_each_backend(const QuantizedRows& rows, const std::vector<float>& matri
         f(keys);
     };
     run(backend::int8<backend::scalar>{});
-    parity::for_each_registers([&]<class R>() { run(backend::int8<backend::simd<R>>{}); });
+    parity::for_each_product_registers([&]<class R>() { run(backend::int8<backend::simd<R>>{}); });
 }
 
 }  // namespace

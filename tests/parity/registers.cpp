@@ -271,6 +271,9 @@ TEST_CASE("the best backend is the one that the flags allow") {
     std::cerr << "backend::best is " << backend::best::name << "; " << parity::missing_machines() << "\n";
 #if defined(XQUANT_FORCE_SCALAR)
     CHECK(std::string(backend::best::name) == "scalar");
+#elif defined(XQUANT_HAS_AMX)
+    CHECK(std::string(backend::best::name) == "amx_int8");
+    CHECK(std::string(abi_name()) == "abi_avx512_amx");
 #elif defined(XQUANT_HAS_AVX512)
     CHECK(std::string(backend::best::name) == "avx512_int8");
 #if defined(__AVX512VNNI__)

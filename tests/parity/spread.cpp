@@ -106,5 +106,5 @@ TEST_CASE("codes times a wide matrix are as near as 8-bit weights are, on every 
         CHECK(std::equal(part.begin(), part.end(), full.begin() + some.first * columns));
     };
     check(backend::int8<backend::scalar>{});
-    parity::for_each_registers([&]<class R>() { check(backend::int8<backend::simd<R>>{}); });
+    parity::for_each_product_registers([&]<class R>() { check(backend::int8<backend::simd<R>>{}); });
 }

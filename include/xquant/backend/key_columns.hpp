@@ -105,13 +105,17 @@ struct KeyColumns {
 /// Floats behind the weights of a backend's last column, which are written in whole registers.
 inline constexpr std::size_t column_overrun = 16;
 
+/// Columns behind the last one that a matrix unit reads, whatever they hold.
+inline constexpr std::size_t panel_overrun = 15;
+
 /// Floats that KeyColumns need where codes have this format.
 constexpr std::size_t key_columns_floats(const AttendTask& task, const StreamFormat& format) noexcept {
     if (!makes_columns(task, format)) return 0;
     const std::size_t dh = task.head_dim, width = task.key.width, terms = slow_terms * direct_queries;
     const std::size_t slow = dh * width + terms * (dh + 2 * width), queries = direct_queries * (dh + 4);
     if (format.group_channels == 1) {
-        return slow + (dh + 4 + terms) * (width / 4 + 2) + column_overrun + queries;  // weights, scales and offsets
+        const std::size_t columns = dh + 4 + terms + panel_overrun;
+        return slow + columns * (width / 4 + 2) + column_overrun + queries;  // weights, scales and offsets
     }
     std::size_t weights = 0;
     for_each_int8_block(format, task.key,

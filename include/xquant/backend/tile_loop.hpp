@@ -355,6 +355,7 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slo
 /// The partial result of a task over its tiles. Scratch: attend_scratch(task) floats.
 template <class Backend>
 void attend_task(Backend tag, const AttendTask& given, Partial partial, float* scratch) noexcept {
+    [[maybe_unused]] const typename Backend::MatrixScope scope;
     const std::size_t queries = given.queries();
     clear_partial(tag, partial, queries, partial_width(tag, given.value, queries, given.head_dim));
     AttendScratch at = detail::split_scratch(given, scratch);

@@ -18,6 +18,8 @@ struct avx2_registers {
     static constexpr std::size_t lanes = 8, count = 16;
     static constexpr const char* name = "avx2";
     static constexpr const char* int8_name = "avx2_int8";
+    static constexpr bool matrix_unit = false;
+    struct MatrixScope {};
 
     static f32 zero() noexcept { return _mm256_setzero_ps(); }
     static f32 splat(float value) noexcept { return _mm256_set1_ps(value); }

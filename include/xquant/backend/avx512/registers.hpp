@@ -21,6 +21,8 @@ struct avx512_registers {
     static constexpr std::size_t lanes = 16, count = 32;
     static constexpr const char* name = "avx512";
     static constexpr const char* int8_name = "avx512_int8";
+    static constexpr bool matrix_unit = false;
+    struct MatrixScope {};
 
     static f32 zero() noexcept { return _mm512_setzero_ps(); }
     static f32 splat(float value) noexcept { return _mm512_set1_ps(value); }

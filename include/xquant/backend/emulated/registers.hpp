@@ -20,6 +20,8 @@ struct emulated_registers {
     static constexpr std::size_t lanes = 16, count = 32;
     static constexpr const char* name = "emulated";
     static constexpr const char* int8_name = "emulated_int8";
+    static constexpr bool matrix_unit = false;
+    struct MatrixScope {};
 
     struct f32 {
         std::array<float, lanes> at;

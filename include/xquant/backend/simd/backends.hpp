@@ -5,6 +5,9 @@
 #include <xquant/backend/simd/attention.hpp>
 #include <xquant/backend/simd/feedback.hpp>
 
+#if defined(XQUANT_HAS_AMX)
+#include <xquant/backend/amx/registers.hpp>
+#endif
 #if defined(XQUANT_HAS_AVX512)
 #include <xquant/backend/avx512/registers.hpp>
 #endif
@@ -15,6 +18,9 @@
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 
+#if defined(XQUANT_HAS_AMX)
+using amx = simd<amx_registers>;
+#endif
 #if defined(XQUANT_HAS_AVX512)
 using avx512 = simd<avx512_registers>;
 #endif
@@ -24,6 +30,8 @@ using avx2 = simd<avx2_registers>;
 
 #if defined(XQUANT_FORCE_SCALAR)
 using best = scalar;
+#elif defined(XQUANT_HAS_AMX)
+using best = int8<amx>;
 #elif defined(XQUANT_HAS_AVX512)
 using best = int8<avx512>;
 #elif defined(XQUANT_HAS_AVX2)

@@ -10,29 +10,12 @@
 
 #include <xquant/backend/rematerialize.hpp>
 #include <xquant/backend/simd/product.hpp>
+#include <xquant/backend/simd/products.hpp>
 #include <xquant/backend/simd/quads.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
-
-/// A block of A [channels, columns] in 8 bits: factor_c A[c][j] ~ scale[j] weight[c][j].
-struct Int8Block {
-    std::size_t column_step,  ///< words from a column's weights to the next one's
-        quad_step;            ///< words from the weights of 4 channels to those of the next 4
-    std::uint32_t* weights;   ///< 4 channels a word
-    float* scales;            ///< [columns]
-    float* shifts;            ///< [columns] what is added to scale[j] times a sum of products
-    float* offsets;           ///< [columns] sum over c of A[c][j], where codes lie per token; or null
-
-    /// Of all columns, rounded up to whole registers, in memory of int8_block_floats.
-    template <std::size_t Lanes>
-    static Int8Block in(float* memory, std::size_t channels, std::size_t dh) noexcept {
-        const std::size_t columns = (dh + Lanes - 1) / Lanes * Lanes;
-        float* const scales = memory + channels / 4 * columns;
-        return {1, columns, reinterpret_cast<std::uint32_t*>(memory), scales, scales + columns, scales + 2 * columns};
-    }
-};
 
 /// The weights of quantize_weights (scalar) for all columns of A [channels, Dh], for codes that count from `middle` on.
 /// `factors`, and what a channel's middle code stands for, `centers`, are [channels]; null: codes lie per token.
@@ -43,8 +26,8 @@ Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const floa
     constexpr std::size_t lanes = R::lanes;
     const float* const a = weights.data;
     const std::size_t dh = weights.columns, channels = weights.rows;
-    const Int8Block out = Int8Block::in<lanes>(memory, channels, dh);
-    const std::size_t columns = out.quad_step;
+    const Int8Block out = Int8Block::in<R>(memory, channels, dh);
+    [[maybe_unused]] typename R::i32 turned[lanes];
     const auto byte = R::splat_i32(0xFF), magnitude = R::splat_i32(0x7FFFFFFF), ones = R::splat_i32(0x01010101);
     for (std::size_t j = 0; j < dh; j += lanes) {
         const std::size_t n = (std::min)(lanes, dh - j);
@@ -75,7 +58,19 @@ Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const floa
                            scaled = factors != nullptr ? R::mul(R::splat(factors[c + k]), value) : value;
                 word = R::bits_or(R::shift_left(word, 8), R::bits_and(R::round(R::mul(scaled, up)), byte));
             }
-            R::store_i32(out.weights + c / 4 * columns + j, word);
+            if constexpr (R::matrix_unit) {
+                const std::size_t q = c / 4, first = q / lanes * lanes;
+                turned[q - first] = word;
+                if (q - first + 1 == lanes || c + 4 >= channels) {
+                    R::transpose(turned);
+                    for (std::size_t i = 0; i < lanes; ++i) {
+                        auto* const to = reinterpret_cast<float*>(out.weights + (j + i) * out.column_step + first);
+                        R::store_first(to, R::as_f32(turned[i]), q - first + 1);
+                    }
+                }
+            } else {
+                R::store_i32(out.weights + c / 4 * out.quad_step + j, word);
+            }
             part = R::dot(part, ones, word);
             if ((c / 4 + 1) % run == 0 || c + 4 >= channels) {
                 sum = R::add_i32(sum, R::dot_end(part));
@@ -87,66 +82,6 @@ Int8Block fold_weights(simd<R>, Matrix weights, const float* factors, const floa
         R::store(out.offsets + j, offset);
     }
     return out;
-}
-
-/// Registers of tokens, and columns, whose sums are kept at a time.
-template <class R>
-inline constexpr std::size_t dot_vectors = R::count >= 32 ? 4 : 2;
-inline constexpr std::size_t dot_columns = 4;
-
-/// Sums of products, [columns][registers of tokens].
-template <class R, std::size_t Vectors, std::size_t Columns = dot_columns>
-struct DotSums {
-    typename R::i32 at[Columns][Vectors];
-};
-
-/// at[k][v] = for column columns[k]: sum over quads begin .. end of code * weight, for tokens t + v * lanes ..
-template <class R, std::size_t Vectors, std::size_t Columns>
-XQUANT_INLINE DotSums<R, Vectors, Columns> dot_run(const std::uint32_t* quads, std::size_t begin, std::size_t end,
-                                                   std::size_t t, const Int8Block& block,
-                                                   const std::size_t (&columns)[Columns]) noexcept {
-    DotSums<R, Vectors, Columns> sums;
-    XQUANT_UNROLL
-    for (std::size_t k = 0; k < Columns; ++k) {
-        XQUANT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) sums.at[k][v] = R::zero_i32();
-    }
-    for (std::size_t q = begin; q < end; ++q) {
-        typename R::i32 codes[Vectors];
-        XQUANT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) codes[v] = R::load_i32(quads + q * quad_tokens + t + v * R::lanes);
-        XQUANT_UNROLL
-        for (std::size_t k = 0; k < Columns; ++k) {
-            const auto weight =
-                R::template repeat<4>(block.weights + q * block.quad_step + columns[k] * block.column_step);
-            XQUANT_UNROLL
-            for (std::size_t v = 0; v < Vectors; ++v) sums.at[k][v] = R::dot(sums.at[k][v], codes[v], weight);
-        }
-    }
-    XQUANT_UNROLL
-    for (std::size_t k = 0; k < Columns; ++k) {
-        XQUANT_UNROLL
-        for (std::size_t v = 0; v < Vectors; ++v) sums.at[k][v] = R::dot_end(sums.at[k][v]);
-    }
-    return sums;
-}
-
-/// Sums over all channels, from runs of dot_run.
-template <class R, std::size_t Vectors, std::size_t Columns>
-XQUANT_INLINE DotSums<R, Vectors, Columns> dot_quads(const std::uint32_t* quads, std::size_t channels, std::size_t t,
-                                                     const Int8Block& block, const std::size_t (&columns)[Columns],
-                                                     std::size_t run) noexcept {
-    const std::size_t end = channels / 4;
-    DotSums<R, Vectors, Columns> sums = dot_run<R, Vectors>(quads, 0, (std::min)(run, end), t, block, columns);
-    for (std::size_t q = run; q < end && run < end; q += run) {
-        const auto more = dot_run<R, Vectors>(quads, q, (std::min)(q + run, end), t, block, columns);
-        XQUANT_UNROLL
-        for (std::size_t k = 0; k < Columns; ++k) {
-            XQUANT_UNROLL
-            for (std::size_t v = 0; v < Vectors; ++v) sums.at[k][v] = R::add_i32(sums.at[k][v], more.at[k][v]);
-        }
-    }
-    return sums;
 }
 
 /// Scales of a tile's tokens, and what their middle codes stand for, where a token's channels share them; null where a
@@ -169,11 +104,10 @@ void add_int8_block(const std::uint32_t* quads, std::size_t channels, std::size_
                     TokenScales by_token, Tile out, bool set) noexcept {
     constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes;
     const std::size_t tokens = out.tokens, columns = out.channels;
+    Products<R> products(quads, channels, run, block);
     for (std::size_t t = 0; t < tokens; t += wide) {
         for (std::size_t j = 0; j < columns; j += dot_columns) {
-            std::size_t at[dot_columns];
-            for (std::size_t k = 0; k < dot_columns; ++k) at[k] = (std::min)(j + k, columns - 1);
-            const auto sums = dot_quads<R, vectors>(quads, channels, t, block, at, run);
+            const auto sums = products.template of<dot_columns>(t, j);
             for (std::size_t k = 0; k < (std::min)(dot_columns, columns - j); ++k) {
                 const auto scale = R::splat(block.scales[j + k]), shift = R::splat(block.shifts[j + k]);
                 for (std::size_t v = 0; v < vectors; ++v) {

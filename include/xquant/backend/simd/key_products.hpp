@@ -108,13 +108,14 @@ void score_slow_pairs(const AttendTask& task, const std::uint32_t* quads, BlockT
     constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes;
     const Int8Block& block = weights.block;
     const std::size_t terms = task.key.constant != nullptr ? constant_terms : slow_terms;
+    Products<R> products(quads, task.key.width, run, block);
     for (std::size_t t = 0; t < tokens.count; t += wide) {
         const auto turn = [at = static_cast<std::ptrdiff_t>(TurnTable::before + t) + tokens.first](std::size_t m) {
             return turn_table.at[m - 1].data() + at;
         };
         for (std::size_t i = 0; i < queries; ++i) {
             const std::size_t j = weights.built + slow_terms * i;
-            const auto sums = dot_quads<R, vectors>(quads, task.key.width, t, block, {j, j + 1, j + 2}, run);
+            const auto sums = products.template of<slow_terms>(t, j);
             typename R::f32 score[vectors];
             XQUANT_UNROLL
             for (std::size_t m = 0; m < slow_terms; ++m) {
@@ -146,11 +147,12 @@ void score_products(const AttendTask& task, const std::uint32_t* quads, std::siz
     constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes, lanes = R::lanes;
     const std::size_t dh = task.head_dim, built = weights.built;
     const Int8Block& block = weights.block;
+    Products<R> products(quads, task.key.width, run, block);
     for (std::size_t t = 0; t < tokens; t += wide) {
         typename R::f32 squares[vectors];
         for (auto& square : squares) square = R::zero();
         for (std::size_t j = 0; j < built; j += dot_columns) {
-            const auto sums = dot_quads<R, vectors>(quads, task.key.width, t, block, {j, j + 1, j + 2, j + 3}, run);
+            const auto sums = products.template of<dot_columns>(t, j);
             typename R::f32 key[dot_columns][vectors];
             XQUANT_UNROLL
             for (std::size_t k = 0; k < dot_columns; ++k) {

@@ -6,14 +6,11 @@
 #pragma once
 
 #include <xquant/backend/scalar/int8.hpp>
-#include <xquant/backend/simd/codec.hpp>
+#include <xquant/backend/simd/products.hpp>
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
-
-/// Words of a row of quads: one for each token of a page.
-inline constexpr std::size_t quad_tokens = tile_tokens;
 
 /// Stores the first n of 4 registers, or all, `step` words apart. No loop: compilers make a call of memmove of one.
 template <class R>

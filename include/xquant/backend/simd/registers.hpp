@@ -26,8 +26,14 @@
 //     dot(sum, codes, weights)  adds to each word the products of its 4 unsigned bytes with 4 signed ones. Up to
 //                               dot_run(bits) of them may follow each other, from zero; dot_end makes 32-bit words of
 //                               that. |weight| <= 127, codes of at most dot_bits bits (5 or 8).
+//     matrix_unit               whether there is a unit that multiplies tiles of bytes. Then:
+//     MatrixScope               a thread may use the unit while one lives, if its ready(); they may nest
+//     multiply_panel(weights, step, quads, quad_step, groups, sums)   sums [16][64], of 32 bits: of 16 columns, whose
+//                               weights begin `step` words apart, and 64 tokens, the words of quads lying quad_step
+//                               apart, over groups of 64 channels: signed times unsigned bytes
 //
-// Wrappers: backend/avx2, backend/avx512, backend/emulated (plain C++; the specification of these operations).
+// Wrappers: backend/avx2, backend/avx512, backend/amx, backend/emulated (plain C++; the specification of these
+// operations).
 #pragma once
 
 #include <concepts>
@@ -52,6 +58,8 @@ concept register_wrapper = requires(typename R::f32 x, typename R::i32 w, float*
     { R::load_f16(halves) } -> std::same_as<typename R::f32>;
     { R::dot(w, w, w) } -> std::same_as<typename R::i32>;
     { R::dot_end(w) } -> std::same_as<typename R::i32>;
+    { R::matrix_unit } -> std::convertible_to<bool>;
+    typename R::MatrixScope;
     R::store_first(floats, x, std::size_t{});
     R::store_u8(bytes, w);
     R::store_bytes(bytes, words);

@@ -16,30 +16,28 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Calls f(channels, weights) for the blocks of a head's channels, `memory` having room for the weights of all.
+/// Calls f(channels, weights) for the blocks of a head's channels, `memory` having room for the weights of all: those
+/// of `columns` columns.
 template <class R, class F>
-void for_each_weight_block(const StreamFormat& format, const HeadDecoder& head, float* memory, F&& f) noexcept {
+void for_each_weight_block(const StreamFormat& format, const HeadDecoder& head, std::size_t columns, float* memory,
+                           F&& f) noexcept {
     for_each_int8_block(format, head, [&](std::size_t c, std::size_t channels) {
-        f(Slots{c, channels}, Int8Block::in<R::lanes>(memory, channels, head.head_dim));
-        memory += int8_block_floats(channels, head.head_dim);
+        f(Slots{c, channels}, Int8Block::in<R>(memory, channels, columns));
+        memory += int8_block_floats(channels, columns);
     });
 }
 
-/// Rows of K [count][128] (+)= those of a block of channels. Row j is column order[j] of the block; Columns at a time.
+/// Rows of K [count][128] (+)= those of a block of channels, a row for each column; Columns at a time.
 template <class R, std::size_t Columns>
-void add_key_rows(const std::uint32_t* quads, std::size_t channels, std::size_t run, const Int8Block& block,
-                  std::span<const std::uint16_t> order, TokenScales by_token, std::size_t tokens, bool set,
-                  float* rows) noexcept {
+void add_key_rows(Products<R>&& products, const Int8Block& block, std::size_t count, TokenScales by_token,
+                  std::size_t tokens, bool set, float* rows) noexcept {
     constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes;
-    for (std::size_t j = 0; j < order.size(); j += Columns) {
-        const std::size_t some = (std::min)(Columns, order.size() - j);
-        std::size_t at[Columns];
-        for (std::size_t k = 0; k < Columns; ++k) at[k] = order[j + (std::min)(k, some - 1)];
-        for (std::size_t t = 0; t < tokens; t += wide) {
-            const auto sums = dot_quads<R, vectors>(quads, channels, t, block, at, run);
-            for (std::size_t k = 0; k < some; ++k) {
-                const auto scale = R::splat(block.scales[at[k]]), shift = R::splat(block.shifts[at[k]]),
-                           offset = R::splat(block.offsets[at[k]]);
+    for (std::size_t t = 0; t < tokens; t += wide) {
+        for (std::size_t j = 0; j < count; j += Columns) {
+            const auto sums = products.template of<Columns>(t, j);
+            for (std::size_t k = 0; k < (std::min)(Columns, count - j); ++k) {
+                const auto scale = R::splat(block.scales[j + k]), shift = R::splat(block.shifts[j + k]),
+                           offset = R::splat(block.offsets[j + k]);
                 float* const to = rows + (j + k) * tile_tokens + t;
                 XQUANT_UNROLL
                 for (std::size_t v = 0; v < vectors; ++v) {
@@ -54,21 +52,11 @@ void add_key_rows(const std::uint32_t* quads, std::size_t channels, std::size_t 
     }
 }
 
-/// Numbers 0, 1, 2 ... of columns that stand in order.
-struct InOrder {
-    std::array<std::uint16_t, slow_terms * direct_queries> at{};
-
-    constexpr InOrder() noexcept {
-        for (std::size_t i = 0; i < at.size(); ++i) at[i] = static_cast<std::uint16_t>(i);
-    }
-};
-inline constexpr InOrder in_order;
-
 /// The columns of slow pairs in one block of channels, rounded to 8 bits: [terms][128].
 template <class R>
 struct SlowWeights {
     static constexpr std::size_t most = slow_terms * direct_queries;
-    alignas(64) std::array<std::uint32_t, most * int8_channels / 4 + column_overrun> words;
+    alignas(64) std::array<std::uint32_t, (most + panel_overrun) * int8_channels / 4> words;
     std::array<float, most> scales, shifts, offsets;
 
     Int8Block round(const KeyColumns& columns, std::size_t terms, std::size_t width, Slots channels,
@@ -188,10 +176,16 @@ void score_products_by_token(Backend tag, const AttendTask& task, const StreamVi
     const StreamFormat& known = columns.weights_for;  // pages of one stream may have several formats
     if (known.width == 0 || known.group_channels != format.group_channels || known.bits != format.bits) {
         float* const room = at.inner + rematerialize_room(dh);
-        for_each_weight_block<R>(format, task.key, memory, [&](Slots channels, const Int8Block& block) {
+        for_each_weight_block<R>(format, task.key, columns.built, memory, [&](Slots channels, const Int8Block& block) {
             const float* const a =
                 weights_as_floats(tag, task.key.matrix, {channels.first * dh, channels.count * dh}, room);
-            fold_weights(tag, {a, channels.count, dh, dh}, nullptr, nullptr, middle,
+            float* const sorted = at.inner;  // [channels][built]
+            for (std::size_t c = 0; c < channels.count; ++c) {
+                for (std::size_t j = 0; j < columns.built; ++j) {
+                    sorted[c * columns.built + j] = a[c * dh + columns.channels[j]];
+                }
+            }
+            fold_weights(tag, {sorted, channels.count, columns.built, columns.built}, nullptr, nullptr, middle,
                          reinterpret_cast<float*>(block.weights));
         });
         columns.weights_for = format;
@@ -209,18 +203,18 @@ void score_products_by_token(Backend tag, const AttendTask& task, const StreamVi
     const std::size_t terms = columns.terms_of(count), run = R::dot_run(format.bits);
     alignas(64) std::array<float, quad_tokens + R::lanes> scales{}, centers{};
     SlowWeights<R> slow;
-    for_each_weight_block<R>(format, task.key, memory, [&](Slots channels, const Int8Block& block) {
+    for_each_weight_block<R>(format, task.key, columns.built, memory, [&](Slots channels, const Int8Block& block) {
         const Slots stored{task.key.first + channels.first, channels.count};
         load_quads(tag, in, tokens, stored, at.keys_ahead, quads);
         load_token_scales<R>(in, tokens, stored.first / format.group_channels, scales.data(), centers.data());
         center_codes<R>(scales.data(), middle, tokens.count, centers.data());
         const TokenScales by_token{scales.data(), centers.data()};
         const bool set = channels.first == 0;
-        add_key_rows<R, dot_columns>(quads, channels.count, run, block, {columns.channels.data(), columns.built},
-                                     by_token, tokens.count, set, keys);
+        add_key_rows<R, dot_columns>({quads, channels.count, run, block}, block, columns.built, by_token, tokens.count,
+                                     set, keys);
         if (terms == 0) return;
-        add_key_rows<R, slow_terms>(quads, channels.count, run, slow.round(columns, terms, width, channels, middle),
-                                    {in_order.at.data(), terms}, by_token, tokens.count, set,
+        const Int8Block of_slow = slow.round(columns, terms, width, channels, middle);
+        add_key_rows<R, slow_terms>({quads, channels.count, run, of_slow}, of_slow, terms, by_token, tokens.count, set,
                                     keys + columns.built * tile_tokens);
     });
     for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {

@@ -40,8 +40,7 @@ void spread_codes(simd<R> tag, const StreamView& in, std::size_t token, const Sp
                                      centers.data());
         detail::center_codes<R>(scales.data(), middle_code(format), out.tokens, centers.data());
         detail::add_int8_block<R>(quads, channels, R::dot_run(format.bits),
-                                  detail::Int8Block::in<R::lanes>(weights, channels, columns),
-                                  {scales.data(), centers.data()},
+                                  detail::Int8Block::in<R>(weights, channels, columns), {scales.data(), centers.data()},
                                   {tile, out.tokens, columns, tile_tokens, TileOrder::channel_major}, c == 0);
     });
     transpose(tag, {tile, columns, out.tokens, tile_tokens}, out.data, out.stride);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -134,8 +135,10 @@ TEST_CASE("sequences that begin alike answer in one step as each would alone, on
         }
         test::feed(*cache, setup.model, all);
         test::feed_on(test::Threads{3}, *cache, setup.model, all_threaded);
-        // Products in 8 bits are rounded otherwise where few queries meet the codes.
-        const double bound = is_wide ? 0.5 * test::own_error(scheme, setup.model) : 2e-6;
+        // Products in 8 bits are rounded otherwise where few queries meet the codes; elsewhere, sums over some 700
+        // tokens are formed in another order.
+        constexpr auto order = 64 * static_cast<double>(std::numeric_limits<float>::epsilon());
+        const double bound = is_wide ? 0.5 * test::own_error(scheme, setup.model) : order;
         for (std::size_t i = 0; i < together.size(); ++i) {
             INFO(scheme.name << ", sequence " << i);
             const double off = test::relative_distance(together[i], alone[i], rows_of(i));

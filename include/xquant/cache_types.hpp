@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory_resource>
 #include <span>
+#include <string>
+#include <vector>
 
 #include <xquant/sequence/handle.hpp>
 #include <xquant/types.hpp>
@@ -114,6 +116,28 @@ struct Requantized {
     std::size_t bytes_before = 0,  ///< of these pages as they were
         bytes_after = 0;           ///< of these pages now
     bool out_of_memory = false;    ///< it stopped early: some pages that were chosen are as before
+};
+
+/// How a file is read.
+struct LoadOptions {
+    /// A file's pages are read where they lie, in memory that the system shares between processes and may drop and read
+    /// again. The file must stay as it is while the cache is used: replace it, do not write into it. False: pages are
+    /// copied.
+    bool map = true;
+    /// Checksums of pages are compared, and their numbers are finite. False saves the time to read them all, and takes
+    /// what the disk has.
+    bool verify = true;
+    /// A file of the same model and projection whose rows are coded in another way, with other bits say, is decoded and
+    /// encoded. False: it is refused.
+    bool transcode = false;
+};
+
+/// What load found.
+struct Loaded {
+    std::vector<Sequence> sequences;  ///< in the order in which they were saved
+    std::string note;                 ///< what save was given
+    std::size_t pages = 0,            ///< pages that were read
+        pages_transcoded = 0;         ///< pages that were decoded and encoded anew
 };
 
 }  // namespace xquant

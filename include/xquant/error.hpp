@@ -70,6 +70,21 @@ struct budget_error : error {
     bool workspace;      ///< whether it is Options::workspace_budget; else Options::budget
 };
 
+/// A file that cannot be written or read.
+struct file_error : error {
+    using error::error;
+};
+
+/// A file whose bytes are not those that were written: truncated, changed, or no saved cache at all.
+struct damage_error : file_error {
+    using file_error::file_error;
+};
+
+/// A file of another version, scheme, shape or model than the cache that is to read it.
+struct mismatch_error : file_error {
+    using file_error::file_error;
+};
+
 /// What an error does where there are no exceptions. It gets the sentence that what() would give, and must not return.
 using ErrorHandler = void (*)(const char* message);
 

@@ -18,8 +18,8 @@
 // types that they are. A program and the library that disagree about a type's size say so when they meet
 // (level_error).
 //
-// Not here: policies of your own and register_scheme, whose code is your program's; saving and loading
-// (persistence.hpp). Errors are exceptions: a program that is compiled without them ends at the first.
+// Not here: policies of your own and register_scheme, whose code is your program's. Errors are exceptions: a program
+// that is compiled without them ends at the first.
 #pragma once
 
 #include <cstddef>
@@ -58,7 +58,7 @@ namespace detail {
 /// What a program and the library have to agree on. Plain data, filled in by the compiler of either.
 struct Interface {
     std::uint32_t revision =
-        2;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
+        3;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
     std::uint32_t model = sizeof(Model);
     std::uint32_t layer = sizeof(Layer);
     std::uint32_t options = sizeof(Options);
@@ -70,6 +70,8 @@ struct Interface {
     std::uint32_t page_choice = sizeof(PageChoice);
     std::uint32_t requantized = sizeof(Requantized);
     std::uint32_t page_view = sizeof(PageView);
+    std::uint32_t load_options = sizeof(LoadOptions);
+    std::uint32_t loaded = sizeof(Loaded);
     std::uint32_t scheme_info = sizeof(SchemeInfo);
     std::uint32_t scheme_form = sizeof(SchemeInfo::Form);
     std::uint32_t level_info = sizeof(LevelInfo);
@@ -290,6 +292,25 @@ public:
     [[nodiscard]] virtual const Options& options() const noexcept = 0;
     /// Calls f(PageView) for every page of a sequence. Throws sequence_error, and what f throws.
     virtual void for_each_page(Sequence sequence, Callback<void(const PageView&)> f) const = 0;
+
+    // Files, as in persistence.hpp: the headers read them, and the other way round. All five throw state_error where
+    // the library was compiled without xxHash.
+
+    /// Hands sequences to `sink`, front to back, piece by piece: the bytes that a file of them has. Throws
+    /// sequence_error, and what the sink throws.
+    virtual void save(std::span<const Sequence> sequences, Callback<void(std::span<const std::byte>)> sink,
+                      std::string_view note = {}) const = 0;
+    /// save into a file, which replaces `path` once it is complete and on the disk. Throws sequence_error, file_error.
+    virtual void save(std::span<const Sequence> sequences, const std::string& path,
+                      std::string_view note = {}) const = 0;
+    /// How many bytes save writes of these sequences. Throws sequence_error.
+    [[nodiscard]] virtual std::uint64_t saved_bytes(std::span<const Sequence> sequences,
+                                                    std::string_view note = {}) const = 0;
+    /// Adds saved sequences, whose bytes `source` fills in, front to back. Throws damage_error, mismatch_error,
+    /// budget_error, std::bad_alloc, and what the source throws.
+    virtual Loaded load(Callback<void(std::span<std::byte>)> source, const LoadOptions& options = {}) = 0;
+    /// load from a file. Throws file_error besides.
+    virtual Loaded load(const std::string& path, const LoadOptions& options = {}) = 0;
 
 protected:
     Cache() = default;

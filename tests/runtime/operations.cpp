@@ -1,11 +1,12 @@
 // What a program sees of the runtime: errors with their types and texts, executors and memory of its own, several
 // threads, the lists of schemes and levels. Knows no kernel, so that any compiler makes it for any processor.
 //
-//     runtime_operations [--level NAME] [--svd on|off] [--emulated on]
+//     runtime_operations [--level NAME] [--svd on|off] [--files on|off] [--emulated on]
 //     runtime_operations --missing NAME
 //
-// --level, --svd: that this level runs, and that schemes of an SVD are there or not. --emulated: fewer schemes, for
-// emulated processors, which are slow. --missing: prints what this processor lacks of a level, and does nothing else.
+// --level, --svd, --files: that this level runs, that schemes of an SVD are there or not, and files. --emulated: fewer
+// schemes, for emulated processors, which are slow. --missing: prints what this processor lacks of a level, and does
+// nothing else.
 #include <atomic>
 #include <cstring>
 #include <exception>
@@ -157,6 +158,57 @@ void check_memory() {
         check::that(memory.in_use == cache->bytes().total(), "nothing has changed then");
     }
     check::that(memory.in_use == 0, "all memory is given back");
+}
+
+/// Sequences that were saved answer, in a cache that loads them, as they do in their own.
+void check_files(bool there) {
+    using Bytes = std::vector<std::byte>;
+    const test::Setup setup = script::model();
+    const std::size_t width = setup.model.layers[0].shape.width,
+                      head_width = setup.model.layers[0].shape.heads * setup.model.layers[0].shape.head_dim;
+    test::Random random(5);
+    const auto rows = random.rows(300 * width), query = random.rows(head_width);
+    const auto from = runtime::make_cache("kv4", setup.model, script::options()),
+               to = runtime::make_cache("kv4", setup.model, script::options());
+    const xquant::Sequence sequence = from->create(), list[] = {sequence};
+    Bytes file;
+    const auto sink = [&file](std::span<const std::byte> bytes) {
+        file.insert(file.end(), bytes.begin(), bytes.end());
+    };
+    if (!there) {
+        check::throws<xquant::state_error>([&] { from->save(list, sink); }, "compiled without xxHash");
+        return;
+    }
+    const auto step = from->begin({{sequence, 300}});
+    for (std::size_t i = 0; i < setup.model.layers.size(); ++i) step->append(i, MatrixView(rows.data(), 300, width));
+    step->commit();
+    from->save(list, sink, "a note");
+    check::that(file.size() == from->saved_bytes(list, "a note") && file.size() > 1000, "as many bytes as was said");
+    const auto source_of = [](const Bytes& bytes, std::size_t& at) {
+        return [&bytes, &at](std::span<std::byte> part) {
+            std::copy_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), part.size(), part.begin());
+            at += part.size();
+        };
+    };
+    std::size_t at = 0;
+    auto source = source_of(file, at);
+    const xquant::Loaded loaded = to->load(source);
+    check::that(loaded.sequences.size() == 1 && loaded.note == "a note", "a sequence and its note are loaded");
+    std::vector<float> expected(head_width), found(head_width);
+    from->attend(1, {{sequence, 1}}, MatrixView(query.data(), 1, head_width), expected.data());
+    to->attend(1, {{loaded.sequences[0], 1}}, MatrixView(query.data(), 1, head_width), found.data());
+    check::that(expected[0] != 0 && found == expected, "a loaded sequence answers as the saved one does");
+
+    Bytes damaged = file;
+    damaged[damaged.size() - 100] ^= std::byte{4};
+    at = 0;
+    auto bad = source_of(damaged, at);
+    check::throws<xquant::damage_error>([&] { static_cast<void>(to->load(bad)); }, "is damaged");
+    check::throws<xquant::file_error>([&] { static_cast<void>(to->load("/no/such/file")); }, "/no/such/file");
+    const auto other = runtime::make_cache("kv8", setup.model, script::options());
+    at = 0;
+    auto again = source_of(file, at);
+    check::throws<xquant::mismatch_error>([&] { static_cast<void>(other->load(again)); }, "of another quantizer");
 }
 
 void check_errors() {
@@ -315,12 +367,13 @@ int print_missing(const std::string& name) {
 
 int main(int count, char** arguments) {
     std::string level, svd;
-    bool emulated = false;
+    bool emulated = false, files = true;
     for (int i = 1; i + 1 < count; i += 2) {
         const std::string name = arguments[i], value = arguments[i + 1];
         if (name == "--missing") return print_missing(value);
         if (name == "--level") level = value;
         if (name == "--svd") svd = value;
+        if (name == "--files") files = value == "on";
         if (name == "--emulated") emulated = value == "on";
     }
     try {
@@ -329,6 +382,7 @@ int main(int count, char** arguments) {
         check_lists(svd);
         check_executors(emulated ? std::vector<const char*>{"kv4"} : std::vector{"f16", "kv4", "x4_rot", "cl_x3"});
         check_memory();
+        check_files(files);
         check_errors();
         check_interface();
     } catch (const std::exception& error) {

@@ -15,21 +15,6 @@
 
 namespace xquant {
 
-/// A file that cannot be written or read.
-struct file_error : error {
-    using error::error;
-};
-
-/// A file whose bytes are not those that were written: truncated, changed, or no saved cache at all.
-struct damage_error : file_error {
-    using file_error::file_error;
-};
-
-/// A file of another version, scheme, shape or model than the cache that is to read it.
-struct mismatch_error : file_error {
-    using file_error::file_error;
-};
-
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 

@@ -6,6 +6,7 @@
 //
 //     #define XQUANT_RUNTIME_LEVEL "x86-64-v3"
 //     #define XQUANT_RUNTIME_SVD 1                  // with Eigen: the schemes of registry_svd.hpp
+//     #define XQUANT_RUNTIME_PERSISTENCE 1          // with xxHash: saving and loading
 //     #include <xquant/runtime/level.hpp>
 //
 // and export xquant_runtime_level alone (cmake/XquantRuntime.cmake has the linker's version script). Then nothing
@@ -24,6 +25,10 @@
 #include <xquant/registry_svd.hpp>
 #else
 #include <xquant/registry.hpp>
+#endif
+
+#if defined(XQUANT_RUNTIME_PERSISTENCE)
+#include <xquant/persistence.hpp>
 #endif
 
 #if !defined(XQUANT_RUNTIME_LEVEL)
@@ -146,7 +151,42 @@ public:
         cache_->for_each_page(sequence, f);
     }
 
+#if defined(XQUANT_RUNTIME_PERSISTENCE)
+    void save(std::span<const Sequence> sequences, Callback<void(std::span<const std::byte>)> sink,
+              std::string_view note) const override {
+        xquant::save(*cache_, sequences, sink, std::string(note));
+    }
+    void save(std::span<const Sequence> sequences, const std::string& path, std::string_view note) const override {
+        xquant::save(*cache_, sequences, path, std::string(note));
+    }
+    [[nodiscard]] std::uint64_t saved_bytes(std::span<const Sequence> sequences, std::string_view note) const override {
+        return xquant::saved_bytes(*cache_, sequences, std::string(note));
+    }
+    Loaded load(Callback<void(std::span<std::byte>)> source, const LoadOptions& options) override {
+        return xquant::load(*cache_, source, options);
+    }
+    Loaded load(const std::string& path, const LoadOptions& options) override {
+        return xquant::load(*cache_, path, options);
+    }
+#else
+    void save(std::span<const Sequence>, Callback<void(std::span<const std::byte>)>, std::string_view) const override {
+        refuse_files();
+    }
+    void save(std::span<const Sequence>, const std::string&, std::string_view) const override { refuse_files(); }
+    [[nodiscard]] std::uint64_t saved_bytes(std::span<const Sequence>, std::string_view) const override {
+        refuse_files();
+    }
+    Loaded load(Callback<void(std::span<std::byte>)>, const LoadOptions&) override { refuse_files(); }
+    Loaded load(const std::string&, const LoadOptions&) override { refuse_files(); }
+#endif
+
 private:
+#if !defined(XQUANT_RUNTIME_PERSISTENCE)
+    [[noreturn]] static void refuse_files() {
+        xquant::detail::raise<state_error>("the runtime library was compiled without xxHash, which saved caches need");
+    }
+#endif
+
     std::unique_ptr<xquant::Cache<Machine>> cache_;
 };
 

@@ -122,6 +122,8 @@ void check_interface(const std::string& other, const detail::Interface& theirs) 
         {"PageChoice", &detail::Interface::page_choice},
         {"Requantized", &detail::Interface::requantized},
         {"PageView", &detail::Interface::page_view},
+        {"LoadOptions", &detail::Interface::load_options},
+        {"Loaded", &detail::Interface::loaded},
         {"SchemeInfo", &detail::Interface::scheme_info},
         {"SchemeInfo::Form", &detail::Interface::scheme_form},
         {"LevelInfo", &detail::Interface::level_info},

@@ -26,6 +26,14 @@ if(TARGET xquant_runtime)
   install(EXPORT xquantRuntimeTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}" COMPONENT runtime)
 endif()
 
+if(TARGET xquant_c)
+  # It loads the levels of component `runtime`, from its own folder as well.
+  install(TARGETS xquant_c EXPORT xquantCTargets
+    LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT c NAMELINK_COMPONENT c_dev)
+  install(FILES "${PROJECT_SOURCE_DIR}/include/xquant/xquant.h" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant" COMPONENT c_dev)
+  install(EXPORT xquantCTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}" COMPONENT c_dev)
+endif()
+
 configure_package_config_file(
   "${PROJECT_SOURCE_DIR}/cmake/xquantConfig.cmake.in"
   "${PROJECT_BINARY_DIR}/xquantConfig.cmake"
@@ -58,3 +66,11 @@ set(xquant_pc_includedir "\${prefix}")
 cmake_path(APPEND xquant_pc_includedir "${CMAKE_INSTALL_INCLUDEDIR}")  # an absolute one replaces ${prefix}
 configure_file("${PROJECT_SOURCE_DIR}/cmake/xquant.pc.in" "${PROJECT_BINARY_DIR}/xquant.pc" @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/xquant.pc" DESTINATION "${xquant_pc_dir}")
+
+# pkg-config --cflags --libs libxquant: the C interface. It lies beside the library, whose folder depends on the processor.
+if(TARGET xquant_c AND NOT IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}" AND NOT IS_ABSOLUTE "${CMAKE_INSTALL_INCLUDEDIR}")
+  cmake_path(RELATIVE_PATH CMAKE_INSTALL_PREFIX BASE_DIRECTORY "${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig"
+    OUTPUT_VARIABLE xquant_c_prefix)
+  configure_file("${PROJECT_SOURCE_DIR}/cmake/libxquant.pc.in" "${PROJECT_BINARY_DIR}/libxquant.pc" @ONLY)
+  install(FILES "${PROJECT_BINARY_DIR}/libxquant.pc" DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig" COMPONENT c_dev)
+endif()

@@ -5,21 +5,19 @@
 #include <xquant/version.hpp>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
-#include <condition_variable>
 #include <cstdint>
 #include <exception>
-#include <mutex>
 #include <new>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #if defined(XQUANT_C_FILES)
 #include <xquant/persistence/calibration.hpp>
 #endif
+
+#include "../pool.hpp"
 
 namespace runtime = xquant::runtime;
 
@@ -258,82 +256,16 @@ std::string text_or_empty(const char* text) { return text == nullptr ? std::stri
 
 }  // namespace
 
-/// Threads that wait for work; the caller of parallel_for works, too.
 struct xq_pool {
-    explicit xq_pool(std::size_t threads) {
+    explicit xq_pool(std::size_t threads) : threads(threads) {
         executor.user = this;
         executor.parallel_for = [](void* user, std::size_t n, void (*task)(void*, std::size_t), void* of) {
-            static_cast<xq_pool*>(user)->run(n, task, of);
+            static_cast<xq_pool*>(user)->threads.run(n, task, of);
         };
-        try {
-            for (std::size_t i = 1; i < threads; ++i) workers.emplace_back([this] { wait_for_work(); });
-        } catch (...) {
-            stop();
-            throw;
-        }
-    }
-    ~xq_pool() { stop(); }
-    xq_pool(const xq_pool&) = delete;
-    xq_pool& operator=(const xq_pool&) = delete;
-
-    void run(std::size_t n, void (*task)(void*, std::size_t), void* of) {
-        const std::lock_guard alone(turn);
-        {
-            const std::lock_guard lock(mutex);
-            job = {n, task, of};
-            next = 0;
-            busy = workers.size();
-            ++round;
-        }
-        started.notify_all();
-        work();
-        std::unique_lock lock(mutex);
-        finished.wait(lock, [this] { return busy == 0; });
     }
 
+    xquant::bindings::Pool threads;
     xq_executor executor{};
-
-private:
-    struct Job {
-        std::size_t n = 0;
-        void (*task)(void* of, std::size_t i) = nullptr;
-        void* of = nullptr;
-    };
-
-    void work() {
-        for (std::size_t i = next++; i < job.n; i = next++) job.task(job.of, i);
-    }
-    void wait_for_work() {
-        std::size_t seen = 0;
-        while (true) {
-            {
-                std::unique_lock lock(mutex);
-                started.wait(lock, [&] { return stopping || round != seen; });
-                if (stopping) return;
-                seen = round;
-            }
-            work();
-            const std::lock_guard lock(mutex);
-            if (--busy == 0) finished.notify_all();
-        }
-    }
-    void stop() noexcept {
-        {
-            const std::lock_guard lock(mutex);
-            stopping = true;
-        }
-        started.notify_all();
-        for (std::thread& worker : workers) worker.join();
-        workers.clear();
-    }
-
-    std::vector<std::thread> workers;
-    std::mutex turn, mutex;
-    std::condition_variable started, finished;
-    Job job;
-    std::atomic<std::size_t> next{0};
-    std::size_t busy = 0, round = 0;
-    bool stopping = false;
 };
 
 extern "C" {
@@ -522,7 +454,7 @@ xq_status xq_sequence_shortest_prefix(const xq_cache* cache, xq_sequence sequenc
 xq_status xq_pool_create(std::size_t threads, xq_pool** out) {
     return guarded([&] {
         there(out, "out");
-        *out = new xq_pool(threads == 0 ? (std::max)(1U, std::thread::hardware_concurrency()) : threads);
+        *out = new xq_pool(threads);
     });
 }
 void xq_pool_free(xq_pool* pool) { delete pool; }

@@ -1,7 +1,7 @@
 # Headers, a config package, and a file for pkg-config. find_package(xquant) gives xquant::xquant; find_package(xquant COMPONENTS
 # svd) looks for Eigen too and gives xquant::svd, and COMPONENTS persistence looks for xxHash and gives xquant::persistence.
-# pkg-config --cflags xquant gives the headers' folder. Where the runtime is built, it is the install component `runtime`,
-# and find_package(xquant COMPONENTS runtime) gives xquant::runtime.
+# pkg-config --cflags xquant gives the headers' folder. Where the runtime is built, its shared objects are the install
+# component `runtime`, and find_package(xquant COMPONENTS runtime) gives xquant::runtime; likewise libxquant, component `c`.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -21,9 +21,10 @@ install(DIRECTORY "${PROJECT_SOURCE_DIR}/include/xquant" DESTINATION "${CMAKE_IN
 install(EXPORT xquantTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}")
 if(TARGET xquant_runtime)
   # The loader looks for levels in its own folder.
-  install(TARGETS xquant_runtime EXPORT xquantRuntimeTargets LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT runtime)
+  install(TARGETS xquant_runtime EXPORT xquantRuntimeTargets
+    LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT runtime NAMELINK_COMPONENT runtime_dev)
   install(TARGETS ${xquant_runtime_level_targets} LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT runtime)
-  install(EXPORT xquantRuntimeTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}" COMPONENT runtime)
+  install(EXPORT xquantRuntimeTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}" COMPONENT runtime_dev)
 endif()
 
 if(TARGET xquant_c)

@@ -74,13 +74,11 @@ endforeach()
 # The loader looks for levels in its own folder.
 set(xquant_runtime_folder "${PROJECT_BINARY_DIR}/lib")
 
-# What levels and loader have in common: one source that is made here, and a list of the symbols that it exports.
-function(xquant_runtime_library target text exports flags)
-  set(source "${PROJECT_BINARY_DIR}/runtime/${target}.cpp")
-  file(CONFIGURE OUTPUT "${source}" CONTENT "${text}" @ONLY)
+# What levels and loader have in common: a source, and a list of the symbols that it exports.
+function(xquant_runtime_library target source exports flags)
+  target_sources(${target} PRIVATE "${PROJECT_SOURCE_DIR}/bindings/runtime/${source}")
   set(script "${PROJECT_BINARY_DIR}/runtime/${target}.map")
   file(CONFIGURE OUTPUT "${script}" CONTENT "{\n    global: ${exports}\n    local: *;\n};\n" @ONLY)
-  target_sources(${target} PRIVATE "${source}")
   target_compile_options(${target} PRIVATE ${flags} $<$<CXX_COMPILER_ID:GNU>:-fno-gnu-unique>)
   target_link_options(${target} PRIVATE "LINKER:--version-script=${script}" "LINKER:-z,defs")
   set_target_properties(${target} PROPERTIES
@@ -93,17 +91,16 @@ set(xquant_runtime_names "")
 foreach(level IN LISTS xquant_runtime_levels)
   set(target xquant_runtime_${level})
   add_library(${target} MODULE)
-  set(text "#define XQUANT_RUNTIME_LEVEL \"${level}\"\n")
+  xquant_runtime_library(${target} level.cpp "xquant_runtime_level;" "${xquant_runtime_flags_${level}};-fvisibility=hidden")
+  target_compile_definitions(${target} PRIVATE "XQUANT_RUNTIME_LEVEL=\"${level}\"")
   if(TARGET xquant_svd)
-    string(APPEND text "#define XQUANT_RUNTIME_SVD 1\n")
+    target_compile_definitions(${target} PRIVATE XQUANT_RUNTIME_SVD)
     target_link_libraries(${target} PRIVATE xquant_svd)
   endif()
   if(TARGET xquant_persistence)
-    string(APPEND text "#define XQUANT_RUNTIME_PERSISTENCE 1\n")
+    target_compile_definitions(${target} PRIVATE XQUANT_RUNTIME_PERSISTENCE)
     target_link_libraries(${target} PRIVATE xquant_persistence)
   endif()
-  string(APPEND text "#include <xquant/runtime/level.hpp>\n")
-  xquant_runtime_library(${target} "${text}" "xquant_runtime_level;" "${xquant_runtime_flags_${level}};-fvisibility=hidden")
   target_link_libraries(${target} PRIVATE xquant)
   # Whatever the build type, but for one that is asked to be slow: half the speed is no use to anyone who links this.
   target_compile_options(${target} PRIVATE $<$<NOT:$<CONFIG:Debug>>:-O3>)
@@ -121,11 +118,11 @@ add_library(xquant::runtime ALIAS xquant_runtime)
 list(JOIN xquant_runtime_names ", " xquant_runtime_names)
 list(GET xquant_runtime_known 0 level)
 # ? stands for the parenthesis, which a version script cannot name outside quotes, nor a * within.
-xquant_runtime_library(xquant_runtime
-  "#define XQUANT_RUNTIME_LEVELS ${xquant_runtime_names}\n#include <xquant/runtime/loader.hpp>\n"
+xquant_runtime_library(xquant_runtime loader.cpp
   "extern \"C++\" { xquant::runtime::make_cache?*; xquant::runtime::predict?*; xquant::runtime::schemes?*;
         xquant::runtime::find_scheme?*; xquant::runtime::level?xquant::*; xquant::runtime::levels?xquant::*; };"
   "${xquant_runtime_flags_${level}}")
+target_compile_definitions(xquant_runtime PRIVATE "XQUANT_RUNTIME_LEVELS=${xquant_runtime_names}")
 target_link_libraries(xquant_runtime PUBLIC xquant PRIVATE ${CMAKE_DL_LIBS})
 set_target_properties(xquant_runtime PROPERTIES
   EXPORT_NAME runtime

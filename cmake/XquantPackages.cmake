@@ -1,0 +1,36 @@
+# Debian packages, by `cpack -G DEB` in a build folder (tools/package does all of it): libxquant0, the shared objects, and
+# libxquant-dev, headers and what compilers and build systems look for. Nothing in them depends on the processor that
+# they were built on.
+if(NOT TARGET xquant_c)
+  return()
+endif()
+set(CPACK_GENERATOR DEB)
+set(CPACK_PACKAGE_NAME xquant)
+set(CPACK_PACKAGE_VENDOR "")
+set(CPACK_PACKAGE_CONTACT "The authors of xquant <xquant@localhost>")
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "${PROJECT_DESCRIPTION}")
+set(CPACK_PACKAGING_INSTALL_PREFIX /usr)
+set(CPACK_STRIP_FILES ON)
+set(CPACK_DEB_COMPONENT_INSTALL ON)
+set(CPACK_DEBIAN_FILE_NAME DEB-DEFAULT)
+set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
+# Levels lie beside the library that loads them and are no libraries of their own.
+set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS_PRIVATE_DIRS "${xquant_runtime_folder}")
+
+# libxquant0: components c and runtime. libxquant-dev: everything else.
+set(CPACK_COMPONENTS_ALL c runtime c_dev runtime_dev Unspecified)
+set(CPACK_COMPONENTS_GROUPING ONE_PER_GROUP)
+set(CPACK_COMPONENT_C_GROUP library)
+set(CPACK_COMPONENT_RUNTIME_GROUP library)
+set(CPACK_COMPONENT_C_DEV_GROUP development)
+set(CPACK_COMPONENT_RUNTIME_DEV_GROUP development)
+set(CPACK_COMPONENT_UNSPECIFIED_GROUP development)
+set(CPACK_DEBIAN_LIBRARY_PACKAGE_NAME "libxquant${PROJECT_VERSION_MAJOR}")
+set(CPACK_DEBIAN_LIBRARY_PACKAGE_SECTION libs)
+set(CPACK_DEBIAN_LIBRARY_DESCRIPTION "Quantized caches of transformer attention: shared libraries\n For C and C++ programs; the code for the processor is chosen when a program runs.")
+set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_NAME libxquant-dev)
+set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SECTION libdevel)
+set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_DEPENDS "libxquant${PROJECT_VERSION_MAJOR} (= ${PROJECT_VERSION})")
+set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SUGGESTS "libeigen3-dev, libxxhash-dev")
+set(CPACK_DEBIAN_DEVELOPMENT_DESCRIPTION "Quantized caches of transformer attention: headers\n The header-only C++20 library, the header of libxquant for C, and files for CMake and pkg-config.")
+include(CPack)

@@ -35,19 +35,28 @@ namespace {
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 using FloatArray = nb::ndarray<float, nb::device::cpu>;
 
-/// An array of two dimensions, or of more whose last ones are read as one. Throws shape_error. Nothing is copied.
-xquant::MatrixView view(const Array& a, const char* name) {
+/// How an array of two dimensions, or of more whose last ones are read as one, lies in memory.
+struct Rows {
+    std::size_t count, columns, stride;
+};
+
+/// Throws shape_error unless the values of a row lie side by side.
+template <class A>
+Rows rows_of(const A& a, const char* name) {
     expects(a.ndim() >= 2, name, " has ", a.ndim(), " dimensions; expected 2 or more");
     std::size_t columns = 1;
-    bool dense = true;
+    bool dense = a.stride(0) >= 0;
     for (std::size_t i = a.ndim(); i-- > 1;) {
         dense = dense && (a.shape(i) == 1 || a.stride(i) == static_cast<std::int64_t>(columns));
         columns *= a.shape(i);
     }
-    expects(dense && a.stride(0) >= 0, name,
-            ": the values of a row do not lie side by side; make a copy of it that does");
-    const std::size_t rows = a.shape(0);
-    const std::size_t stride = rows > 1 ? static_cast<std::size_t>(a.stride(0)) : columns;
+    expects(dense, name, ": the values of a row do not lie side by side; make a copy whose values do");
+    return {a.shape(0), columns, a.shape(0) > 1 ? static_cast<std::size_t>(a.stride(0)) : columns};
+}
+
+/// The matrix that an array is. Throws shape_error. Nothing is copied.
+xquant::MatrixView view(const Array& a, const char* name) {
+    const auto [rows, columns, stride] = rows_of(a, name);
     const nb::dlpack::dtype type = a.dtype();
     if (type == nb::dtype<float>()) return {static_cast<const float*>(a.data()), rows, columns, stride};
     const bool half = type.bits == 16 && type.lanes == 1;
@@ -210,17 +219,10 @@ Answer answer_of(std::optional<FloatArray> out, std::size_t rows, std::size_t wi
         nb::ndarray<nb::numpy, float, nb::ndim<2>> array(data, {rows, width}, owner);
         return {nb::cast(array), data, width};
     }
-    expects(out->ndim() >= 2 && out->shape(0) == rows, "out has ", out->ndim(), " dimensions and ",
-            out->ndim() > 0 ? out->shape(0) : 0, " rows; expected 2 or more, and ", rows);
-    std::size_t columns = 1;
-    bool dense = true;
-    for (std::size_t i = out->ndim(); i-- > 1;) {
-        dense = dense && (out->shape(i) == 1 || out->stride(i) == static_cast<std::int64_t>(columns));
-        columns *= out->shape(i);
-    }
-    expects(dense && columns == width && out->stride(0) >= 0, "out has rows of ", columns, " values; expected ", width,
-            " that lie side by side");
-    return {nb::cast(*out), out->data(), rows > 1 ? static_cast<std::size_t>(out->stride(0)) : width};
+    const Rows given = rows_of(*out, "out");
+    expects(given.count == rows && given.columns == width, "out is [", given.count, ", ", given.columns,
+            "]; expected [", rows, ", ", width, "]");
+    return {nb::cast(*out), out->data(), given.stride};
 }
 
 /// New tokens on their way through the layers: a context manager, which commits where nothing was raised.

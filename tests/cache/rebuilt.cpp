@@ -571,7 +571,7 @@ TEST_CASE("where memory runs out, no keys are made, and the step goes on") {
     CHECK(cache->bytes().total() == memory.bytes());
 }
 
-TEST_CASE("rebuilt keys: the same bits on any number of threads") {
+TEST_CASE("rebuilt keys: the same bits on any number of threads", "[threads]") {
     const test::Setup setup({.width = 24, .heads = 4, .kv_heads = 2, .head_dim = 6}, RopePairing::halves, 4);
     for (const char* const name : {"x rotated 3", "head svd 4", "mixed"}) {
         const Scheme& scheme = test::scheme(name);
@@ -593,7 +593,7 @@ TEST_CASE("rebuilt keys: the same bits on any number of threads") {
     }
 }
 
-TEST_CASE("threads that share pages share their rebuilt keys, and let them go") {
+TEST_CASE("threads that share pages share their rebuilt keys, and let them go", "[threads]") {
     const test::Setup setup = test::small_model();
     const double bound = bound_of(setup.model);
     const Scheme& scheme = test::scheme("x 4");

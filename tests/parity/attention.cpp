@@ -5,6 +5,7 @@
 #include <iostream>
 #include <limits>
 
+#include "parity/distance.hpp"
 #include "parity/machines.hpp"
 #include "support/catch.hpp"
 
@@ -63,17 +64,6 @@ const std::vector<Case>& cases() {
         {"chunks, many queries", {192, 6, 2, 64}, 300, 60, true, false, 0, false, 0, 100},
     };
     return all;
-}
-
-double distance(const std::vector<float>& found, const std::vector<float>& expected) {
-    double difference = 0, size = 0;
-    REQUIRE(found.size() == expected.size());
-    for (std::size_t i = 0; i < found.size(); ++i) {
-        if (!std::isfinite(found[i])) return HUGE_VAL;
-        difference += std::pow(static_cast<double>(found[i]) - static_cast<double>(expected[i]), 2);
-        size += std::pow(static_cast<double>(expected[i]), 2);
-    }
-    return std::sqrt(difference / size);
 }
 
 /// Whether the compiler makes one instruction of a product and a sum: not where the processor has none, nor at -O1.

@@ -1,15 +1,19 @@
 /// 8-bit products on a matrix unit: sums are those of the dot instruction, and so is every answer. Not to the last bit
 /// here: the compiler makes two programs of the emulated registers, and joins products and sums otherwise in each.
-#include <cmath>
 #include <vector>
 
 #include "parity/attention_of.hpp"
+#include "parity/distance.hpp"
 #include "parity/machines.hpp"
 #include "support/catch.hpp"
 
 using namespace xquant;
 
 namespace {
+
+// Of this file alone: of functions that several files have, the linker keeps one, and the files round otherwise.
+struct Plain : backend::emulated_registers {};
+struct WithUnit : backend::emulated_matrix_registers {};
 
 /// Words of random bytes; weights within -127 .. 127.
 std::vector<std::uint32_t> random_words(std::size_t n, bool weights, test::Random& random) {
@@ -35,17 +39,6 @@ std::vector<float> answer(const parity::Case& c) {
     return parity::attend<XCache<Quantizer, Axes, CrossLayer<Off>, Form, Backend>>(setup.model, c, x, q);
 }
 
-double distance(const std::vector<float>& found, const std::vector<float>& expected) {
-    double difference = 0, size = 0;
-    REQUIRE(found.size() == expected.size());
-    for (std::size_t i = 0; i < found.size(); ++i) {
-        difference += std::pow(static_cast<double>(found[i]) - static_cast<double>(expected[i]), 2);
-        size += std::pow(static_cast<double>(expected[i]), 2);
-    }
-    REQUIRE(size > 0);
-    return std::sqrt(difference / size);
-}
-
 const std::vector<parity::Case>& cases() {
     static const std::vector<parity::Case> all{
         {"GQA, one query", {192, 6, 2, 64}, 389, 1},
@@ -62,17 +55,18 @@ template <class Quantizer, class Axes, class Form>
 void check_answers(const char* name) {
     for (const parity::Case& c : cases()) {
         INFO(name << ", " << c.name);
-        const std::vector<float> expected = answer<Quantizer, Axes, Form, backend::emulated_registers>(c);
+        const std::vector<float> expected = answer<Quantizer, Axes, Form, Plain>(c);
+        REQUIRE(parity::distance(std::vector<float>(expected.size()), expected) ==
+                1);  // zeros are far off, and not right
         // What a neighbouring code in a row or two makes; a wrong sum makes a thousand times as much.
         constexpr double bound = 2e-4;
-        using backend::emulated_matrix_registers;
-        CHECK(distance(answer<Quantizer, Axes, Form, emulated_matrix_registers>(c), expected) < bound);
-        emulated_matrix_registers::MatrixScope::refused = 1;
-        CHECK(distance(answer<Quantizer, Axes, Form, emulated_matrix_registers>(c), expected) < bound);
-        emulated_matrix_registers::MatrixScope::refused = 0;
+        CHECK(parity::distance(answer<Quantizer, Axes, Form, WithUnit>(c), expected) < bound);
+        WithUnit::MatrixScope::refused = 1;
+        CHECK(parity::distance(answer<Quantizer, Axes, Form, WithUnit>(c), expected) < bound);
+        WithUnit::MatrixScope::refused = 0;
 #if defined(XQUANT_HAS_AMX)
-        CHECK(distance(answer<Quantizer, Axes, Form, backend::amx_registers>(c),
-                       answer<Quantizer, Axes, Form, backend::avx512_registers>(c)) < bound);
+        CHECK(parity::distance(answer<Quantizer, Axes, Form, backend::amx_registers>(c),
+                               answer<Quantizer, Axes, Form, backend::avx512_registers>(c)) < bound);
 #endif
     }
 }

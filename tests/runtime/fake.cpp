@@ -7,8 +7,8 @@ namespace {
 
 constexpr Interface interface_of_fake() {
     Interface all;
-    if (FAKE == 2) all.revision += 1;
-    if (FAKE == 3) all.model += 8;
+    if (FAKE == 2) all.revision = 7700;
+    if (FAKE == 3) all.model = 7700;
     return all;
 }
 

@@ -33,6 +33,9 @@ if(TARGET xquant_c)
     LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT c NAMELINK_COMPONENT c_dev)
   install(FILES "${PROJECT_SOURCE_DIR}/include/xquant/xquant.h" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant" COMPONENT c_dev)
   install(EXPORT xquantCTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}" COMPONENT c_dev)
+  if(TARGET xquant_c_archive)
+    install(FILES "${xquant_runtime_folder}/libxquant.a" DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT c_dev)
+  endif()
 endif()
 
 configure_package_config_file(

@@ -1,8 +1,16 @@
-# Debian packages, by `cpack -G DEB` in a build folder (tools/package does all of it): libxquant0, the shared objects, and
-# libxquant-dev, headers and what compilers and build systems look for. Nothing in them depends on the processor that
-# they were built on.
+# Debian packages, by `cpack -G DEB` in a build folder (tools/package does all of it): libxquant0, the shared objects;
+# libxquant-dev, headers and what compilers and build systems look for; and xquant-tools, the program xquant-llm. Nothing in
+# them depends on the processor that they were built on.
 if(NOT TARGET xquant_c)
   return()
+endif()
+# xquant-llm is compiled once for each level, by builds of their own, and a script picks one when it is started.
+set(XQUANT_TOOLS "" CACHE PATH "Where xquant-llm lies for each level of a processor, as LEVEL/xquant-llm; empty: no package of it")
+if(XQUANT_TOOLS)
+  foreach(level IN LISTS xquant_runtime_levels)
+    install(PROGRAMS "${XQUANT_TOOLS}/${level}/xquant-llm" DESTINATION "libexec/xquant/${level}" COMPONENT tools)
+  endforeach()
+  install(PROGRAMS "${PROJECT_SOURCE_DIR}/cmake/packaging/xquant-llm" DESTINATION bin COMPONENT tools)
 endif()
 set(CPACK_GENERATOR DEB)
 set(CPACK_PACKAGE_NAME xquant)
@@ -19,6 +27,9 @@ set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS_PRIVATE_DIRS "${xquant_runtime_folder}")
 
 # libxquant0: components c and runtime. libxquant-dev: everything else.
 set(CPACK_COMPONENTS_ALL c runtime c_dev runtime_dev Unspecified)
+if(XQUANT_TOOLS)
+  list(APPEND CPACK_COMPONENTS_ALL tools)
+endif()
 set(CPACK_COMPONENTS_GROUPING ONE_PER_GROUP)
 set(CPACK_COMPONENT_C_GROUP library)
 set(CPACK_COMPONENT_RUNTIME_GROUP library)
@@ -33,4 +44,7 @@ set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SECTION libdevel)
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_DEPENDS "libxquant${PROJECT_VERSION_MAJOR} (= ${PROJECT_VERSION})")
 set(CPACK_DEBIAN_DEVELOPMENT_PACKAGE_SUGGESTS "libeigen3-dev, libxxhash-dev")
 set(CPACK_DEBIAN_DEVELOPMENT_DESCRIPTION "Quantized caches of transformer attention: headers\n The header-only C++20 library, the header of libxquant for C, and files for CMake and pkg-config.")
+set(CPACK_DEBIAN_TOOLS_PACKAGE_NAME xquant-tools)
+set(CPACK_DEBIAN_TOOLS_PACKAGE_SECTION science)
+set(CPACK_DEBIAN_TOOLS_DESCRIPTION "Quantized caches of transformer attention: xquant-llm\n A small engine for models in GGUF files that calibrates, plans, measures and generates over such caches.")
 include(CPack)

@@ -120,7 +120,8 @@ list(GET xquant_runtime_known 0 level)
 # ? stands for the parenthesis, which a version script cannot name outside quotes, nor a * within.
 xquant_runtime_library(xquant_runtime loader.cpp
   "extern \"C++\" { xquant::runtime::make_cache?*; xquant::runtime::predict?*; xquant::runtime::schemes?*;
-        xquant::runtime::find_scheme?*; xquant::runtime::level?xquant::*; xquant::runtime::levels?xquant::*; };"
+        xquant::runtime::find_scheme?*; xquant::runtime::machine?*; xquant::runtime::plan?*;
+        xquant::runtime::level?xquant::*; xquant::runtime::levels?xquant::*; };"
   "${xquant_runtime_flags_${level}}")
 target_compile_definitions(xquant_runtime PRIVATE "XQUANT_RUNTIME_LEVELS=${xquant_runtime_names}")
 target_link_libraries(xquant_runtime PUBLIC xquant PRIVATE ${CMAKE_DL_LIBS})

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <exception>
+#include <limits>
 #include <new>
 #include <string>
 #include <utility>
@@ -32,6 +33,9 @@ struct xq_step {
 };
 struct xq_loaded {
     xquant::Loaded of;
+};
+struct xq_plan {
+    std::vector<xquant::PlannedScheme> of;
 };
 
 namespace {
@@ -449,6 +453,73 @@ xq_status xq_sequence_next_position(const xq_cache* cache, xq_sequence sequence,
 }
 xq_status xq_sequence_shortest_prefix(const xq_cache* cache, xq_sequence sequence, std::size_t* out) {
     return guarded([&] { there(out, "out") = cache_of(cache).shortest_prefix(sequence_of(sequence)); });
+}
+
+xq_status xq_sequence_transcode(const xq_cache* from, xq_sequence sequence, xq_cache* to, const xq_executor* threads,
+                                xq_sequence* out) {
+    return guarded([&] {
+        there(out, "out");
+        const runtime::Cache& of = cache_of(from);
+        runtime::Cache& other = *there(to, "to").of;
+        with_threads(threads, [&](runtime::ExecutorRef on) {
+            *out = handle_of(of.transcode(sequence_of(sequence), other, on));
+        });
+    });
+}
+
+void xq_plan_request_init(xq_plan_request* request) {
+    if (request == nullptr) return;
+    const xquant::PlanRequest defaults;
+    *request = {};
+    request->size = sizeof *request;
+    request->context = defaults.context;
+    request->sequences = defaults.sequences;
+    request->machine_threads = 1;
+}
+xq_status xq_plan_create(const xq_layer* layers, std::size_t count, const xq_options* options,
+                         const xq_calibration* calibration, const xq_plan_request* request, const xq_executor* threads,
+                         xq_plan** out) {
+    return guarded([&] {
+        there(out, "out");
+        const auto r = known_part<xq_plan_request>(request, there(request, "request").size, xq_plan_request_init,
+                                                   "xq_plan_request");
+        if (r.scheme_count > 0) there(r.schemes, "xq_plan_request.schemes");
+        std::vector<std::string> names;
+        for (std::size_t i = 0; i < r.scheme_count; ++i) {
+            names.emplace_back(&there(r.schemes[i], "a name of xq_plan_request.schemes"));
+        }
+        xquant::Model model = model_of(layers, count);
+        if (calibration != nullptr) calibration->of.attach(model);
+        const xquant::Machine machine = runtime::machine(text_or_empty(r.machine), r.machine_threads);
+        const xquant::PlanRequest asked{r.context, r.sequences, r.memory, options_of(options)};
+        with_threads(threads, [&](runtime::ExecutorRef on) {
+            *out = new xq_plan{runtime::plan(model, machine, asked, names, on)};
+        });
+    });
+}
+void xq_plan_free(xq_plan* plan) { delete plan; }
+std::size_t xq_plan_count(const xq_plan* plan) { return plan == nullptr ? 0 : plan->of.size(); }
+xq_status xq_plan_scheme(const xq_plan* plan, std::size_t i, xq_planned* out) {
+    return guarded([&] {
+        const auto& schemes = there(plan, "plan").of;
+        const std::size_t size = there(out, "out").size;
+        expects(i < schemes.size(), "scheme ", i, " of a plan of ", schemes.size());
+        expects(size >= sizeof(std::size_t), "xq_planned.size is ", size, "; expected ", sizeof(xq_planned));
+        const xquant::PlannedScheme& s = schemes[i];
+        const xq_planned all{size,
+                             s.name.c_str(),
+                             s.unavailable.c_str(),
+                             s.cache,
+                             s.weights,
+                             s.read,
+                             s.seconds,
+                             s.divergence.value_or(std::numeric_limits<double>::quiet_NaN()),
+                             s.unknown.c_str(),
+                             s.fits ? 1 : 0,
+                             s.dominated_by.c_str()};
+        std::copy_n(reinterpret_cast<const unsigned char*>(&all), (std::min)(size, sizeof all),
+                    reinterpret_cast<unsigned char*>(out));
+    });
 }
 
 xq_status xq_pool_create(std::size_t threads, xq_pool** out) {

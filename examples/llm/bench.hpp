@@ -5,10 +5,11 @@
 #include <string>
 #include <vector>
 
+#include "threads.hpp"
+
 namespace llm {
 
 class Model;
-class ThreadPool;
 
 struct BenchOptions {
     std::string model;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "sampling.hpp"
+#include "threads.hpp"
 #include "tokenizer.hpp"
 
 namespace llm {
@@ -14,7 +15,6 @@ namespace llm {
 class AttentionCache;
 class Gguf;
 class Model;
-class ThreadPool;
 
 /// Tokens after which the model has nothing more to say.
 std::vector<Token> end_tokens(const Gguf& gguf, const Tokenizer& tokenizer);

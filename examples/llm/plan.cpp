@@ -26,22 +26,6 @@ namespace {
 
 namespace xq = xquant;
 
-/// Measured once, if a file is named.
-xq::Machine machine_of(const PlanOptions& o, std::size_t threads) {
-    if (o.machine.empty() || !std::filesystem::exists(o.machine)) {
-        const xq::Machine measured = xq::measure_machine(threads);
-        if (!o.machine.empty()) xq::save_machine(measured, o.machine);
-        return measured;
-    }
-    const xq::Machine known = xq::load_machine(o.machine);
-    if (known.threads != threads)
-        throw Error(
-            fmt::format("{} was measured with {} threads, and {} are to be used; name another file, or give "
-                        "--threads {}",
-                        o.machine, known.threads, threads, known.threads));
-    return known;
-}
-
 /// The names in the library's form. Suffixes that are of the whole plan are refused.
 std::vector<std::string> library_names(const PlanOptions& o) {
     std::vector<std::string> names;
@@ -158,7 +142,7 @@ void plan(const PlanOptions& o) {
         if (!json) throw Error(fmt::format("{}: can't be written", o.json));
     }
     ThreadPool pool(o.threads);
-    const xq::Machine machine = machine_of(o, pool.threads());
+    const xq::Machine machine = xq::machine_of_file(o.machine, pool.threads());
     const Model model(Gguf::open(o.model));
     xq::Model described = describe(model);
     std::optional<xq::Calibration> statistics;

@@ -27,41 +27,13 @@
 #include <vector>
 
 #include <xquant/executor.hpp>
+#include <xquant/plan_types.hpp>
 #include <xquant/planner/divergence.hpp>
 #include <xquant/planner/measure.hpp>
 #include <xquant/planner/work.hpp>
 #include <xquant/registry.hpp>
 
 namespace xquant {
-
-/// What a cache has to serve.
-struct PlanRequest {
-    std::size_t context = 4096,  ///< tokens cached of each sequence
-        sequences = 1,           ///< that take a token at once
-        memory = 0;              ///< bytes that caches and prepared weights may take; 0: no limit
-    Options options{};           ///< of the caches
-};
-
-/// A scheme, as it would be.
-struct PlannedScheme {
-    std::string name;                  ///< as make_cache takes it
-    std::string unavailable;           ///< why there is no such cache of this model, or empty
-    std::size_t cache = 0,             ///< bytes of all sequences, accumulators of a step included
-        weights = 0;                   ///< bytes of prepared weights
-    double read = 0,                   ///< bytes that a token of every sequence reads
-        f32 = 0,                       ///< operations of it
-        int8 = 0,                      ///< likewise, of 8-bit integers
-        seconds = 0;                   ///< that it takes in the cache; 0: not known
-    std::optional<double> divergence;  ///< mean KLD from the exact cache, in nats; none: not known
-    std::string unknown;               ///< why the divergence is not known, or empty
-    bool fits = false;                 ///< into PlanRequest::memory
-    std::string dominated_by;          ///< a scheme that is as good in every respect and better in one, or empty
-
-    /// Whether there is such a cache.
-    [[nodiscard]] bool available() const noexcept { return unavailable.empty(); }
-    /// Bytes of caches and weights.
-    [[nodiscard]] std::size_t bytes() const noexcept { return cache + weights; }
-};
 
 inline namespace XQUANT_ABI_NS {
 

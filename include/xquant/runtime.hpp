@@ -9,7 +9,7 @@
 //
 // The library was compiled once for each of several levels of a processor's instructions (x86-64, x86-64-v3,
 // x86-64-v4). Your program needs no flags for a processor, and the best level that the processor can run is loaded at
-// the first call. The environment variable XQUANT_RUNTIME_LEVEL names another: XQUANT_RUNTIME_LEVEL=x86-64-v3.
+// the first call. The environment variable XQUANT_ISA names another: XQUANT_ISA=x86-64-v3.
 // docs/embedding.md compares this with the headers.
 //
 // Here are declarations and plain types: no kernel, and no function whose machine code depends on your compiler's
@@ -36,6 +36,7 @@
 #include <xquant/error.hpp>
 #include <xquant/executor.hpp>
 #include <xquant/model.hpp>
+#include <xquant/plan_types.hpp>
 #include <xquant/scheme_info.hpp>
 #include <xquant/storage/page.hpp>
 
@@ -58,7 +59,7 @@ namespace detail {
 /// What a program and the library have to agree on. Plain data, filled in by the compiler of either.
 struct Interface {
     std::uint32_t revision =
-        3;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
+        4;  ///< raised when runtime.hpp or runtime/entry.hpp changes what a compiled program relies on
     std::uint32_t model = sizeof(Model);
     std::uint32_t layer = sizeof(Layer);
     std::uint32_t options = sizeof(Options);
@@ -75,6 +76,9 @@ struct Interface {
     std::uint32_t scheme_info = sizeof(SchemeInfo);
     std::uint32_t scheme_form = sizeof(SchemeInfo::Form);
     std::uint32_t level_info = sizeof(LevelInfo);
+    std::uint32_t machine = sizeof(Machine);
+    std::uint32_t plan_request = sizeof(PlanRequest);
+    std::uint32_t planned_scheme = sizeof(PlannedScheme);
     std::uint32_t budget_error_size = sizeof(budget_error);
     std::uint32_t value_error_size = sizeof(value_error);
     std::uint32_t string = sizeof(std::string);
@@ -281,6 +285,10 @@ public:
     virtual Requantized requantize(std::span<const Sequence> sequences, Callback<bool(const PageChoice&)> choose) = 0;
     /// requantize for all full pages.
     virtual Requantized requantize(std::span<const Sequence> sequences) = 0;
+    /// A sequence of another cache of this model, of what this one has stored of `sequence`, as xquant::transcode: a
+    /// sequence that rested in a small scheme becomes one of a fast scheme. This cache does not change.
+    /// Throws sequence_error, shape_error, state_error, budget_error, std::bad_alloc; `to` has no new sequence then.
+    [[nodiscard]] virtual Sequence transcode(Sequence sequence, Cache& to, ExecutorRef threads = {}) const = 0;
 
     /// What is allocated, by purpose.
     [[nodiscard]] virtual Bytes bytes() const noexcept = 0;
@@ -329,6 +337,18 @@ protected:
 /// The bytes() of a scheme's cache with one sequence of `tokens` tokens, as xquant::predict. Throws as find_scheme.
 [[nodiscard]] Bytes predict(std::string_view scheme, const Model& model, const Options& options, std::size_t tokens,
                             const detail::Interface& program = detail::compiled_with);
+
+/// What this machine can do with the level that runs: read from a file, or measured, in a second or two, where the file
+/// is not there, and written to it. Without a path: measured. As xquant::machine_of_file. Throws value_error,
+/// shape_error; state_error where the library was compiled without Eigen.
+[[nodiscard]] Machine machine(const std::string& path, std::size_t threads = 1,
+                              const detail::Interface& program = detail::compiled_with);
+
+/// What schemes would take, how long a token takes and what they cost in predictions, as xquant::plan; no names: all
+/// schemes. Throws shape_error, value_error; state_error where the library was compiled without Eigen.
+[[nodiscard]] std::vector<PlannedScheme> plan(const Model& model, const Machine& machine, const PlanRequest& request,
+                                              std::span<const std::string> names = {}, ExecutorRef threads = {},
+                                              const detail::Interface& program = detail::compiled_with);
 
 /// All schemes; schemes that need an SVD are among them if the library was compiled with Eigen.
 [[nodiscard]] std::vector<SchemeInfo> schemes(const detail::Interface& program = detail::compiled_with);

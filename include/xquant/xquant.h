@@ -23,7 +23,7 @@
  * Binary   Structs that may grow begin with their size, which the init functions fill in; fields are added at the end,
  *          and a library reads no more than a program gave it.
  * Processor   The best code for the processor is loaded at the first call (xq_level); the environment variable
- *          XQUANT_RUNTIME_LEVEL forces another. */
+ *          XQUANT_ISA forces another. */
 #ifndef XQUANT_XQUANT_H
 #define XQUANT_XQUANT_H
 
@@ -232,6 +232,50 @@ XQ_API xq_status xq_pool_create(size_t threads, xq_pool** out);
 XQ_API void xq_pool_free(xq_pool* pool);
 /** The executor of a pool, which belongs to it. */
 XQ_API const xq_executor* xq_pool_executor(const xq_pool* pool);
+
+/** A sequence of another cache of this model, of what `from` has stored of `sequence`; transcode.hpp. `to` has no new
+ * sequence where this fails. */
+XQ_API xq_status xq_sequence_transcode(const xq_cache* from, xq_sequence sequence, xq_cache* to,
+                                       const xq_executor* threads, xq_sequence* out);
+
+/** What a cache has to serve, and who asks; planner.hpp. */
+typedef struct xq_plan_request {
+    size_t size;                /**< sizeof(xq_plan_request): xq_plan_request_init */
+    size_t context;             /**< 4096: tokens cached of each sequence */
+    size_t sequences;           /**< 1: that take a token at once */
+    size_t memory;              /**< bytes that caches and prepared weights may take; 0: no limit */
+    const char* const* schemes; /**< [scheme_count] names, or NULL: all schemes */
+    size_t scheme_count;
+    const char* machine;        /**< the file of what this machine can do: measured, and written, where it is not there;
+                                   NULL: measured each time, in a second or two */
+    size_t machine_threads;     /**< 1: threads that attention runs on */
+} xq_plan_request;
+/** Defaults: those that the comments name, 0 and NULL elsewhere. */
+XQ_API void xq_plan_request_init(xq_plan_request* request);
+/** Schemes as they would be for a model. */
+typedef struct xq_plan xq_plan;
+/** Looks at schemes without making a cache. options: of the caches, NULL for the defaults. calibration: as for
+ * xq_cache_create; without sensitivities in it, divergences are not known. XQ_STATE_ERROR without XQ_FEATURE_SVD. */
+XQ_API xq_status xq_plan_create(const xq_layer* layers, size_t count, const xq_options* options,
+                                const xq_calibration* calibration, const xq_plan_request* request,
+                                const xq_executor* threads, xq_plan** out);
+XQ_API void xq_plan_free(xq_plan* plan);
+/** A scheme of a plan. Texts belong to the plan. */
+typedef struct xq_planned {
+    size_t size;              /**< sizeof(xq_planned): the caller fills it in */
+    const char* name;         /**< as xq_cache_create takes it */
+    const char* unavailable;  /**< why there is no such cache of this model, or "" */
+    size_t cache, weights;    /**< bytes of all sequences, and of prepared weights */
+    double read;              /**< bytes that a token of every sequence reads */
+    double seconds;           /**< that it takes in the cache */
+    double divergence;        /**< mean KLD from the exact cache, in nats; NAN: not known */
+    const char* unknown;      /**< why the divergence is not known, or "" */
+    int fits;                 /**< into xq_plan_request.memory */
+    const char* dominated_by; /**< a scheme that is as good in every respect and better in one, or "" */
+} xq_planned;
+/** How many schemes a plan has, and scheme i. */
+XQ_API size_t xq_plan_count(const xq_plan* plan);
+XQ_API xq_status xq_plan_scheme(const xq_plan* plan, size_t i, xq_planned* out);
 
 /** New tokens of a sequence in a step; struct StepPart of cache_types.hpp. */
 typedef struct xq_part {

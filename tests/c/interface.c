@@ -329,6 +329,72 @@ static void check_files(int there) {
     xq_cache_free(other);
 }
 
+static void check_transcode(void) {
+    xq_cache *const cold = make("kivi4", NULL), *const fast = make("f16", NULL), *const turned = make("kv4", NULL);
+    xq_sequence from, to;
+    float expected[q_width], found[q_width];
+    double off = 0, all = 0;
+    CHECK(xq_sequence_create(cold, &from) == XQ_OK);
+    feed(cold, from, 300, 4, NULL, NULL);
+    CHECK(xq_sequence_transcode(cold, from, fast, NULL, &to) == XQ_OK && size_of(fast, to) == 300);
+    feed(cold, from, 1, 6, NULL, expected);
+    feed(fast, to, 1, 6, NULL, found);
+    for (size_t i = 0; i < q_width; ++i) {
+        off += (double)(expected[i] - found[i]) * (expected[i] - found[i]);
+        all += (double)expected[i] * expected[i];
+    }
+    CHECK(all > 0 && off < 1e-4 * all);
+    CHECK(xq_sequence_create(turned, &from) == XQ_OK);
+    feed(turned, from, 10, 4, NULL, NULL);
+    FAILS(XQ_STATE_ERROR, "after RoPE", xq_sequence_transcode(turned, from, cold, NULL, &to));
+    FAILS(XQ_SEQUENCE_ERROR, "sequence", xq_sequence_transcode(fast, from, turned, NULL, &to));
+    FAILS(XQ_SHAPE_ERROR, "to", xq_sequence_transcode(turned, from, NULL, NULL, &to));
+    xq_cache_free(cold);
+    xq_cache_free(fast);
+    xq_cache_free(turned);
+}
+
+static void check_plan(int svd) {
+    const char* const schemes[4] = {"f16", "kv4", "head4", "kv44"};
+    const char* const path = "c_machine.txt";
+    xq_layer model[layers];
+    xq_plan_request request;
+    xq_plan* plan = NULL;
+    xq_planned f16 = {0}, kv4 = {0}, head4 = {0};
+    make_model(model);
+    xq_plan_request_init(&request);
+    CHECK(request.context == 4096 && request.sequences == 1 && request.machine_threads == 1 && request.memory == 0);
+    request.schemes = schemes;
+    request.scheme_count = 3;
+    request.machine = path;
+    request.memory = 3000000;
+    remove(path);
+    if (!svd) {
+        FAILS(XQ_STATE_ERROR, "Eigen", xq_plan_create(model, layers, NULL, NULL, &request, NULL, &plan));
+        return;
+    }
+    CHECK(xq_plan_create(model, layers, NULL, NULL, &request, NULL, &plan) == XQ_OK && xq_plan_count(plan) == 3);
+    f16.size = kv4.size = head4.size = sizeof f16;
+    CHECK(xq_plan_scheme(plan, 0, &f16) == XQ_OK && strcmp(f16.name, "f16") == 0);
+    CHECK(xq_plan_scheme(plan, 1, &kv4) == XQ_OK && strcmp(kv4.name, "kv4") == 0);
+    CHECK(xq_plan_scheme(plan, 2, &head4) == XQ_OK && strstr(head4.unavailable, "statistics") != NULL);
+    CHECK(f16.divergence == 0 && !f16.fits && f16.seconds > 0 && f16.cache > 4000000 && f16.unknown[0] == '\0');
+    CHECK(kv4.fits && kv4.seconds > 0 && kv4.cache > 1000000 && 2 * kv4.cache < f16.cache && kv4.read > 1000000);
+    CHECK(isnan(kv4.divergence) && strstr(kv4.unknown, "calibration") != NULL && kv4.dominated_by[0] == '\0');
+    FAILS(XQ_SHAPE_ERROR, "scheme 3 of a plan of 3", xq_plan_scheme(plan, 3, &f16));
+    xq_plan_free(plan);
+
+    /* The file of the machine is read, and holds for a number of threads. */
+    request.machine_threads = 2;
+    FAILS(XQ_VALUE_ERROR, "1 threads", xq_plan_create(model, layers, NULL, NULL, &request, NULL, &plan));
+    request.machine_threads = 1;
+    request.scheme_count = 4;
+    FAILS(XQ_SHAPE_ERROR, "'kv44'", xq_plan_create(model, layers, NULL, NULL, &request, NULL, &plan));
+    FAILS(XQ_SHAPE_ERROR, "request", xq_plan_create(model, layers, NULL, NULL, NULL, NULL, &plan));
+    xq_plan_free(NULL);
+    remove(path);
+}
+
 int main(int count, char** arguments) {
     int svd = 1, files = 1;
     for (int i = 1; i + 1 < count; i += 2) {
@@ -341,6 +407,8 @@ int main(int count, char** arguments) {
     check_steps();
     check_arguments();
     check_files(files);
+    check_transcode();
+    check_plan(svd);
     printf("interface: %s\n", failures == 0 ? "all checks passed" : "checks FAILED");
     return failures == 0 ? 0 : 1;
 }

@@ -1,8 +1,13 @@
-# cmake -DNM=<nm> -DFILE=<libxquant.so> -DLIST=<symbols.txt> -P symbols.cmake: the library exports what the list names.
-execute_process(COMMAND "${NM}" --dynamic --defined-only --format=posix "${FILE}" OUTPUT_VARIABLE output RESULT_VARIABLE result)
+# cmake -DNM=<nm> -DFILE=<libxquant.so or .a> -DLIST=<symbols.txt> -P symbols.cmake: the library exports what the list names.
+set(dynamic --dynamic)
+if(FILE MATCHES "\\.a$")
+  set(dynamic --extern-only)
+endif()
+execute_process(COMMAND "${NM}" ${dynamic} --defined-only --format=posix "${FILE}" OUTPUT_VARIABLE output RESULT_VARIABLE result)
 if(NOT result EQUAL 0)
   message(FATAL_ERROR "${NM} ${FILE}: ${result}")
 endif()
+string(REGEX REPLACE "[^\n]*:\n" "" output "${output}")  # members of an archive
 string(REGEX MATCHALL "[^\n]+" lines "${output}")
 list(TRANSFORM lines REPLACE " .*$" "")
 list(SORT lines)

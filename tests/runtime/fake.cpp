@@ -13,8 +13,9 @@ constexpr Interface interface_of_fake() {
 }
 
 constexpr Interface fake_interface = interface_of_fake();
-constexpr Level fake_level{&fake_interface, FAKE == 4 ? "x86-64-v3" : "x86-64", "scalar", nullptr, nullptr, nullptr,
-                           nullptr};
+constexpr Level fake_level{
+    &fake_interface, FAKE == 4 ? "x86-64-v3" : "x86-64", "scalar", nullptr, nullptr, nullptr, nullptr, nullptr,
+    nullptr};
 
 }  // namespace
 

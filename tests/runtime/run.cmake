@@ -2,7 +2,7 @@
 #   [-DCPU=<model>] [-DQUESTION=<runtime_operations>] [-DLIBRARIES=<folder>] -P run.cmake
 #
 # Runs a program that uses the runtime.
-#   LEVEL        XQUANT_RUNTIME_LEVEL is set to it. Skipped, loudly, where this processor lacks instructions of it, which
+#   LEVEL        XQUANT_ISA is set to it. Skipped, loudly, where this processor lacks instructions of it, which
 #                QUESTION prints. QEMU emulates no AVX-512, so the last level runs on a machine that has it or nowhere.
 #   EXPECT_BEST  --level and the best level of this machine are added to the arguments: what the kernel says of its
 #                processor decides.
@@ -43,7 +43,7 @@ if(LEVEL)
     message("xquant: SKIPPED, this processor cannot run level ${LEVEL}: it lacks ${missing} (and QEMU emulates no AVX-512)")
     return()
   endif()
-  set(ENV{XQUANT_RUNTIME_LEVEL} "${LEVEL}")
+  set(ENV{XQUANT_ISA} "${LEVEL}")
 endif()
 if(LIBRARIES)
   set(ENV{LD_LIBRARY_PATH} "${LIBRARIES}")

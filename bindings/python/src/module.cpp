@@ -165,7 +165,7 @@ struct Cache {
     std::vector<xquant::LayerInput> inputs;
 
     [[nodiscard]] runtime::ExecutorRef executor() const {
-        return threads->size() > 1 ? runtime::ExecutorRef(*threads) : runtime::ExecutorRef();
+        return threads->threads() > 1 ? runtime::ExecutorRef(*threads) : runtime::ExecutorRef();
     }
     [[nodiscard]] std::size_t width_of(std::size_t layer) const {
         expects(layer < query_width.size(), "layer ", layer, " of a model of ", query_width.size());
@@ -451,6 +451,15 @@ nb::tuple load_from_bytes(const std::shared_ptr<Cache>& cache, const nb::bytes& 
     return loaded(cache, found);
 }
 
+std::unique_ptr<Sequence> transcode(const Sequence& from, const std::shared_ptr<Cache>& cache) {
+    xquant::Sequence made;
+    {
+        const nb::gil_scoped_release no_gil;
+        made = from.cache->of->transcode(from.of, *cache->of, cache->executor());
+    }
+    return wrapped(cache, made);
+}
+
 void add_sequence(nb::module_& m) {
     nb::class_<Sequence>(
         m, "Sequence",
@@ -492,6 +501,9 @@ void add_sequence(nb::module_& m) {
         .def(
             "compact", [](const Sequence& s) { s.cache->of->compact(s.of); },
             "Moves rows together where tokens were erased.")
+        .def("transcode", &transcode, "cache"_a,
+             "A sequence of another cache of this model, of what this one has stored: what rested in a small scheme "
+             "goes on in a fast one. This sequence does not change.")
         .def("drop", &Sequence::drop, "Forgets the tokens now.")
         .def_prop_rw(
             "next_position", [](const Sequence& s) { return s.cache->of->next_position(s.of); },
@@ -622,6 +634,49 @@ void add_cache(nb::module_& m) {
             "layers", [](const Cache& c) { return c.query_width.size(); }, "How many layers the model has.");
 }
 
+std::vector<xquant::PlannedScheme> plan(const std::vector<Layer*>& layers, const std::vector<std::string>& schemes,
+                                        std::size_t context, std::size_t sequences, std::size_t memory,
+                                        const xquant::Calibration* calibration, const std::string& machine,
+                                        std::size_t threads, const nb::kwargs& settings) {
+    xquant::Model model = model_of(layers);
+    if (calibration != nullptr) calibration->attach(model);
+    const xquant::PlanRequest request{context, sequences, memory, options_of(settings)};
+    const nb::gil_scoped_release no_gil;
+    const xquant::Machine measured = runtime::machine(machine, threads);
+    xquant::bindings::Pool pool(threads);
+    return runtime::plan(model, measured, request, schemes, pool);
+}
+
+void add_plan(nb::module_& m) {
+    using xquant::PlannedScheme;
+    nb::class_<PlannedScheme>(m, "PlannedScheme", "A scheme, as a cache of it would be.")
+        .def_ro("name", &PlannedScheme::name, "As Cache takes it.")
+        .def_ro("unavailable", &PlannedScheme::unavailable, "Why there is no such cache of this model, or \"\".")
+        .def_ro("cache", &PlannedScheme::cache, "Bytes of all sequences.")
+        .def_ro("weights", &PlannedScheme::weights, "Bytes of prepared weights.")
+        .def_prop_ro("bytes", &PlannedScheme::bytes, "Bytes of both.")
+        .def_ro("read", &PlannedScheme::read, "Bytes that a token of every sequence reads.")
+        .def_ro("seconds", &PlannedScheme::seconds, "Seconds of the cache for one new token of every sequence.")
+        .def_ro("divergence", &PlannedScheme::divergence,
+                "Mean Kullback-Leibler divergence from the exact cache, in nats; None: not known.")
+        .def_ro("unknown", &PlannedScheme::unknown, "Why the divergence is not known, or \"\".")
+        .def_ro("fits", &PlannedScheme::fits, "Into the memory that was asked for.")
+        .def_ro("dominated_by", &PlannedScheme::dominated_by,
+                "A scheme that is as good in every respect and better in one, or \"\".")
+        .def("__repr__", [](const PlannedScheme& s) {
+            return "<xquant.PlannedScheme " + s.name +
+                   (s.available() ? ", " + std::to_string(s.bytes()) + " bytes>" : ", not available>");
+        });
+    m.def(
+        "plan", &plan, "layers"_a, "schemes"_a = std::vector<std::string>(), "context"_a = 4096, "sequences"_a = 1,
+        "memory"_a = 0, "calibration"_a = nb::none(), "machine"_a = "", "threads"_a = 1, "settings"_a,
+        "What schemes would take, how long a token takes and what they cost in predictions, before a cache is made.\n\n"
+        "schemes: names; none: all. context: tokens cached of each of `sequences` sequences. memory: bytes; 0: no\n"
+        "limit. calibration: what load_calibration read; without one, divergences are not known. machine: the file\n"
+        "of what this machine can do with so many threads: measured, and written, where it is not there; \"\":\n"
+        "measured each time, in a second or two. settings: as Cache takes them.");
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -644,6 +699,7 @@ NB_MODULE(_core, m) {
     add_sequence(m);
     add_step(m);
     add_cache(m);
+    add_plan(m);
     nb::class_<xquant::Calibration>(m, "Calibration", "Statistics of a model's keys and values: load_calibration.")
         .def_ro("tokens", &xquant::Calibration::tokens, "Tokens that they were gathered from.")
         .def_ro("contexts", &xquant::Calibration::contexts, "Places of the text.");

@@ -18,9 +18,11 @@
 #include <cstdint>
 #include <cstring>
 #include <ctime>
+#include <fstream>
 #include <limits>
 #include <memory>
 #include <numeric>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -368,6 +370,23 @@ inline Machine measure_machine(std::size_t threads = 1) {
     of(ReadKind::token_product4) = detail::measure_token_product<preset::plain_x<4>>(turned, few);
     of(ReadKind::token_product8) = detail::measure_token_product<preset::plain_x<8>>(turned8, many);
     return out;
+}
+
+/// The machine of a file. Where the file is not there, this machine is measured, and the file written; without a path,
+/// measured. Throws value_error for a file of another number of threads, or of no machine; and as measure_machine.
+inline Machine machine_of_file(const std::string& path, std::size_t threads = 1) {
+    if (path.empty()) return measure_machine(threads);
+    if (!std::ifstream(path, std::ios::binary)) {
+        const Machine measured = measure_machine(threads);
+        save_machine(measured, path);
+        return measured;
+    }
+    Machine known = load_machine(path);
+    if (known.threads != threads) {
+        detail::raise<value_error>("machine: ", path, " was measured with ", known.threads, " threads, and ", threads,
+                                   " are asked for; name another file, or use ", known.threads);
+    }
+    return known;
 }
 
 }  // namespace XQUANT_ABI_NS

@@ -15,6 +15,9 @@ struct Level {
     Bytes (*predict)(std::string_view scheme, const Model& model, const Options& options, std::size_t tokens);
     std::vector<SchemeInfo> (*schemes)();
     SchemeInfo (*find_scheme)(std::string_view name);
+    Machine (*machine)(const std::string& path, std::size_t threads);
+    std::vector<PlannedScheme> (*plan)(const Model& model, const Machine& machine, const PlanRequest& request,
+                                       std::span<const std::string> names, ExecutorRef threads);
 };
 
 using Entry = const Level* (*)();

@@ -5,7 +5,7 @@
 // name, as in
 //
 //     #define XQUANT_RUNTIME_LEVEL "x86-64-v3"
-//     #define XQUANT_RUNTIME_SVD 1                  // with Eigen: the schemes of registry_svd.hpp
+//     #define XQUANT_RUNTIME_SVD 1                  // with Eigen: the schemes of registry_svd.hpp, and plans
 //     #define XQUANT_RUNTIME_PERSISTENCE 1          // with xxHash: saving and loading
 //     #include <xquant/runtime/level.hpp>
 //
@@ -21,7 +21,10 @@
 #include <xquant/runtime/entry.hpp>
 #include <xquant/runtime/levels.hpp>
 
+#include <xquant/transcode.hpp>
+
 #if defined(XQUANT_RUNTIME_SVD)
+#include <xquant/planner.hpp>
 #include <xquant/registry_svd.hpp>
 #else
 #include <xquant/registry.hpp>
@@ -38,10 +41,10 @@
 namespace xquant::runtime::detail {
 inline namespace XQUANT_ABI_NS {
 
-using Machine = backend::best;
+using Kernels = backend::best;
 
 static_assert(known_level(XQUANT_RUNTIME_LEVEL) != nullptr, "xquant: XQUANT_RUNTIME_LEVEL is no level");
-static_assert(std::string_view(known_level(XQUANT_RUNTIME_LEVEL)->backend) == Machine::name,
+static_assert(std::string_view(known_level(XQUANT_RUNTIME_LEVEL)->backend) == Kernels::name,
               "xquant: the compiler's flags are not those of XQUANT_RUNTIME_LEVEL: they give another backend");
 static_assert(XQUANT_HAS_EXCEPTIONS, "xquant: the runtime reports errors as exceptions");
 
@@ -63,7 +66,7 @@ private:
 
 class LevelStep final : public Step {
 public:
-    explicit LevelStep(xquant::Cache<Machine>::Step&& step) noexcept : step_(std::move(step)) {}
+    explicit LevelStep(xquant::Cache<Kernels>::Step&& step) noexcept : step_(std::move(step)) {}
 
     [[nodiscard]] std::size_t size() const noexcept override { return step_.size(); }
     void append(std::size_t layer, const MatrixView& x, ExecutorRef threads) override {
@@ -83,12 +86,12 @@ public:
     void commit(std::span<const std::size_t> kept) override { step_.commit(kept); }
 
 private:
-    xquant::Cache<Machine>::Step step_;
+    xquant::Cache<Kernels>::Step step_;
 };
 
 class LevelCache final : public Cache {
 public:
-    explicit LevelCache(std::unique_ptr<xquant::Cache<Machine>> cache) noexcept : cache_(std::move(cache)) {}
+    explicit LevelCache(std::unique_ptr<xquant::Cache<Kernels>> cache) noexcept : cache_(std::move(cache)) {}
 
     [[nodiscard]] Sequence create() override { return cache_->create(); }
     void drop(Sequence sequence) override { cache_->drop(sequence); }
@@ -139,6 +142,11 @@ public:
         return cache_->requantize(sequences, choose);
     }
     Requantized requantize(std::span<const Sequence> sequences) override { return cache_->requantize(sequences); }
+    [[nodiscard]] Sequence transcode(Sequence sequence, Cache& to, ExecutorRef threads) const override {
+        auto& other = *static_cast<LevelCache&>(to).cache_;  // one level is loaded: all caches are of it
+        if (threads.empty()) return xquant::transcode(*cache_, sequence, other);
+        return xquant::transcode(*cache_, sequence, other, Threads(threads));
+    }
     [[nodiscard]] Bytes bytes() const noexcept override { return cache_->bytes(); }
     [[nodiscard]] std::size_t peak_accumulator_bytes() const noexcept override {
         return cache_->peak_accumulator_bytes();
@@ -187,12 +195,30 @@ private:
     }
 #endif
 
-    std::unique_ptr<xquant::Cache<Machine>> cache_;
+    std::unique_ptr<xquant::Cache<Kernels>> cache_;
 };
 
 inline std::unique_ptr<Cache> make_level_cache(std::string_view scheme, const Model& model, const Options& options) {
-    return std::make_unique<LevelCache>(xquant::make_cache<Machine>(scheme, model, options));
+    return std::make_unique<LevelCache>(xquant::make_cache<Kernels>(scheme, model, options));
 }
+
+#if defined(XQUANT_RUNTIME_SVD)
+inline std::vector<PlannedScheme> plan_of_level(const Model& model, const Machine& machine, const PlanRequest& request,
+                                                std::span<const std::string> names, ExecutorRef threads) {
+    if (threads.empty()) return xquant::plan(model, machine, request, names);
+    return xquant::plan(model, machine, request, names, Threads(threads));
+}
+inline Machine machine_of_level(const std::string& path, std::size_t threads) { return machine_of_file(path, threads); }
+#else
+[[noreturn]] inline void refuse_plans() {
+    xquant::detail::raise<state_error>("the runtime library was compiled without Eigen, which plans need");
+}
+inline std::vector<PlannedScheme> plan_of_level(const Model&, const Machine&, const PlanRequest&,
+                                                std::span<const std::string>, ExecutorRef) {
+    refuse_plans();
+}
+inline Machine machine_of_level(const std::string&, std::size_t) { refuse_plans(); }
+#endif
 
 }  // namespace XQUANT_ABI_NS
 }  // namespace xquant::runtime::detail
@@ -207,8 +233,8 @@ template std::unique_ptr<xquant::Cache<>> xquant::make_cache<xquant::backend::be
 extern "C" __attribute__((visibility("default"))) const xquant::runtime::detail::Level* xquant_runtime_level() {
     using namespace xquant::runtime::detail;
     static constexpr Level level{
-        &compiled_with,   XQUANT_RUNTIME_LEVEL, Machine::name,        &make_level_cache,
-        &xquant::predict, &xquant::schemes,     &xquant::find_scheme,
+        &compiled_with,   XQUANT_RUNTIME_LEVEL, Kernels::name,     &make_level_cache, &xquant::predict,
+        &xquant::schemes, &xquant::find_scheme, &machine_of_level, &plan_of_level,
     };
     return &level;
 }

@@ -6,14 +6,20 @@
 //
 //     #define XQUANT_RUNTIME_LEVELS "x86-64", "x86-64-v3", "x86-64-v4"
 //     #include <xquant/runtime/loader.hpp>
+//
+// Where levels are linked into one library with this file, and nothing is loaded (bindings/c/archive.cmake), define
+// XQUANT_RUNTIME_LINKED as their entries, in that order: xquant_runtime_level_0, xquant_runtime_level_1.
 #pragma once
 
+#if !defined(XQUANT_RUNTIME_LINKED)
 #include <dlfcn.h>
 #include <link.h>
+#endif
 
 #include <array>
 #include <climits>
 #include <cstdlib>
+#include <iterator>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -26,13 +32,19 @@
 #error "xquant: define XQUANT_RUNTIME_LEVELS as the names of the levels, such as \"x86-64\", \"x86-64-v3\""
 #endif
 
+#if defined(XQUANT_RUNTIME_LINKED)
+extern "C" const xquant::runtime::detail::Level* xquant_runtime_level_0();
+extern "C" const xquant::runtime::detail::Level* xquant_runtime_level_1();
+extern "C" const xquant::runtime::detail::Level* xquant_runtime_level_2();
+#endif
+
 namespace xquant::runtime {
 namespace {
 
 using xquant::detail::raise;
 
 constexpr std::string_view built[] = {XQUANT_RUNTIME_LEVELS};
-constexpr const char* variable = "XQUANT_RUNTIME_LEVEL";
+constexpr const char* variable = "XQUANT_ISA";
 
 LevelInfo describe(std::string_view name) {
     const detail::KnownLevel* known = detail::known_level(name);
@@ -84,6 +96,62 @@ std::string_view choose() {
     return best;
 }
 
+/// Throws level_error unless both sides were compiled with types of equal sizes.
+void check_interface(const std::string& other, const detail::Interface& theirs) {
+    constexpr detail::Interface ours{};
+    struct Part {
+        const char* name;
+        std::uint32_t detail::Interface::*size;
+    };
+    constexpr Part parts[] = {
+        {"Model", &detail::Interface::model},
+        {"Layer", &detail::Interface::layer},
+        {"Options", &detail::Interface::options},
+        {"Bytes", &detail::Interface::bytes},
+        {"Sequence", &detail::Interface::sequence},
+        {"StepPart", &detail::Interface::step_part},
+        {"QueryPart", &detail::Interface::query_part},
+        {"MatrixView", &detail::Interface::matrix_view},
+        {"PageChoice", &detail::Interface::page_choice},
+        {"Requantized", &detail::Interface::requantized},
+        {"PageView", &detail::Interface::page_view},
+        {"LoadOptions", &detail::Interface::load_options},
+        {"Loaded", &detail::Interface::loaded},
+        {"SchemeInfo", &detail::Interface::scheme_info},
+        {"SchemeInfo::Form", &detail::Interface::scheme_form},
+        {"LevelInfo", &detail::Interface::level_info},
+        {"Machine", &detail::Interface::machine},
+        {"PlanRequest", &detail::Interface::plan_request},
+        {"PlannedScheme", &detail::Interface::planned_scheme},
+        {"budget_error", &detail::Interface::budget_error_size},
+        {"value_error", &detail::Interface::value_error_size},
+        {"std::string", &detail::Interface::string},
+    };
+    static_assert(sizeof(detail::Interface) == sizeof ours.revision * (1 + std::size(parts)), "a size is not compared");
+    if (theirs.revision != ours.revision) {
+        raise<level_error>(other, " has revision ", theirs.revision, " of the runtime's interface, this library has ",
+                           ours.revision);
+    }
+    for (const Part& part : parts) {
+        if (theirs.*part.size == ours.*part.size) continue;
+        raise<level_error>(other, " was compiled with a ", part.name, " of ", theirs.*part.size,
+                           " bytes, this library with one of ", ours.*part.size);
+    }
+}
+
+#if defined(XQUANT_RUNTIME_LINKED)
+/// A level that was linked into this library.
+const detail::Level* load(std::string_view name) {
+    constexpr detail::Entry entries[] = {XQUANT_RUNTIME_LINKED};
+    static_assert(std::size(entries) == std::size(built), "xquant: a level has no entry");
+    const detail::Level* level = nullptr;
+    for (std::size_t i = 0; i < std::size(built); ++i) {
+        if (built[i] == name) level = entries[i]();
+    }
+    check_interface("the level", *level->about);
+    return level;
+}
+#else
 const char* last_error() {
     const char* text = ::dlerror();
     return text != nullptr ? text : "no reason was given";
@@ -102,44 +170,6 @@ std::string own_folder() {
     if (!known) raise<level_error>("the runtime does not find the folder of ", here.dli_fname, ": ", last_error());
     ::dlclose(self);
     return origin.data();
-}
-
-/// Throws level_error unless both sides were compiled with types of equal sizes.
-void check_interface(const std::string& other, const detail::Interface& theirs) {
-    constexpr detail::Interface ours{};
-    struct Part {
-        const char* name;
-        std::uint32_t detail::Interface::*size;
-    };
-    constexpr Part parts[] = {
-        {"Model", &detail::Interface::model},
-        {"Layer", &detail::Interface::layer},
-        {"Options", &detail::Interface::options},
-        {"Bytes", &detail::Interface::bytes},
-        {"Sequence", &detail::Interface::sequence},
-        {"StepPart", &detail::Interface::step_part},
-        {"MatrixView", &detail::Interface::matrix_view},
-        {"PageChoice", &detail::Interface::page_choice},
-        {"Requantized", &detail::Interface::requantized},
-        {"PageView", &detail::Interface::page_view},
-        {"LoadOptions", &detail::Interface::load_options},
-        {"Loaded", &detail::Interface::loaded},
-        {"SchemeInfo", &detail::Interface::scheme_info},
-        {"SchemeInfo::Form", &detail::Interface::scheme_form},
-        {"LevelInfo", &detail::Interface::level_info},
-        {"budget_error", &detail::Interface::budget_error_size},
-        {"value_error", &detail::Interface::value_error_size},
-        {"std::string", &detail::Interface::string},
-    };
-    if (theirs.revision != ours.revision) {
-        raise<level_error>(other, " has revision ", theirs.revision, " of the runtime's interface, this library has ",
-                           ours.revision);
-    }
-    for (const Part& part : parts) {
-        if (theirs.*part.size == ours.*part.size) continue;
-        raise<level_error>(other, " was compiled with a ", part.name, " of ", theirs.*part.size,
-                           " bytes, this library with one of ", ours.*part.size);
-    }
 }
 
 /// Loads a level's shared object for good.
@@ -162,6 +192,7 @@ const detail::Level* load(std::string_view name) {
     close.release();
     return level;
 }
+#endif
 
 /// The level that runs. What throws is tried again at the next call.
 const detail::Level& loaded() {
@@ -190,6 +221,16 @@ std::vector<SchemeInfo> schemes(const detail::Interface& program) { return loade
 
 SchemeInfo find_scheme(std::string_view name, const detail::Interface& program) {
     return loaded_for(program).find_scheme(name);
+}
+
+Machine machine(const std::string& path, std::size_t threads, const detail::Interface& program) {
+    return loaded_for(program).machine(path, threads);
+}
+
+std::vector<PlannedScheme> plan(const Model& model, const Machine& machine, const PlanRequest& request,
+                                std::span<const std::string> names, ExecutorRef threads,
+                                const detail::Interface& program) {
+    return loaded_for(program).plan(model, machine, request, names, threads);
 }
 
 LevelInfo level(const detail::Interface& program) { return describe(loaded_for(program).name); }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <xquant/xquant.h>
+#include <xquant/registry.hpp>
 #include <xquant/runtime.hpp>
 #include <xquant/xquant.hpp>
 

@@ -1,6 +1,7 @@
 # xquant_compiled_<what>: what several of our own programs use is compiled once.
 #
-#   best      caches of the best backend, and (where Eigen was found) the SVD: whoever links it leaves Eigen out
+#   best      caches of the best backend, the schemes that have a name, and (where Eigen was found) the SVD: whoever links it
+#             leaves Eigen and the schemes out
 #   scalar    caches of the scalar backend
 #   emulated  caches on a GPU in plain C++
 #   cuda      caches on a GPU (where nvcc was found)
@@ -11,7 +12,8 @@ function(xquant_compiled what folder)
   target_link_libraries(xquant_compiled_${what} PUBLIC xquant::xquant PRIVATE xquant_build_flags)
 endfunction()
 
-xquant_compiled(best examples/compiled best.cpp)
+xquant_compiled(best examples/compiled best.cpp registry.cpp)
+target_compile_definitions(xquant_compiled_best INTERFACE XQUANT_REGISTRY_COMPILED=1)
 if(TARGET xquant::svd)
   target_sources(xquant_compiled_best PRIVATE "${PROJECT_SOURCE_DIR}/examples/compiled/svd.cpp")
   target_link_libraries(xquant_compiled_best PUBLIC xquant::svd)

@@ -1,3 +1,4 @@
-// Caches and the SVD, compiled once (xquant/instantiate.hpp).
+// Caches, the schemes that have a name, and the SVD, compiled once (xquant/instantiate.hpp).
 #include "compiled/best.cpp"
+#include "compiled/registry.cpp"
 #include "compiled/svd.cpp"

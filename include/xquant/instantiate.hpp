@@ -13,6 +13,13 @@
 //
 //     #include <xquant/projection/svd_basis.hpp>
 //     XQUANT_COMPILE_SVD();
+//
+// The schemes that have a name are some 15 s as well. Where XQUANT_REGISTRY_COMPILED is defined <xquant/registry.hpp>
+// and <xquant/registry_svd.hpp> leave them out, and one .cpp file without that definition has
+//
+//     #include <xquant/registry_svd.hpp>
+//     XQUANT_COMPILE_REGISTRY();
+//     XQUANT_COMPILE_REGISTRY_SVD();                  // where any file includes registry_svd.hpp
 #pragma once
 
 #include <xquant/cache.hpp>
@@ -23,3 +30,12 @@
     template xquant::Basis xquant::svd_basis<double>(const xquant::MatrixView&, std::size_t, std::size_t);            \
     template xquant::CommonBasis xquant::common_basis<double>(const std::vector<double>&, const std::vector<double>&, \
                                                               std::size_t)
+#define XQUANT_COMPILE_REGISTRY()                                                      \
+    template void xquant::detail::add_plain_presets<void>(xquant::detail::Registry&);  \
+    template void xquant::detail::add_grouped_presets<128>(xquant::detail::Registry&); \
+    template void xquant::detail::add_grouped_presets<64>(xquant::detail::Registry&);  \
+    template void xquant::detail::add_grouped_presets<32>(xquant::detail::Registry&)
+#define XQUANT_COMPILE_REGISTRY_SVD()                                                      \
+    template void xquant::detail::add_grouped_svd_presets<128>(xquant::detail::Registry&); \
+    template void xquant::detail::add_grouped_svd_presets<64>(xquant::detail::Registry&);  \
+    template void xquant::detail::add_grouped_svd_presets<32>(xquant::detail::Registry&)

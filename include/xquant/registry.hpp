@@ -179,6 +179,13 @@ void add_bits(Registry& to, const std::string& name, const char* summary, const 
     add_scheme<Cached<2, Group>>(to, name + "2" + suffix, summary, needs);
 }
 
+#if defined(XQUANT_REGISTRY_COMPILED)
+// Compiled in a file of the program (instantiate.hpp).
+template <unsigned Group>
+void add_grouped_presets(Registry& to);
+template <class = void>
+void add_plain_presets(Registry& to);
+#else
 template <unsigned Group>
 void add_grouped_presets(Registry& to) {
     add_bits<Group, preset::kivi>(to, "kivi", "K before RoPE per channel, V per token");
@@ -189,7 +196,9 @@ void add_grouped_presets(Registry& to) {
     add_bits<Group, preset::cross_layer_rotated_x>(to, "cl_x_rot", "what X rotated adds from layer to layer");
 }
 
-inline void add_presets(Registry& to) {
+/// Presets without groups.
+template <class = void>
+void add_plain_presets(Registry& to) {
     add_scheme<preset::f16_kv>(to, "f16", "K and V as they are");
     add_scheme<preset::q8_0>(to, "q8_0", "K and V, 8 bits as ggml has them");
     add_scheme<preset::q4_0>(to, "q4_0", "K and V, 4 bits as ggml has them");
@@ -201,6 +210,11 @@ inline void add_presets(Registry& to) {
     add_scheme<preset::kvquant<4>>(to, "kvquant4", kvquant, Needs::calibration);
     add_scheme<preset::kvquant<3>>(to, "kvquant3", kvquant, Needs::calibration);
     add_scheme<preset::kvquant<2>>(to, "kvquant2", kvquant, Needs::calibration);
+}
+#endif
+
+inline void add_presets(Registry& to) {
+    add_plain_presets(to);
     add_grouped_presets<128>(to);
     add_grouped_presets<64>(to);
     add_grouped_presets<32>(to);

@@ -11,6 +11,11 @@ namespace xquant {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
+#if defined(XQUANT_REGISTRY_COMPILED)
+// Compiled in a file of the program (instantiate.hpp).
+template <unsigned Group>
+void add_grouped_svd_presets(Registry& to);
+#else
 /// Bits that are divided among layers, Bits on average.
 template <BitForm Form, unsigned Bits, unsigned Group>
 Recipe divided_recipe(const Model& model, const Options&) {
@@ -33,7 +38,7 @@ void add_divided_bits(Registry& to, const std::string& name, const char* summary
 }
 
 template <unsigned Group>
-void add_svd_presets(Registry& to) {
+void add_grouped_svd_presets(Registry& to) {
     add_bits<Group, preset::split_svd>(to, "svd_joint", "latents of W_k per channel and of W_v per token");
     add_bits<Group, preset::head_svd>(to, "svd_head", "a latent of each key head per channel, V rotated per token");
     add_divided_bits<BitForm::heads, Group>(to, "head",
@@ -48,14 +53,21 @@ void add_svd_presets(Registry& to) {
     add_bits<Group, preset::cross_layer_svd>(to, "cl_svd", "what latents of [W_k W_v] add from layer to layer");
     add_bits<Group, preset::cross_layer_rotated_svd>(to, "cl_svd_rot", "what rotated latents of [W_k W_v] add");
 }
+#endif
 
-inline const bool has_svd_presets = [] {
+inline bool add_svd_presets() {
     Registry& to = registry();
-    add_svd_presets<128>(to);
-    add_svd_presets<64>(to);
-    add_svd_presets<32>(to);
+    add_grouped_svd_presets<128>(to);
+    add_grouped_svd_presets<64>(to);
+    add_grouped_svd_presets<32>(to);
     return true;
-}();
+}
+
+// A level of the runtime adds them when it is asked for: code of a level must not run before that is known to be the
+// processor's (bindings/c/archive.cmake puts several levels into one program).
+#if !defined(XQUANT_RUNTIME_LEVEL)
+inline const bool has_svd_presets = add_svd_presets();
+#endif
 
 }  // namespace detail
 }  // namespace XQUANT_ABI_NS

@@ -1,6 +1,8 @@
 /* What a C program sees of libxquant: every function, every kind of status, and that nothing changes where one fails.
  *
- *     c_interface [--svd on|off] [--files on|off] */
+ *     c_interface [--svd on|off] [--files on|off] [--short on|off]
+ *
+ * --short on: the functions about the library and those about arguments alone, for an emulated processor. */
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -396,19 +398,22 @@ static void check_plan(int svd) {
 }
 
 int main(int count, char** arguments) {
-    int svd = 1, files = 1;
+    int svd = 1, files = 1, short_run = 0;
     for (int i = 1; i + 1 < count; i += 2) {
         const int on = strcmp(arguments[i + 1], "on") == 0;
         if (strcmp(arguments[i], "--svd") == 0) svd = on;
         if (strcmp(arguments[i], "--files") == 0) files = on;
+        if (strcmp(arguments[i], "--short") == 0) short_run = on;
     }
     check_library(svd, files);
-    check_sequences();
-    check_steps();
     check_arguments();
-    check_files(files);
-    check_transcode();
-    check_plan(svd);
+    if (!short_run) {
+        check_sequences();
+        check_steps();
+        check_files(files);
+        check_transcode();
+        check_plan(svd);
+    }
     printf("interface: %s\n", failures == 0 ? "all checks passed" : "checks FAILED");
     return failures == 0 ? 0 : 1;
 }

@@ -1,10 +1,12 @@
 """What a Python program sees of xquant: arrays, sequences, steps, errors, files. Needs the package and NumPy alone.
 
-    python -m unittest discover -s tests/python -v
+python -m unittest discover -s tests/python -v
 """
 
 import gc
+import json
 import pathlib
+import subprocess
 import sys
 import tempfile
 import threading
@@ -78,16 +80,16 @@ class Attention(unittest.TestCase):
         np.testing.assert_allclose(whole, expected[-1:], atol=5e-3)
 
     def test_codes_are_near_and_smaller(self):
-        exact_cache, cache = (
-            xquant.Cache(name, LAYERS * [layer()], recent=16, strict=True) for name in ("f16", "kv4")
-        )
+        exact_cache, cache = (xquant.Cache(name, LAYERS * [layer()], recent=16, strict=True) for name in ("f16", "kv4"))
         sequences = [exact_cache.create(), cache.create()]
         answers = [feed(c, s, 500) for c, s in zip((exact_cache, cache), sequences)]
         off = np.linalg.norm(answers[0] - answers[1]) / np.linalg.norm(answers[0])
         self.assertGreater(off, 1e-3)
         self.assertLess(off, 0.2)
         self.assertGreater(exact_cache.bytes()["stored"], 2.5 * cache.bytes()["stored"])
-        self.assertEqual(xquant.predict("kv4", LAYERS * [layer()], 500, recent=16, strict=True)["codes"], cache.bytes()["codes"])
+        self.assertEqual(
+            xquant.predict("kv4", LAYERS * [layer()], 500, recent=16, strict=True)["codes"], cache.bytes()["codes"]
+        )
 
     def test_x_and_weights(self):
         rng = np.random.default_rng(7)
@@ -292,6 +294,96 @@ class Files(unittest.TestCase):
             cache.load_bytes(bytes(data[:-100]))
         with self.assertRaisesRegex(OSError, "no/such"):
             cache.load("no/such/file")
+
+
+class OtherCaches(unittest.TestCase):
+    def test_a_sequence_goes_on_in_another_scheme(self):
+        cold, fast = (xquant.Cache(name, LAYERS * [layer()]) for name in ("kivi4", "f16"))
+        a = cold.create()
+        feed(cold, a, 300)
+        b = a.transcode(fast)
+        self.assertEqual((len(a), len(b)), (300, 300))
+        expected, found = feed(cold, a, 1, seed=9), feed(fast, b, 1, seed=9)
+        self.assertGreater(np.abs(expected).max(), 0.1)
+        np.testing.assert_allclose(found, expected, atol=0.01)
+        turned = xquant.Cache("kv4", LAYERS * [layer()])
+        c = turned.create()
+        feed(turned, c, 10)
+        with self.assertRaisesRegex(xquant.StateError, "after RoPE"):
+            c.transcode(cold)
+
+
+class Plans(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.machine = pathlib.Path(folder.name) / "machine.txt"
+
+    def plan(self, *schemes, **settings):
+        return xquant.plan(LAYERS * [layer()], list(schemes), machine=str(self.machine), **settings)
+
+    def test_bytes_and_time_are_known_before_there_is_a_cache(self):
+        f16, kv4, head4 = self.plan("f16", "kv4", "head4", context=5000, memory=3_000_000)
+        self.assertEqual((f16.name, f16.fits, f16.divergence, f16.unavailable), ("f16", False, 0.0, ""))
+        self.assertTrue(kv4.fits and 1_000_000 < kv4.bytes < f16.bytes / 2 and kv4.seconds > 0)
+        self.assertEqual((kv4.divergence, kv4.dominated_by), (None, ""))
+        self.assertIn("calibration", kv4.unknown)
+        self.assertIn("statistics", head4.unavailable)
+        cache = xquant.Cache("kv4", LAYERS * [layer()])
+        a = cache.create()
+        feed(cache, a, 5000)
+        self.assertEqual(kv4.cache, cache.bytes()["stored"])
+        written = self.machine.read_text()
+        self.assertGreater(len(self.plan()), 20)  # all schemes
+        self.assertEqual(self.machine.read_text(), written)
+        with self.assertRaisesRegex(ValueError, "1 threads"):
+            self.plan("kv4", threads=2)
+        with self.assertRaisesRegex(xquant.ShapeError, "'kv44'"):
+            self.plan("kv44")
+
+    def command(self, *arguments):
+        return subprocess.run([sys.executable, "-m", "xquant", *arguments], capture_output=True, text=True, check=False)
+
+    def test_command_line(self):
+        config = self.machine.with_name("config.json")
+        shape = {"num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2, "hidden_size": 384}
+        config.write_text(json.dumps(shape))
+        plan = (
+            "plan",
+            "--machine",
+            str(self.machine),
+            "--schemes",
+            "f16,kv4,head4",
+            "--memory",
+            "3M",
+            "--context",
+            "5000",
+        )
+        json_file = self.machine.with_name("plan.json")
+        found = self.command(*plan, str(config), "--json", str(json_file))
+        self.assertEqual(found.returncode, 0, found.stderr)
+        self.assertRegex(found.stdout, r"(?m)^  f16 .*does not fit$")
+        self.assertRegex(found.stdout, r"(?m)^\* kv4 ")
+        self.assertRegex(found.stdout, r"(?m)^  head4 +not available: needs statistics")
+        schemes = json.loads(json_file.read_text())["schemes"]
+        self.assertEqual([s["name"] for s in schemes], ["f16", "kv4", "head4"])
+        shown = self.command(*plan, "--layers", "2", "--heads", "6", "--kv-heads", "2", "--head-dim", "64")
+        self.assertEqual(shown.stdout.splitlines()[:4], found.stdout.splitlines()[:4])
+
+    def test_command_line_refuses(self):
+        for arguments, words in (
+            (("plan", "--layers", "2"), "heads, kv_heads not known"),
+            (("plan", "no/such.json"), "no/such.json"),
+            (("plan", "--layers", "2", "--heads", "5", "--kv-heads", "2", "--head-dim", "64"), "heads is 5"),
+            (("plan", "--memory", "much"), "'much' is no number of bytes"),
+            ((), "plan|schemes|level"),
+        ):
+            found = self.command(*arguments)
+            self.assertNotEqual(found.returncode, 0, arguments)
+            self.assertIn(words, found.stderr)
+            self.assertNotIn("Traceback", found.stderr)
+        self.assertIn("kivi4", self.command("schemes").stdout)
+        self.assertIn(xquant.level()[1], self.command("level").stdout)
 
 
 class Errors(unittest.TestCase):

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include <xquant/cache.hpp>
+#include "compiled/best.hpp"
 
 #include "support/format.hpp"
 

@@ -1,9 +1,9 @@
 """python -m xquant: what caches would take, before there is one.
 
-    python -m xquant plan config.json --context 32768 --sequences 8 --memory 8G
-    python -m xquant plan --layers 30 --heads 9 --kv-heads 3 --head-dim 64
-    python -m xquant schemes
-    python -m xquant level
+python -m xquant plan config.json --context 32768 --sequences 8 --memory 8G
+python -m xquant plan --layers 30 --heads 9 --kv-heads 3 --head-dim 64
+python -m xquant schemes
+python -m xquant level
 """
 
 import argparse
@@ -54,7 +54,9 @@ def shape_of(arguments):
     shape["kv_heads"] = shape["kv_heads"] or shape["heads"]
     missing = [name for name, value in shape.items() if not value]
     if missing:
-        raise SystemExit(f"xquant plan: the model's {', '.join(missing)} not known: name its config.json, or give --layers, --heads")
+        raise SystemExit(
+            f"xquant plan: the model's {', '.join(missing)} not known: name its config.json, or give --layers, --heads"
+        )
     shape["head_dim"] = arguments.head_dim or config.get("head_dim")
     if not shape["head_dim"]:
         if "hidden_size" not in config:
@@ -79,8 +81,13 @@ def plan(arguments):
     frequencies = xquant.rope_frequencies(shape["head_dim"], shape["rope_base"])
     layers = [
         xquant.Layer(
-            shape["heads"], shape["kv_heads"], shape["head_dim"],
-            input="keys_before_rope", pairing="halves", inverse_frequencies=frequencies, window=window,
+            shape["heads"],
+            shape["kv_heads"],
+            shape["head_dim"],
+            input="keys_before_rope",
+            pairing="halves",
+            inverse_frequencies=frequencies,
+            window=window,
         )
         for window in shape["windows"]
     ]
@@ -90,9 +97,16 @@ def plan(arguments):
         machine = cached_file() / f"machine-{xquant.level()[0]}-{arguments.threads}.txt"
     calibration = xquant.load_calibration(arguments.calibration, layers) if arguments.calibration else None
     found = xquant.plan(
-        layers, schemes=arguments.schemes.split(",") if arguments.schemes else [], context=arguments.context,
-        sequences=arguments.sequences, memory=arguments.memory, calibration=calibration, machine=str(machine),
-        threads=arguments.threads, sinks=arguments.sinks, recent=arguments.recent,
+        layers,
+        schemes=arguments.schemes.split(",") if arguments.schemes else [],
+        context=arguments.context,
+        sequences=arguments.sequences,
+        memory=arguments.memory,
+        calibration=calibration,
+        machine=str(machine),
+        threads=arguments.threads,
+        sinks=arguments.sinks,
+        recent=arguments.recent,
     )
     known = sorted((s for s in found if not s.unavailable), key=lambda s: -s.bytes)
     print(f"  {'scheme':<18}{'cache':>12}{'weights':>12}{'total':>12}{'us/step':>12}{'mean KLD':>11}")
@@ -117,9 +131,22 @@ def plan(arguments):
         f"\n{arguments.sequences} sequence(s) of {arguments.context} tokens, {arguments.threads} thread(s)."
     )
     if calibration is None:
-        print("mean KLD needs --calibration FILE (xquant-llm calibrate). Schemes that store X need the model's weights: xquant-llm plan.")
+        print(
+            "mean KLD needs --calibration FILE (xquant-llm calibrate). Schemes that store X need the model's weights: xquant-llm plan."
+        )
     if arguments.json:
-        fields = ("name", "unavailable", "cache", "weights", "read", "seconds", "divergence", "unknown", "fits", "dominated_by")
+        fields = (
+            "name",
+            "unavailable",
+            "cache",
+            "weights",
+            "read",
+            "seconds",
+            "divergence",
+            "unknown",
+            "fits",
+            "dominated_by",
+        )
         rows = [{field: getattr(s, field) for field in fields} for s in found]
         pathlib.Path(arguments.json).write_text(json.dumps({"shape": shape, "schemes": rows}, indent=2) + "\n")
 
@@ -138,18 +165,28 @@ def parser():
     commands = out.add_subparsers(required=True, metavar="plan|schemes|level")
     p = commands.add_parser("plan", help="schemes for a model: bytes, time and divergence")
     p.add_argument("config", nargs="?", help="the model's config.json, as transformers has it")
-    for name, about in {"layers": "layers", "heads": "query heads", "kv-heads": "heads of keys and values", "head-dim": "channels of a head"}.items():
+    for name, about in {
+        "layers": "layers",
+        "heads": "query heads",
+        "kv-heads": "heads of keys and values",
+        "head-dim": "channels of a head",
+    }.items():
         p.add_argument(f"--{name}", type=int, help=f"{about}, instead of the config's")
     p.add_argument("--rope-base", type=float, help="base of RoPE's frequencies, instead of the config's")
     p.add_argument("--context", type=int, default=4096, help="tokens cached of each sequence (4096)")
     p.add_argument("--sequences", type=int, default=1, help="sequences that take a token at once (1)")
-    p.add_argument("--memory", type=number_of_bytes, default=0, help="bytes that caches may take, like 300M or 8G; none: no limit")
+    p.add_argument(
+        "--memory", type=number_of_bytes, default=0, help="bytes that caches may take, like 300M or 8G; none: no limit"
+    )
     p.add_argument("--schemes", help="names, with commas between; none: all")
     p.add_argument("--calibration", help="statistics of the model that xquant-llm calibrate wrote")
     p.add_argument("--sinks", type=int, default=4, help="first tokens kept exact (4)")
     p.add_argument("--recent", type=int, default=128, help="newest tokens kept exact (128)")
     p.add_argument("--threads", type=int, default=1, help="threads that attention runs on (1)")
-    p.add_argument("--machine", help="file of what this machine can do; none: one below ~/.cache/xquant, measured where it is not there")
+    p.add_argument(
+        "--machine",
+        help="file of what this machine can do; none: one below ~/.cache/xquant, measured where it is not there",
+    )
     p.add_argument("--json", help="also writes the plan to this file")
     p.set_defaults(run=plan)
     commands.add_parser("schemes", help="all schemes").set_defaults(run=schemes)

@@ -232,6 +232,9 @@ template std::unique_ptr<xquant::Cache<>> xquant::make_cache<xquant::backend::be
 
 extern "C" __attribute__((visibility("default"))) const xquant::runtime::detail::Level* xquant_runtime_level() {
     using namespace xquant::runtime::detail;
+#if defined(XQUANT_RUNTIME_SVD)
+    [[maybe_unused]] static const bool has_svd_presets = xquant::detail::add_svd_presets();
+#endif
     static constexpr Level level{
         &compiled_with,   XQUANT_RUNTIME_LEVEL, Kernels::name,     &make_level_cache, &xquant::predict,
         &xquant::schemes, &xquant::find_scheme, &machine_of_level, &plan_of_level,

@@ -261,7 +261,9 @@ TEST_CASE("a file of another latent of a model with latent attention is refused"
             layer.latent.w_shared = MatrixView(shared.data(), rotary, 40);
             layer.latent.norm = norm.data();
             layer.latent.norm_epsilon = epsilon;
-            return {{layer}};
+            Model model;
+            model.layers.push_back(layer);
+            return model;
         }
     };
     const Weights own;
@@ -345,11 +347,11 @@ TEST_CASE("caches with matrices in f32 and in f16 read each other's files; other
                 const bool alike = from == to || (from <= WeightType::f16 && to <= WeightType::f16);
                 CHECK((problem == "") == alike);
                 if (alike) continue;
-                const auto name = [](WeightType type) {
+                const auto text = [](WeightType type) {
                     return type <= WeightType::f16 ? "f32 or f16" : to_string(type);
                 };
                 const std::string says =
-                    std::string("layer 0: weights are kept in ") + name(from) + " there, in " + name(to) + " here";
+                    std::string("layer 0: weights are kept in ") + text(from) + " there, in " + text(to) + " here";
                 CHECK(problem.find(says) != std::string::npos);
             }
         }

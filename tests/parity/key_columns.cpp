@@ -33,10 +33,9 @@ struct OneTile {
         rope.factor = 1.25;
         fill_rope_table(rope, tokens, cosines.data(), sines.data());
         task.key = {0, 0, width, matrix.data(), constant.data(), head_dim};
-        task.rope = {rope.pairing,   rope.inverse_frequencies.size(),
-                     tokens,         rope.inverse_frequencies.data(),
-                     cosines.data(), sines.data(),
-                     rope.factor};
+        task.rope = {
+            rope.pairing, rope.inverse_frequencies.size(), tokens, rope.inverse_frequencies.data(), cosines.data(),
+            sines.data(), static_cast<float>(rope.factor)};
         task.head_dim = head_dim;
         task.rows = 1;
         task.queries_per_kv = queries;

@@ -10,6 +10,7 @@
 #include <xquant/instantiate.hpp>
 #include <xquant/registry.hpp>
 #include <xquant/runtime.hpp>
+#include <xquant/runtime/entry.hpp>
 
 #include "check.hpp"
 #include "script.hpp"
@@ -60,6 +61,8 @@ void compare(const std::string& scheme, xquant::LayerInput input = xquant::Layer
 
 int main() {
     try {
+        // The entry in this program's own object file: it adds the schemes of an SVD to those of the headers.
+        check::that(xquant_runtime_level() != nullptr, "the level's object file has its entry");
         const xquant::runtime::LevelInfo level = xquant::runtime::level();
         check::that(
             level.backend == xquant::backend::best::name,

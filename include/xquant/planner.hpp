@@ -176,7 +176,7 @@ inline ErrorCosts costs_of_measured(const Layer& layer) {
 /// in the order of the answer; none: all that are registered. What cannot be made of this model is in the answer, with
 /// the reason. `run` looks at several schemes at once.
 ///
-/// Throws shape_error for a request, a model or a name that cannot be, value_error for a machine.
+/// Throws shape_error for a request, a model or a name that cannot be, value_error for a machine or a layer's numbers.
 [[nodiscard]] inline std::vector<PlannedScheme> plan(const Model& model, const Machine& machine,
                                                      const PlanRequest& request,
                                                      std::span<const std::string> names = {},
@@ -206,6 +206,7 @@ inline ErrorCosts costs_of_measured(const Layer& layer) {
     }
     for (std::size_t i = 0; i < model.layers.size(); ++i) {
         const Layer layer = detail::with_mean_of_rows(model, detail::loaded_layer(model, i));
+        detail::check_layer(layer, i);
         const detail::ErrorCosts measured = detail::costs_of_measured(layer);
         const auto look = [&](std::size_t s) {
             detail::PlanDraft& draft = drafts[s];

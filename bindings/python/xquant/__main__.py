@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import sys
+import textwrap
 
 import xquant
 
@@ -76,6 +77,14 @@ def shape_of(arguments):
     return shape
 
 
+def grouped(pairs):
+    """(key, value) pairs as (key, [values]), in the order of the first of each key."""
+    out = {}
+    for key, value in pairs:
+        out.setdefault(key, []).append(value)
+    return out.items()
+
+
 def plan(arguments):
     shape = shape_of(arguments)
     frequencies = xquant.rope_frequencies(shape["head_dim"], shape["rope_base"])
@@ -117,23 +126,23 @@ def plan(arguments):
         if s.dominated_by:
             remarks.append(f"dominated by {s.dominated_by}")
         kld = "-" if s.divergence is None else f"{s.divergence:.5f}"
-        mark = "*" if s.fits and not s.dominated_by else " "
+        mark = "*" if s.fits and s.divergence is not None and not s.dominated_by else " "
         print(
             f"{mark} {s.name:<18}{text_of_bytes(s.cache):>12}{text_of_bytes(s.weights):>12}{text_of_bytes(s.bytes):>12}"
             f"{1e6 * s.seconds:>12.1f}{kld:>11}  {'; '.join(remarks)}".rstrip()
         )
-    for s in found:
-        if s.unavailable:
-            print(f"  {s.name:<18}not available: {s.unavailable}")
-    memory = f" into {text_of_bytes(arguments.memory)}" if arguments.memory else ""
+    for reason, names in grouped((s.unavailable, s.name) for s in found if s.unavailable):
+        print(textwrap.fill(f"not available: {', '.join(names)}: {reason}", 120, initial_indent="  ", subsequent_indent="    "))
     print(
-        f"\n* fits{memory}, and no other scheme is known to be better. us/step: in the cache, for one new token of each of"
-        f"\n{arguments.sequences} sequence(s) of {arguments.context} tokens, {arguments.threads} thread(s)."
+        f"\nus/step: in the cache, for one new token of each of {arguments.sequences} sequence(s) of {arguments.context} "
+        f"tokens, {arguments.threads} thread(s)."
     )
+    if calibration is not None:
+        memory = f" into {text_of_bytes(arguments.memory)}" if arguments.memory else ""
+        print(f"* fits{memory}, and no other scheme is as good in bytes, time and divergence and better in one of them.")
     if calibration is None:
-        print(
-            "mean KLD needs --calibration FILE (xquant-llm calibrate). Schemes that store X need the model's weights: xquant-llm plan."
-        )
+        print("mean KLD needs --calibration FILE, which xquant-llm calibrate writes.")
+    print("Schemes that store X, or find latents in weights, need the model's weights: xquant-llm plan.")
     if arguments.json:
         fields = (
             "name",

@@ -28,6 +28,10 @@
     defined(__linux__)
 #define XQUANT_HAS_AMX 1
 #endif
+#if defined(__aarch64__) && defined(__ARM_NEON) && defined(__ORDER_LITTLE_ENDIAN__) && \
+    __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+#define XQUANT_HAS_NEON 1
+#endif
 
 #if defined(XQUANT_HAS_AMX)
 #define XQUANT_ABI_ISA avx512_amx
@@ -37,6 +41,12 @@
 #define XQUANT_ABI_ISA avx512
 #elif defined(XQUANT_HAS_AVX2)
 #define XQUANT_ABI_ISA avx2
+#elif defined(XQUANT_HAS_NEON) && defined(__ARM_FEATURE_MATMUL_INT8)
+#define XQUANT_ABI_ISA neon_i8mm
+#elif defined(XQUANT_HAS_NEON) && defined(__ARM_FEATURE_DOTPROD)
+#define XQUANT_ABI_ISA neon_dotprod
+#elif defined(XQUANT_HAS_NEON)
+#define XQUANT_ABI_ISA neon
 #else
 #define XQUANT_ABI_ISA base
 #endif

@@ -8,7 +8,7 @@ foreach(header IN LISTS headers)
   list(APPEND others ${lines})
 endforeach()
 list(FILTER others EXCLUDE REGEX "<xquant/")
-list(FILTER others EXCLUDE REGEX "<(Eigen|cpuid|immintrin)")
+list(FILTER others EXCLUDE REGEX "<(Eigen|cpuid|immintrin|arm_neon)")
 list(REMOVE_DUPLICATES others)
 list(TRANSFORM headers REPLACE "(.+)" "#include <\\1>")
 list(JOIN others "\n" others)
@@ -21,6 +21,9 @@ ${others}
 #endif
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define min(a, b) (((a) < (b)) ? (a) : (b))

@@ -59,6 +59,8 @@ std::vector<float> run_avx2(Form, const Case&);
 std::vector<float> run_avx2_int8(Form, const Case&);
 std::vector<float> run_avx512(Form, const Case&);
 std::vector<float> run_avx512_int8(Form, const Case&);
+std::vector<float> run_neon(Form, const Case&);
+std::vector<float> run_neon_int8(Form, const Case&);
 /// The kernels for GPUs on an emulated GPU in plain C++.
 std::vector<float> run_emulated_cuda(Form, const Case&);
 std::vector<float> run_emulated_cuda_int8(Form, const Case&);

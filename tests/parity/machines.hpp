@@ -19,6 +19,9 @@ void for_each_registers(F&& f) {
 #if defined(XQUANT_HAS_AVX512)
     f.template operator()<xquant::backend::avx512_registers>();
 #endif
+#if defined(XQUANT_HAS_NEON)
+    f.template operator()<xquant::backend::neon_registers>();
+#endif
 }
 
 /// Likewise for those with a matrix unit, which differ from others in 8-bit products alone.
@@ -39,6 +42,8 @@ inline std::string missing_machines() {
     return "SKIPPED: AMX (its kernels run through an emulated matrix unit)";
 #elif defined(XQUANT_HAS_AVX2)
     return "SKIPPED: AVX-512 and AMX (their kernels run through the emulated registers)";
+#elif defined(XQUANT_HAS_NEON)
+    return "SKIPPED: AVX2, AVX-512 and AMX (this is an Arm processor, or an emulated one)";
 #else
     return "SKIPPED: AVX2, AVX-512 and AMX (their kernels run through the emulated registers)";
 #endif

@@ -97,12 +97,14 @@ void check_floats() {
     const auto summed = floats_of<R>(R::sum_fours(fours));
     for (std::size_t r = 0; r < R::lanes; ++r) CHECK(std::abs(static_cast<double>(summed[r]) - sums[r]) < 1e-3);
 
-    const auto half_sums = floats_of<R>(R::sum_halves(fours));
-    for (std::size_t r = 0; r < R::lanes; ++r) {
-        const auto row = floats_of<R>(rows[r / 2]);
-        double half = 0;
-        for (std::size_t i = 0; i < R::lanes / 2; ++i) half += static_cast<double>(row[r % 2 * (R::lanes / 2) + i]);
-        CHECK(std::abs(static_cast<double>(half_sums[r]) - half) < 1e-3);
+    if constexpr (R::lanes >= 8) {
+        const auto half_sums = floats_of<R>(R::sum_halves(fours));
+        for (std::size_t r = 0; r < R::lanes; ++r) {
+            const auto row = floats_of<R>(rows[r / 2]);
+            double half = 0;
+            for (std::size_t i = 0; i < R::lanes / 2; ++i) half += static_cast<double>(row[r % 2 * (R::lanes / 2) + i]);
+            CHECK(std::abs(static_cast<double>(half_sums[r]) - half) < 1e-3);
+        }
     }
 
     for (std::size_t n = 0; n <= R::lanes; ++n) {
@@ -180,7 +182,9 @@ void check_words() {
     repeats(std::integral_constant<std::size_t, 4>{}, R::template repeat<4>(a.data()));
     repeats(std::integral_constant<std::size_t, 8>{}, R::template repeat<8>(a.data()));
     repeats(std::integral_constant<std::size_t, 16>{}, R::template repeat<16>(a.data()));
-    repeats(std::integral_constant<std::size_t, 32>{}, R::template repeat<32>(a.data()));
+    if constexpr (bytes<R> >= 32) {
+        repeats(std::integral_constant<std::size_t, 32>{}, R::template repeat<32>(a.data()));
+    }
     repeats(std::integral_constant<std::size_t, bytes<R>>{}, R::template repeat<bytes<R>>(a.data()));
 
     typename R::i32 mixed[4];
@@ -221,7 +225,7 @@ void check_words() {
 template <class R>
 void check_dot() {
     Source source;
-    for (const unsigned bits : {1U, 2U, 3U, 4U, 5U}) {
+    for (unsigned bits = 1; bits <= R::dot_bits; ++bits) {
         const std::uint32_t mask = ((1U << bits) - 1U) * 0x01010101U;
         for (const bool largest : {false, true}) {
             for (const std::size_t steps : {std::size_t{1}, std::size_t{3}, std::size_t{8}, std::size_t{32}}) {
@@ -284,6 +288,15 @@ TEST_CASE("the best backend is the one that the flags allow") {
 #elif defined(XQUANT_HAS_AVX2)
     CHECK(std::string(backend::best::name) == "avx2_int8");
     CHECK(std::string(abi_name()) == "abi_avx2");
+#elif defined(XQUANT_HAS_NEON)
+    CHECK(std::string(backend::best::name) == "neon_int8");
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    CHECK(std::string(abi_name()) == "abi_neon_i8mm");
+#elif defined(__ARM_FEATURE_DOTPROD)
+    CHECK(std::string(abi_name()) == "abi_neon_dotprod");
+#else
+    CHECK(std::string(abi_name()) == "abi_neon");
+#endif
 #else
     CHECK(std::string(backend::best::name) == "scalar");
 #endif

@@ -2,7 +2,7 @@
 // inherits its kernels where it has none of its own.
 //
 //     scalar            plain C++: the specification every other backend is compared with
-//     simd<Registers>   the kernels of backend/simd over a register wrapper: avx2, avx512, amx, emulated
+//     simd<Registers>   the kernels of backend/simd over a register wrapper: avx2, avx512, amx, neon, emulated
 //     int8<Base>        rebuilds keys with 8-bit integer products where the stored codes allow it (scalar/int8.hpp)
 //
 // `best` is chosen in backend/simd/backends.hpp, by the flags of the translation unit.

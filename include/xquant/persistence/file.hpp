@@ -1,6 +1,9 @@
 // Files by POSIX calls: written under another name and renamed when complete, or mapped into memory.
 #pragma once
 
+#if !__has_include(<sys/mman.h>)
+#error "xquant/persistence/file.hpp needs a POSIX system: it maps files by mmap and renames them by rename"
+#endif
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>

@@ -28,8 +28,12 @@ inline constexpr std::array<KnownLevel, 3> x86_levels{{
     {"x86-64-v4", "avx512_int8"},
 }};
 
-/// The only level of other processors.
+/// The only level of other processors. Every 64-bit Arm has the registers of backend/neon.
+#if defined(XQUANT_HAS_NEON)
+inline constexpr KnownLevel base_level{"base", "neon_int8"};
+#else
 inline constexpr KnownLevel base_level{"base", "scalar"};
+#endif
 
 /// The level of a name, or null.
 constexpr const KnownLevel* known_level(std::string_view name) noexcept {

@@ -172,11 +172,10 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
             for (std::size_t k = 0; k < channels; ++k) sums[i * width + c + k] += zero;
         }
         if constexpr (Backend::int8_products && detail::adds_code_rows<R>) {
-            if (const std::size_t per_register = detail::rows_per_register<R>(format, {channel, channels})) {
+            if (const std::size_t row_bytes = detail::code_row_bytes<R>(format, {channel, channels})) {
                 const detail::CodeRows rows{in.codes + format.code_offset(first, block), tokens, at.values_ahead};
-                detail::with_rows_per_register(per_register, [&](auto of_register) {
-                    detail::add_all_code_rows<R, 4 * R::lanes / of_register()>(rows, format.bits == 8, weights, count,
-                                                                               sums + c, width);
+                detail::with_code_row_bytes<R>(row_bytes, [&](auto bytes) {
+                    detail::add_all_code_rows<R, bytes()>(rows, format.bits == 8, weights, count, sums + c, width);
                 });
                 c += channels;
                 continue;

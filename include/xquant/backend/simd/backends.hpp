@@ -14,6 +14,9 @@
 #if defined(XQUANT_HAS_AVX2)
 #include <xquant/backend/avx2/registers.hpp>
 #endif
+#if defined(XQUANT_HAS_NEON)
+#include <xquant/backend/neon/registers.hpp>
+#endif
 
 namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
@@ -27,6 +30,9 @@ using avx512 = simd<avx512_registers>;
 #if defined(XQUANT_HAS_AVX2)
 using avx2 = simd<avx2_registers>;
 #endif
+#if defined(XQUANT_HAS_NEON)
+using neon = simd<neon_registers>;
+#endif
 
 #if defined(XQUANT_FORCE_SCALAR)
 using best = scalar;
@@ -36,6 +42,8 @@ using best = int8<amx>;
 using best = int8<avx512>;
 #elif defined(XQUANT_HAS_AVX2)
 using best = int8<avx2>;
+#elif defined(XQUANT_HAS_NEON)
+using best = int8<neon>;
 #else
 using best = scalar;
 #endif

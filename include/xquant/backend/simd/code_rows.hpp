@@ -2,7 +2,8 @@
 // its upper half, channel i + n / 2 of a group of n. What scores.hpp and values.hpp read without a tile of words.
 //
 //     score_code_rows   lanes are channels: one dot instruction for the lower and one for the upper codes of a
-//                       register, which holds one row or two; sums of 16 tokens leave the registers together
+//                       register, which holds one row or two, or on Arm a half or a quarter of one; sums of as many
+//                       tokens as a register has lanes leave the registers together
 //     score_byte_rows   likewise, by queries of 15 bits in two bytes
 //     add_code_rows     (values.hpp) four rows are mixed into words of 4 tokens before their codes are parted, so that
 //                       each shuffle serves both
@@ -24,25 +25,39 @@ namespace xquant::backend {
 inline namespace XQUANT_ABI_NS {
 namespace detail {
 
-/// Rows of a register where some channels are a whole group that is read as it is stored; 0: it is not.
+/// How rows of so many bytes lie in registers.
+template <class R, std::size_t RowBytes>
+struct RowShape {
+    static constexpr std::size_t bytes = 4 * R::lanes,  ///< of a register
+        registers = RowBytes > bytes ? RowBytes / bytes : 1, per_register = RowBytes < bytes ? bytes / RowBytes : 1;
+    static_assert(RowBytes * per_register == registers * bytes && registers <= 4 && per_register <= 2);
+};
+
+/// Bytes of a row where some channels are a whole group that is read as it is stored; 0: it is not.
 template <class R>
-constexpr std::size_t rows_per_register(const StreamFormat& format, Slots channels) noexcept {
+constexpr std::size_t code_row_bytes(const StreamFormat& format, Slots channels) noexcept {
     const bool whole = channels.first % format.group_channels == 0 &&
                        channels.count == format.channels_of(channels.first / format.group_channels);
     if (!whole || format.group_tokens != 1) return 0;
     if (format.bits != 4 && (format.bits != 8 || R::dot_bits < 8)) return 0;
     const std::size_t doubled = channels.count * format.bits / 4;  // bytes of two rows
-    if (doubled == 8 * R::lanes) return 1;
-    return doubled == 4 * R::lanes ? 2 : 0;
+    if (doubled == 8 * R::lanes) return 4 * R::lanes;
+    if (R::lanes < 8) return doubled == 16 * R::lanes || doubled == 32 * R::lanes ? doubled / 2 : 0;
+    return doubled == 4 * R::lanes ? 2 * R::lanes : 0;
 }
 
-/// Calls f with 1 or 2 rows of a register as a compile-time constant.
-template <class F>
-XQUANT_INLINE void with_rows_per_register(std::size_t rows, F&& f) noexcept {
-    if (rows == 1) {
-        f(std::integral_constant<std::size_t, 1>{});
+/// Calls f with what code_row_bytes found as a compile-time constant.
+template <class R, class F>
+XQUANT_INLINE void with_code_row_bytes(std::size_t bytes, F&& f) noexcept {
+    constexpr std::size_t one = 4 * R::lanes;
+    if (bytes == one) {
+        f(std::integral_constant<std::size_t, one>{});
+    } else if constexpr (R::lanes >= 8) {
+        f(std::integral_constant<std::size_t, one / 2>{});
+    } else if (bytes == 2 * one) {
+        f(std::integral_constant<std::size_t, 2 * one>{});
     } else {
-        f(std::integral_constant<std::size_t, 2>{});
+        f(std::integral_constant<std::size_t, 4 * one>{});
     }
 }
 
@@ -64,20 +79,23 @@ XQUANT_INLINE void for_row_blocks(const CodeRows& rows, F&& f) noexcept {
     f(static_cast<const std::byte*>(last.data()), t);
 }
 
-/// sums [Heads][128] of the products of each row with the queries, which multiply(register, head) gives by lanes.
-template <class R, std::size_t PerRegister, std::size_t Heads, class Multiply>
+/// sums [Heads][128] of the products of each row with the queries, which multiply(registers, head) gives by lanes.
+template <class R, std::size_t RowBytes, std::size_t Heads, class Multiply>
 XQUANT_INLINE void score_registers(const CodeRows& rows, float* sums, Multiply&& multiply) noexcept {
-    constexpr std::size_t fours_of = R::lanes / 4 / PerRegister;
-    for_row_blocks<R::lanes, 4 * R::lanes / PerRegister>(rows, [&](const std::byte* from, std::size_t t) {
+    using Shape = RowShape<R, RowBytes>;
+    constexpr std::size_t fours_of = R::lanes / 4 / Shape::per_register;
+    for_row_blocks<R::lanes, RowBytes>(rows, [&](const std::byte* from, std::size_t t) {
         typename R::f32 fours[Heads][fours_of];
         XQUANT_UNROLL
         for (std::size_t four = 0; four < fours_of; ++four) {
             typename R::f32 sum[Heads][4];
             XQUANT_UNROLL
             for (std::size_t r = 0; r < 4; ++r) {
-                const std::byte* const at = from + (4 * four + r) * 4 * R::lanes;
+                const std::byte* const at = from + (4 * four + r) * Shape::registers * Shape::bytes;
                 prefetch(at, rows.ahead);
-                const auto codes = R::load_i32(at);
+                typename R::i32 codes[Shape::registers];
+                XQUANT_UNROLL
+                for (std::size_t i = 0; i < Shape::registers; ++i) codes[i] = R::load_i32(at + i * Shape::bytes);
                 XQUANT_UNROLL
                 for (std::size_t h = 0; h < Heads; ++h) sum[h][r] = multiply(codes, h);
             }
@@ -86,7 +104,11 @@ XQUANT_INLINE void score_registers(const CodeRows& rows, float* sums, Multiply&&
         }
         XQUANT_UNROLL
         for (std::size_t h = 0; h < Heads; ++h) {
-            R::store(sums + h * tile_tokens + t, PerRegister == 1 ? R::sum_fours(fours[h]) : R::sum_halves(fours[h]));
+            if constexpr (Shape::per_register == 1) {
+                R::store(sums + h * tile_tokens + t, R::sum_fours(fours[h]));
+            } else {
+                R::store(sums + h * tile_tokens + t, R::sum_halves(fours[h]));
+            }
         }
     });
 }
@@ -151,36 +173,57 @@ void round_weights(const float* weights, std::size_t stride, std::size_t tokens,
 }
 
 /// sums [Heads][128] = code . q for each row of codes of 8 bits. queries: [Heads][at most 128] in two bytes.
-template <class R, std::size_t PerRegister, std::size_t Heads>
+template <class R, std::size_t RowBytes, std::size_t Heads>
 void score_byte_rows(const CodeRows& rows, const WholeWeights& queries, float* sums) noexcept {
-    constexpr std::size_t row_bytes = 4 * R::lanes / PerRegister;
-    typename R::i32 query[Heads][2];
+    using Shape = RowShape<R, RowBytes>;
+    constexpr std::size_t some = (std::min)(RowBytes, Shape::bytes);
+    typename R::i32 query[Heads][2][Shape::registers];
     XQUANT_UNROLL
     for (std::size_t h = 0; h < Heads; ++h) {
-        query[h][0] = R::template repeat<row_bytes>(queries.high.data() + h * tile_tokens);
-        query[h][1] = R::template repeat<row_bytes>(queries.low.data() + h * tile_tokens);
+        XQUANT_UNROLL
+        for (std::size_t i = 0; i < Shape::registers; ++i) {
+            query[h][0][i] = R::template repeat<some>(queries.high.data() + h * tile_tokens + i * some);
+            query[h][1][i] = R::template repeat<some>(queries.low.data() + h * tile_tokens + i * some);
+        }
     }
-    score_registers<R, PerRegister, Heads>(rows, sums, [&](typename R::i32 codes, std::size_t h) {
-        return whole_sum<R>(R::dot(R::zero_i32(), codes, query[h][0]), R::dot(R::zero_i32(), codes, query[h][1]));
+    score_registers<R, RowBytes, Heads>(rows, sums, [&](const typename R::i32* codes, std::size_t h) {
+        auto high = R::zero_i32(), low = R::zero_i32();
+        XQUANT_UNROLL
+        for (std::size_t i = 0; i < Shape::registers; ++i) {
+            high = R::dot(high, codes[i], query[h][0][i]);
+            low = R::dot(low, codes[i], query[h][1][i]);
+        }
+        return whole_sum<R>(high, low);
     });
 }
 
 /// sums [Heads][128] = code . q for each row of 4-bit codes. queries: [Heads][int8_channels] bytes, a channel each.
-template <class R, std::size_t PerRegister, std::size_t Heads>
+template <class R, std::size_t RowBytes, std::size_t Heads>
 void score_code_rows(const CodeRows& rows, const std::uint8_t* queries, float* sums) noexcept {
-    constexpr std::size_t row_bytes = 4 * R::lanes / PerRegister;
-    typename R::i32 query[Heads][2];
+    using Shape = RowShape<R, RowBytes>;
+    static_assert(2 * Shape::registers <= R::dot_run(4));
+    constexpr std::size_t some = (std::min)(RowBytes, Shape::bytes);
+    typename R::i32 query[Heads][2][Shape::registers];
     XQUANT_UNROLL
     for (std::size_t h = 0; h < Heads; ++h) {
         XQUANT_UNROLL
         for (std::size_t half = 0; half < 2; ++half) {
-            query[h][half] = R::template repeat<row_bytes>(queries + h * int8_channels + half * row_bytes);
+            const std::uint8_t* const from = queries + h * int8_channels + half * RowBytes;
+            XQUANT_UNROLL
+            for (std::size_t i = 0; i < Shape::registers; ++i) {
+                query[h][half][i] = R::template repeat<some>(from + i * some);
+            }
         }
     }
     const auto nibbles = R::splat_i32(0x0F0F0F0F);
-    score_registers<R, PerRegister, Heads>(rows, sums, [&](typename R::i32 both, std::size_t h) {
-        const auto low = R::bits_and(both, nibbles), high = R::bits_and(R::shift_right(both, 4), nibbles);
-        return R::to_f32(R::dot_end(R::dot(R::dot(R::zero_i32(), low, query[h][0]), high, query[h][1])));
+    score_registers<R, RowBytes, Heads>(rows, sums, [&](const typename R::i32* both, std::size_t h) {
+        auto sum = R::zero_i32();
+        XQUANT_UNROLL
+        for (std::size_t i = 0; i < Shape::registers; ++i) {
+            const auto low = R::bits_and(both[i], nibbles), high = R::bits_and(R::shift_right(both[i], 4), nibbles);
+            sum = R::dot(R::dot(sum, low, query[h][0][i]), high, query[h][1][i]);
+        }
+        return R::to_f32(R::dot_end(sum));
     });
 }
 

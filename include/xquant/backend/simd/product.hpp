@@ -1,6 +1,6 @@
 // Vector matrix products: blocks of C stay in registers.
 //
-//     multiply              C (+)= A B, 6 rows x 4 registers (AVX-512) or 6 x 2 (AVX2) at a time
+//     multiply              C (+)= A B, 6 rows x 4 registers (AVX-512, NEON) or 6 x 2 (AVX2) at a time
 //     multiply_transposed   C = A B^T, up to 4 rows of A x 4 rows of B at a time
 //
 // Limit   FMA.

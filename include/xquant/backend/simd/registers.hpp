@@ -9,7 +9,8 @@
 //     reduce_min reduce_max reduce_add                                            over the lanes
 //     sum_four(rows)            lane 4 b + k of the result is the sum of lanes 4 b .. 4 b + 3 of rows[k]; 4 rows
 //     sum_fours(fours)          lane i is the sum of row i; lanes / 4 results of sum_four, each of its own 4 rows
-//     sum_halves(fours)         lane 2 i + h is the sum of half h of row i; lanes / 8 results of sum_four
+//     sum_halves(fours)         lane 2 i + h is the sum of half h of row i; lanes / 8 results of sum_four. Registers of
+//                               4 lanes have no such operation
 //     zero_i32 splat_i32 load_i32 store_i32 add_i32 bits_and bits_or shift_left shift_right
 //     shift_right_each(a, by)   lane by lane
 //     to_f32 round              signed words to floats and back, to nearest, ties to even; what no word holds becomes
@@ -25,15 +26,15 @@
 //     transpose(rows)           `lanes` registers as a square matrix of words
 //     dot(sum, codes, weights)  adds to each word the products of its 4 unsigned bytes with 4 signed ones. Up to
 //                               dot_run(bits) of them may follow each other, from zero; dot_end makes 32-bit words of
-//                               that. |weight| <= 127, codes of at most dot_bits bits (5 or 8).
+//                               that. |weight| <= 127, codes of at most dot_bits bits (5, 7 or 8).
 //     matrix_unit               whether there is a unit that multiplies tiles of bytes. Then:
 //     MatrixScope               a thread may use the unit while one lives, if its ready(); they may nest
 //     multiply_panel(weights, step, quads, quad_step, groups, sums)   sums [16][64], of 32 bits: of 16 columns, whose
 //                               weights begin `step` words apart, and 64 tokens, the words of quads lying quad_step
 //                               apart, over groups of 64 channels: signed times unsigned bytes
 //
-// Wrappers: backend/avx2, backend/avx512, backend/amx, backend/emulated (plain C++; the specification of these
-// operations).
+// Wrappers: backend/avx2, backend/avx512, backend/amx, backend/neon, backend/emulated (plain C++; the specification of
+// these operations).
 #pragma once
 
 #include <concepts>
@@ -54,7 +55,7 @@ concept register_wrapper = requires(typename R::f32 x, typename R::i32 w, float*
     { R::fma(x, x, x) } -> std::same_as<typename R::f32>;
     { R::sum_four(rows) } -> std::same_as<typename R::f32>;
     { R::sum_fours(rows) } -> std::same_as<typename R::f32>;
-    { R::sum_halves(rows) } -> std::same_as<typename R::f32>;
+    requires R::lanes < 8 || requires { { R::sum_halves(rows) } -> std::same_as<typename R::f32>; };
     { R::load_f16(halves) } -> std::same_as<typename R::f32>;
     { R::dot(w, w, w) } -> std::same_as<typename R::i32>;
     { R::dot_end(w) } -> std::same_as<typename R::i32>;

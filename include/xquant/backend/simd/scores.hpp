@@ -191,10 +191,9 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
         const std::size_t channel = head.first + c;
         const std::size_t channels = rounded_channels(in.format, head, c);
         const std::size_t block = channel / in.format.group_channels;
-        const std::size_t per_register =
-            Form != QueryForm::floats ? rows_per_register<R>(in.format, {channel, channels}) : 0;
+        const std::size_t row_bytes = Form != QueryForm::floats ? code_row_bytes<R>(in.format, {channel, channels}) : 0;
         const CodeRows rows{in.codes + in.format.code_offset(of_tokens.first, block), tokens, ahead};
-        if (per_register == 0) load_quads(tag, in, of_tokens, {channel, channels}, ahead, quads);
+        if (row_bytes == 0) load_quads(tag, in, of_tokens, {channel, channels}, ahead, quads);
         load_token_scales<R>(in, of_tokens, block, scales.data(), zeros.data());
         for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
             float totals[Heads], steps[Heads];
@@ -219,16 +218,16 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
                 R::store(to, c == 0 ? value : R::add(value, R::load(to)));
             };
             if constexpr (Form != QueryForm::floats) {
-                if (per_register > 0) {
+                if (row_bytes > 0) {
                     alignas(64) std::array<float, Heads * tile_tokens> sums;
-                    with_rows_per_register(per_register, [&](auto of_register) {
+                    with_code_row_bytes<R>(row_bytes, [&](auto bytes) {
                         if constexpr (Form == QueryForm::two_bytes) {
                             WholeWeights whole;
                             round_weights<R>(queries + i * width + c, width, channels, Heads, whole);
                             std::copy_n(whole.steps.begin(), Heads, steps);
-                            score_byte_rows<R, of_register(), Heads>(rows, whole, sums.data());
+                            score_byte_rows<R, bytes(), Heads>(rows, whole, sums.data());
                         } else {
-                            score_code_rows<R, of_register(), Heads>(rows, weights.data(), sums.data());
+                            score_code_rows<R, bytes(), Heads>(rows, weights.data(), sums.data());
                         }
                     });
                     XQUANT_UNROLL

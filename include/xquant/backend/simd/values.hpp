@@ -160,7 +160,7 @@ void add_quads(const ValueQuads& codes, std::size_t c, const WholeWeights& weigh
 
 /// Whether add_code_rows serves these registers: it holds all sums of a tile, and never ends a run of them.
 template <class R>
-inline constexpr bool adds_code_rows = R::count >= 32 && R::dot_bits >= 8 && R::dot_run(8) >= tile_tokens;
+inline constexpr bool adds_code_rows = R::count >= 32 && R::dot_run(R::dot_bits) >= tile_tokens;
 
 /// What of a register of stored bytes is multiplied: 4-bit codes in their lower halves, in their upper halves, in both;
 /// or the bytes, which are codes of 8 bits.
@@ -222,7 +222,7 @@ void add_all_code_rows(const CodeRows& rows, bool bytes, const float* weights, s
     for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
         float* const to = sums + i * stride;
         for (std::size_t skip = 0; skip < RowBytes; skip += 2 * R::lanes) {
-            if (bytes) {
+            if (R::dot_bits >= 8 && bytes) {
                 add_code_rows<R, RowBytes, Heads, CodePart::bytes>(rows, skip, whole, i, to, stride);
             } else if constexpr (Heads <= 3) {
                 add_code_rows<R, RowBytes, Heads, CodePart::both>(rows, skip, whole, i, to, stride);

@@ -21,7 +21,9 @@ std::size_t load_prefix(PrefixStore& store, const std::string& scheme, std::span
                 return found->tokens();
             }
         } catch (const xquant::file_error&) {
-            // Damaged, or of another version of the format: removed below.
+            // Damaged, of another scheme or model, or of another version of the format: removed below.
+        } catch (const Error&) {
+            // Sound, and yet nothing that this engine saves: several sequences, say. Removed below, too.
         } catch (const xquant::shape_error&) {
             // Layers with a window have freed what this prompt would see of a longer one.
             cache.reset();

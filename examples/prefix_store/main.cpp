@@ -1,8 +1,11 @@
-/// prefix-store: answers prompts, and keeps the caches of their beginnings in a folder, for this run and later ones.
+/// prefix-store: answers prompts, and keeps the caches of their beginnings in a folder, for this run and later ones, or
+/// on a Redis server, for other machines as well.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
+#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <fstream>
@@ -18,15 +21,19 @@
 #include "continuation.hpp"
 #include "error.hpp"
 #include "gguf.hpp"
+#include "lmdb_store.hpp"
 #include "prefix_store.hpp"
 #include "saved_cache.hpp"
 #include "schemes.hpp"
+#if defined(XQUANT_PREFIX_STORE_REDIS)
+#include "redis_store.hpp"
+#endif
 
 namespace {
 
 struct Options {
-    std::string model, store, prompt, text, scheme = "svd_head4";
-    std::size_t limit = 1024, tokens = 64, threads = 0;  // limit: MB
+    std::string model, store, redis, prompt, text, scheme = "svd_head4";
+    std::size_t limit = 1024, ttl = 0, timeout = 100, tokens = 64, threads = 0;  // MB, s, ms
     bool no_store = false, compare = false;
 };
 
@@ -45,10 +52,40 @@ std::string fingerprint(const std::string& path) {
     return fmt::format("{:016x}{:016x}", hash.high64, hash.low64);
 }
 
-void print_store(const llm::PrefixStore& store, std::size_t limit) {
-    const llm::PrefixStoreFigures f = store.figures();
-    fmt::print(stderr, "store        {} entries, {} bytes of at most {} MB; {} damaged ones were removed\n", f.entries,
-               f.bytes, limit, f.damaged);
+void print_store(llm::PrefixStore& store, std::size_t limit) {
+    const std::optional<llm::StoreFigures> f = store.figures();
+    if (!f)
+        fmt::print(stderr, "store        out of reach\n");
+    else
+        fmt::print(stderr, "store        {} entries, {} bytes of at most {} MB; {} damaged ones were removed\n",
+                   f->entries, f->bytes, limit, f->damaged);
+}
+
+#if defined(XQUANT_PREFIX_STORE_REDIS)
+/// "HOST:PORT", or a host alone.
+llm::RedisServer parse_server(const std::string& text, std::size_t timeout) {
+    llm::RedisServer server{text.substr(0, text.rfind(':')), 6379,
+                            std::chrono::milliseconds(std::min<std::size_t>(timeout, 1U << 30U))};
+    const std::string port = text.substr(std::min(text.size(), server.host.size() + 1));
+    const char* const end = port.data() + port.size();
+    if (server.host.size() < text.size()) {
+        const auto [at, error] = std::from_chars(port.data(), end, server.port);
+        if (error != std::errc() || at != end) throw llm::Error(fmt::format("--redis {}: expected HOST:PORT", text));
+    }
+    return server;
+}
+#endif
+
+std::unique_ptr<llm::Store> open_store(const Options& o) {
+    if (o.limit > std::size_t{1} << 24U) throw llm::Error("--limit is too large");
+    if (o.ttl > std::size_t{1} << 32U) throw llm::Error("--ttl is too large");
+    const llm::StoreOptions options{.limit = o.limit << 20U, .ttl = std::chrono::seconds(o.ttl)};
+    if (o.redis.empty()) return llm::open_lmdb(o.store, options);
+#if defined(XQUANT_PREFIX_STORE_REDIS)
+    return llm::open_redis(parse_server(o.redis, o.timeout), options);
+#else
+    throw llm::Error("--redis: this program was built without hiredis (libhiredis-dev)");
+#endif
 }
 
 class Program {
@@ -78,8 +115,9 @@ public:
         question_.ends = ends_;
         question_.most = std::min(o.tokens, context - ids_.size());
         if (o.no_store) return;
-        if (o.limit > std::size_t{1} << 24U) throw llm::Error("--limit is too large");
-        store_.emplace(o.store, llm::PrefixStoreOptions{.limit = o.limit << 20U, .model = fingerprint(o.model)});
+        store_.emplace(open_store(o), fingerprint(o.model), [](const std::string& why) {
+            fmt::print(stderr, "store        {}; going on without it\n", why);
+        });
     }
 
     void run() {
@@ -93,7 +131,9 @@ public:
         if (a.saved > 0)
             fmt::print(stderr, "put          {} tokens\n", a.saved);
         else if (a.reused < blocks)
-            fmt::print(stderr, "put          nothing: {} tokens are more than the limit\n", blocks);
+            fmt::print(stderr,
+                       "put          nothing: {} tokens are more than the limit, or the store is out of reach\n",
+                       blocks);
         print_store(*store_, o_.limit);
     }
 
@@ -149,13 +189,18 @@ std::string not_negative(const std::string& text) { return text.starts_with('-')
 
 int main(int argc, char** argv) {
     Options o;
-    CLI::App app{"Answers a prompt; the cache of its beginning is kept in a folder and used again."};
+    CLI::App app{"Answers a prompt; the cache of its beginning is kept, in a folder or on a server, and used again."};
     app.footer("\n" + llm::schemes_help());
     const auto number = [&](const char* name, std::size_t& value, const char* help) {
         return app.add_option(name, value, help)->capture_default_str()->type_name("N")->check(not_negative, "");
     };
     app.add_option("--model", o.model, "GGUF file")->envname("XQUANT_MODEL")->required()->type_name("FILE");
     CLI::Option* store = app.add_option("--store", o.store, "folder of the store; made if missing")->type_name("DIR");
+    CLI::Option* redis = app.add_option("--redis", o.redis, "Redis server that is the store")->type_name("HOST:PORT");
+    redis->excludes(store);
+    number("--timeout", o.timeout,
+           "ms that the server has for each reply; the store is left out where it takes longer");
+    number("--ttl", o.ttl, "s after which what this run puts is gone; 0: never");
     number("--limit", o.limit, "most that the store holds, in MB; what was used longest ago goes first");
     app.add_option("--scheme", o.scheme, "cache to use; see below")->capture_default_str()->type_name("SCHEME");
     auto* prompt = app.add_option_group("prompt");
@@ -166,10 +211,11 @@ int main(int argc, char** argv) {
     number("--threads", o.threads, "threads; 0: as many as the machine has");
     CLI::Option* none = app.add_flag("--no-store", o.no_store, "read the whole prompt, as without a store");
     app.add_flag("--compare", o.compare, "time the first token without the store and with it")->excludes(none);
-    none->excludes(store);
+    none->excludes(store)->excludes(redis);
     CLI11_PARSE(app, argc, argv);
     try {
-        if (!o.no_store && o.store.empty()) throw llm::Error("--store or --no-store is needed");
+        if (!o.no_store && o.store.empty() && o.redis.empty())
+            throw llm::Error("--store, --redis or --no-store is needed");
         Program program(o);
         if (o.compare)
             program.compare();

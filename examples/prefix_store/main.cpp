@@ -33,7 +33,7 @@ namespace {
 
 struct Options {
     std::string model, store, redis, prompt, text, scheme = "svd_head4";
-    std::size_t limit = 1024, ttl = 0, timeout = 100, tokens = 64, threads = 0;  // MB, s, ms
+    std::size_t limit = 1024, ttl = 0, timeout = 100, tokens = 64, threads = 0, rounds = 1;  // MB, s, ms
     bool no_store = false, compare = false;
 };
 
@@ -137,21 +137,34 @@ public:
         print_store(*store_, o_.limit);
     }
 
-    /// Without the store, then with it; a run in between, where it is needed, puts the prompt there.
+    /// Without the store and with it in turn, which has the prompt by then; prints the medians.
     void compare() {
-        const llm::Answer cold = answer(nullptr, false);
-        llm::Answer warm = answer(store(), false);
-        if (warm.saved > 0) warm = answer(store(), false);
+        std::vector<llm::Answer> cold, warm;
+        if (answer(store(), false).reused == 0) answer(store(), false);  // what was read once is in memory
+        bool same = true;
+        for (std::size_t i = 0; i < o_.rounds; ++i) {
+            cold.push_back(answer(nullptr, false));
+            warm.push_back(answer(store(), false));
+            same = same && warm.back().tokens == cold.front().tokens;
+        }
+        const auto middle = [](std::vector<llm::Answer>& of) {
+            const auto at = of.begin() + static_cast<std::ptrdiff_t>(of.size() / 2);
+            std::nth_element(of.begin(), at, of.end(), [](const llm::Answer& a, const llm::Answer& b) {
+                return a.first_token_seconds < b.first_token_seconds;
+            });
+            return *at;
+        };
+        const llm::Answer without = middle(cold), with = middle(warm);
         fmt::print("{:<8}{:>18}{:>18}{:>14}{:>18}\n", "", "first token, s", "of them loading", "tokens read",
                    "out of the store");
         const auto row = [](const char* name, const llm::Answer& a) {
             fmt::print("{:<8}{:>18.3f}{:>18.3f}{:>14}{:>18}\n", name, a.first_token_seconds, a.load_seconds, a.read,
                        a.reused);
         };
-        row("cold", cold);
-        row("warm", warm);
-        fmt::print("{:<8}{:>17.1f}x\n", "ratio", cold.first_token_seconds / warm.first_token_seconds);
-        fmt::print("{:<8}{}\n", "answers", cold.tokens == warm.tokens ? "the same" : "differ");
+        row("cold", without);
+        row("warm", with);
+        fmt::print("{:<8}{:>17.1f}x\n", "ratio", without.first_token_seconds / with.first_token_seconds);
+        fmt::print("{:<8}{}\n", "answers", same ? "the same" : "differ");
         print_store(*store_, o_.limit);
     }
 
@@ -211,6 +224,7 @@ int main(int argc, char** argv) {
     number("--threads", o.threads, "threads; 0: as many as the machine has");
     CLI::Option* none = app.add_flag("--no-store", o.no_store, "read the whole prompt, as without a store");
     app.add_flag("--compare", o.compare, "time the first token without the store and with it")->excludes(none);
+    number("--rounds", o.rounds, "how often --compare does both; it prints medians")->check(CLI::PositiveNumber);
     none->excludes(store)->excludes(redis);
     CLI11_PARSE(app, argc, argv);
     try {

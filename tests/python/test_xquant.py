@@ -386,6 +386,60 @@ class Plans(unittest.TestCase):
         self.assertIn(xquant.level()[1], self.command("level").stdout)
 
 
+class Calibrators(unittest.TestCase):
+    def learn(self, layers):
+        """Of keys whose channels hang together, which is what there is to learn."""
+        calibrator = xquant.Calibrator(layers, threads=2)
+        for context in range(2):
+            for i in range(LAYERS):
+                q, k, v = (self.rows(10 * context + i, heads) for heads in (HEADS, KV_HEADS, KV_HEADS))
+                calibrator.add_kv(i, k, v, q)
+        self.assertEqual(calibrator.tokens, 2 * (512 - 4))
+        return calibrator.finish()
+
+    def rows(self, seed, heads):
+        mixed = np.random.default_rng(99).standard_normal((HEAD_DIM, HEAD_DIM)) * np.geomspace(1, 1e-3, HEAD_DIM)[:, None]
+        return (random_rows(seed + heads, 512, heads) @ mixed).astype(np.float32)
+
+    def test_what_was_learnt_shrinks_errors(self):
+        layers = LAYERS * [layer()]
+        learnt = self.learn(layers)
+        self.assertEqual((learnt.tokens, learnt.contexts), (1016, 2))
+        with tempfile.TemporaryDirectory() as folder:
+            path = str(pathlib.Path(folder) / "model.xqcal")
+            learnt.save(path, layers)
+            read = xquant.load_calibration(path, layers)
+            with self.assertRaisesRegex(xquant.MismatchError, "of a model of 2 layers; this one has 1"):
+                xquant.load_calibration(path, [layer()])
+        answers = []
+        for scheme, calibration in (("f16", None), ("kv4", None), ("head4:uniform", learnt), ("head4:uniform", read)):
+            cache = xquant.Cache(scheme, layers, recent=0, strict=True, calibration=calibration)
+            with cache.step({cache.create(): 512}) as step:
+                for i in range(LAYERS):
+                    step.append_kv(i, self.rows(70 + i, KV_HEADS), self.rows(80 + i, KV_HEADS))
+                    out = step.attend(i, self.rows(90 + i, HEADS))
+            answers.append(out)
+        errors = [np.linalg.norm(a - answers[0]) for a in answers]
+        self.assertLess(errors[2], 0.5 * errors[1])
+        np.testing.assert_array_equal(answers[2], answers[3])
+
+    def test_refused(self):
+        with self.assertRaisesRegex(xquant.ShapeError, "keys_after_rope; a Calibrator learns from keys_before_rope"):
+            xquant.Calibrator([layer(input="keys_after_rope")])
+        calibrator = xquant.Calibrator([layer()])
+        q, k = random_rows(1, 20, HEADS), random_rows(1, 20, KV_HEADS)
+        with self.assertRaisesRegex(xquant.ShapeError, r"v is \[19, 128\]; expected \[20, 128\]"):
+            calibrator.add_kv(0, k, k[:19], q)
+        with self.assertRaisesRegex(xquant.ShapeError, "layer 1 of a model of 1"):
+            calibrator.add_kv(1, k, k, q)
+        with self.assertRaisesRegex(xquant.ShapeError, "a context of 5 tokens"):
+            calibrator.add_kv(0, k[:5], k[:5], q[:5])
+        k[3, 0, 1] = np.nan
+        with self.assertRaisesRegex(xquant.NumberError, "not finite"):
+            calibrator.add_kv(0, k, k, q)
+        self.assertEqual(calibrator.tokens, 0)
+
+
 class Errors(unittest.TestCase):
     def test_what_does_not_fit_says_so(self):
         with self.assertRaisesRegex(xquant.ShapeError, "'kv44'"):

@@ -16,8 +16,13 @@
 #include <utility>
 #include <vector>
 
+#include <xquant/calibration.hpp>
 #include <xquant/runtime.hpp>
 #include <xquant/version.hpp>
+
+#if defined(XQUANT_PYTHON_CALIBRATOR)
+#include <xquant/calibration/calibrator.hpp>
+#endif
 
 #if defined(XQUANT_PYTHON_FILES)
 #include <xquant/persistence/calibration.hpp>
@@ -172,6 +177,16 @@ struct Cache {
         return query_width[layer];
     }
 };
+
+#if defined(XQUANT_PYTHON_CALIBRATOR)
+/// A calibrator, its threads, and the layers whose weights it reads.
+struct Calibrator {
+    xquant::Model model;
+    std::vector<nb::object> layers;
+    std::unique_ptr<xquant::bindings::Pool> threads;
+    std::unique_ptr<xquant::Calibrator> of;
+};
+#endif
 
 /// A sequence. It is dropped with its last reference.
 struct Sequence {
@@ -677,6 +692,93 @@ void add_plan(nb::module_& m) {
         "measured each time, in a second or two. settings: as Cache takes them.");
 }
 
+#if defined(XQUANT_PYTHON_CALIBRATOR)
+using FloatRows = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
+
+/// The values of rows [n, ...] of this width. Throws shape_error.
+const float* rows_of_width(const FloatRows& a, const char* name, std::size_t n, std::size_t width) {
+    const Rows rows = rows_of(a, name);
+    expects(rows.count == n && rows.columns == width, name, " is [", rows.count, ", ", rows.columns, "]; expected [", n,
+            ", ", width, "]");
+    return a.data();
+}
+
+void set_up_calibrator(Calibrator* self, const nb::list& layers, std::size_t sinks, bool joint, std::size_t threads) {
+    Calibrator out;
+    for (const nb::handle layer : layers) out.layers.push_back(nb::borrow(layer));
+    out.model = model_of(nb::cast<std::vector<Layer*>>(layers));
+    for (std::size_t i = 0; i < out.model.layers.size(); ++i) {
+        expects(out.model.layers[i].input == xquant::LayerInput::keys_before_rope, "layer ", i, ": input is ",
+                xquant::to_string(out.model.layers[i].input), "; a Calibrator learns from keys_before_rope");
+    }
+    xquant::CalibratorOptions options;
+    options.sinks = sinks;
+    options.joint = joint;
+    out.threads = std::make_unique<xquant::bindings::Pool>(threads);
+    out.of = std::make_unique<xquant::Calibrator>(out.model, options);
+    new (self) Calibrator(std::move(out));
+}
+
+void add_context(Calibrator& self, std::size_t layer, const FloatRows& k, const FloatRows& v, const FloatRows& q) {
+    expects(layer < self.model.layers.size(), "layer ", layer, " of a model of ", self.model.layers.size());
+    const xquant::LayerShape& shape = self.model.layers[layer].shape;
+    expects(k.ndim() >= 2, "k has ", k.ndim(), " dimensions; expected 2 or more");
+    const std::size_t n = k.shape(0);
+    const float* const keys = rows_of_width(k, "k", n, shape.kv_width());
+    const float* const values = rows_of_width(v, "v", n, shape.kv_width());
+    const float* const queries = rows_of_width(q, "q", n, shape.heads * shape.head_dim);
+    const nb::gil_scoped_release no_gil;
+    self.of->add_kv(layer, n, keys, values, queries, xquant::ExecutorRef(*self.threads));
+}
+
+void add_calibrator(nb::module_& m) {
+    nb::class_<Calibrator>(m, "Calibrator", "Gathers a Calibration from the rows of a text.")
+        .def("__init__", &set_up_calibrator, "layers"_a, nb::kw_only(), "sinks"_a = 4, "joint"_a = true,
+             "threads"_a = 1,
+             "layers: with the input keys_before_rope, and w_o where errors of the model's own stream are to count.\n"
+             "sinks: first tokens of a context that are left out. joint: for joint* as well, [Hkv * Dh]^2 numbers a "
+             "layer.")
+        .def("add_kv", &add_context, "layer"_a, "k"_a, "v"_a, "q"_a,
+             "A context's rows of a layer, from position 0 on, 512 to 2,048 tokens: k before RoPE and v [n, Hkv, Dh], "
+             "q [n, H, Dh] after RoPE; float32 without gaps.")
+        .def_prop_ro(
+            "tokens", [](const Calibrator& c) { return c.of->tokens(); }, "Tokens of layer 0 so far, without sinks.")
+        .def(
+            "finish", [](const Calibrator& c) { return c.of->finish(); }, "The statistics of what was added.");
+}
+#else
+/// Without Eigen there are no bases to learn.
+struct Calibrator {};
+
+void add_calibrator(nb::module_& m) {
+    nb::class_<Calibrator>(m, "Calibrator", "The package was compiled without Eigen: there is no Calibrator.")
+        .def("__init__", [](Calibrator*, const nb::args&, const nb::kwargs&) {
+            xquant::detail::raise<xquant::state_error>("the package was compiled without Eigen");
+        });
+}
+#endif
+
+void add_calibration(nb::module_& m) {
+    nb::class_<xquant::Calibration>(m, "Calibration",
+                                    "Statistics of a model's keys and values: load_calibration, or Calibrator.finish.")
+        .def_ro("tokens", &xquant::Calibration::tokens, "Tokens that they were gathered from.")
+        .def_ro("contexts", &xquant::Calibration::contexts, "Places of the text.")
+        .def(
+            "save",
+            [](const xquant::Calibration& c, const std::string& path, const std::vector<Layer*>& layers) {
+#if defined(XQUANT_PYTHON_FILES)
+                xquant::save_calibration(c, model_of(layers), path);
+#else
+                static_cast<void>(c);
+                static_cast<void>(path);
+                static_cast<void>(layers);
+                xquant::detail::raise<xquant::state_error>("the package was compiled without xxHash");
+#endif
+            },
+            "path"_a, "layers"_a, "Writes a file for load_calibration and xquant-llm, which replaces `path`.");
+    add_calibrator(m);
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -699,10 +801,8 @@ NB_MODULE(_core, m) {
     add_sequence(m);
     add_step(m);
     add_cache(m);
+    add_calibration(m);
     add_plan(m);
-    nb::class_<xquant::Calibration>(m, "Calibration", "Statistics of a model's keys and values: load_calibration.")
-        .def_ro("tokens", &xquant::Calibration::tokens, "Tokens that they were gathered from.")
-        .def_ro("contexts", &xquant::Calibration::contexts, "Places of the text.");
     m.def(
         "load_calibration",
         [](const std::string& path, const std::vector<Layer*>& layers) {

@@ -142,13 +142,18 @@ def main():
             exact.append(f"{folder}/{i}.pt")
             torch.save(logits.log_softmax(-1), exact[-1])
             progress.update(len(context))
-        rows = []
+        progress.write("| cache | bits/token/layer | mean KLD | +- | top-1, % | perplexity, % | ms/token |")
+        progress.write("|---|---:|---:|---:|---:|---:|---:|")
+        failed = False
         for name in names:
             progress.set_description(name)
-            rows.append(measure(model, name, contexts, exact, arguments, progress))
-    print("| cache | bits/token/layer | mean KLD | +- | top-1, % | perplexity, % | ms/token |")
-    print("|---|---:|---:|---:|---:|---:|---:|")
-    print("\n".join(rows))
+            try:
+                progress.write(measure(model, name, contexts, exact, arguments, progress))
+            except (RuntimeError, ValueError, ImportError) as error:
+                failed = True
+                progress.write(f"FAILED {name}: {error}")
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

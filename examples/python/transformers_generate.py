@@ -13,7 +13,7 @@ import xquant.transformers
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--model", type=pathlib.Path, required=True, help="a GGUF file")
-parser.add_argument("--scheme", default="kv4", help="xquant.schemes() lists them; those of X are not served")
+parser.add_argument("--scheme", default="kv4", help="xquant.schemes() lists them")
 parser.add_argument("--calibration", help="a file, for head4 and its kind")
 parser.add_argument("--tokens", type=int, default=40, help="of each answer")
 parser.add_argument("prompts", nargs="*", default=["The capital of France is", "A cache of keys and values is"])

@@ -100,6 +100,11 @@ class Batch:
         if self._step is not None:
             self._step.append_kv(layer, k, v)
 
+    def append_x(self, layer, x):
+        """Likewise x [tokens, D] of a cache of X."""
+        if self._step is not None:
+            self._step.append(layer, x)
+
     def attend(self, layer, q):
         """Attention of q [tokens, H, Dh] after RoPE: float32 [tokens, H * Dh]; None where there are no tokens."""
         return None if self._step is None else self._step.attend(layer, q)

@@ -12,6 +12,7 @@ import transformers
 
 import xquant
 import xquant.transformers
+from xquant.transformers._calibrate import _Listening
 
 torch.set_num_threads(1)  # the models are tiny
 COMMON = {
@@ -27,6 +28,7 @@ ARCHITECTURES = {
     "Glm": ({"partial_rotary_factor": 0.5}, ("interleaved", "halves", 8), [0, 0, 0]),
     "Cohere": ({}, ("interleaved", "interleaved", 16), [0, 0, 0]),
     "Gemma2": ({"sliding_window": 8, "attn_logit_softcapping": 5.0}, ("halves", "halves", 16), [8, 0, 8]),
+    "Gemma3": ({"sliding_window": 8, "layer_types": MIXED}, ("halves", "halves", 16), [8, 0, 8]),  # two kinds of RoPE
     "Mistral": ({"sliding_window": 8}, ("halves", "halves", 16), [8, 8, 8]),
     "Phi3": ({}, ("halves", "halves", 16), [0, 0, 0]),  # one matrix for Q, K and V
     "GPTNeoX": ({}, ("halves", "halves", 4), [0, 0, 0]),
@@ -41,7 +43,7 @@ ARCHITECTURES = {
 
 def make_model(name="Llama", **changed):
     torch.manual_seed(0)
-    config = getattr(transformers, name + "Config")(**COMMON | changed)
+    config = getattr(transformers, name + ("TextConfig" if name == "Gemma3" else "Config"))(**COMMON | changed)
     return getattr(transformers, name + "ForCausalLM")(config).eval()
 
 
@@ -64,10 +66,10 @@ def logits(model, steps=(30, 1, 9), padded=5):
 
 
 class Architectures(unittest.TestCase):
-    def check(self, name, settings, rope, windows, scheme):
+    def check(self, name, settings, rope, windows, scheme, recent=16):
         model = make_model(name, **settings)
         before, expected = model.config._attn_implementation, logits(model)
-        with xquant.transformers.use(model, scheme, recent=16, sinks=0, threads=1) as used:
+        with xquant.transformers.use(model, scheme, recent=recent, sinks=0, threads=1) as used:
             found = logits(model)
             layers = used._layers
         self.assertEqual(model.config._attn_implementation, before)
@@ -86,9 +88,41 @@ class Architectures(unittest.TestCase):
                 self.check(name, settings, rope, windows, "f16")
 
     def test_keys_that_are_turned_back(self):
-        for name in ("Llama", "Qwen3", "Glm", "Cohere", "Gemma2"):
+        for name in ("Llama", "Qwen3", "Glm", "Cohere", "Gemma2", "Gemma3"):
             with self.subTest(name):
                 self.check(name, *ARCHITECTURES[name], "svd_head4:group=32")
+
+    def test_x_in_place_of_keys(self):
+        for name in ("Llama", "Qwen3", "Cohere", "Gemma2", "Gemma3"):
+            with self.subTest(name):
+                self.check(name, *ARCHITECTURES[name], "x4_rot", recent=64)  # all of X in f16
+        with self.assertRaisesRegex(xquant.ShapeError, "keys_before_rope"):
+            xquant.transformers.use(make_model("Phi3"), "x4_rot")
+
+    def test_statistics_whose_pairs_lie_in_another_way(self):
+        model, contexts = make_model(), [tokens(1, 300, seed) for seed in (5, 6)]
+        exact, found = logits(model), []
+        with tempfile.TemporaryDirectory() as folder:
+            paths = [pathlib.Path(folder) / name for name in ("own", "other")]
+            xquant.transformers.calibrate(model, contexts, path=paths[0], threads=1)
+            with _Listening(model, "f16", None, 1, {}, turn_back=True) as used, torch.no_grad():
+                used.layers = [layer.describe("keys_before_rope", "interleaved") for layer in used._layers]
+                used.store = xquant.Cache("f16", used.layers)
+                used.calibrator = xquant.Calibrator(used.layers)
+                for context in contexts:
+                    model(context, cache=used.cache())
+                used.calibrator.finish().save(str(paths[1]), used.layers)
+            for path, target in zip(paths, ("halves", "interleaved")):
+                strict = {"recent": 0, "strict": True, "threads": 1}
+                with xquant.transformers.use(model, "head4:uniform", calibration=path, **strict) as used:
+                    self.assertEqual(used._layers[0].target, target)
+                    found.append(logits(model))
+            other = make_model(num_key_value_heads=4)
+            with self.assertRaisesRegex(xquant.MismatchError, "kv_heads of layer 0 is 2 there and 4 here"):
+                xquant.transformers.use(other, "head4:uniform", calibration=paths[1])
+        errors = [float((f - exact).norm() / exact.norm()) for f in found]
+        self.assertTrue(all(1e-3 < error < 0.3 for error in errors), errors)
+        self.assertLess(abs(errors[0] - errors[1]), 0.3 * errors[0])
 
     def test_other_types(self):
         for dtype, bound in ((torch.bfloat16, 0.12), (torch.float16, 0.015)):

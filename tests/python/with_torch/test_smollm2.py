@@ -66,8 +66,8 @@ class SmolLM2(unittest.TestCase):
         context = self.text[3000:3512]
         with torch.inference_mode():
             exact = self.model(context[None]).logits
-        learnt = xquant.transformers.calibrate(self.model, self.text[:3000].split(1000))
-        self.assertEqual((learnt.tokens, learnt.contexts), (3 * 996, 3))
+        learnt = xquant.transformers.calibrate(self.model, self.text[:1200].split(600))
+        self.assertEqual((learnt.tokens, learnt.contexts), (2 * 596, 2))
         found = {}
         for scheme in ("f16", "kv8", "kv4", "svd_head4", "head4:uniform"):
             calibration = learnt if scheme == "head4:uniform" else None
@@ -78,7 +78,7 @@ class SmolLM2(unittest.TestCase):
         self.assertLess(found["kv8"], 1e-3)
         self.assertTrue(0.005 < found["kv4"] < 0.1, found)
         self.assertTrue(0.002 < found["svd_head4"] < 0.5 * found["kv4"], found)
-        self.assertTrue(0.001 < found["head4:uniform"] < 0.9 * found["svd_head4"], found)
+        self.assertTrue(0.001 < found["head4:uniform"] < 0.95 * found["svd_head4"], found)
 
 
 def divergence(exact, logits):

@@ -15,15 +15,24 @@ KNOWN_TENSORS = {"position_ids", "cache_position", "s_aux", "num_items_in_batch"
 
 
 @dataclasses.dataclass
+class Call:
+    """What an attention module is called with: cosines and sines [1 or B, n, pairs or twice as many], positions
+    [1 or B, n], X [B, n, D]; None where a module takes none."""
+
+    embeddings: tuple = None
+    positions: torch.Tensor = None
+    x: torch.Tensor = None
+
+
+@dataclasses.dataclass
 class Attended:
-    """A call of the attention function: Q [1, H, n, Dh], K and V [1, Hkv, n, Dh]; embeddings: cosines and sines or None."""
+    """A call of the attention function: Q [1, H, n, Dh], K and V [1, Hkv, n, Dh]; and its module's."""
 
     module: torch.nn.Module
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-    embeddings: tuple
-    positions: torch.Tensor
+    call: Call
     options: dict
 
 
@@ -47,13 +56,14 @@ class LayerOf:
         self.check_call(turned.query, turned.options)
         self.rope = self.refusal = None
         rows = [x.key[0].transpose(0, 1).float().numpy() for x in (still, turned)]
-        if turned.embeddings is not None and np.abs(rows[0] - rows[1]).max() > 1e-3 * np.abs(rows[0]).max():
-            tables = [table[0].float().numpy() for table in turned.embeddings]
+        if turned.call.embeddings is not None and np.abs(rows[0] - rows[1]).max() > 1e-3 * np.abs(rows[0]).max():
+            tables = [table[0].float().numpy() for table in turned.call.embeddings]
             try:
                 self.rope = find_rope(*rows, *tables, positions, candidates, tolerance=3e-2)
             except MismatchError as error:
                 self.refusal = error
         self.target = self.rope and self.rope.pairing
+        self.takes_x = self._makes_keys(still)
 
     def check_call(self, query, options):
         """Raises ShapeError for a call of the attention function that cannot be served, or that is not as at first."""
@@ -105,6 +115,23 @@ class LayerOf:
         if self.rope is None or self.target == self.rope.pairing:
             return x
         return lay_out(x, self.rope.pairs, self.rope.pairing, self.target, torch.empty_like(x))
+
+    def _makes_keys(self, still):
+        """Whether K at position 0 and V are what the weights make of the X that the module was called with."""
+        weights, x = self._weights(), still.call.x
+        if "w_k" not in weights or x is None or x.shape[-1] != weights["width"]:
+            return False
+        made = []
+        for name in "kv":
+            rows = torch.nn.functional.linear(x[0].float(), weights["w_" + name].float(), weights.get("b_" + name))
+            made.append(rows.unflatten(-1, (self.kv_heads, self.head_dim)))
+        if "k_norm" in weights:
+            mean = made[0].square().mean(-1, keepdim=True)
+            made[0] = made[0] * (mean + weights["k_norm_epsilon"]).rsqrt() * weights["k_norm"]
+        if self.rope is not None:
+            made[0][..., : 2 * self.rope.pairs] *= self.rope.factor
+        rows = [rows[0].transpose(0, 1).float() for rows in (still.key, still.value)]
+        return all(bool((a - b).abs().max() <= 3e-2 * b.abs().max()) for a, b in zip(made, rows))
 
     def _weights(self):
         """w_k, w_v, b_k, b_v, k_norm and w_o where they are to be found, for schemes that ask for them."""

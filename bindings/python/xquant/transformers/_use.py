@@ -12,7 +12,7 @@ from .._batch import Batch
 from .._core import MismatchError, ShapeError, StateError
 from .._rope import PAIRINGS, check_tables, inverse, turn_back
 from ._cache import Cache
-from ._layers import ROWS, Attended, LayerOf
+from ._layers import ROWS, Attended, Call, LayerOf
 
 NAME = "xquant"  # of the attention function and the mask function
 SERVED = {"full_attention", "sliding_attention"}
@@ -29,7 +29,7 @@ class Use:
         _check_model(model)
         self.model, self.scheme, self.layers, self.store = model, scheme, [], None
         self.pending = None  # what Cache.update was given, until the attention function is called
-        self._calls = {}  # of each layer, cosines and sines and positions that its attention was called with
+        self._calls = {}  # of each layer what its attention module was called with
         self._tables = {}
         self._probed = None
         self._hooks = []
@@ -86,8 +86,9 @@ class Use:
                 self._hooks.append(module.register_forward_pre_hook(self._before_layer, with_kwargs=True))
         self._hooks.append(self.model.register_forward_pre_hook(self._before_model, with_kwargs=True))
 
-    def _before_layer(self, module, _, kwargs):
-        self._calls[module.layer_idx] = kwargs.get("position_embeddings"), kwargs.get("position_ids")
+    def _before_layer(self, module, args, kwargs):
+        x = args[0] if args else kwargs.get("hidden_states")
+        self._calls[module.layer_idx] = Call(kwargs.get("position_embeddings"), kwargs.get("position_ids"), x)
 
     def _before_model(self, _, args, kwargs):
         """Gives the model a Cache where it would make one of its own."""
@@ -153,17 +154,20 @@ class Use:
                 raise next((error for error in refusals if "pairing" not in str(error)), refusals[0])
         threads = torch.get_num_threads() if threads is None else threads
         refusal = next((layer.refusal for layer in self._layers if layer.refusal), None)
-        # Where a scheme stores keys after RoPE, they need not be turned back first.
-        layers, self._turns_back = describe("keys_in_place" if refusal else "keys_after_rope"), turn_back
-        try:
-            _core.predict(self.scheme, layers, 1, calibration=known, **settings)
-        except ShapeError:
-            self._turns_back = True
-        if self._turns_back:
-            if refusal:
+        # Where a scheme stores keys after RoPE, they need not be turned back first; what takes neither keys takes X.
+        inputs = ["keys_in_place" if refusal else "keys_after_rope", "keys_before_rope", "x"]
+        inputs = inputs[1:2] if turn_back else inputs if all(layer.takes_x for layer in self._layers) else inputs[:2]
+        refusals = []
+        for self._input in inputs:
+            if refusal and self._input in ("keys_before_rope", "x"):
                 raise refusal
-            layers = describe("keys_before_rope")
-        return layers, _core.Cache(self.scheme, layers, threads=threads, calibration=known, **settings)
+            layers = describe(self._input)
+            try:
+                _core.predict(self.scheme, layers, 1, calibration=known, **settings)
+                return layers, _core.Cache(self.scheme, layers, threads=threads, calibration=known, **settings)
+            except ShapeError as error:
+                refusals.append(error)
+        raise refusals[min(1, len(refusals) - 1)]
 
     def attend(self, module, query, key, value, mask, options):
         """Stores K and V [B, Hkv, n, Dh] of a layer and attends with Q [B, H, n, Dh]: [B, n, H, Dh]."""
@@ -173,34 +177,33 @@ class Use:
                 f"layer {module.layer_idx} attends with other rows than it gave to a cache of xquant's: layers that "
                 "share keys, or change them on the way, are not served"
             )
-        embeddings, positions = self._calls.pop(pending.layer, (None, None))
+        call = self._calls.pop(pending.layer, Call())
         if self._probed is not None:
-            self._probed[pending.layer] = Attended(module, query, key, value, embeddings, positions, options)
+            self._probed[pending.layer] = Attended(module, query, key, value, call, options)
             return query.transpose(1, 2).new_zeros(query.transpose(1, 2).shape)
-        try:
-            return self._attend(pending, query, embeddings, positions, mask, options)
-        except BaseException:
-            pending.batch.abandon()
-            raise
+        return self._attend(pending, query, call, mask, options)
 
-    def _attend(self, pending, query, embeddings, positions, mask, options):
+    def _attend(self, pending, query, call, mask, options):
         layer, batch = self._layers[pending.layer], pending.batch
         layer.check_call(query, options)
         rows, heads, columns, head_dim = query.shape
         if pending.layer == 0:
             self._tables = {}
-            batch.begin(rows, columns, _real(mask), _places(positions))
+            batch.begin(rows, columns, _real(mask), _places(call.positions))
         tokens = batch.tokens
         flat = lambda x: _dense(_pick(x.transpose(1, 2).reshape(rows * columns, x.shape[1], head_dim), tokens))
-        k = flat(pending.key)
-        if layer.rope is not None and self._turns_back:
-            tables = self._inverse(layer.rope, embeddings, positions, rows, columns, tokens)
-            k = turn_back(k, *tables, layer.rope.pairing, layer.target, torch.empty_like(k))
+        q = layer.laid_out(flat(query))
+        if self._input == "x":
+            batch.append_x(pending.layer, _pick(call.x.reshape(rows * columns, -1), tokens))
         else:
-            k = layer.laid_out(k)
-        v, q = flat(pending.value), layer.laid_out(flat(query))
-        self._heard(pending.layer, k, v, q)
-        batch.append(pending.layer, k, v)
+            k, v = flat(pending.key), flat(pending.value)
+            if layer.rope is not None and self._input == "keys_before_rope":
+                tables = self._inverse(layer.rope, call, rows, columns, tokens)
+                k = turn_back(k, *tables, layer.rope.pairing, layer.target, torch.empty_like(k))
+            else:
+                k = layer.laid_out(k)
+            self._heard(pending.layer, k, v, q)
+            batch.append(pending.layer, k, v)
         answers = batch.attend(pending.layer, q)
         if answers is None or tokens is not None:
             out = query.new_zeros(rows * columns, heads * head_dim)
@@ -216,20 +219,23 @@ class Use:
     def _heard(self, layer, k, v, q):
         """Rows [tokens, heads, Dh] of a layer that are about to be stored."""
 
-    def _inverse(self, rope, embeddings, positions, rows, columns, tokens):
+    def _inverse(self, rope, call, rows, columns, tokens):
         """What turn_back takes, [tokens, 1, pairs] each; made once for all layers with these cosines and sines."""
-        known = self._tables.get(id(embeddings[0]))
+        known = self._tables.get(id(call.embeddings[0]))
         if known is not None:
             return known[1]
         flat = lambda x: _pick(x.expand(rows, *x.shape[1:]).reshape(rows * columns, *x.shape[2:]), tokens)
-        c, s = (flat(rope.one_of_each(table)) for table in embeddings)
-        places = _places(positions)
+        c, s = (flat(rope.one_of_each(table)) for table in call.embeddings)
+        places = _places(call.positions)
         if places is not None and len(c) > 0:
             at = flat(torch.from_numpy(np.broadcast_to(places, (rows, columns)).copy()))
             ends = [0, len(at) - 1]
             check_tables(rope, c[ends].float().numpy(), s[ends].float().numpy(), at[ends].numpy())
         found = inverse(c[:, None], s[:, None])
-        self._tables[id(embeddings[0])] = embeddings[0], found  # the table is kept, so that no other gets its id
+        self._tables[id(call.embeddings[0])] = (
+            call.embeddings[0],
+            found,
+        )  # the table is kept, so that no other gets its id
         return found
 
 

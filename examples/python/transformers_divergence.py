@@ -4,8 +4,9 @@
     python examples/python/transformers_divergence.py --model "$(tools/get-model)" --caches kv4,svd_head4,quanto4,hqq4
 
 Each cache reads the same tokens in steps; its predictions are compared with those of the model's own attention over a
-whole context at once: mean Kullback-Leibler divergence, and how often the most likely token is the same. Bits are those of a
-token's K and V in a layer, scales and zeros included (of quanto and HQQ in 16 bits each), without what is kept exact.
+whole context at once: mean Kullback-Leibler divergence, and how often the most likely token is the same. Bits are
+those of a token's K and V in a layer, scales and zeros included (of quanto and HQQ in 16 bits each), without what is
+kept exact.
 Time is that of the steps, all of the model's work in it.
 """
 
@@ -73,8 +74,8 @@ class Divergence:
     def row(self, name, bits):
         kld, worse = np.asarray(self.kld), np.exp(np.mean(self.loss) - np.mean(self.exact_loss)) - 1
         return (
-            f"| {name} | {bits:.0f} | {kld.mean():.5f} | {kld.std() / np.sqrt(len(kld)):.5f} | {100 * np.mean(self.same):.1f} | "
-            f"{100 * worse:+.2f} | {1e3 * self.seconds / (len(kld)):.1f} |"
+            f"| {name} | {bits:.0f} | {kld.mean():.5f} | {kld.std() / np.sqrt(len(kld)):.5f} | "
+            f"{100 * np.mean(self.same):.1f} | {100 * worse:+.2f} | {1e3 * self.seconds / (len(kld)):.1f} |"
         )
 
 
@@ -113,7 +114,9 @@ def main():
     parser.add_argument("--context", type=int, default=1024, help="tokens of a context, each of which begins anew")
     parser.add_argument("--chunks", type=int, default=2, help="contexts")
     parser.add_argument("--step", type=int, default=0, help="tokens fed at once; 0: a whole context")
-    parser.add_argument("--caches", default="kv4,svd_head4", help="schemes of xquant's, quanto2, quanto4, hqq1 to hqq8")
+    parser.add_argument(
+        "--caches", default="kv4,svd_head4", help="schemes of xquant's; quanto2, quanto4, hqq1, hqq2, hqq4, hqq8"
+    )
     parser.add_argument("--calibration", help="a file of xquant-llm calibrate, for head4 and its kind")
     parser.add_argument("--recent", type=int, default=128, help="newest tokens that xquant keeps in f16")
     parser.add_argument("--sinks", type=int, default=4, help="first tokens that xquant keeps in f16")
@@ -125,9 +128,8 @@ def main():
 
     torch.set_num_threads(arguments.threads)
     model, tokenizer = load(arguments.model, getattr(torch, arguments.dtype))
-    ids = tokenizer(pathlib.Path(arguments.text).read_text(), return_tensors="pt", add_special_tokens=False).input_ids[
-        0
-    ]
+    text = pathlib.Path(arguments.text).read_text()
+    ids = tokenizer(text, return_tensors="pt", add_special_tokens=False).input_ids[0]
     contexts = ids[arguments.offset :].split(arguments.context)[: arguments.chunks]
     if len(contexts) < arguments.chunks or len(contexts[-1]) < arguments.context:
         raise SystemExit(

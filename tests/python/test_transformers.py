@@ -40,7 +40,7 @@ class Text:
 
 
 def feed(batch, texts, columns, mask=None, positions=None):
-    """Gives each row its text's tokens from its length on; answers of the last layer [rows, columns, H * Dh], 0 for padding."""
+    """Gives each row the next tokens of its text; answers of the last layer [rows, columns, H * Dh], 0 for padding."""
     before = [len(s) for s in batch.sequences] or len(texts) * [0]
     batch.begin(len(texts), columns, mask, positions)
     real = np.ones((len(texts), columns), bool) if mask is None else np.asarray(mask, bool)[:, -columns:]

@@ -32,8 +32,8 @@ class Batch:
         """Starts a step that adds `columns` to each of `rows` sequences.
 
         mask [rows, all columns or the new ones]: false where there is padding; None: there is none. positions
-        [rows or 1, columns]: where tokens stand, one after the other, behind those of the cache; None: next to them. Afterwards `tokens`
-        says which rows of matrices [rows * columns, ...] hold tokens. Raises ShapeError."""
+        [rows or 1, columns]: where tokens stand, one after the other, behind those of the cache; None: next to them.
+        Afterwards `tokens` says which rows of matrices [rows * columns, ...] hold tokens. Raises ShapeError."""
         self.abandon()
         if self.sequences and rows != len(self.sequences):
             raise ShapeError(f"a batch of {rows} rows; the cache has {len(self.sequences)}")

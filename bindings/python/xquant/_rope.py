@@ -23,8 +23,8 @@ def pair_channels(pairing, pairs):
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """RoPE of a layer's keys: the channels of a pair; how a program's row of cosines repeats (once: it does not, halves:
-    all pairs' and then all again, interleaved: each pair's twice); inverse frequencies [pairs] and factor."""
+    """RoPE of a layer's keys: pairing, the channels of a pair; layout, how a program's row of cosines repeats (once: it
+    does not, halves: all pairs' and then all again, interleaved: each pair's twice); frequencies [pairs], factor."""
 
     pairing: str
     layout: str
@@ -46,7 +46,7 @@ class Rope:
 
 
 def inverse(c, s):
-    """What turn_back takes for cosines and sines [..., pairs] that keys were turned by: the inverse matrix's entries."""
+    """What turn_back takes for cosines and sines [..., pairs] that keys were turned by: the inverse's entries."""
     square = c * c + s * s
     return c / square, s / square
 
@@ -97,8 +97,9 @@ def find_rope(still, turned, cos, sin, positions, candidates, tolerance=1e-2):
                 if np.abs(back - still).max() <= tolerance * np.abs(still).max():
                     return dataclasses.replace(rope, pairing=pairing)
     raise MismatchError(
-        f"keys [{turned.shape[-2]}, {turned.shape[-1]}] of a token are turned in a way that is not RoPE of one position "
-        f"a token with the model's inverse frequencies ({len(candidates)} lists of them, cosines of {cos.shape[-1]} channels)"
+        f"keys [{turned.shape[-2]}, {turned.shape[-1]}] of a token are turned in a way that is not RoPE of one "
+        f"position a token with the model's inverse frequencies ({len(candidates)} lists of them, cosines of "
+        f"{cos.shape[-1]} channels)"
     )
 
 
@@ -108,6 +109,6 @@ def check_tables(rope, c, s, positions, tolerance=5e-2):
     off = max(np.abs(np.asarray(a, np.float64) - b).max() for a, b in zip((c, s), rope.expected(positions)))
     if not off <= tolerance * rope.factor:
         raise ShapeError(
-            f"RoPE at positions {positions[0]} .. {positions[-1]} is off by {off:.3g} from the frequencies that the model "
-            "had at position 1 .. 8: frequencies that change with the length are not served"
+            f"RoPE at positions {positions[0]} .. {positions[-1]} is off by {off:.3g} from the frequencies that the "
+            "model had at positions 1 .. 8: frequencies that change with the length are not served"
         )

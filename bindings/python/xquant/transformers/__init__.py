@@ -27,7 +27,7 @@ __all__ = ["Cache", "Use", "calibrate", "use"]
 def use(model, scheme, *, calibration=None, threads=None, **settings):
     """Makes a model keep its keys and values in a cache of `scheme` until the Use that is returned is stopped.
 
-    model: a decoder on the processor, in float32, float16 or bfloat16, whose attention is transformers' functional kind.
+    model: a decoder on the processor, in float32, float16 or bfloat16, that takes attention functions from outside.
     scheme: "head4", "kv4", ... (xquant.schemes()).
     calibration: for schemes that need it: what `calibrate` found, or its file, or a file of `xquant-llm calibrate` for
     the same model, whose GGUF weights may have pairs of channels laid out in another way.

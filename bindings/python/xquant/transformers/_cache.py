@@ -13,8 +13,8 @@ from .._core import ShapeError
 class Cache(transformers.Cache):
     """Keys and values of a batch in a model's cache of xquant's; made by Use.cache, or for generate by the model.
 
-    One forward pass is one step: until its last layer has attended nothing has changed. used: the Use that it belongs to.
-    batch: its sequences.
+    One forward pass is one step: until its last layer has attended nothing has changed. used: the Use that it belongs
+    to. batch: its sequences.
     """
 
     def __init__(self, used, batch, layers, croppable):

@@ -157,7 +157,7 @@ class LayerOf:
         return out
 
     def _norm(self):
-        """Gain [Dh] and epsilon of the norm of a key head; None where there is none, False where it is of another kind."""
+        """Gain [Dh] and epsilon of the norm of a key head; None without one, False where it is of another kind."""
         norm = getattr(self.module, "k_norm", None)
         if norm is None:
             return None, None

@@ -48,7 +48,7 @@ class Use:
         return Cache(self, Batch(self.store), len(self._layers), croppable=not windows)
 
     def load(self, path):
-        """The Cache of a file of Cache.save, of the same model and scheme. Raises FileError, MismatchError, DamageError."""
+        """The Cache in a file of Cache.save, of this model and scheme. Raises FileError, MismatchError, DamageError."""
         out = self.cache()
         out.batch.load(path)
         return out
@@ -110,7 +110,7 @@ class Use:
         return args, kwargs | {"cache": self.cache(), "use_cache": True}
 
     def _find_layers(self):
-        """Runs the model at position 0 and at positions 1 .. 8, attention giving zeros: what each layer attends with."""
+        """What each layer attends with: runs the model at position 0, then at 1 .. 8, attention giving zeros."""
         runs, places = [], torch.arange(1, 9)[None]
         layers = self.model.config.get_text_config().num_hidden_layers
         was_training = self.model.training

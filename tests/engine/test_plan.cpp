@@ -149,7 +149,7 @@ TEST_CASE("what cannot be planned is refused with its reason") {
     CHECK(has(after([](PlanOptions& o) { o.json = "/no/such/folder/p"; }), "can't be written"));
     static_cast<void>(files.planned());
     files.options.threads = 2;
-    CHECK(has(files.refusal(), "was measured with 1 threads, and 2 are to be used"));
+    CHECK(has(files.refusal(), "was measured with 1 threads, and 2 are asked for"));
     write_bytes(files.options.machine, "nothing\n");
     CHECK(has(files.refusal(), "line 1: expected 'xquant machine 1'"));
 }

@@ -4,26 +4,20 @@
 # libxquant.a: the C interface and all levels in one object that shows the functions of xquant.h and nothing else. Weak functions of the
 # standard library are in every level, compiled for its processor; a linker that saw them by their names would keep one for all. So the
 # levels' symbols become local, one level at a time, before the levels meet.
-function(run)
-  execute_process(COMMAND ${ARGN} RESULT_VARIABLE result OUTPUT_VARIABLE output ERROR_VARIABLE output)
-  if(NOT result EQUAL 0)
-    list(JOIN ARGN " " command)
-    message(FATAL_ERROR "${command}: ${result}\n${output}")
-  endif()
-endfunction()
-
 string(REPLACE "|" ";" LEVELS "${LEVELS}")
 file(MAKE_DIRECTORY "${FOLDER}")
 set(parts "${INTERFACE}")
 set(i 0)
 foreach(level IN LISTS LEVELS)
   set(part "${FOLDER}/level_${i}.o")
-  run("${LD}" -r --force-group-allocation -o "${part}" "${level}")
-  run("${OBJCOPY}" --redefine-sym xquant_runtime_level=xquant_runtime_level_${i} --keep-global-symbol=xquant_runtime_level_${i} "${part}")
+  execute_process(COMMAND "${LD}" -r --force-group-allocation -o "${part}" "${level}" COMMAND_ERROR_IS_FATAL ANY)
+  set(entry xquant_runtime_level_${i})
+  execute_process(COMMAND "${OBJCOPY}" --redefine-sym xquant_runtime_level=${entry} --keep-global-symbol=${entry} "${part}"
+    COMMAND_ERROR_IS_FATAL ANY)
   list(APPEND parts "${part}")
   math(EXPR i "${i} + 1")
 endforeach()
-run("${LD}" -r --force-group-allocation -o "${FOLDER}/xquant.o" ${parts})
-run("${OBJCOPY}" --wildcard --keep-global-symbol=xq_* "${FOLDER}/xquant.o")
+execute_process(COMMAND "${LD}" -r --force-group-allocation -o "${FOLDER}/xquant.o" ${parts} COMMAND_ERROR_IS_FATAL ANY)
+execute_process(COMMAND "${OBJCOPY}" --wildcard --keep-global-symbol=xq_* "${FOLDER}/xquant.o" COMMAND_ERROR_IS_FATAL ANY)
 file(REMOVE "${ARCHIVE}")
-run("${AR}" rcs "${ARCHIVE}" "${FOLDER}/xquant.o")
+execute_process(COMMAND "${AR}" rcs "${ARCHIVE}" "${FOLDER}/xquant.o" COMMAND_ERROR_IS_FATAL ANY)

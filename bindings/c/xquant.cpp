@@ -168,7 +168,7 @@ xquant::Layer layer_of(const xq_layer& given) {
 }
 
 /// Layers lie as far apart as the program's struct is large.
-xquant::Model model_of(const xq_layer* layers, std::size_t count) {
+xquant::Model model_of(const xq_layer* layers, std::size_t count, const xq_calibration* calibration = nullptr) {
     expects(count > 0, "a model has no layers; expected one or more");
     const std::size_t step = there(layers, "layers").size;
     xquant::Model model;
@@ -179,6 +179,7 @@ xquant::Model model_of(const xq_layer* layers, std::size_t count) {
         expects(size == step, "layer ", i, ": xq_layer.size is ", size, ", that of layer 0 ", step);
         model.layers.push_back(layer_of(known_part<xq_layer>(at, size, xq_layer_init, "xq_layer")));
     }
+    if (calibration != nullptr) calibration->of.attach(model);
     return model;
 }
 
@@ -199,13 +200,20 @@ xquant::Options options_of(const xq_options* given) {
     return out;
 }
 
-void write_bytes(const xquant::Bytes& bytes, xq_bytes* out) {
+/// Fills in as much of a program's struct as it knows, which its size says.
+template <class T>
+void write_known_part(T all, T* out, const char* name) {
     const std::size_t size = there(out, "out").size;
-    expects(size >= sizeof(std::size_t), "xq_bytes.size is ", size, "; expected ", sizeof(xq_bytes));
-    const xq_bytes all{size,        bytes.codes,   bytes.scales,    bytes.tail,   bytes.sinks,  bytes.accumulator,
-                       bytes.index, bytes.weights, bytes.workspace, bytes.mapped, bytes.rebuilt};
+    expects(size >= sizeof(std::size_t), name, ".size is ", size, "; expected ", sizeof(T));
+    all.size = size;
     std::copy_n(reinterpret_cast<const unsigned char*>(&all), (std::min)(size, sizeof all),
                 reinterpret_cast<unsigned char*>(out));
+}
+
+void write_bytes(const xquant::Bytes& bytes, xq_bytes* out) {
+    const xq_bytes all{0,           bytes.codes,   bytes.scales,    bytes.tail,   bytes.sinks,  bytes.accumulator,
+                       bytes.index, bytes.weights, bytes.workspace, bytes.mapped, bytes.rebuilt};
+    write_known_part(all, out, "xq_bytes");
 }
 
 xquant::Sequence sequence_of(xq_sequence s) { return {s.id, s.cache}; }
@@ -354,8 +362,7 @@ xq_status xq_cache_create(const char* scheme, const xq_layer* layers, std::size_
     return guarded([&] {
         there(scheme, "scheme");
         there(out, "out");
-        xquant::Model model = model_of(layers, count);
-        if (calibration != nullptr) calibration->of.attach(model);
+        const xquant::Model model = model_of(layers, count, calibration);
         *out = new xq_cache{runtime::make_cache(scheme, model, options_of(options))};
     });
 }
@@ -386,8 +393,7 @@ xq_status xq_predict(const char* scheme, const xq_layer* layers, std::size_t cou
                      const xq_calibration* calibration, std::size_t tokens, xq_bytes* out) {
     return guarded([&] {
         there(scheme, "scheme");
-        xquant::Model model = model_of(layers, count);
-        if (calibration != nullptr) calibration->of.attach(model);
+        const xquant::Model model = model_of(layers, count, calibration);
         write_bytes(runtime::predict(scheme, model, options_of(options), tokens), out);
     });
 }
@@ -488,8 +494,7 @@ xq_status xq_plan_create(const xq_layer* layers, std::size_t count, const xq_opt
         for (std::size_t i = 0; i < r.scheme_count; ++i) {
             names.emplace_back(&there(r.schemes[i], "a name of xq_plan_request.schemes"));
         }
-        xquant::Model model = model_of(layers, count);
-        if (calibration != nullptr) calibration->of.attach(model);
+        const xquant::Model model = model_of(layers, count, calibration);
         const xquant::Machine machine = runtime::machine(text_or_empty(r.machine), r.machine_threads);
         const xquant::PlanRequest asked{r.context, r.sequences, r.memory, options_of(options)};
         with_threads(threads, [&](runtime::ExecutorRef on) {
@@ -502,11 +507,9 @@ std::size_t xq_plan_count(const xq_plan* plan) { return plan == nullptr ? 0 : pl
 xq_status xq_plan_scheme(const xq_plan* plan, std::size_t i, xq_planned* out) {
     return guarded([&] {
         const auto& schemes = there(plan, "plan").of;
-        const std::size_t size = there(out, "out").size;
         expects(i < schemes.size(), "scheme ", i, " of a plan of ", schemes.size());
-        expects(size >= sizeof(std::size_t), "xq_planned.size is ", size, "; expected ", sizeof(xq_planned));
         const xquant::PlannedScheme& s = schemes[i];
-        const xq_planned all{size,
+        const xq_planned all{0,
                              s.name.c_str(),
                              s.unavailable.c_str(),
                              s.cache,
@@ -517,8 +520,7 @@ xq_status xq_plan_scheme(const xq_plan* plan, std::size_t i, xq_planned* out) {
                              s.unknown.c_str(),
                              s.fits ? 1 : 0,
                              s.dominated_by.c_str()};
-        std::copy_n(reinterpret_cast<const unsigned char*>(&all), (std::min)(size, sizeof all),
-                    reinterpret_cast<unsigned char*>(out));
+        write_known_part(all, out, "xq_planned");
     });
 }
 

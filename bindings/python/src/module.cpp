@@ -101,10 +101,11 @@ T named(const std::string& value, const char* what, std::initializer_list<const 
     xquant::detail::raise<xquant::shape_error>(what, " is '", value, "'; expected one of ", all);
 }
 
-xquant::Model model_of(const std::vector<Layer*>& layers) {
+xquant::Model model_of(const std::vector<Layer*>& layers, const xquant::Calibration* calibration = nullptr) {
     expects(!layers.empty(), "a model has no layers; expected one or more");
     xquant::Model model;
     for (const Layer* layer : layers) model.layers.push_back(layer->of);
+    if (calibration != nullptr) calibration->attach(model);
     return model;
 }
 
@@ -385,8 +386,7 @@ void set_up_layer(Layer* self, std::size_t heads, std::size_t kv_heads, std::siz
 
 std::shared_ptr<Cache> make_cache(const std::string& scheme, const std::vector<Layer*>& layers, std::size_t threads,
                                   const xquant::Calibration* calibration, const nb::kwargs& settings) {
-    xquant::Model model = model_of(layers);
-    if (calibration != nullptr) calibration->attach(model);
+    const xquant::Model model = model_of(layers, calibration);
     const xquant::Options options = options_of(settings);
     auto out = std::make_shared<Cache>();
     for (const xquant::Layer& layer : model.layers) {
@@ -653,8 +653,7 @@ std::vector<xquant::PlannedScheme> plan(const std::vector<Layer*>& layers, const
                                         std::size_t context, std::size_t sequences, std::size_t memory,
                                         const xquant::Calibration* calibration, const std::string& machine,
                                         std::size_t threads, const nb::kwargs& settings) {
-    xquant::Model model = model_of(layers);
-    if (calibration != nullptr) calibration->attach(model);
+    const xquant::Model model = model_of(layers, calibration);
     const xquant::PlanRequest request{context, sequences, memory, options_of(settings)};
     const nb::gil_scoped_release no_gil;
     const xquant::Machine measured = runtime::machine(machine, threads);
@@ -820,8 +819,7 @@ NB_MODULE(_core, m) {
         "predict",
         [](const std::string& scheme, const std::vector<Layer*>& layers, std::size_t tokens,
            const xquant::Calibration* calibration, const nb::kwargs& settings) {
-            xquant::Model model = model_of(layers);
-            if (calibration != nullptr) calibration->attach(model);
+            const xquant::Model model = model_of(layers, calibration);
             return dict_of(runtime::predict(scheme, model, options_of(settings), tokens));
         },
         "scheme"_a, "layers"_a, "tokens"_a, "calibration"_a = nb::none(), "settings"_a,

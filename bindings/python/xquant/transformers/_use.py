@@ -34,6 +34,7 @@ class Use:
         self._probed = None
         self._hooks = []
         self._before = model.config._attn_implementation
+        self._cache_place = list(inspect.signature(model.forward).parameters).index("cache")
         try:
             self._enter()
             self._layers = self._find_layers()
@@ -100,7 +101,7 @@ class Use:
             if given.used is not self:
                 raise ShapeError(f"the cache belongs to {given.used!r}, and the model is in {self!r}")
             return None
-        if list(inspect.signature(self.model.forward).parameters).index("cache") < len(args):
+        if self._cache_place < len(args):
             raise ShapeError("the cache is given by its place; give it by its name")
         fresh = type(given) is transformers.DynamicCache and given.get_seq_length() == 0
         if given is not None and (not fresh or getattr(given, "_is_user_defined", False)):

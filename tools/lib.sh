@@ -55,6 +55,13 @@ install_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >&2
 }
 
+# install_python_package VENV [OPTION OF PIP...]: the Python package of this tree, as pip makes it for a user, into a virtual environment.
+install_python_package() {
+    [ -x "$1/bin/python" ] || python3 -m venv "$1" || return 1
+    # c++: what CMake takes elsewhere. Under another name ccache would have nothing of it.
+    CXX=c++ "$1/bin/pip" install --disable-pip-version-check "${@:2}" bindings/python
+}
+
 # Jobs for the build: one per core, and 1.5 GiB of memory each.
 build_jobs() {
     local cores memory_kib fit

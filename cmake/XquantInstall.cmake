@@ -30,7 +30,8 @@ endif()
 if(TARGET xquant_c)
   # It loads the levels of component `runtime`, from its own folder as well.
   install(TARGETS xquant_c EXPORT xquantCTargets
-    LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT c NAMELINK_COMPONENT c_dev)
+    LIBRARY DESTINATION "${CMAKE_INSTALL_LIBDIR}" COMPONENT c NAMELINK_COMPONENT c_dev
+    INCLUDES DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}")
   install(FILES "${PROJECT_SOURCE_DIR}/include/xquant/xquant.h" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/xquant" COMPONENT c_dev)
   install(EXPORT xquantCTargets NAMESPACE xquant:: DESTINATION "${xquant_package_dir}" COMPONENT c_dev)
   if(TARGET xquant_c_archive)

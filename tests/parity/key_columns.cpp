@@ -16,16 +16,20 @@ namespace {
 
 constexpr std::size_t head_dim = 64, tokens = 128;
 
-/// A task of one query row over one tile of random codes, per channel or (two groups of channels) per token, with what
-/// it points to.
+/// Codes of a latent, per channel or (two groups of channels) per token; or those of K itself, per channel.
+enum class Codes { by_channel, by_token, of_keys };
+
+/// A task of one query row over one tile of random codes, with what it points to. Keys lie `constants` from nought, by a
+/// constant or, where codes are those of K, as they are.
 struct OneTile {
     explicit OneTile(std::size_t queries, double base = 100000, RopePairing pairing = RopePairing::interleaved,
-                     float constants = 1, bool by_token = false)
-        : width(by_token ? 200 : 64),
+                     float constants = 1, Codes codes = Codes::by_channel)
+        : width(codes == Codes::by_token ? 200 : 64),
           rope(Rope::standard(head_dim, base, pairing)),
           cosines(rope.inverse_frequencies.size() * tokens),
           sines(cosines.size()),
-          rows(by_token ? parity::some_rows<PerToken>(tokens, width) : parity::some_rows(tokens, width)) {
+          rows(codes == Codes::by_token ? parity::some_rows<PerToken>(tokens, width)
+                                        : parity::some_rows(tokens, width, codes == Codes::of_keys ? constants : 0)) {
         test::Random random(5);
         matrix = random.rows(width * head_dim);
         constant = random.rows(head_dim, constants);
@@ -33,6 +37,7 @@ struct OneTile {
         rope.factor = 1.25;
         fill_rope_table(rope, tokens, cosines.data(), sines.data());
         task.key = {0, 0, width, matrix.data(), constant.data(), head_dim};
+        if (codes == Codes::of_keys) task.key = {0, 0, width, nullptr, nullptr, head_dim};
         task.rope = {
             rope.pairing, rope.inverse_frequencies.size(), tokens, rope.inverse_frequencies.data(), cosines.data(),
             sines.data(), static_cast<float>(rope.factor)};
@@ -45,6 +50,16 @@ struct OneTile {
         task.rules.scale = 0.125F;
     }
     OneTile(const OneTile&) = delete;
+
+    /// Channel c of the key of a token with this latent, before RoPE.
+    [[nodiscard]] double key(const float* z, std::size_t c) const {
+        if (task.key.matrix == nullptr) return static_cast<double>(z[c]);
+        double sum = static_cast<double>(constant[c]);
+        for (std::size_t r = 0; r < width; ++r) {
+            sum += static_cast<double>(z[r]) * static_cast<double>(matrix[r * head_dim + c]);
+        }
+        return sum;
+    }
 
     std::size_t width;
     Rope rope;
@@ -89,8 +104,9 @@ TEST_CASE("three polynomials turn a slow pair by every angle of a tile, to 3 tho
 
 TEST_CASE("slow pairs are those that turn little within a tile, where enough of them share a query") {
     for (const RopePairing pairing : {RopePairing::interleaved, RopePairing::halves}) {
-        const bool by_token = GENERATE(false, true);
-        const OneTile three(3, 100000, pairing, 1, by_token);
+        const Codes codes = GENERATE(Codes::by_channel, Codes::by_token, Codes::of_keys);
+        const bool by_token = codes == Codes::by_token, of_keys = codes == Codes::of_keys;
+        const OneTile three(3, 100000, pairing, 1, codes);
         std::vector<float> memory;
         const backend::KeyColumns columns = ordered(three, memory);
         // 64 / 100000^(j / 32) is 0.416 for j = 14 and 0.60 for j = 13.
@@ -100,14 +116,17 @@ TEST_CASE("slow pairs are those that turn little within a tile, where enough of 
         std::vector<std::size_t> channels(columns.channels.begin(), columns.channels.begin() + head_dim);
         CHECK(channels[26] == three.task.rope.first(13));
         CHECK(channels[27] == three.task.rope.second(13));
-        // 576 / 100000^(j / 32) is 0.427 for j = 20 and 0.298 for j = 21.
-        CHECK(columns.by_tile == 7);
+        // 576 / 100000^(j / 32) is 0.427 for j = 20 and 0.298 for j = 21. K itself needs no product with A for each tile.
+        const std::size_t by_tile = of_keys ? 18 : 7;
+        CHECK(columns.by_tile == by_tile);
         CHECK(channels[28] == three.task.rope.first(14));
-        CHECK(channels[28 + 7] == three.task.rope.second(14));
-        CHECK(channels[28 + 14] == three.task.rope.first(21));
+        CHECK(channels[28 + by_tile] == three.task.rope.second(14));
+        if (!of_keys) CHECK(channels[28 + 14] == three.task.rope.first(21));
         CHECK(channels[28 + 14 + 11] == three.task.rope.second(21));
-        CHECK((columns.built_matrix == nullptr) == by_token);
-        for (std::size_t k = 0; k < head_dim; ++k) {
+        CHECK((columns.built_matrix == nullptr) == (by_token || of_keys));
+        CHECK((columns.slow_matrix == nullptr) == of_keys);
+        CHECK(columns.width == (of_keys ? 36 : three.width));
+        for (std::size_t k = 0; k < head_dim && !of_keys; ++k) {
             for (const std::size_t c : {std::size_t{3}, three.width - 1}) {
                 const float expected = three.matrix[c * head_dim + channels[k]];
                 if (k >= 28) CHECK(columns.slow_matrix[(k - 28) * three.width + c] == expected);
@@ -124,11 +143,19 @@ TEST_CASE("slow pairs are those that turn little within a tile, where enough of 
     OneTile normed(3);
     normed.task.rules.key_norm = normed.constant.data();
     CHECK(ordered(normed, memory).slow == 0);
+    const auto slow_keys = [&](std::size_t queries, double base) {
+        return ordered(OneTile(queries, base, RopePairing::halves, 1, Codes::of_keys), memory).slow;
+    };
+    CHECK(slow_keys(8, 100000) == 0);
+    CHECK(slow_keys(4, 100000) == 36);
+    CHECK(slow_keys(3, 3) == 0);
 }
 
 TEST_CASE("scores of slow pairs are those of keys that are turned one by one, and 8 bits; constants may be large") {
-    const bool is_large = GENERATE(false, true), by_token = GENERATE(false, true);
-    const OneTile at(3, 100000, RopePairing::interleaved, is_large ? 1e4F : 1.0F, by_token);
+    const bool is_large = GENERATE(false, true);
+    const Codes codes = GENERATE(Codes::by_channel, Codes::by_token, Codes::of_keys);
+    const bool by_token = codes == Codes::by_token;
+    const OneTile at(3, 100000, RopePairing::interleaved, is_large ? 1e4F : 1.0F, codes);
     const std::size_t width = at.width;
     std::vector<float> memory;
     backend::KeyColumns columns = ordered(at, memory);
@@ -158,15 +185,8 @@ TEST_CASE("scores of slow pairs are those of keys that are turned one by one, an
             for (std::size_t k = 0; k < columns.slow / 2; ++k) {
                 const std::size_t j = columns.numbers[columns.pairs + k];
                 const std::size_t channels[2] = {at.task.rope.first(j), at.task.rope.second(j)};
-                double key[2];
-                for (std::size_t half = 0; half < 2; ++half) {
-                    const std::size_t c = channels[half];
-                    key[half] = static_cast<double>(at.constant[c]);
-                    for (std::size_t r = 0; r < width; ++r) {
-                        key[half] +=
-                            static_cast<double>(z[t * width + r]) * static_cast<double>(at.matrix[r * head_dim + c]);
-                    }
-                }
+                const float* const latent = z.data() + t * width;
+                const double key[2] = {at.key(latent, channels[0]), at.key(latent, channels[1])};
                 const double angle =
                     static_cast<double>(start + static_cast<std::int64_t>(t)) * at.rope.inverse_frequencies[j];
                 const float* const q = at.task.query(i) + channels[0];

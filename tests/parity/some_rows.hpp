@@ -1,4 +1,5 @@
-/// Random rows that were quantized in 4 bits, along channels or tokens.
+/// Random rows that were quantized in 4 bits, along channels or tokens; they may lie far from nought, each channel
+/// elsewhere.
 #pragma once
 
 #include <vector>
@@ -10,9 +11,11 @@
 namespace parity {
 
 template <class Axis = xquant::PerChannel>
-xquant::QuantizedRows some_rows(std::size_t tokens, std::size_t width) {
+xquant::QuantizedRows some_rows(std::size_t tokens, std::size_t width, float middles = 0) {
     test::Random random(2);
-    const std::vector<float> x = random.rows(tokens * width);
+    std::vector<float> x = random.rows(tokens * width);
+    const std::vector<float> of_channels = random.rows(width, middles);
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] += of_channels[i % width];
     return xquant::quantize<xquant::Uniform<4>, Axis>(xquant::MatrixView(x.data(), tokens, width));
 }
 

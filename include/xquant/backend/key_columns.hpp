@@ -2,7 +2,8 @@
 // which it hardly turns within a tile and which are never built (backend/slow_pairs.hpp).
 //
 // Where a channel's tokens share a scale, it is folded into the columns, which every block of tokens rounds to 8 bits
-// anew. Where a token's channels do, columns are rounded once for a task.
+// anew. Where a token's channels do, columns are rounded once for a task. Where K itself is stored, before RoPE and a
+// channel's tokens side by side (kivi4), columns are channels: those of built ones need no product.
 #pragma once
 
 #include <array>
@@ -31,11 +32,19 @@ inline constexpr double slow_angle = 0.42;
 inline constexpr std::int64_t stretch_positions = 1024;
 inline constexpr double half_stretch = (stretch_positions + tile_tokens) / 2.0;
 
+/// Whether the codes are K itself, a channel's tokens side by side, which RoPE turns when it is read.
+constexpr bool stores_key_channels(const AttendTask& task, const StreamFormat& format) noexcept {
+    return task.key.matrix == nullptr && task.key.constant == nullptr && task.rules.key_norm == nullptr &&
+           task.rope.pairs > 0 && task.head_dim % 4 == 0 && fits_products(format, task.key) &&
+           format.group_channels == 1;
+}
+
 /// Whether scores may come from codes of this format, a few columns of K at a time.
 constexpr bool makes_columns(const AttendTask& task, const StreamFormat& format, unsigned rough_bits = 8) noexcept {
-    return task.queries() <= direct_queries && task.shared_channels == 0 && fits_int8(format, task.key, rough_bits) &&
-           (format.group_channels > 1 || task.key.width <= int8_channels) && task.head_dim % 2 == 0 &&
-           !absorbs_keys(task);
+    return task.queries() <= direct_queries && task.shared_channels == 0 &&
+           (stores_key_channels(task, format) ||
+            (fits_int8(format, task.key, rough_bits) && task.head_dim % 2 == 0 && !absorbs_keys(task) &&
+             (format.group_channels > 1 || task.key.width <= int8_channels)));
 }
 
 /// Whether a backend with 8-bit products takes scores so.
@@ -73,16 +82,19 @@ struct KeyColumns {
         built = 0,          ///< channels that are built: 2 pairs, and those without RoPE
         slow = 0,           ///< channels of slow pairs, behind them: of pairs by tile, first ones, then second ones;
                             ///< likewise of pairs by stretch
-        by_tile = 0;        ///< slow pairs that are expanded about the middle of a tile, before those of a stretch
+        by_tile = 0,        ///< slow pairs that are expanded about the middle of a tile, before those of a stretch
+        width = 0;          ///< of a slow column: that of A_k; of stored channels, `slow` up to a multiple of 4
+    bool stored = false;    ///< stores_key_channels: a slow column has the slow channels alone
     std::array<std::uint16_t, 2 * max_pairs> channels;                ///< [built + slow] which channel of a head it is
     std::array<std::uint16_t, max_pairs> numbers;                     ///< [pairs + slow / 2] which pair of RoPE's it is
     std::array<std::array<float, max_pairs>, constant_terms> series;  ///< [terms][slow / 2] bessel_series in a tile
     std::array<std::array<float, max_pairs>, slow_terms> stretch_series;  ///< [terms][pairs of a stretch]
-    float* built_matrix = nullptr;     ///< [built][width] columns of A_k; null where codes lie per token
-    float* slow_matrix = nullptr;      ///< [slow][width] likewise, in any case
-    float* terms = nullptr;            ///< [3 queries][slow] u of the tile's queries
-    float* slow_columns = nullptr;     ///< [3 queries][width] u A^T of them
-    float* stretch_columns = nullptr;  ///< [3 queries][width] their part of a stretch
+    float* built_matrix = nullptr;  ///< [built][width] columns of A_k; null where codes lie per token
+    float* slow_matrix = nullptr;   ///< [slow][width] likewise, in any case
+    float* terms = nullptr;         ///< [3 queries][slow] u of the tile's queries; of stored channels, [queries][slow]
+                                    ///< what they are when turned to the tile's middle
+    float* slow_columns = nullptr;  ///< [3 queries][width] u A^T of them
+    float* stretch_columns = nullptr;                              ///< [3 queries][width] their part of a stretch
     std::array<float, constant_terms * direct_queries> constants;  ///< [5 queries] u c_k, nought without a constant
     /// What stretch_columns were made for.
     struct Stretch {
@@ -112,9 +124,10 @@ inline constexpr std::size_t panel_overrun = 15;
 constexpr std::size_t key_columns_floats(const AttendTask& task, const StreamFormat& format) noexcept {
     if (!makes_columns(task, format)) return 0;
     const std::size_t dh = task.head_dim, width = task.key.width, terms = slow_terms * direct_queries;
-    const std::size_t slow = dh * width + terms * (dh + 2 * width), queries = direct_queries * (dh + 4);
+    const std::size_t matrix = task.key.matrix != nullptr ? dh * width : 0;
+    const std::size_t slow = matrix + terms * (dh + 2 * width), queries = direct_queries * (dh + 4);
     if (format.group_channels == 1) {
-        const std::size_t columns = dh + 4 + terms + panel_overrun;
+        const std::size_t columns = (matrix > 0 ? dh + 4 : 0) + terms + panel_overrun;
         return slow + columns * (width / 4 + 2) + column_overrun + queries;  // weights, scales and offsets
     }
     std::size_t weights = 0;
@@ -132,9 +145,13 @@ constexpr std::size_t key_columns_floats(const AttendTask& task) noexcept {
 
 namespace detail {
 
-/// Whether slow pairs are worth their columns: by operations, rounding columns and u A^T included.
+/// Whether slow pairs are worth their columns: by operations, rounding columns and u A^T included. Of stored channels,
+/// columns that are built are cheap, and those of slow pairs are rounded for every block of tokens.
 constexpr bool worth_it(std::size_t slow_pairs, std::size_t queries) noexcept {
     return slow_pairs * (20 - queries) > 27 * queries;
+}
+constexpr bool worth_it_stored(std::size_t slow_pairs, std::size_t queries, std::size_t block_tokens) noexcept {
+    return slow_pairs * (20 + queries) > queries * (24 + 5760 / block_tokens);
 }
 
 /// J0, 2 J1, -2 J2, -2 J3, 2 J4 of x, by their series; what is left out is below 1e-6 for x <= slow_angle.
@@ -154,20 +171,26 @@ void order_columns(Backend tag, const AttendTask& task, const StreamFormat& form
     constexpr double half = tile_tokens / 2;
     const std::size_t dh = task.head_dim, width = task.key.width, pairs = task.rope.pairs;
     const auto angle = [&](std::size_t j, double distance) { return distance * task.rope.inverse_frequencies[j]; };
+    out.stored = stores_key_channels(task, format);
+    // A column has the slow channels that are stored, and its weights share a step.
+    const std::size_t fast = out.stored && pairs > int8_channels / 2 ? pairs - int8_channels / 2 : 0;
     const auto turns_little = [&](std::size_t j, double distance) {
-        return std::abs(angle(j, distance)) <= slow_angle;
+        return j >= fast && std::abs(angle(j, distance)) <= slow_angle;
     };
     std::size_t slow = 0, slowest = 0;
     // A norm of K needs every channel of K.
     for (std::size_t j = 0; j < pairs && task.rules.key_norm == nullptr; ++j) {
         slow += turns_little(j, half) ? 1 : 0;
-        slowest += turns_little(j, half_stretch) ? 1 : 0;
+        slowest += !out.stored && turns_little(j, half_stretch) ? 1 : 0;
     }
-    if (!worth_it(slow, task.queries())) slow = slowest = 0;
+    const bool worth =
+        out.stored ? worth_it_stored(slow, task.queries(), format.group_tokens) : worth_it(slow, task.queries());
+    if (!worth) slow = slowest = 0;
     out.pairs = pairs - slow;
     out.built = dh - 2 * slow;
     out.slow = 2 * slow;
     out.by_tile = slow - slowest;
+    out.width = out.stored ? (out.slow + 3) / 4 * 4 : width;
     std::size_t turned = 0, in_tile = 0, in_stretch = 0;
     for (std::size_t j = 0; j < pairs; ++j) {
         const auto first = static_cast<std::uint16_t>(task.rope.first(j));
@@ -179,7 +202,7 @@ void order_columns(Backend tag, const AttendTask& task, const StreamFormat& form
             ++turned;
             continue;
         }
-        const bool by_stretch = turns_little(j, half_stretch);
+        const bool by_stretch = !out.stored && turns_little(j, half_stretch);
         const std::size_t group = by_stretch ? slowest : out.by_tile, at = by_stretch ? in_stretch++ : in_tile++;
         const std::size_t k = by_stretch ? out.by_tile + at : at;
         std::uint16_t* const channels = out.channels.data() + out.built + (by_stretch ? 2 * out.by_tile : 0) + at;
@@ -195,15 +218,15 @@ void order_columns(Backend tag, const AttendTask& task, const StreamFormat& form
     for (std::size_t c = 2 * pairs; c < dh; ++c) out.channels[c - out.slow] = static_cast<std::uint16_t>(c);
 
     const bool by_channel = format.group_channels == 1;
-    out.built_matrix = by_channel ? memory : nullptr;
-    out.slow_matrix = memory + (by_channel ? out.built * width : 0);
-    out.terms = memory + dh * width;
+    out.built_matrix = by_channel && !out.stored ? memory : nullptr;
+    out.slow_matrix = out.stored ? nullptr : memory + (by_channel ? out.built * width : 0);
+    out.terms = memory + (out.stored ? 0 : dh * width);
     out.slow_columns = out.terms + slow_terms * direct_queries * dh;
     out.stretch_columns = out.slow_columns + slow_terms * direct_queries * width;
     out.rest = out.stretch_columns + slow_terms * direct_queries * width;
     const std::size_t first = by_channel ? 0 : out.built;
     float* const to = by_channel ? out.built_matrix : out.slow_matrix;
-    for (std::size_t c = 0; c < width && first < dh; c += width_step) {
+    for (std::size_t c = 0; c < width && first < dh && !out.stored; c += width_step) {
         const std::size_t some = (std::min)(width_step, width - c);
         const float* const a =
             weights_as_floats(tag, task.key.matrix, {c * dh, some * dh}, room + rematerialize_room(dh));

@@ -68,6 +68,18 @@ struct SlowAngles {
     }
 };
 
+/// u_m [2 n] of a query's n pairs, turned to the middle: what their first and their second channels meet.
+inline void expand_pairs(std::size_t m, const float* XQUANT_RESTRICT series, const float* x, const float* y,
+                         std::size_t n, float* XQUANT_RESTRICT u) noexcept {
+    const float* const one = m % 2 == 0 ? x : y;
+    const float* const other = m % 2 == 0 ? y : x;
+    const float sign = m % 2 == 0 ? 1.0F : -1.0F;
+    for (std::size_t k = 0; k < n; ++k) {
+        u[k] = series[k] * one[k];
+        u[n + k] = sign * series[k] * other[k];
+    }
+}
+
 /// u A^T of the queries of some rows [3 queries][width], for slow pairs whose angles and series about one position are
 /// given. `terms` [3 queries][2 pairs] are made on the way.
 template <class Backend, std::size_t Terms>
@@ -80,18 +92,26 @@ void multiply_slow_pairs(Backend tag, const AttendTask& task, Slots rows, const 
     for (std::size_t i = 0; i < count; ++i) {
         angles.turn(of, task.query(first + i), x.data(), y.data());
         for (std::size_t m = 0; m < slow_terms; ++m) {
-            float* XQUANT_RESTRICT const u = terms + (slow_terms * i + m) * 2 * n;
-            const float* XQUANT_RESTRICT const factors = series[m].data();
-            const float* const one = m % 2 == 0 ? x.data() : y.data();
-            const float* const other = m % 2 == 0 ? y.data() : x.data();
-            const float sign = m % 2 == 0 ? 1.0F : -1.0F;
-            for (std::size_t k = 0; k < n; ++k) {
-                u[k] = factors[k] * one[k];
-                u[n + k] = sign * factors[k] * other[k];
-            }
+            expand_pairs(m, series[m].data(), x.data(), y.data(), n, terms + (slow_terms * i + m) * 2 * n);
         }
     }
     multiply(tag, {terms, 2 * n, 1}, {a, 2 * n, width, width}, {out, slow_terms * count, width, width}, false);
+}
+
+/// Where channels of K are stored: u of the tile's queries, which are the columns, and the queries that are turned to
+/// its middle.
+inline void turn_stored_pairs(const AttendTask& task, Slots rows, const TileAngles& angles, KeyColumns& out) noexcept {
+    const SlowPairs of = pairs_of_tile(out);
+    const SlowAngles middle(task, of, angles, tile_tokens / 2);
+    for (std::size_t i = 0; i < rows.count * task.queries_per_kv; ++i) {
+        float *const x = out.terms + i * out.slow, *const y = x + of.count;
+        middle.turn(of, task.query(rows.first * task.queries_per_kv + i), x, y);
+        for (std::size_t m = 0; m < slow_terms; ++m) {
+            float* const u = out.slow_columns + (slow_terms * i + m) * out.width;
+            expand_pairs(m, out.series[m].data(), x, y, of.count, u);
+            std::fill(u + out.slow, u + out.width, 0.0F);
+        }
+    }
 }
 
 /// slow_columns += stretch_columns, whose polynomials of a position become those of its place in the tile.
@@ -116,19 +136,43 @@ inline void add_stretch_columns(std::size_t queries, std::size_t width, double m
     }
 }
 
+/// constants [5] += u c of n slow pairs of a query, turned to the middle of the tile, whose keys are all (a, b); the
+/// series of the first is `before`.
+inline void add_constant_terms(const KeyColumns& columns, std::size_t before, std::size_t n, const float* x,
+                               const float* y, const float* a, const float* b, float* constants) noexcept {
+    for (std::size_t m = 0; m < constant_terms; ++m) {
+        const float* const series = columns.series[m].data() + before;
+        float sum = 0;
+        for (std::size_t k = 0; k < n; ++k) {
+            sum += series[k] * (m % 2 == 0 ? x[k] * a[k] + y[k] * b[k] : y[k] * a[k] - x[k] * b[k]);
+        }
+        constants[m] += sum;
+    }
+}
+
 /// constants += u c_k of some slow pairs, by their angles in the middle of the tile; their series begin at `before`.
 inline void add_slow_constants(const AttendTask& task, Slots rows, const SlowPairs& of, const SlowAngles& middle,
                                std::size_t before, KeyColumns& out) noexcept {
-    std::array<float, max_pairs> x, y;
+    std::array<float, max_pairs> x, y, a, b;
+    for (std::size_t k = 0; k < of.count; ++k) {
+        a[k] = task.key.constant[of.channels[k]];
+        b[k] = task.key.constant[of.channels[of.count + k]];
+    }
     for (std::size_t i = 0; i < rows.count * task.queries_per_kv; ++i) {
         middle.turn(of, task.query(rows.first * task.queries_per_kv + i), x.data(), y.data());
-        for (std::size_t k = 0; k < of.count; ++k) {
-            const float a = task.key.constant[of.channels[k]], b = task.key.constant[of.channels[of.count + k]];
-            for (std::size_t m = 0; m < constant_terms; ++m) {
-                out.constants[constant_terms * i + m] +=
-                    out.series[m][before + k] * (m % 2 == 0 ? x[k] * a + y[k] * b : y[k] * a - x[k] * b);
-            }
-        }
+        add_constant_terms(out, before, of.count, x.data(), y.data(), a.data(), b.data(),
+                           out.constants.data() + constant_terms * i);
+    }
+}
+
+/// Where channels of K are stored: constants become those of a block of tokens, u times what the middle codes of slow
+/// channels stand for, `centers` [slow].
+inline void set_stored_constants(std::size_t queries, const float* centers, KeyColumns& out) noexcept {
+    const std::size_t n = out.slow / 2;
+    out.constants.fill(0);
+    for (std::size_t i = 0; i < queries; ++i) {
+        const float* const x = out.terms + i * out.slow;
+        add_constant_terms(out, 0, n, x, x + n, centers, centers + n, out.constants.data() + constant_terms * i);
     }
 }
 
@@ -138,6 +182,7 @@ void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const Ti
                        KeyColumns& out) noexcept {
     const std::size_t width = task.key.width, queries = rows.count * task.queries_per_kv;
     if (out.slow == 0) return;
+    if (out.stored) return turn_stored_pairs(task, rows, angles, out);
     const SlowPairs tile = pairs_of_tile(out), stretch = pairs_of_stretch(out);
     const float* const tile_a = out.slow_matrix;
     const SlowAngles tile_angles(task, tile, angles, tile_tokens / 2);
@@ -161,35 +206,46 @@ void make_slow_columns(Backend tag, const AttendTask& task, Slots rows, const Ti
     add_slow_constants(task, rows, stretch, SlowAngles(task, stretch, angles, tile_tokens / 2), tile.count, out);
 }
 
-/// parts [3 queries][128] of the slow pairs from codes per channel, token by token.
-inline void multiply_slow_columns_by_channel(const HeadDecoder& head, const StreamView& in, Slots tokens,
-                                             std::size_t queries, const KeyColumns& columns, float* parts) noexcept {
+/// The slow pairs' part of scores, before their polynomials: [5 queries][128].
+using SlowParts = std::array<float, constant_terms * direct_queries * tile_tokens>;
+
+/// parts from codes per channel, token by token. Where channels of K are stored, constants are made for each block.
+inline void add_slow_parts_by_channel(const HeadDecoder& head, const StreamView& in, Slots tokens, std::size_t queries,
+                                      KeyColumns& columns, SlowParts& parts) noexcept {
     const StreamFormat& format = in.format;
     const float middle = middle_code(format);
+    const std::size_t width = columns.stored ? columns.slow : columns.width;
     std::array<std::array<std::uint8_t, tile_tokens>, int8_channels> codes;  // [channel][token]
     std::array<float, int8_channels> scales, centers;
     for (std::size_t t = 0; t < tokens.count;) {
         const std::size_t in_block = (tokens.first + t) % format.group_tokens;
         const std::size_t block = (tokens.first + t) / format.group_tokens;
         const std::size_t some = (std::min)(format.group_tokens - in_block, tokens.count - t);
-        for (std::size_t c = 0; c < head.width; ++c) {
-            const GroupScale scale = stored_scale(in, format.group_index(block, head.first + c));
+        for (std::size_t c = 0; c < width; ++c) {
+            const std::size_t channel = head.first + (columns.stored ? columns.channels[columns.built + c] : c);
+            const GroupScale scale = stored_scale(in, format.group_index(block, channel));
             scales[c] = scale.scale;
             centers[c] = scale.zero + middle * scale.scale;
-            unpack_group(scalar{}, in.codes + format.code_offset(block, head.first + c), format.group_tokens,
-                         format.bits, {in_block, some}, codes[c].data());
+            unpack_group(scalar{}, in.codes + format.code_offset(block, channel), format.group_tokens, format.bits,
+                         {in_block, some}, codes[c].data());
         }
-        for (std::size_t i = 0; i < slow_terms * queries; ++i) {
-            const float* const column = columns.slow_columns + i * head.width;
-            std::array<std::int8_t, int8_channels> weights;
-            const RoundedColumn rounded =
-                quantize_weights(column, 1, head.width, scales.data(), int8_top, weights.data());
-            float offset = rounded.shift(middle);
-            for (std::size_t c = 0; c < head.width; ++c) offset += centers[c] * column[c];
-            for (std::size_t k = 0; k < some; ++k) {
-                std::int32_t sum = 0;
-                for (std::size_t c = 0; c < head.width; ++c) sum += codes[c][k] * weights[c];
-                parts[i * tile_tokens + t + k] = static_cast<float>(sum) * rounded.step + offset;
+        if (columns.stored) set_stored_constants(queries, centers.data(), columns);
+        for (std::size_t i = 0; i < queries; ++i) {
+            for (std::size_t m = 0; m < constant_terms; ++m) {
+                float* const part = parts.data() + (constant_terms * i + m) * tile_tokens + t;
+                std::fill_n(part, some, columns.constants[constant_terms * i + m]);
+                if (m >= slow_terms) continue;
+                const float* const column = columns.slow_columns + (slow_terms * i + m) * columns.width;
+                std::array<std::int8_t, int8_channels> weights;
+                const RoundedColumn rounded =
+                    quantize_weights(column, 1, width, scales.data(), int8_top, weights.data());
+                float offset = rounded.shift(middle);
+                for (std::size_t c = 0; c < width && !columns.stored; ++c) offset += centers[c] * column[c];
+                for (std::size_t k = 0; k < some; ++k) {
+                    std::int32_t sum = 0;
+                    for (std::size_t c = 0; c < width; ++c) sum += codes[c][k] * weights[c];
+                    part[k] += static_cast<float>(sum) * rounded.step + offset;
+                }
             }
         }
         t += some;
@@ -197,12 +253,15 @@ inline void multiply_slow_columns_by_channel(const HeadDecoder& head, const Stre
 }
 
 /// Likewise from codes per token, block by block of channels.
-inline void multiply_slow_columns_by_token(const HeadDecoder& head, const StreamView& in, Slots tokens,
-                                           std::size_t queries, const KeyColumns& columns, float* parts) noexcept {
+inline void add_slow_parts_by_token(const HeadDecoder& head, const StreamView& in, Slots tokens, std::size_t queries,
+                                    KeyColumns& columns, SlowParts& parts) noexcept {
     const StreamFormat& format = in.format;
     const float middle = middle_code(format);
     std::array<std::uint8_t, max_group> codes;
     std::array<std::int8_t, int8_channels> weights;
+    for (std::size_t i = 0; i < constant_terms * queries; ++i) {
+        std::fill_n(parts.data() + i * tile_tokens, tile_tokens, columns.constants[i]);
+    }
     for_each_int8_block(format, head, [&](std::size_t c, std::size_t channels) {
         const std::size_t channel = head.first + c, block = channel / format.group_channels;
         for (std::size_t i = 0; i < slow_terms * queries; ++i) {
@@ -217,9 +276,9 @@ inline void multiply_slow_columns_by_token(const HeadDecoder& head, const Stream
                              format.bits, {channel % format.group_channels, channels}, codes.data());
                 std::int32_t sum = 0;
                 for (std::size_t k = 0; k < channels; ++k) sum += codes[k] * weights[k];
-                float& part = parts[i * tile_tokens + t];
                 const float product = static_cast<float>(sum) * rounded.step + rounded.shift(middle);
-                part = (c == 0 ? 0.0F : part) + scale.scale * product + (scale.zero + middle * scale.scale) * offset;
+                parts[(constant_terms * (i / slow_terms) + i % slow_terms) * tile_tokens + t] +=
+                    scale.scale * product + (scale.zero + middle * scale.scale) * offset;
             }
         }
     });
@@ -227,21 +286,17 @@ inline void multiply_slow_columns_by_token(const HeadDecoder& head, const Stream
 
 /// scores [queries of `rows`, 128] += the part of the slow pairs, token by token: what vector backends must equal.
 inline void add_slow_scores(scalar, const AttendTask& task, const StreamView& in, Slots tokens, std::size_t queries,
-                            const KeyColumns& columns, float* scores) noexcept {
+                            KeyColumns& columns, float* scores) noexcept {
     if (columns.slow == 0) return;
-    const bool by_channel = in.format.group_channels == 1;
-    std::array<float, slow_terms * direct_queries * tile_tokens> parts;
-    const auto multiply_columns = by_channel ? multiply_slow_columns_by_channel : multiply_slow_columns_by_token;
-    multiply_columns(task.key, in, tokens, queries, columns, parts.data());
-    for (std::size_t t = 0; t < tokens.count; ++t) {
-        const auto turn = [&](std::size_t m) { return m == 0 ? 1.0F : turn_table.at[m - 1][TurnTable::before + t]; };
-        for (std::size_t i = 0; i < queries; ++i) {
-            float& score = scores[i * tile_tokens + t];
-            for (std::size_t m = 0; m < slow_terms; ++m) {
-                score += turn(m) * parts[(slow_terms * i + m) * tile_tokens + t];
-            }
-            for (std::size_t m = 0; m < constant_terms; ++m) {
-                score += turn(m) * columns.constants[constant_terms * i + m];
+    SlowParts parts;
+    const auto add_parts = in.format.group_channels == 1 ? add_slow_parts_by_channel : add_slow_parts_by_token;
+    add_parts(task.key, in, tokens, queries, columns, parts);
+    for (std::size_t i = 0; i < queries; ++i) {
+        for (std::size_t m = 0; m < constant_terms; ++m) {
+            const float* const part = parts.data() + (constant_terms * i + m) * tile_tokens;
+            for (std::size_t t = 0; t < tokens.count; ++t) {
+                const float turn = m == 0 ? 1.0F : turn_table.at[m - 1][TurnTable::before + t];
+                scores[i * tile_tokens + t] += turn * part[t];
             }
         }
     }

@@ -40,14 +40,19 @@ constexpr std::size_t int8_block(const StreamFormat& format, std::size_t channel
                                       : (std::min)(most, format.group_channels - channel % format.group_channels);
 }
 
-/// Whether a head can be rebuilt by 8-bit products: its codes stand for themselves, and blocks hold whole words of 4
+/// Whether a head's codes can meet weights in 8 bits: they stand for themselves, and blocks hold whole words of 4
 /// channels. Codes that are finer than products are have at most `rough_bits`, and belong to rows that are rough.
-constexpr bool fits_int8(const StreamFormat& format, const HeadDecoder& head, unsigned rough_bits = 8) noexcept {
+constexpr bool fits_products(const StreamFormat& format, const HeadDecoder& head, unsigned rough_bits = 8) noexcept {
     const bool by_channel = format.group_channels == 1 && format.group_tokens <= tile_tokens;
     const bool by_token = format.group_tokens == 1 && format.group_channels % 4 == 0;
     const unsigned most_bits = format.rough ? rough_bits : int8_most_bits;
-    return head.matrix != nullptr && format.quantized() && format.outliers == 0 && format.bits <= most_bits &&
-           format.levels == nullptr && head.first % 4 == 0 && head.width % 4 == 0 && (by_channel || by_token);
+    return format.quantized() && format.outliers == 0 && format.bits <= most_bits && format.levels == nullptr &&
+           head.first % 4 == 0 && head.width % 4 == 0 && (by_channel || by_token);
+}
+
+/// Whether a head can be rebuilt by 8-bit products with A.
+constexpr bool fits_int8(const StreamFormat& format, const HeadDecoder& head, unsigned rough_bits = 8) noexcept {
+    return head.matrix != nullptr && fits_products(format, head, rough_bits);
 }
 
 /// Floats of a block of A [channels, Dh] in 8 bits, with what else a backend keeps of its columns, whatever its

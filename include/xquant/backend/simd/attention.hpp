@@ -5,6 +5,7 @@
 // Everything else (other formats, many query rows) goes through a tile of K or z in f32, and `multiply`.
 #pragma once
 
+#include <xquant/backend/simd/key_blocks.hpp>
 #include <xquant/backend/simd/row_products.hpp>
 #include <xquant/backend/simd/values.hpp>
 

@@ -19,15 +19,16 @@ inline namespace XQUANT_ABI_NS {
 namespace detail {
 
 /// Where the weights of KeyColumns lie: those of built channels, nought up to a multiple of 4 of them, those of slow
-/// pairs. And the queries that built channels meet.
+/// pairs. Stored channels that are built have no weights. And the queries that built channels meet.
 struct KeyWeights {
-    std::size_t built;  ///< columns that are built, with those that are nought
+    std::size_t built,  ///< columns that are built, with those that are nought
+        slow;           ///< the first column of the slow pairs
     Int8Block block;
     float* queries;  ///< [queries][built], in the order of the columns
 
-    KeyWeights(const KeyColumns& columns, std::size_t width) noexcept
-        : built((columns.built + dot_columns - 1) / dot_columns * dot_columns) {
-        const std::size_t all = built + columns.terms_of(direct_queries);
+    explicit KeyWeights(const KeyColumns& columns) noexcept
+        : built((columns.built + dot_columns - 1) / dot_columns * dot_columns), slow(columns.stored ? 0 : built) {
+        const std::size_t all = slow + columns.terms_of(direct_queries), width = columns.width;
         float* const scales = columns.rest + all * (width / 4) + column_overrun;
         block = {width / 4, 1, reinterpret_cast<std::uint32_t*>(columns.rest), scales, scales + all, nullptr};
         queries = block.shifts + all;
@@ -89,32 +90,36 @@ void round_key_columns(const AttendTask& task, const KeyColumns& columns, std::s
     std::fill_n(out.block.weights + columns.built * (width / 4), nought * (width / 4), 0U);
     std::fill_n(out.block.scales + columns.built, nought, 0.0F);
     std::fill_n(out.block.shifts + columns.built, nought, 0.0F);
-    round_columns<R>(columns.slow_columns, width, {out.built, terms}, scales, centers, middle, out.block);
+    round_columns<R>(columns.slow_columns, width, {out.slow, terms}, scales, centers, middle, out.block);
     for (std::size_t i = 0; i < terms; ++i) {
-        out.block.shifts[out.built + i] += columns.constants[i / slow_terms * constant_terms + i % slow_terms];
+        out.block.shifts[out.slow + i] += columns.constants[i / slow_terms * constant_terms + i % slow_terms];
     }
 }
 
-/// Tokens of a token block: `count` from the block's first on, which is token `first` of the tile.
-struct BlockTokens {
-    std::ptrdiff_t first;
-    std::size_t count;
+/// Tokens of a token block, from its first on.
+struct TokenBlock {
+    std::size_t slot,      ///< of the first
+        count;             ///< how many
+    std::ptrdiff_t ahead;  ///< of the first, from the first token of the tile
+
+    [[nodiscard]] Slots slots() const noexcept { return {slot, count}; }
 };
 
 /// scores [queries][128] of the slow pairs: three columns for a query, by the polynomials of turn_table.
 template <class R>
-void score_slow_pairs(const AttendTask& task, const std::uint32_t* quads, BlockTokens tokens, const KeyColumns& columns,
-                      const KeyWeights& weights, std::size_t run, std::size_t queries, float* scores) noexcept {
+void score_slow_pairs(const AttendTask& task, const std::uint32_t* quads, const TokenBlock& tokens,
+                      const KeyColumns& columns, const KeyWeights& weights, std::size_t run, std::size_t queries,
+                      float* scores) noexcept {
     constexpr std::size_t vectors = dot_vectors<R>, wide = vectors * R::lanes;
     const Int8Block& block = weights.block;
-    const std::size_t terms = task.key.constant != nullptr ? constant_terms : slow_terms;
-    Products<R> products(quads, task.key.width, run, block);
+    const std::size_t terms = columns.stored || task.key.constant != nullptr ? constant_terms : slow_terms;
+    Products<R> products(quads, columns.width, run, block);
     for (std::size_t t = 0; t < tokens.count; t += wide) {
-        const auto turn = [at = static_cast<std::ptrdiff_t>(TurnTable::before + t) + tokens.first](std::size_t m) {
+        const auto turn = [at = static_cast<std::ptrdiff_t>(TurnTable::before + t) + tokens.ahead](std::size_t m) {
             return turn_table.at[m - 1].data() + at;
         };
         for (std::size_t i = 0; i < queries; ++i) {
-            const std::size_t j = weights.built + slow_terms * i;
+            const std::size_t j = weights.slow + slow_terms * i;
             const auto sums = products.template of<slow_terms>(t, j);
             typename R::f32 score[vectors];
             XQUANT_UNROLL
@@ -216,60 +221,26 @@ void score_products(const AttendTask& task, const std::uint32_t* quads, std::siz
     }
 }
 
-/// Scores by ScoreForm::products, one token block after another. For each block, queries are turned back by the
-/// position of its first token.
-template <class Backend>
-void score_token_blocks(Backend tag, const AttendTask& task, const StreamView& in, Slots tokens, TileAngles& angles,
-                        Slots rows, const AttendScratch& at) noexcept {
-    using R = typename Backend::registers;
-    constexpr std::size_t wide = dot_vectors<R> * R::lanes;
-    const HeadDecoder& head = task.key;
-    const StreamFormat& format = in.format;
-    const std::size_t dh = task.head_dim, count = rows.count * task.queries_per_kv, block_tokens = format.group_tokens;
-    const Slots channels{head.first, head.width};
-    auto* quads = reinterpret_cast<std::uint32_t*>(at.inner);
-    const float middle = middle_code(format);
+/// scores [queries][128] of a token block, by products with A.
+template <class R>
+void score_built_block(simd<R> tag, const AttendTask& task, const StreamView& in, const TokenBlock& tokens,
+                       std::size_t queries, const KeyColumns& columns, const KeyWeights& weights,
+                       const AttendScratch& at, float* scores) noexcept {
+    const Slots channels{task.key.first, task.key.width};
+    auto* const quads = reinterpret_cast<std::uint32_t*>(at.inner);
+    const float middle = middle_code(in.format);
     std::array<float, int8_channels + R::lanes> scales, centers;
-    const std::int64_t start = angles.start();
-    const KeyColumns& columns = *at.columns;
-    const KeyWeights weights(columns, head.width);
-    const std::size_t first = tokens.first, first_block = first / block_tokens * block_tokens;
-    for (std::size_t t = first_block; t < tokens.end(); t += block_tokens) {
-        const auto ahead = static_cast<std::ptrdiff_t>(t) - static_cast<std::ptrdiff_t>(first);
-        if (task.rope.pairs > 0) {
-            angles.move_to(task.rope, start + ahead);
-            if (t > first_block) scale_queries(task, rows, at.queries);
-            for (std::size_t i = 0; i < count; ++i) {
-                apply_rope(tag, task.rope, angles.cosines.data(), angles.sines.data(), -1.0F, at.queries + i * dh);
-            }
-        }
-        for (std::size_t i = 0; i < count; ++i) {
-            float* const to = weights.queries + i * weights.built;
-            for (std::size_t j = 0; j < columns.built; ++j) to[j] = at.queries[i * dh + columns.channels[j]];
-            std::fill(to + columns.built, to + weights.built, 0.0F);
-        }
-        const std::size_t some = std::min<std::size_t>(block_tokens, tokens.end() - t);
-        load_quads(tag, in, {t, some}, channels, at.keys_ahead, quads);
-        load_channel_scales<R>(in, t / block_tokens, channels, scales.data(), centers.data());
-        center_codes<R>(scales.data(), middle, channels.count, centers.data());
-        round_key_columns<R>(task, columns, count, scales.data(), centers.data(), middle, weights);
-        // Scores of whole registers, and of tokens before the tile, go through at.keys: no tile of K is built here.
-        const bool fits = ahead >= 0 && t - first + (some + wide - 1) / wide * wide <= tile_tokens;
-        float* const scores = fits ? at.scores + (t - first) : at.keys;
-        const std::size_t run = R::dot_run(format.bits);
-        if (columns.slow > 0) score_slow_pairs<R>(task, quads, {ahead, some}, columns, weights, run, count, scores);
-        if (task.rules.key_norm != nullptr) {
-            score_products<R, true>(task, quads, some, columns, weights, run, count, scores);
-        } else {
-            score_products<R, false>(task, quads, some, columns, weights, run, count, scores);
-        }
-        if (fits) continue;
-        const std::size_t skip = t < first ? first - t : 0;
-        for (std::size_t i = 0; i < count; ++i) {
-            std::copy_n(scores + i * tile_tokens + skip, some - skip, at.scores + i * tile_tokens + (t + skip - first));
-        }
+    load_quads(tag, in, tokens.slots(), channels, at.keys_ahead, quads);
+    load_channel_scales<R>(in, tokens.slot / in.format.group_tokens, channels, scales.data(), centers.data());
+    center_codes<R>(scales.data(), middle, channels.count, centers.data());
+    round_key_columns<R>(task, columns, queries, scales.data(), centers.data(), middle, weights);
+    const std::size_t run = R::dot_run(in.format.bits);
+    if (columns.slow > 0) score_slow_pairs<R>(task, quads, tokens, columns, weights, run, queries, scores);
+    if (task.rules.key_norm != nullptr) {
+        score_products<R, true>(task, quads, tokens.count, columns, weights, run, queries, scores);
+    } else {
+        score_products<R, false>(task, quads, tokens.count, columns, weights, run, queries, scores);
     }
-    angles.move_to(task.rope, start);
 }
 
 }  // namespace detail

@@ -126,7 +126,7 @@ const Backend& compared() {
 #ifdef XQUANT_BENCH_SVD
         using Head = xq::preset::head_latent<4>;
         out.schemes.push_back(
-            {"head4", false, 0.3, [](const xq::Model& model) -> std::unique_ptr<Cache> {
+            {"head4", false, 0.3, [](const xq::Model& model, std::size_t) -> std::unique_ptr<Cache> {
                  const xq::LayerShape& shape = model.layers.front().shape;
                  const std::size_t dh = shape.head_dim;
                  static std::deque<xq::LayerStatistics> kept;  // caches refer to theirs
@@ -139,7 +139,7 @@ const Backend& compared() {
                  }
                  xq::Model known = model;
                  known.layers.front().statistics = &alike;
-                 return std::make_unique<CacheOf<Head>>(known);
+                 return std::make_unique<CacheOf<Head>>(known, options());
              }});
 #endif
         return out;

@@ -6,6 +6,7 @@
 #include <xquant/calibration/prefix.hpp>
 #include <xquant/mixed_bits.hpp>
 #include <xquant/persistence.hpp>
+#include <xquant/transcode.hpp>
 
 #include "calibrate.hpp"
 #include "device_cache.hpp"
@@ -201,6 +202,82 @@ private:
     const float* x_ = nullptr;  // of the layer that was appended last
 };
 
+/// A cache whose tokens rest in one scheme, which may take X, until it wakes: then they are in another, which gets K
+/// and V. What rests can be saved and loaded.
+class RestingCache final : public LibraryCache {
+public:
+    RestingCache(std::unique_ptr<xq::Cache<>> rest, std::unique_ptr<xq::Cache<>> fast, const Model& model,
+                 ThreadPool& pool)
+        : LibraryCache(std::move(rest), model.config(), pool), model_(model), other_(std::move(fast)) {}
+
+    void reset() override {
+        if (awake_) return change_to(other_->create());
+        LibraryCache::reset();
+    }
+    void wake() override {
+        if (!awake_) change_to(xq::transcode(*cache_, sequence_, *other_, pool()));
+    }
+    void append(std::size_t layer, const float* x) override {
+        if (!awake_) return LibraryCache::append(layer, x);
+        const Config& c = model_.config();
+        const Layer& l = model_.layer(layer);
+        const std::size_t n = step_->size(), width = c.kv_width();
+        rows_.resize(2 * n * width);
+        float *const keys = rows_.data(), *const values = keys + n * width;
+        multiply(x, n, l.W_k, l.b_k, keys, pool());
+        norm_heads(l.k_norm, c.norm_epsilon, keys, n, c.kv_heads, pool());
+        multiply(x, n, l.W_v, l.b_v, values, pool());
+        step_->append_kv(layer, xq::MatrixView(keys, n, width), xq::MatrixView(values, n, width), pool());
+    }
+    void save(std::ostream& out, const std::string& note) const override {
+        check_rests();
+        LibraryCache::save(out, note);
+    }
+    void save(const std::string& path, const std::string& note) const override {
+        check_rests();
+        LibraryCache::save(path, note);
+    }
+    std::string load(std::span<const std::byte> saved) override {
+        if (awake_) reset();
+        return LibraryCache::load(saved);
+    }
+    std::string load(const std::string& path) override {
+        if (awake_) reset();
+        return LibraryCache::load(path);
+    }
+    CacheBytes bytes() const override {
+        CacheBytes out = LibraryCache::bytes();
+        const xquant::Bytes other = other_->bytes();
+        out.weights += other.weights;
+        out.workspace += other.workspace + rows_.capacity() * sizeof(float);
+        return out;
+    }
+
+private:
+    void check_rests() const {
+        if (awake_) throw Error("the cache has woken: what it had when it rested is gone, and nothing else is saved");
+    }
+    /// The other cache's sequence is the one from now on.
+    void change_to(xq::Sequence sequence) {
+        step_.reset();
+        cache_->drop(sequence_);
+        std::swap(cache_, other_);
+        sequence_ = sequence;
+        awake_ = !awake_;
+    }
+
+    const Model& model_;
+    std::unique_ptr<xq::Cache<>> other_;  // the one that has no sequence
+    bool awake_ = false;
+    std::vector<float> rows_;  // K and V of a step
+};
+
+/// The same layers, whose K and V an engine gives.
+xq::Model given_keys(xq::Model model) {
+    for (xq::Layer& layer : model.layers) layer.input = xq::LayerInput::keys_before_rope;
+    return model;
+}
+
 }  // namespace
 
 std::unique_ptr<AttentionCache> make_library_sequence(std::unique_ptr<xq::Cache<>> cache, const Model& model,
@@ -221,6 +298,13 @@ std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, cons
             fmt::format("scheme '{}' needs --calibration FILE, which `xquant-llm calibrate` makes", scheme.text));
     if (learns_from_text(scheme.needs) && options.calibration == nullptr)
         throw Error(fmt::format("{} needs a calibration, which only perplexity has", scheme.name));
+    if (!scheme.rest.empty()) {
+        if (options.place != Place::processor) throw Error("rest=NAME is for the processor");
+        const xq::Model described = described_for(scheme, model, options);
+        const xq::Options of_library = library_options(options);
+        return std::make_unique<RestingCache>(xq::make_cache(scheme.rest, described, of_library),
+                                              made(scheme, given_keys(described), of_library), model, *options.pool);
+    }
     if (options.place == Place::processor) {
         return make_library_sequence(made(scheme, described_for(scheme, model, options), library_options(options)),
                                      model, *options.pool);

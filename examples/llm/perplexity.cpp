@@ -54,6 +54,7 @@ std::size_t sinks_of(const Scheme& scheme, const PerplexityOptions& o) { return 
 /// Tokens fed at once.
 std::size_t step_of(const Scheme& scheme, const PerplexityOptions& o) {
     constexpr std::size_t with_a_tail = 32;
+    if (!scheme.rest.empty()) return (o.context + 1) / 2;  // one step that rests, one that is awake
     return std::min(o.context, o.step ? o.step : tail_of(scheme, o) ? with_a_tail : o.context);
 }
 
@@ -209,6 +210,7 @@ private:
                 model_.forward(ids.subspan(at, std::min(step, ids.size() - at)), cache, pool_);
             hidden.insert(hidden.end(), more.begin(), more.end());
             progress_.advance(std::min(step, ids.size() - at));
+            cache.wake();
         }
         return hidden;
     }

@@ -37,6 +37,18 @@ xquant::WeightType weight_type(std::string_view name, const std::string& scheme)
     throw Error(fmt::format("scheme '{}': weights is '{}'; expected f32, f16, bf16 or q8", scheme, name));
 }
 
+/// Throws Error where tokens cannot rest in that scheme.
+void add_needs_of_rest(Scheme& scheme) {
+    const Scheme rest = parse_scheme(scheme.rest);
+    const bool of_library = rest.name != exact_name && !rest.turboquant;
+    if (!of_library || scheme.prefix || learns_from_text(rest.needs) || learns_from_text(scheme.needs))
+        throw Error(
+            fmt::format("scheme '{}': rest=NAME is for schemes of the library that do not learn from the text "
+                        "they are evaluated on, and without prefix=N",
+                        scheme.text));
+    if (rest.needs == Needs::statistics) scheme.needs = rest.needs;
+}
+
 }  // namespace
 
 Place parse_place(const std::string& name) {
@@ -91,6 +103,10 @@ std::string schemes_help() {
            "  :sinks=N                           first tokens that stay exact\n"
            "  :prefix=N                          learns from the sequence's own first tokens, which are f16 until "
            "then,\n                                     in place of --calibration (schemes that need one)\n"
+           "  :rest=NAME                         tokens are read and saved in that scheme; a cache that wakes "
+           "(perplexity: "
+           "before\n                                     what is scored; prefix-store: before the answer) "
+           "rebuilds them in this one\n"
            "  :group=N                           32, 64 or 128 values share a scale (f16 and ggml's have no choice)\n"
            "  :uniform                           all layers have as many bits (head*, joint*: more go where errors "
            "cost more)\n"
@@ -129,14 +145,20 @@ Scheme parse_scheme(const std::string& text) {
             scheme.weights = weight_type(suffix.substr(equals + 1), text);
             continue;
         }
+        if (key == "rest" && equals != std::string_view::npos) {
+            if (!scheme.rest.empty()) throw Error(fmt::format("scheme '{}': rest stands there twice", text));
+            scheme.rest = suffix.substr(equals + 1);
+            continue;
+        }
         std::optional<std::size_t>* value = key == "tail"     ? &scheme.tail
                                             : key == "sinks"  ? &scheme.sinks
                                             : key == "group"  ? &scheme.group
                                             : key == "prefix" ? &scheme.prefix
                                                               : nullptr;
         if (value == nullptr || equals == std::string_view::npos)
-            throw Error(fmt::format("scheme '{}': '{}' is not tail=N, sinks=N, prefix=N, group=N, uniform or weights=T",
-                                    text, suffix));
+            throw Error(fmt::format(
+                "scheme '{}': '{}' is not tail=N, sinks=N, prefix=N, group=N, rest=NAME, uniform or weights=T", text,
+                suffix));
         if (value->has_value()) throw Error(fmt::format("scheme '{}': {} stands there twice", text, key));
         *value = number(suffix.substr(equals + 1), text);
     }
@@ -144,7 +166,7 @@ Scheme parse_scheme(const std::string& text) {
         if (scheme.group || scheme.uniform)
             throw Error(fmt::format("scheme '{}': a recipe has its own bits, in groups of 128", text));
     } else if (TurboQuant form; parse_turboquant(scheme.name, form)) {
-        if (scheme.group || scheme.prefix || scheme.uniform || scheme.weights)
+        if (scheme.group || scheme.prefix || scheme.uniform || scheme.weights || !scheme.rest.empty())
             throw Error(fmt::format("scheme '{}': {} takes tail=N and sinks=N alone", text, scheme.name));
         scheme.turboquant = form;
     } else if (scheme.name != exact_name) {
@@ -157,6 +179,7 @@ Scheme parse_scheme(const std::string& text) {
     } else if (scheme.name != text) {
         throw Error(fmt::format("scheme '{}': {} is exact and takes no suffixes", text, exact_name));
     }
+    if (!scheme.rest.empty()) add_needs_of_rest(scheme);
     return scheme;
 }
 

@@ -53,13 +53,14 @@ struct Scheme {
     std::optional<xquant::WeightType> weights;  // what prepared matrices are kept in, instead of the options'
     bool uniform = false;                       // all layers have as many bits
     std::string recipe;                         // the file that says how many bits each layer has, or empty
+    std::string rest;                           // the scheme that tokens are in until AttentionCache::wake, or empty
     Needs needs = Needs::nothing;               // of SchemeOptions::calibration
     std::optional<TurboQuant> turboquant;       // simulated in this form
 
     std::string library_name() const;  // as xquant::make_cache has it: "svd_head4:group=64"
 };
 
-/// NAME[:tail=N][:sinks=N][:group=N][:prefix=N][:weights=T][:uniform], or
+/// NAME[:tail=N][:sinks=N][:group=N][:prefix=N][:rest=NAME][:weights=T][:uniform], or
 /// recipe=FILE[:tail=N][:sinks=N][:weights=T]. Throws llm::Error for names that aren't known, listing those that are,
 /// and for suffixes that the scheme doesn't take.
 Scheme parse_scheme(const std::string& text);

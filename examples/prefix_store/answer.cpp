@@ -54,6 +54,7 @@ Answer answer(const Question& question, const Model& model, const Tokenizer& tok
         read_tokens(model, blocks, cache, pool);
         if (store != nullptr) cache.save(bytes, "");
     }
+    cache.wake();
     std::vector<float> hidden = read_tokens(model, question.prompt, cache, pool);
     Sampler sampler(0, 0);
     out.tokens = continue_text(model, std::move(hidden), cache, sampler, tokenizer, question.ends, question.most, pool,

@@ -195,6 +195,12 @@ TEST_CASE("a scheme's suffixes are read, and wrong ones refused", "[schemes]") {
     CHECK(contains(refusal("head4:uniform:uniform"), "uniform stands there twice"));
     CHECK(contains(refusal("x4:uniform"), "after x4 there may be :group=N"));
     CHECK(contains(refusal("f32:tail=1"), "exact and takes no suffixes"));
+    CHECK(parse_scheme("kv8:rest=cl_svd_rot3:tail=5").rest == "cl_svd_rot3");
+    CHECK(parse_scheme("kv8:rest=cl3").needs == Needs::statistics);
+    CHECK(contains(refusal("kv8:rest=cl3:rest=cl3"), "rest stands there twice"));
+    for (const char* const none : {"kv8:rest=f32", "kv8:rest=x4_rot_mean", "head4:prefix=256:rest=x4_rot"}) {
+        CHECK(contains(refusal(none), "rest=NAME is for schemes of the library"));
+    }
 }
 
 TEST_CASE("the help names every scheme", "[schemes]") {

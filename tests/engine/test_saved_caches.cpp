@@ -210,6 +210,58 @@ TEST_CASE("saved caches that do not belong are refused, and the cache is empty t
     CHECK(contains(refused(*e.cache("svd_head4"), head, ids, file), "is damaged"));
 }
 
+TEST_CASE("what rests in one scheme is saved in that one, and goes on in another when it wakes", "[saved]") {
+    const auto read_awake = [](Engine& e, std::span<const Token> ids, AttentionCache& cache) {
+        cache.wake();
+        CHECK(cache.size() == 200);
+        return e.read(ids, cache);
+    };
+    for (const char* architecture : {"llama", "qwen2", "qwen3"}) {  // qwen2 has biases, qwen3 a norm of K
+        TinyModel tiny = tiny_model(architecture);
+        tiny.layers = std::max<std::size_t>(tiny.layers, 4);
+        Engine e(with_weights(tiny));
+        const std::vector<Token> ids = tokens(300);
+        const auto cache = e.cache("kv8:rest=cl_x_rot3"), rest = e.cache("cl_x_rot3"), fast = e.cache("kv8");
+        INFO(architecture);
+        std::ostringstream stream, of_rest;
+        for (const auto& [of, to] : {std::pair{cache.get(), &stream}, std::pair{rest.get(), &of_rest}}) {
+            e.read(first(ids, 200), *of);
+            of->save(*to, "a note");
+        }
+        const std::string bytes = stream.str();
+        CHECK(bytes == of_rest.str());
+        // The fast one gets K and V, and needs no weights to make them.
+        CHECK(cache->bytes().weights > rest->bytes().weights);
+        CHECK(cache->bytes().weights < rest->bytes().weights + fast->bytes().weights);
+        const std::vector<float> awake = read_awake(e, ids, *cache), at_rest = e.read(ids, *rest);
+        e.read(ids, *fast);
+        CHECK(std::abs(cache->bits_per_token_layer() - fast->bits_per_token_layer()) < 1e-9);
+        CHECK(distance(awake, at_rest) < 0.05);
+        CHECK(distance(awake, at_rest) > 1e-5);
+        CHECK(contains(refusal([&] { cache->save(stream, ""); }), "the cache has woken"));
+        CHECK(contains(refusal([&] { cache->save("/", ""); }), "the cache has woken"));
+        cache->wake();  // for the second time
+        CHECK(cache->size() == 300);
+        cache->truncate(200);
+        CHECK(cache->size() == 200);
+
+        // What was there before is gone, whether it rests or not.
+        CHECK(cache->load(std::as_bytes(std::span(bytes))) == "a note");
+        CHECK(read_awake(e, ids, *cache) == awake);
+        cache->reset();
+        CHECK(cache->size() == 0);
+        e.read(first(ids, 200), *cache);
+        CHECK(read_awake(e, ids, *cache) == awake);
+    }
+    // Of layers with a window, rows are gone.
+    Engine e(tiny_model("gemma3"));
+    const auto cache = e.cache("kv8:rest=x4_rot");
+    const std::vector<Token> ids = tokens(600);
+    for (const std::size_t n : {300UL, 600UL}) e.read(first(ids, n), *cache);
+    CHECK(contains(refusal([&] { cache->wake(); }), "has a window, or chunks, and has freed"));
+    CHECK(cache->size() == 600);
+}
+
 TEST_CASE("the exact cache is truncated, but not saved", "[saved]") {
     Engine e;
     const std::vector<Token> ids = tokens(60);

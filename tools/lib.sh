@@ -32,7 +32,7 @@ as_root() {
     fi
 }
 
-package_installed() { dpkg-query -W -f='${db:Status-Status}' "$1" 2> /dev/null | grep -qx installed; }
+package_installed() { dpkg-query -W -f='${db:Status-Status}' "$1" 2> /dev/null | grep -x installed > /dev/null; }
 
 # install_packages test|demo|docs: installs what tools/packages.txt lists for it and this machine lacks.
 install_packages() {

@@ -35,7 +35,8 @@ public:
                         float* out) = 0;  // q [n, H, Dh] after RoPE -> out [n, H, Dh]
     virtual void commit() = 0;
     virtual void seal() = 0;                          // encode what is still waiting outside the tail window
-    virtual void wake() {}                            // what rests in a smaller form is made fast to read
+    virtual void rest() {}                            // a cache that rests makes all of its tokens small
+    virtual void wake() {}                            // what rests is made fast to read
     virtual std::size_t size() const = 0;             // tokens
     virtual double bits_per_token_layer() const = 0;  // codes, scales and zeros of the tokens that are not sinks
     virtual CacheBytes bytes() const = 0;

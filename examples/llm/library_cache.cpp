@@ -214,6 +214,9 @@ public:
         if (awake_) return change_to(other_->create());
         LibraryCache::reset();
     }
+    void rest() override {
+        if (!awake_) cache_->seal(sequence_);
+    }
     void wake() override {
         if (!awake_) change_to(xq::transcode(*cache_, sequence_, *other_, pool()));
     }
@@ -301,9 +304,11 @@ std::unique_ptr<AttentionCache> make_library_sequence(const Scheme& scheme, cons
     if (!scheme.rest.empty()) {
         if (options.place != Place::processor) throw Error("rest=NAME is for the processor");
         const xq::Model described = described_for(scheme, model, options);
-        const xq::Options of_library = library_options(options);
-        return std::make_unique<RestingCache>(xq::make_cache(scheme.rest, described, of_library),
-                                              made(scheme, given_keys(described), of_library), model, *options.pool);
+        xq::Options at_rest = library_options(options);
+        at_rest.recent = 0;  // nobody answers from what rests
+        return std::make_unique<RestingCache>(xq::make_cache(scheme.rest, described, at_rest),
+                                              made(scheme, given_keys(described), library_options(options)), model,
+                                              *options.pool);
     }
     if (options.place == Place::processor) {
         return make_library_sequence(made(scheme, described_for(scheme, model, options), library_options(options)),

@@ -52,6 +52,7 @@ Answer answer(const Question& question, const Model& model, const Tokenizer& tok
     std::ostringstream bytes;
     if (out.reused < blocks.size()) {
         read_tokens(model, blocks, cache, pool);
+        cache.rest();
         if (store != nullptr) cache.save(bytes, "");
     }
     cache.wake();

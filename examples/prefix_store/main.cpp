@@ -109,9 +109,9 @@ public:
         options_.pool = &pool_;
         // All that decides which bytes a cache has, so that no other cache finds them.
         const bool rests = !scheme_.rest.empty();
-        question_.scheme = fmt::format("{} sinks={} tail={} group={}", rests ? scheme_.rest : scheme_.name,
-                                       scheme_.sinks.value_or(options_.sinks), scheme_.tail.value_or(options_.tail),
-                                       rests ? 0 : scheme_.group.value_or(0));
+        question_.scheme = fmt::format(
+            "{} sinks={} tail={} group={}", rests ? scheme_.rest : scheme_.name, scheme_.sinks.value_or(options_.sinks),
+            rests ? 0 : scheme_.tail.value_or(options_.tail), rests ? 0 : scheme_.group.value_or(0));
         question_.prompt = ids_;
         question_.ends = ends_;
         question_.most = std::min(o.tokens, context - ids_.size());

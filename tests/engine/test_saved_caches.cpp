@@ -221,11 +221,13 @@ TEST_CASE("what rests in one scheme is saved in that one, and goes on in another
         tiny.layers = std::max<std::size_t>(tiny.layers, 4);
         Engine e(with_weights(tiny));
         const std::vector<Token> ids = tokens(300);
-        const auto cache = e.cache("kv8:rest=cl_x_rot3"), rest = e.cache("cl_x_rot3"), fast = e.cache("kv8");
+        const auto cache = e.cache("kv8:rest=cl_x_rot3"), rest = e.cache("cl_x_rot3", 0), fast = e.cache("kv8");
         INFO(architecture);
         std::ostringstream stream, of_rest;
         for (const auto& [of, to] : {std::pair{cache.get(), &stream}, std::pair{rest.get(), &of_rest}}) {
             e.read(first(ids, 200), *of);
+            of == cache.get() ? of->rest() : of->seal();
+            CHECK(of->bytes().tail == 0);
             of->save(*to, "a note");
         }
         const std::string bytes = stream.str();
@@ -251,6 +253,7 @@ TEST_CASE("what rests in one scheme is saved in that one, and goes on in another
         cache->reset();
         CHECK(cache->size() == 0);
         e.read(first(ids, 200), *cache);
+        cache->rest();
         CHECK(read_awake(e, ids, *cache) == awake);
     }
     // Of layers with a window, rows are gone.

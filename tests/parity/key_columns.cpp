@@ -19,8 +19,8 @@ constexpr std::size_t head_dim = 64, tokens = 128;
 /// Codes of a latent, per channel or (two groups of channels) per token; or those of K itself, per channel.
 enum class Codes { by_channel, by_token, of_keys };
 
-/// A task of one query row over one tile of random codes, with what it points to. Keys lie `constants` from nought, by a
-/// constant or, where codes are those of K, as they are.
+/// A task of one query row over one tile of random codes, with what it points to. Keys lie `constants` from nought, by
+/// a constant or, where codes are those of K, as they are.
 struct OneTile {
     explicit OneTile(std::size_t queries, double base = 100000, RopePairing pairing = RopePairing::interleaved,
                      float constants = 1, Codes codes = Codes::by_channel)
@@ -116,7 +116,7 @@ TEST_CASE("slow pairs are those that turn little within a tile, where enough of 
         std::vector<std::size_t> channels(columns.channels.begin(), columns.channels.begin() + head_dim);
         CHECK(channels[26] == three.task.rope.first(13));
         CHECK(channels[27] == three.task.rope.second(13));
-        // 576 / 100000^(j / 32) is 0.427 for j = 20 and 0.298 for j = 21. K itself needs no product with A for each tile.
+        // 576 / 100000^(j / 32) is 0.427 for j = 20 and 0.298 for j = 21. K itself needs no product with A.
         const std::size_t by_tile = of_keys ? 18 : 7;
         CHECK(columns.by_tile == by_tile);
         CHECK(channels[28] == three.task.rope.first(14));

@@ -34,8 +34,8 @@ struct ChannelList {
     [[nodiscard]] std::size_t quads() const noexcept { return (count + 3) / 4; }
 };
 
-/// Codes of some tokens (of one token block) and channels, a channel's tokens side by side -> quads
-/// [channels / 4][128]. Word t is token t; words behind the last token, up to the next multiple of `lanes`, mean nothing.
+/// Codes of some tokens (of a token block) and channels, a channel's tokens side by side -> quads [channels / 4][128].
+/// Word t is token t; words behind the last token, up to the next multiple of `lanes`, mean nothing.
 template <class R>
 void load_quads_by_channel(simd<R> tag, const StreamView& in, Slots of_tokens, const ChannelList& channels,
                            std::size_t ahead, std::uint32_t* quads) noexcept {

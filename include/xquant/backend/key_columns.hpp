@@ -108,6 +108,11 @@ struct KeyColumns {
     float* rest = nullptr;       ///< room for what a backend makes of it
     StreamFormat weights_for{};  ///< codes per token: those that a backend has rounded A_k for; width 0: none
 
+    /// The channel of a head's codes that entry c of a slow column meets.
+    [[nodiscard]] constexpr std::size_t channel(std::size_t c) const noexcept {
+        if (!stored) return c;
+        return channels[built + c];
+    }
     /// Columns of all queries that stand for slow pairs.
     [[nodiscard]] constexpr std::size_t terms_of(std::size_t queries) const noexcept {
         return slow > 0 ? slow_terms * queries : 0;

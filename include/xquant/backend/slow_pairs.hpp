@@ -222,7 +222,7 @@ inline void add_slow_parts_by_channel(const HeadDecoder& head, const StreamView&
         const std::size_t block = (tokens.first + t) / format.group_tokens;
         const std::size_t some = (std::min)(format.group_tokens - in_block, tokens.count - t);
         for (std::size_t c = 0; c < width; ++c) {
-            const std::size_t channel = head.first + (columns.stored ? columns.channels[columns.built + c] : c);
+            const std::size_t channel = head.first + columns.channel(c);
             const GroupScale scale = stored_scale(in, format.group_index(block, channel));
             scales[c] = scale.scale;
             centers[c] = scale.zero + middle * scale.scale;
@@ -289,8 +289,11 @@ inline void add_slow_scores(scalar, const AttendTask& task, const StreamView& in
                             KeyColumns& columns, float* scores) noexcept {
     if (columns.slow == 0) return;
     SlowParts parts;
-    const auto add_parts = in.format.group_channels == 1 ? add_slow_parts_by_channel : add_slow_parts_by_token;
-    add_parts(task.key, in, tokens, queries, columns, parts);
+    if (in.format.group_channels == 1) {
+        add_slow_parts_by_channel(task.key, in, tokens, queries, columns, parts);
+    } else {
+        add_slow_parts_by_token(task.key, in, tokens, queries, columns, parts);
+    }
     for (std::size_t i = 0; i < queries; ++i) {
         for (std::size_t m = 0; m < constant_terms; ++m) {
             const float* const part = parts.data() + (constant_terms * i + m) * tile_tokens;

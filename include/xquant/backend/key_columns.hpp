@@ -182,11 +182,12 @@ void order_columns(Backend tag, const AttendTask& task, const StreamFormat& form
     const auto turns_little = [&](std::size_t j, double distance) {
         return j >= fast && std::abs(angle(j, distance)) <= slow_angle;
     };
+    const auto expands_by_stretch = [&](std::size_t j) { return !out.stored && turns_little(j, half_stretch); };
     std::size_t slow = 0, slowest = 0;
     // A norm of K needs every channel of K.
     for (std::size_t j = 0; j < pairs && task.rules.key_norm == nullptr; ++j) {
         slow += turns_little(j, half) ? 1 : 0;
-        slowest += !out.stored && turns_little(j, half_stretch) ? 1 : 0;
+        slowest += expands_by_stretch(j) ? 1 : 0;
     }
     const bool worth =
         out.stored ? worth_it_stored(slow, task.queries(), format.group_tokens) : worth_it(slow, task.queries());
@@ -207,7 +208,7 @@ void order_columns(Backend tag, const AttendTask& task, const StreamFormat& form
             ++turned;
             continue;
         }
-        const bool by_stretch = !out.stored && turns_little(j, half_stretch);
+        const bool by_stretch = expands_by_stretch(j);
         const std::size_t group = by_stretch ? slowest : out.by_tile, at = by_stretch ? in_stretch++ : in_tile++;
         const std::size_t k = by_stretch ? out.by_tile + at : at;
         std::uint16_t* const channels = out.channels.data() + out.built + (by_stretch ? 2 * out.by_tile : 0) + at;

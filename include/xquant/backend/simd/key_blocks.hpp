@@ -83,7 +83,7 @@ void score_stored_block(simd<R> tag, const AttendTask& task, const StreamView& i
     }
     if (columns.slow > 0) {
         auto* const quads = reinterpret_cast<std::uint32_t*>(at.inner);
-        const std::size_t built = columns.built, terms = columns.terms_of(queries);
+        const std::size_t built = columns.built;
         load_quads_by_channel(tag, in, tokens.slots(), {first, columns.channels.data() + built, columns.slow},
                               at.keys_ahead, quads);
         std::array<float, int8_channels + R::lanes> slow_scales{}, slow_centers, nought{};
@@ -92,12 +92,7 @@ void score_stored_block(simd<R> tag, const AttendTask& task, const StreamView& i
             slow_centers[c] = sorted_zeros[built + c] + middle * slow_scales[c];
         }
         set_stored_constants(queries, slow_centers.data(), columns);
-        round_columns<R>(columns.slow_columns, columns.width, {weights.slow, terms}, slow_scales.data(), nought.data(),
-                         middle, weights.block);
-        for (std::size_t i = 0; i < terms; ++i) {
-            weights.block.shifts[weights.slow + i] +=
-                columns.constants[i / slow_terms * constant_terms + i % slow_terms];
-        }
+        round_slow_columns<R>(columns, queries, slow_scales.data(), nought.data(), middle, weights);
         score_slow_pairs<R>(task, quads, tokens, columns, weights, run, queries, scores);
     }
     auto* const codes = reinterpret_cast<std::uint8_t*>(at.inner + int8_channels / 4 * quad_tokens);

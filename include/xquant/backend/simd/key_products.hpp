@@ -77,11 +77,22 @@ void round_columns(const float* columns, std::size_t channels, Slots of, const f
     }
 }
 
+/// Weights of the slow pairs' columns for a block of tokens whose entries have these scales and centers [width].
+template <class R>
+void round_slow_columns(const KeyColumns& columns, std::size_t queries, const float* scales, const float* centers,
+                        float middle, const KeyWeights& out) noexcept {
+    const std::size_t terms = columns.terms_of(queries);
+    round_columns<R>(columns.slow_columns, columns.width, {out.slow, terms}, scales, centers, middle, out.block);
+    for (std::size_t i = 0; i < terms; ++i) {
+        out.block.shifts[out.slow + i] += columns.constants[i / slow_terms * constant_terms + i % slow_terms];
+    }
+}
+
 /// Weights of all columns for a block of tokens with these scales and zeros [width].
 template <class R>
 void round_key_columns(const AttendTask& task, const KeyColumns& columns, std::size_t queries, const float* scales,
                        const float* centers, float middle, const KeyWeights& out) noexcept {
-    const std::size_t width = task.key.width, terms = columns.terms_of(queries);
+    const std::size_t width = task.key.width;
     round_columns<R>(columns.built_matrix, width, {0, columns.built}, scales, centers, middle, out.block);
     for (std::size_t j = 0; j < columns.built && task.key.constant != nullptr; ++j) {
         out.block.shifts[j] += task.key.constant[columns.channels[j]];
@@ -90,10 +101,7 @@ void round_key_columns(const AttendTask& task, const KeyColumns& columns, std::s
     std::fill_n(out.block.weights + columns.built * (width / 4), nought * (width / 4), 0U);
     std::fill_n(out.block.scales + columns.built, nought, 0.0F);
     std::fill_n(out.block.shifts + columns.built, nought, 0.0F);
-    round_columns<R>(columns.slow_columns, width, {out.slow, terms}, scales, centers, middle, out.block);
-    for (std::size_t i = 0; i < terms; ++i) {
-        out.block.shifts[out.slow + i] += columns.constants[i / slow_terms * constant_terms + i % slow_terms];
-    }
+    round_slow_columns<R>(columns, queries, scales, centers, middle, out);
 }
 
 /// Tokens of a token block, from its first on.

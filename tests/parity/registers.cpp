@@ -175,6 +175,18 @@ void check_words() {
     R::store_bytes(packed.data(), four);
     for (std::size_t i = 0; i < bytes<R>; ++i) CHECK(packed[i] == static_cast<std::uint8_t>(signed_words[i]));
 
+    for (std::size_t i = 0; i < bytes<R>; ++i) {
+        signed_words[i] =
+            255 * static_cast<std::int32_t>(byte_of(b, i)) + static_cast<std::int32_t>(byte_of(c, i)) - 32640;
+        if (i < 4) signed_words[i] = std::array{-32640, 32639, 127, 128}[i];
+    }
+    for (std::size_t r = 0; r < 4; ++r) four[r] = R::load_i32(signed_words.data() + r * R::lanes);
+    std::vector<std::uint8_t> upper(bytes<R>), lower(bytes<R>);
+    R::store_two_bytes(upper.data(), lower.data(), four);
+    for (std::size_t i = 0; i < bytes<R>; ++i) {
+        CHECK(256 * static_cast<std::int8_t>(upper[i]) + static_cast<std::int8_t>(lower[i]) == signed_words[i]);
+    }
+
     const auto repeats = [&](auto size, typename R::i32 found) {
         const auto words = words_of<R>(found);
         for (std::size_t i = 0; i < bytes<R>; ++i) CHECK(byte_of(words, i) == byte_of(a, i % size()));
@@ -219,6 +231,14 @@ void check_words() {
     for (std::size_t i = 0; i < R::lanes; ++i) {
         for (std::size_t j = 0; j < R::lanes; ++j) CHECK(words_of<R>(rows[i])[j] == matrix[j][i]);
     }
+
+    for (std::size_t i = 0; i < 4; ++i) rows[i] = R::load_i32(matrix[i].data());
+    R::transpose_fours(rows);
+    for (std::size_t i = 0; i < 4; ++i) {
+        for (std::size_t j = 0; j < R::lanes; ++j) {
+            CHECK(words_of<R>(rows[i])[j] == matrix[j % 4][j / 4 * 4 + i]);
+        }
+    }
 }
 
 /// Runs as long as allowed, of the largest codes and weights: nothing may overflow on the way.
@@ -236,9 +256,8 @@ void check_dot() {
                     auto codes = source.words<R>(), weights = source.words<R>();
                     for (std::size_t i = 0; i < R::lanes; ++i) {
                         codes[i] = largest ? mask : codes[i] & mask;
-                        if (largest) weights[i] = i % 2 == 0 ? 0x7F7F7F7FU : 0x81818181U;
+                        if (largest) weights[i] = i % 2 == 0 ? 0x7F7F7F7FU : 0x80808080U;
                         for (unsigned b = 0; b < 32; b += 8) {
-                            if ((weights[i] >> b & 0xFFU) == 0x80U) weights[i] += 1U << b;  // -128 is no weight
                             expected[i] += static_cast<std::int64_t>(codes[i] >> b & 0xFFU) *
                                            static_cast<std::int8_t>(static_cast<std::uint8_t>(weights[i] >> b));
                         }

@@ -113,6 +113,14 @@ struct avx2_registers {
             _mm256_packs_epi16(_mm256_packs_epi32(words[0], words[1]), _mm256_packs_epi32(words[2], words[3]));
         store_i32(to, _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7)));
     }
+    static void store_two_bytes(std::uint8_t* high, std::uint8_t* low, const i32* words) noexcept {
+        const i32 a = _mm256_packs_epi32(words[0], words[1]), b = _mm256_packs_epi32(words[2], words[3]);
+        const i32 order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7), half = _mm256_set1_epi16(128);
+        const auto upper = [half](i32 x) { return _mm256_srai_epi16(_mm256_add_epi16(x, half), 8); };
+        const auto lower = [](i32 x) { return _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8); };
+        store_i32(high, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(upper(a), upper(b)), order));
+        store_i32(low, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(lower(a), lower(b)), order));
+    }
     static i32 load_halves(const void* first, const void* second) noexcept {
         return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128(static_cast<const __m128i*>(first))),
                                        _mm_loadu_si128(static_cast<const __m128i*>(second)), 1);
@@ -145,25 +153,25 @@ struct avx2_registers {
         out[1] = _mm256_permute2x128_si256(x, y, 0x31);
     }
 
+    static void transpose_fours(i32* rows) noexcept {
+        const i32 t0 = _mm256_unpacklo_epi32(rows[0], rows[1]), t1 = _mm256_unpackhi_epi32(rows[0], rows[1]);
+        const i32 t2 = _mm256_unpacklo_epi32(rows[2], rows[3]), t3 = _mm256_unpackhi_epi32(rows[2], rows[3]);
+        rows[0] = _mm256_unpacklo_epi64(t0, t2);
+        rows[1] = _mm256_unpackhi_epi64(t0, t2);
+        rows[2] = _mm256_unpacklo_epi64(t1, t3);
+        rows[3] = _mm256_unpackhi_epi64(t1, t3);
+    }
     static void transpose(i32* rows) noexcept {
-        i32 pairs[8];
-        for (int i = 0; i < 8; i += 4) {
-            const i32 t0 = _mm256_unpacklo_epi32(rows[i], rows[i + 1]),
-                      t1 = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
-            const i32 t2 = _mm256_unpacklo_epi32(rows[i + 2], rows[i + 3]);
-            const i32 t3 = _mm256_unpackhi_epi32(rows[i + 2], rows[i + 3]);
-            pairs[i] = _mm256_unpacklo_epi64(t0, t2);
-            pairs[i + 1] = _mm256_unpackhi_epi64(t0, t2);
-            pairs[i + 2] = _mm256_unpacklo_epi64(t1, t3);
-            pairs[i + 3] = _mm256_unpackhi_epi64(t1, t3);
-        }
+        transpose_fours(rows);
+        transpose_fours(rows + 4);
         for (int c = 0; c < 4; ++c) {
-            rows[c] = _mm256_permute2x128_si256(pairs[c], pairs[4 + c], 0x20);
-            rows[4 + c] = _mm256_permute2x128_si256(pairs[c], pairs[4 + c], 0x31);
+            const i32 low = rows[c];
+            rows[c] = _mm256_permute2x128_si256(low, rows[4 + c], 0x20);
+            rows[4 + c] = _mm256_permute2x128_si256(low, rows[4 + c], 0x31);
         }
     }
 
-    // Sums of products stay in 16 bits as long as none can leave them: run * 2 * (2^bits - 1) * 127 <= 32767.
+    // Sums of products stay in 16 bits as long as none can leave them: run * 2 * (2^bits - 1) * 128 <= 32767.
     static constexpr unsigned dot_bits = 5;
     static constexpr std::size_t dot_run(unsigned bits) noexcept { return bits <= 4 ? 8 : 4; }
     static i32 dot(i32 sum, i32 codes, i32 weights) noexcept {

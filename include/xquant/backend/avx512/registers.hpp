@@ -118,6 +118,17 @@ struct avx512_registers {
             _mm512_packs_epi16(_mm512_packs_epi32(words[0], words[1]), _mm512_packs_epi32(words[2], words[3]));
         _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, packed));
     }
+    static void store_two_bytes(std::uint8_t* high, std::uint8_t* low, const i32* words) noexcept {
+        const i32 a = _mm512_packs_epi32(words[0], words[1]), b = _mm512_packs_epi32(words[2], words[3]);
+        const i32 order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        const i32 half = _mm512_set1_epi16(128);
+        const i32 upper = _mm512_packs_epi16(_mm512_srai_epi16(_mm512_add_epi16(a, half), 8),
+                                             _mm512_srai_epi16(_mm512_add_epi16(b, half), 8));
+        const i32 lower = _mm512_packs_epi16(_mm512_srai_epi16(_mm512_slli_epi16(a, 8), 8),
+                                             _mm512_srai_epi16(_mm512_slli_epi16(b, 8), 8));
+        _mm512_storeu_si512(high, _mm512_permutexvar_epi32(order, upper));
+        _mm512_storeu_si512(low, _mm512_permutexvar_epi32(order, lower));
+    }
     static i32 load_halves(const void* first, const void* second) noexcept {
         return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(first))),
                                   _mm256_loadu_si256(static_cast<const __m256i*>(second)), 1);
@@ -158,24 +169,22 @@ struct avx512_registers {
 #endif
     }
 
+    static void transpose_fours(i32* rows) noexcept {
+        const i32 t0 = _mm512_unpacklo_epi32(rows[0], rows[1]), t1 = _mm512_unpackhi_epi32(rows[0], rows[1]);
+        const i32 t2 = _mm512_unpacklo_epi32(rows[2], rows[3]), t3 = _mm512_unpackhi_epi32(rows[2], rows[3]);
+        rows[0] = _mm512_unpacklo_epi64(t0, t2);
+        rows[1] = _mm512_unpackhi_epi64(t0, t2);
+        rows[2] = _mm512_unpacklo_epi64(t1, t3);
+        rows[3] = _mm512_unpackhi_epi64(t1, t3);
+    }
     static void transpose(i32* rows) noexcept {
-        i32 pairs[16];
-        for (int i = 0; i < 16; i += 4) {
-            const i32 t0 = _mm512_unpacklo_epi32(rows[i], rows[i + 1]),
-                      t1 = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-            const i32 t2 = _mm512_unpacklo_epi32(rows[i + 2], rows[i + 3]);
-            const i32 t3 = _mm512_unpackhi_epi32(rows[i + 2], rows[i + 3]);
-            pairs[i] = _mm512_unpacklo_epi64(t0, t2);
-            pairs[i + 1] = _mm512_unpackhi_epi64(t0, t2);
-            pairs[i + 2] = _mm512_unpacklo_epi64(t1, t3);
-            pairs[i + 3] = _mm512_unpackhi_epi64(t1, t3);
-        }
-        // pairs[4 r + c], block k: column 4 k + c of rows 4 r .. 4 r + 3.
+        for (int i = 0; i < 16; i += 4) transpose_fours(rows + i);
+        // Row 4 r + c, block k: column 4 k + c of rows 4 r .. 4 r + 3.
         for (int c = 0; c < 4; ++c) {
-            const i32 low = _mm512_shuffle_i32x4(pairs[c], pairs[4 + c], 0x88);
-            const i32 low_odd = _mm512_shuffle_i32x4(pairs[c], pairs[4 + c], 0xDD);
-            const i32 high = _mm512_shuffle_i32x4(pairs[8 + c], pairs[12 + c], 0x88);
-            const i32 high_odd = _mm512_shuffle_i32x4(pairs[8 + c], pairs[12 + c], 0xDD);
+            const i32 low = _mm512_shuffle_i32x4(rows[c], rows[4 + c], 0x88);
+            const i32 low_odd = _mm512_shuffle_i32x4(rows[c], rows[4 + c], 0xDD);
+            const i32 high = _mm512_shuffle_i32x4(rows[8 + c], rows[12 + c], 0x88);
+            const i32 high_odd = _mm512_shuffle_i32x4(rows[8 + c], rows[12 + c], 0xDD);
             rows[c] = _mm512_shuffle_i32x4(low, high, 0x88);
             rows[8 + c] = _mm512_shuffle_i32x4(low, high, 0xDD);
             rows[4 + c] = _mm512_shuffle_i32x4(low_odd, high_odd, 0x88);

@@ -164,6 +164,12 @@ struct emulated_registers {
     static void store_bytes(std::uint8_t* to, const i32* words) noexcept {
         for (std::size_t r = 0; r < 4; ++r) store_u8(to + r * lanes, words[r]);
     }
+    static void store_two_bytes(std::uint8_t* high, std::uint8_t* low, const i32* words) noexcept {
+        for (std::size_t r = 0; r < 4; ++r) {
+            store_u8(high + r * lanes, shift_right(add_i32(words[r], splat_i32(128)), 8));
+            store_u8(low + r * lanes, words[r]);
+        }
+    }
     static i32 load_halves(const void* first, const void* second) noexcept {
         i32 out;
         std::memcpy(out.at.data(), first, sizeof(out.at) / 2);
@@ -185,6 +191,13 @@ struct emulated_registers {
         }
     }
 
+    static void transpose_fours(i32* rows) noexcept {
+        for (std::size_t b = 0; b < lanes; b += 4) {
+            for (std::size_t i = 0; i < 4; ++i) {
+                for (std::size_t j = 0; j < i; ++j) std::swap(rows[i].at[b + j], rows[j].at[b + i]);
+            }
+        }
+    }
     static void transpose(i32* rows) noexcept {
         for (std::size_t i = 0; i < lanes; ++i) {
             for (std::size_t j = 0; j < i; ++j) std::swap(rows[i].at[j], rows[j].at[i]);

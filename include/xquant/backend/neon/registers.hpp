@@ -123,10 +123,13 @@ struct neon_registers {
     }
 
     static void store_bytes(std::uint8_t* to, const i32* words) noexcept {
-        const auto low_halves = [](i32 a, i32 b) {
-            return vreinterpretq_u8_u16(vuzp1q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b)));
-        };
-        vst1q_u8(to, vuzp1q_u8(low_halves(words[0], words[1]), low_halves(words[2], words[3])));
+        vst1q_u8(to, vuzp1q_u8(bytes(low_halves(words[0], words[1])), bytes(low_halves(words[2], words[3]))));
+    }
+    static void store_two_bytes(std::uint8_t* high, std::uint8_t* low, const i32* words) noexcept {
+        const uint16x8_t a = low_halves(words[0], words[1]), b = low_halves(words[2], words[3]);
+        const uint16x8_t half = vdupq_n_u16(128);
+        vst1q_u8(high, vuzp2q_u8(bytes(vaddq_u16(a, half)), bytes(vaddq_u16(b, half))));
+        vst1q_u8(low, vuzp1q_u8(bytes(a), bytes(b)));
     }
     static i32 load_halves(const void* first, const void* second) noexcept {
         return vreinterpretq_u32_u8(vcombine_u8(vld1_u8(static_cast<const std::uint8_t*>(first)),
@@ -141,6 +144,7 @@ struct neon_registers {
         interleave_pairs(zip_low(a, swap_halves(a)), zip_low(b, swap_halves(b)), out);
     }
 
+    static void transpose_fours(i32* rows) noexcept { transpose(rows); }
     static void transpose(i32* rows) noexcept {
         const uint64x2_t even01 = vreinterpretq_u64_u32(vtrn1q_u32(rows[0], rows[1])),
                          odd01 = vreinterpretq_u64_u32(vtrn2q_u32(rows[0], rows[1])),
@@ -169,7 +173,7 @@ struct neon_registers {
         return vreinterpretq_u32_s32(vdotq_s32(vreinterpretq_s32_u32(sum), signed_bytes(codes), signed_bytes(weights)));
     }
 #else
-    // Sums of products stay in 16 bits as long as none can leave them: run * 2 * (2^bits - 1) * 127 <= 32767.
+    // Sums of products stay in 16 bits as long as none can leave them: run * 2 * (2^bits - 1) * 128 <= 32767.
     static constexpr unsigned dot_bits = 5;
     static constexpr std::size_t dot_run(unsigned bits) noexcept { return bits <= 4 ? 8 : 4; }
     static i32 dot(i32 sum, i32 codes, i32 weights) noexcept {
@@ -181,6 +185,10 @@ struct neon_registers {
 #endif
 
 private:
+    static uint16x8_t low_halves(i32 a, i32 b) noexcept {
+        return vuzp1q_u16(vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b));
+    }
+    static uint8x16_t bytes(uint16x8_t a) noexcept { return vreinterpretq_u8_u16(a); }
     template <class Word>
     static Word word_at(const void* from) noexcept {
         Word out;

@@ -19,14 +19,16 @@
 //     repeat<Bytes>(from)       these bytes over and over, 4 .. 4 * lanes of them
 //     load_u8 store_u8          a byte for each word: zero-extended, the lowest byte
 //     store_bytes(to, words)    a byte for each word of 4 registers, of signed words within -128 .. 127
+//     store_two_bytes(high, low, words)   likewise of 256 high + low, of signed words within -32,640 .. 32,639
 //     load_halves(a, b)         half a register from each of two places
 //     interleave_bytes(a, b, c, d, out)   word t of the 4 results, taken one after another, is {a[t], b[t], c[t], d[t]}
 //     interleave_halves(a, b, out)   likewise, of the halves of a and b: word t of the 2 results is
 //                                    {a[t], a[2 lanes + t], b[t], b[2 lanes + t]}
 //     transpose(rows)           `lanes` registers as a square matrix of words
+//     transpose_fours(rows)     4 registers: words 4 b .. 4 b + 3 of them all, for every b, as a square matrix
 //     dot(sum, codes, weights)  adds to each word the products of its 4 unsigned bytes with 4 signed ones. Up to
 //                               dot_run(bits) of them may follow each other, from zero; dot_end makes 32-bit words of
-//                               that. |weight| <= 127, codes of at most dot_bits bits (5, 7 or 8).
+//                               that. Weights have all 8 bits, codes of at most dot_bits bits (5, 7 or 8).
 //     matrix_unit               whether there is a unit that multiplies tiles of bytes. Then:
 //     MatrixScope               a thread may use the unit while one lives, if its ready(); they may nest
 //     multiply_panel(weights, step, quads, quad_step, groups, sums)   sums [16][64], of 32 bits: of 16 columns, whose
@@ -64,10 +66,12 @@ concept register_wrapper = requires(typename R::f32 x, typename R::i32 w, float*
     R::store_first(floats, x, std::size_t{});
     R::store_u8(bytes, w);
     R::store_bytes(bytes, words);
+    R::store_two_bytes(bytes, bytes, words);
     { R::load_halves(memory, memory) } -> std::same_as<typename R::i32>;
     R::interleave_bytes(w, w, w, w, words);
     R::interleave_halves(w, w, words);
     R::transpose(words);
+    R::transpose_fours(words);
     R::load_i32(memory);
 };
 // clang-format on

@@ -14,7 +14,11 @@ TEST_CASE("tokens beyond 2048 are all attended to, by one query row and by as ma
     const test::Setup setup({.width = 40, .heads = 4, .kv_heads = 2, .head_dim = 8}, RopePairing::halves);
     const Layer& layer = setup.model.layers[0];
     constexpr std::size_t most = 17, heads = 32;
-    for (const char* name : {"f32 x, rotated", "f32 head svd", "f32 k and v after RoPE, Hadamard"}) {
+    // Codes are off by their rounding, rows that a query meets where it is not turned by far more.
+    using Case = std::pair<const char*, double>;
+    for (const auto& [name, most_off] :
+         {Case{"f32 x, rotated", 2e-5}, Case{"f32 head svd", 2e-5}, Case{"f32 k and v after RoPE, Hadamard", 2e-5},
+          Case{"q8_0", 0.01}, Case{"q4_0, Hadamard", 0.12}}) {
         // One split, a token of a second, three; and with a hole, where stored RoPE lags behind from some token on.
         for (const auto& [before, erased] :
              {std::pair<std::size_t, std::size_t>{2047, 0}, {2049, 0}, {5000, 0}, {5000, 150}}) {
@@ -47,7 +51,7 @@ TEST_CASE("tokens beyond 2048 are all attended to, by one query row and by as ma
                     off = std::max(off, test::distance_to(exact[kept * heads + i], out[i]));
                     largest = std::max(largest, std::abs(exact[kept * heads + i]));
                 }
-                CHECK(off < 2e-5 * largest);
+                CHECK(off < most_off * largest);
             }
         }
     }

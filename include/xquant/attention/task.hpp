@@ -27,13 +27,19 @@ struct TokenSpan {
     bool rebuilt = false;       ///< `keys` are K itself, after its norm and RoPE: read as AttendTask::rebuilt says
 };
 
-/// From the codes of one token to those of another, which may lie in another page: bytes, modulo 2^64.
-inline std::size_t bytes_between(const StreamView& from, std::size_t token, const StreamView& to,
-                                 std::size_t next) noexcept {
-    const auto address = [](const StreamView& in, std::size_t t) {
+/// From what is stored of one token to what is stored of another, which may lie in another page: bytes, modulo 2^64.
+struct BytesAhead {
+    std::size_t codes, scales;
+};
+inline BytesAhead bytes_between(const StreamView& from, std::size_t token, const StreamView& to,
+                                std::size_t next) noexcept {
+    const auto codes = [](const StreamView& in, std::size_t t) {
         return reinterpret_cast<std::uintptr_t>(in.codes) + in.format.code_offset(t / in.format.group_tokens, 0);
     };
-    return address(to, next) - address(from, token);
+    const auto scales = [](const StreamView& in, std::size_t t) {
+        return reinterpret_cast<std::uintptr_t>(in.scales) + t / in.format.group_tokens * sizeof(f16);
+    };
+    return {codes(to, next) - codes(from, token), scales(to, next) - scales(from, token)};
 }
 
 /// What attention does beside softmax(scale q k^T) v. Pointers belong to the layer that was prepared.
@@ -88,6 +94,7 @@ struct AttendTask {
     ScoreRules rules;                  ///< slopes and sink_logits start at the kv head's first query head
     std::size_t first_tile = 0,        ///< the first tile of 128 tokens, counted over all spans, that is this task's
         tiles = 0;                     ///< how many tiles are this task's
+    const float* absorbed = nullptr;   ///< absorbed_floats: q A_k^T [queries][width], q c_k [queries]; null: not there
 
     /// The last position that a row at this position sees. `rules` say which is the first.
     [[nodiscard]] constexpr std::int64_t last_seen(std::int64_t position) const noexcept {
@@ -136,6 +143,11 @@ constexpr bool absorbs_keys(const AttendTask& task) noexcept {
     const std::size_t columns = task.head_dim - rotary_channels(task);
     return columns > 0 && task.key.matrix != nullptr && task.rules.key_norm == nullptr && task.rows <= 32 &&
            absorbs(task.key, task.queries(), columns);
+}
+
+/// Floats of AttendTask::absorbed.
+constexpr std::size_t absorbed_floats(const AttendTask& task) noexcept {
+    return absorbs_keys(task) ? task.queries() * (task.key.width + 1) : 0;
 }
 
 }  // namespace XQUANT_ABI_NS

@@ -30,6 +30,7 @@
 #include <cmath>
 
 #include <xquant/attention/task.hpp>
+#include <xquant/backend/query_groups.hpp>
 #include <xquant/backend/rematerialize.hpp>
 #include <xquant/backend/scalar/lag.hpp>
 #include <xquant/backend/scalar/norm.hpp>
@@ -48,25 +49,6 @@ inline constexpr std::size_t rope_on_queries_rows = 4;
 /// Query rows handled together: their scores stay in L2.
 inline constexpr std::size_t row_step = 32;
 
-/// Whether scores are products with stored rows: with K itself, or with a latent whose A was folded into the queries.
-constexpr bool reads_latent(const AttendTask& task) noexcept {
-    if (task.rope.pairs > 0 || task.rules.key_norm != nullptr || task.shared_channels > 0) return false;
-    return task.key.matrix == nullptr ? task.key.constant == nullptr : absorbs_keys(task);
-}
-
-/// Whether a stream's codes are words of 4 channels of a token that stand for themselves.
-constexpr bool has_code_words(const StreamFormat& format, const HeadDecoder& head) noexcept {
-    return format.quantized() && format.group_tokens == 1 && format.levels == nullptr && format.outliers == 0 &&
-           head.first % 4 == 0 && head.width % 4 == 0 && format.group_channels % 4 == 0;
-}
-
-/// Whether a backend with 8-bit products rounds queries to 8 bits: where they are few and codes have at most 5 bits.
-template <class Backend>
-constexpr bool rounds_queries(const AttendTask& task, const StreamView& in) noexcept {
-    return Backend::int8_products && task.queries() <= direct_queries && reads_latent(task) &&
-           has_code_words(in.format, task.key) && in.format.bits <= int8_most_bits && task.key.width <= task.head_dim;
-}
-
 /// Whether a backend sums P z and multiplies by A_v at the end, or rebuilds V for every tile.
 constexpr bool sums_latents(scalar, const HeadDecoder& value, std::size_t queries, std::size_t head_dim) noexcept {
     return absorbs_values(value, queries, head_dim);
@@ -79,10 +61,12 @@ constexpr std::size_t partial_width(Backend tag, const HeadDecoder& value, std::
     return sums_latents(tag, value, queries, head_dim) ? value.width : head_dim;
 }
 
-/// Floats of a copy of A_k in f32, of which a task makes one for all its tiles where A_k is small and kept in less.
+/// Floats of a copy of A_k in f32, of which a task makes one for all its tiles where K is rebuilt and A_k is small and
+/// kept in less.
 constexpr std::size_t key_copy_floats(const AttendTask& task) noexcept {
     const WeightMatrix& matrix = task.key.matrix;
-    const bool copies = matrix != nullptr && matrix.type != WeightType::f32 && task.key.width <= int8_channels;
+    const bool copies =
+        matrix != nullptr && matrix.type != WeightType::f32 && task.key.width <= int8_channels && !reads_latent(task);
     return copies ? task.key.width * task.head_dim : 0;
 }
 
@@ -93,22 +77,23 @@ constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t turned = turned_floats(task) + turned_floats(task_of_rebuilt_keys(task));
     return rematerialize_scratch(dh) + tile_tokens * (std::max)(dh, width_step) +
            tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed + turned +
-           key_copy_floats(task) + key_columns_floats(task);
+           key_copy_floats(task) + key_columns_floats(task) + query_groups_floats(task);
 }
 
 /// The parts of attend_scratch.
 struct AttendScratch {
-    float* keys;          ///< [max(Dh, 128), tokens]
-    float* values;        ///< [tokens, max(Dh, width)]
-    float* queries;       ///< [32 rows, Dh] turned back by the tile's start
-    float* scores;        ///< [32 rows, tokens]
-    float* absorbed;      ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
-    float* inner;         ///< scratch of rematerialize
-    float* turned;        ///< [queries, Dh] turned back by a span's lag, if they are; the same for rebuilt keys
-    float* key_copy;      ///< A_k in f32, if the task makes a copy
-    float* sorted;        ///< memory of `columns`
-    KeyColumns* columns;  ///< of scores_by_products; made at the first tile that takes them
-    std::size_t keys_ahead, values_ahead;  ///< bytes from the codes of a tile to those of the next one
+    float* keys;           ///< [max(Dh, 128), tokens]
+    float* values;         ///< [tokens, max(Dh, width)]
+    float* queries;        ///< [32 rows, Dh] turned back by the tile's start
+    float* scores;         ///< [32 rows, tokens]
+    float* absorbed;       ///< [queries, width of the key's latent] q A_k^T, and [queries] q c_k, if keys are absorbed
+    float* inner;          ///< scratch of rematerialize
+    float* turned;         ///< [queries, Dh] turned back by a span's lag, if they are; the same for rebuilt keys
+    float* key_copy;       ///< A_k in f32, if the task makes a copy
+    float* sorted;         ///< memory of `columns`
+    KeyColumns* columns;   ///< of scores_by_products; made at the first tile that takes them
+    QueryGroups* rounded;  ///< queries in bytes; made at the first tile that takes them
+    BytesAhead keys_ahead, values_ahead;  ///< from a tile to the next one
 };
 
 /// Whether a backend takes scores, or P z, straight from the codes of a stream, without a tile of K or z in between.
@@ -178,27 +163,6 @@ inline void add_constants(const AttendTask& task, Slots rows, std::size_t tokens
     const float* constants = at.absorbed + task.queries() * task.key.width + rows.first * task.queries_per_kv;
     for (std::size_t i = 0; i < rows.count * task.queries_per_kv; ++i) {
         for (std::size_t t = 0; t < tokens; ++t) at.scores[i * tile_tokens + t] += constants[i];
-    }
-}
-
-/// Channels of a head from channel c on whose queries are rounded together.
-inline std::size_t rounded_channels(const StreamFormat& format, const HeadDecoder& head, std::size_t c) noexcept {
-    return (std::min)(
-        {format.group_channels - (head.first + c) % format.group_channels, head.width - c, int8_channels});
-}
-
-/// queries [count, width] -> out: the values that they have after rounding to 8 bits, with a step for each group of
-/// channels.
-inline void round_queries(const StreamFormat& format, const HeadDecoder& head, const float* queries, std::size_t count,
-                          float* out) noexcept {
-    std::array<std::int8_t, int8_channels> weights;
-    for (std::size_t i = 0; i < count; ++i) {
-        for (std::size_t c = 0; c < head.width;) {
-            const std::size_t at = i * head.width + c, channels = rounded_channels(format, head, c);
-            const float step = quantize_weights(queries + at, 1, channels, nullptr, int8_top, weights.data()).step;
-            for (std::size_t k = 0; k < channels; ++k) out[at + k] = step * static_cast<float>(weights[k]);
-            c += channels;
-        }
     }
 }
 
@@ -352,6 +316,14 @@ void attend_tile(Backend tag, const AttendTask& task, const TokenSpan& span, Slo
 
 }  // namespace detail
 
+/// AttendTask::absorbed of a task, for any number of its tiles. Scratch: attend_scratch(task) floats.
+template <class Backend>
+void absorb_queries(Backend tag, const AttendTask& task, float* out, float* scratch) noexcept {
+    AttendScratch at = detail::split_scratch(task, scratch);
+    at.absorbed = out;
+    detail::absorb_queries(tag, task, at);
+}
+
 /// The partial result of a task over its tiles. Scratch: attend_scratch(task) floats.
 template <class Backend>
 void attend_task(Backend tag, const AttendTask& given, Partial partial, float* scratch) noexcept {
@@ -361,17 +333,24 @@ void attend_task(Backend tag, const AttendTask& given, Partial partial, float* s
     AttendScratch at = detail::split_scratch(given, scratch);
     KeyColumns columns;
     at.columns = &columns;
+    QueryGroups rounded{reinterpret_cast<QueryGroup*>(at.sorted + key_columns_floats(given)), {}};
+    at.rounded = &rounded;
     AttendTask task = given;
     if (const std::size_t floats = key_copy_floats(given); floats > 0) {
         task.key.matrix = weights_as_floats(tag, given.key.matrix, {0, floats}, at.key_copy);
     }
-    if (absorbs_keys(task)) detail::absorb_queries(tag, task, at);
+    if (given.absorbed != nullptr) {
+        std::copy_n(given.absorbed, absorbed_floats(given), at.absorbed);
+    } else if (absorbs_keys(task)) {
+        detail::absorb_queries(tag, task, at);
+    }
     TileAngles angles;
     SpanReader stored(task, at.turned), rebuilt(task_of_rebuilt_keys(task), at.turned + turned_floats(task));
     std::size_t tile = 0;
     for (const TokenSpan& span : task.spans) {
         for (std::size_t first = span.begin; first < span.end; first += tile_tokens, ++tile) {
-            if (tile < task.first_tile || tile >= task.first_tile + task.tiles) continue;
+            if (tile < task.first_tile) continue;
+            if (tile == task.first_tile + task.tiles) return;
             const bool in_span = first + tile_tokens < span.end, is_last = !in_span && &span == &task.spans.back();
             const TokenSpan& next = in_span || is_last ? span : *(&span + 1);
             const std::size_t next_first = is_last ? first : in_span ? first + tile_tokens : next.begin;
@@ -381,6 +360,7 @@ void attend_task(Backend tag, const AttendTask& given, Partial partial, float* s
             SpanReader& reader = span.rebuilt ? rebuilt : stored;
             if (reader.move_to(tag, span) && !span.rebuilt) {
                 columns.stretch = {};
+                rounded.format = {};
                 if (absorbs_keys(task)) detail::absorb_queries(tag, stored.turned(), at);
             }
             detail::attend_tile(tag, reader.turned(), span, {first, (std::min)(tile_tokens, span.end - first)}, partial,

@@ -8,9 +8,9 @@
 #include <xquant/attention/task.hpp>
 #include <xquant/backend/finish.hpp>
 #include <xquant/backend/simd/backends.hpp>
+#include <xquant/core/attend_parts.hpp>
 #include <xquant/core/rebuild.hpp>
 #include <xquant/core/run_tasks.hpp>
-#include <xquant/core/shared_spans.hpp>
 #include <xquant/core/step_base.hpp>
 
 namespace xquant {
@@ -44,6 +44,7 @@ public:
           order_(allocator<std::size_t>()),
           groups_(allocator<Group>()),
           tasks_(allocator<Task>()),
+          absorbed_(allocator<float>()),
           partials_(allocator<float>()) {}
 
     /// A layer, and the queries [n, H * Dh] of all rows of the step; forgets the layer before. Makes room for as many
@@ -58,7 +59,7 @@ public:
         spans_.clear();
         parts_.clear();
         tasks_.clear();
-        partial_floats_ = 0;
+        partial_floats_ = absorbed_floats_ = 0;
         spans_.reserve(spans);
         parts_.reserve(parts);
         rebuilt_.start(static_cast<std::size_t>(&prepared - core_->layers().data()), spans);
@@ -88,6 +89,8 @@ public:
         share_spans();
         for (std::size_t i = 0; i < parts_.size(); ++i) plan(i);
         if (partials_.size() < partial_floats_) partials_.resize(partial_floats_);
+        if (absorbed_.size() < absorbed_floats_) absorbed_.resize(absorbed_floats_);
+        if (absorbed_floats_ > 0) run_tasks(threads, tasks_.size(), [&](std::size_t i) { absorb(i); });
         run_tasks(threads, tasks_.size(), [&](std::size_t i) { run(i, out, out_stride); });
         // Tasks that share their rows have results to merge.
         if (partial_floats_ > 0) run_tasks(threads, tasks_.size(), [&](std::size_t i) { finish(i, out, out_stride); });
@@ -102,6 +105,7 @@ public:
         free_list(order_);
         free_list(groups_);
         free_list(tasks_);
+        free_list(absorbed_);
         free_list(partials_);
     }
 
@@ -109,40 +113,13 @@ private:
     template <class T>
     using Work = LedgerVector<T, Purpose::workspace>;
 
-    static constexpr std::size_t none = static_cast<std::size_t>(-1);
-
-    /// The rows of a sequence, and what they read.
-    struct Part {
-        QueryRows rows;
-        std::size_t first_span, spans, tiles = 0;
-        bool lags = false;          ///< stored RoPE of some span lags behind
-        bool rebuilt_lags = false;  ///< that of rebuilt keys
-        std::size_t group = none;   ///< that its first spans are read with
-        std::size_t row = 0;        ///< the part's first row among the group's
-    };
-
-    /// Parts that begin with the same spans: tasks of their own read these for all rows.
-    struct Group {
-        SharedSpans shared;  ///< parts, in order_
-        std::size_t rows = 0, tiles = 0;
-        std::size_t first_task = 0;  ///< of the first kv head
-        [[nodiscard]] std::size_t tasks() const noexcept {
-            return (tiles + split_tiles - 1) / split_tiles;
-        }  ///< a head
-    };
-
-    struct Task {
-        std::size_t part = 0;                   ///< of a group: its first one
-        std::size_t head = 0, row = 0;          ///< kv head; first row in the part
-        std::size_t first_tile = 0, tiles = 0;  ///< of the part's
-        std::size_t splits = 0;    ///< tasks that share the rows, this one the first, at least 1; 0: not the first
-        std::size_t partial = 0;   ///< where its result begins in partials_, if it shares its rows
-        std::size_t group = none;  ///< whose rows it has
-    };
+    using Part = AttendPart;
+    using Group = AttendGroup;
+    using Task = AttendPiece;
+    static constexpr std::size_t none = AttendPart::none;
 
     static constexpr std::size_t block_rows = 512;  ///< query rows of a task: more, and its sums leave L2
     static constexpr std::size_t split_rows = 16;   ///< up to this many, tokens are split over tasks
-    static constexpr std::size_t split_tiles = 16;  ///< tiles of such a split, 2048 tokens
     static constexpr std::size_t shared_rows = 32;  ///< rows that read shared spans together: their scores stay in L2
     static constexpr std::size_t shared_tiles = 2;  ///< fewer are not worth another result to merge
 
@@ -190,20 +167,20 @@ private:
             group.rows += part.rows.rows;
         }
         for (; task.head < prepared_->shape.kv_heads; ++task.head) {
-            push_tasks(task, 0, group.tiles, split_tiles, partial_floats(attend_task_of(task)));
+            push_tasks(task, {0, group.tiles}, split_tiles, partial_floats(attend_task_of(task)));
         }
     }
 
-    /// A task for each `each` of some tiles; the first keeps `splits`, and `floats` of the results are each one's.
-    void push_tasks(Task task, std::size_t first, std::size_t tiles, std::size_t each, std::size_t floats) {
-        for (std::size_t tile = 0; tile < tiles; tile += each) {
-            task.first_tile = first + tile;
-            task.tiles = (std::min)(each, tiles - tile);
+    /// A task for each `each` of some tiles of its part; the first keeps `splits`, and `floats` of the results are each
+    /// one's.
+    void push_tasks(Task task, backend::Slots tiles, std::size_t each, std::size_t floats) {
+        for_each_run(spans_of(parts_[task.part]), tiles, each, [&](const TileRun& run) {
+            task.reads = run;
             task.partial = partial_floats_;
             tasks_.push_back(task);
             partial_floats_ += floats;
             task.splits = 0;
-        }
+        });
     }
 
     /// Plans a part's tasks, but for the tiles of spans that it shares.
@@ -216,11 +193,26 @@ private:
             for (std::size_t row = 0; row < rows.rows; row += block_rows) {
                 // Rows that get the answers to other parts are left out where that leaves none.
                 if (!rows_.answers_some(rows.first_row + row, (std::min)(block_rows, rows.rows - row))) continue;
-                const Task task{
-                    .part = index, .head = head, .row = row, .splits = (tiles + tiles_each - 1) / tiles_each};
-                push_tasks(task, begin, tiles, tiles_each, is_whole(task) ? 0 : partial_floats(attend_task_of(task)));
+                Task task{.part = index, .head = head, .row = row, .splits = (tiles + tiles_each - 1) / tiles_each};
+                const AttendTask attend = attend_task_of(task);
+                if (task.splits > 1 && absorbs_keys(attend)) {
+                    task.absorbed = absorbed_floats_;
+                    absorbed_floats_ += absorbed_floats(attend);
+                }
+                push_tasks(task, {begin, tiles}, tiles_each, is_whole(task) ? 0 : partial_floats(attend));
             }
         }
+    }
+
+    /// Absorbs the queries of tasks that share them.
+    XQUANT_NOINLINE void absorb(std::size_t index) {
+        const Task& task = tasks_[index];
+        if (task.splits == 0 || task.absorbed == none) return;
+        AttendTask attend = attend_task_of(task);
+        const std::size_t inner = backend::attend_scratch(attend), copied = copied_floats(task, attend);
+        ScratchPool::Loan scratch(core_->scratch(), inner + copied);
+        if (copied > 0) load_queries(task, attend, scratch.data() + inner);
+        absorb_queries(Backend{}, attend, absorbed_.data() + task.absorbed, scratch.data());
     }
 
     /// Runs a task. One that has its rows to itself writes them to out, rows `out_stride` floats apart.
@@ -231,6 +223,7 @@ private:
         const std::size_t inner = backend::attend_scratch(attend), copied = copied_floats(task, attend);
         ScratchPool::Loan scratch(core_->scratch(), inner + copied + (is_whole(task) ? partial_floats(attend) : 0));
         if (copied > 0) load_queries(task, attend, scratch.data() + inner);
+        if (task.absorbed != none) attend.absorbed = absorbed_.data() + task.absorbed;
         float* const sums = is_whole(task) ? scratch.data() + inner + copied : partials_.data() + task.partial;
         const Partial partial = partial_at(sums, count, width);
         attend_task(Backend{}, attend, partial, scratch.data());
@@ -293,6 +286,7 @@ private:
             attend.spans = attend.spans.first(groups_[task.group].shared.spans);
             attend.rows = groups_[task.group].rows;
         }
+        attend.spans = attend.spans.subspan(task.reads.first_span, task.reads.spans);
         attend.key = prepared.keys[task.head];
         attend.value = prepared.values[task.head];
         if (!prepared.keys_after_rope) attend.rope = core_->rope(prepared);
@@ -309,8 +303,8 @@ private:
         attend.rules = prepared.rules;
         if (attend.rules.slopes != nullptr) attend.rules.slopes += task.head * group;
         if (attend.rules.sink_logits != nullptr) attend.rules.sink_logits += task.head * group;
-        attend.first_tile = task.first_tile;
-        attend.tiles = task.tiles;
+        attend.first_tile = task.reads.first_tile;
+        attend.tiles = task.reads.tiles;
         return attend;
     }
 
@@ -377,8 +371,9 @@ private:
     Work<std::size_t> order_;  ///< of parts: those that share what they begin with lie side by side
     Work<Group> groups_;
     Work<Task> tasks_;
+    Work<float> absorbed_;  ///< queries times A_k, of tasks that share them
     Work<float> partials_;  ///< results of tasks that share their rows
-    std::size_t partial_floats_ = 0;
+    std::size_t absorbed_floats_ = 0, partial_floats_ = 0;
 };
 
 }  // namespace detail

@@ -88,27 +88,24 @@ void score_codes(Backend tag, const AttendTask& task, const StreamView& in, Slot
     auto* quads = reinterpret_cast<std::uint32_t*>(at.inner);
     if (form == detail::ScoreForm::rows) {
         const std::size_t width = task.key.width;
-        detail::with_half_rows(in, tokens, {task.key.first, width}, at.keys_ahead, [&](const auto& keys) {
+        detail::with_half_rows(in, tokens, {task.key.first, width}, at.keys_ahead.codes, [&](const auto& keys) {
             detail::multiply_rows<R>({queries, count, width, width}, keys, at.scores, tile_tokens);
         });
         if (absorbed) detail::add_constants(task, rows, tokens.count, at);
     } else if (form == detail::ScoreForm::codes) {
-        const detail::ScoredQueries of{queries, count, at.scores};
+        const std::size_t first = rows.first * task.queries_per_kv;
+        const detail::ScoredQueries of{queries, first, count, at.scores};
         const auto score = [&]<detail::QueryForm Form>(std::integral_constant<detail::QueryForm, Form>) {
-            detail::score_codes_direct<Form>(tag, task.key, in, tokens, of, at.keys_ahead, quads);
-        };
-        using Form = detail::QueryForm;
-        if constexpr (Backend::int8_products) {
-            if (rounds_queries<Backend>(task, in)) {
-                score(std::integral_constant<Form, Form::bytes>{});
-            } else if (R::dot_bits >= 8 && in.format.bits == 8) {
-                score(std::integral_constant<Form, Form::two_bytes>{});
-            } else {
-                score(std::integral_constant<Form, Form::floats>{});
+            if (Form != detail::QueryForm::floats && !(at.rounded->format == in.format)) {
+                // Rows that see nothing of this tile see the next ones.
+                if (!absorbed) detail::scale_queries(task, {0, task.rows}, at.queries);
+                detail::round_all_queries<Form, R>(task.key, in.format, absorbed ? at.absorbed : at.queries,
+                                                   task.queries(), *at.rounded);
+                if (!absorbed) detail::scale_queries(task, rows, at.queries);
             }
-        } else {
-            score(std::integral_constant<Form, Form::floats>{});
-        }
+            detail::score_codes_direct<Form>(tag, task.key, in, tokens, of, at.keys_ahead, at.rounded->groups, quads);
+        };
+        detail::with_query_form<Backend>(task, in, score);
         if (absorbed) detail::add_constants(task, rows, tokens.count, at);
     } else if constexpr (Backend::int8_products) {
         if (in.format.group_channels == 1) {
@@ -142,14 +139,15 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
     const StreamFormat& format = in.format;
     const std::size_t width = task.value.width, first = of_tokens.first, tokens = of_tokens.count;
     if (!format.quantized()) {
-        detail::with_half_rows(in, of_tokens, {task.value.first, width}, at.values_ahead, [&](const auto& values) {
-            const auto load = [values](std::size_t t, std::size_t c) {
-                const auto* const from = values.data + t * values.stride + c;
-                detail::prefetch(from, values.ahead);
-                return detail::load_some<R>(from, R::lanes);
-            };
-            detail::add_all_rows<R>(load, tokens, width, at.scores, count, sums, width);
-        });
+        detail::with_half_rows(in, of_tokens, {task.value.first, width}, at.values_ahead.codes,
+                               [&](const auto& values) {
+                                   const auto load = [values](std::size_t t, std::size_t c) {
+                                       const auto* const from = values.data + t * values.stride + c;
+                                       detail::prefetch(from, values.ahead);
+                                       return detail::load_some<R>(from, R::lanes);
+                                   };
+                                   detail::add_all_rows<R>(load, tokens, width, at.scores, count, sums, width);
+                               });
         return;
     }
     alignas(64) std::array<float, detail::quad_tokens + R::lanes> scales, zeros;
@@ -160,7 +158,28 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
         const std::size_t channel = task.value.first + c, block = channel / format.group_channels;
         const std::size_t in_group = channel % format.group_channels;
         const std::size_t channels = (std::min)({format.channels_of(block) - in_group, width - c, std::size_t{128}});
-        detail::load_token_scales<R>(in, of_tokens, block, scales.data(), zeros.data());
+        detail::load_token_scales<R>(in, of_tokens, block, at.values_ahead.scales, scales.data(), zeros.data());
+        const std::size_t row_bytes = detail::value_row_bytes<Backend>(format, {channel, channels});
+        const bool quads_there = row_bytes == 0 && detail::load_value_quads<R>(in, of_tokens, {channel, channels},
+                                                                               at.values_ahead.codes, quads);
+        if constexpr (Backend::int8_products) {
+            if (row_bytes > 0 || (quads_there && format.bits <= R::dot_bits)) {
+                detail::GroupWeights whole;
+                detail::weigh_group<R>(at.scores, tokens, count, scales.data(), zeros.data(), whole);
+                if (quads_there) {
+                    const detail::ValueQuads of{quads, (tokens + 3) / 4, channels, R::dot_run(format.bits)};
+                    detail::add_products<R>(of, whole, count, sums + c, width);
+                } else if constexpr (detail::adds_code_rows<R>) {
+                    const detail::CodeRows rows{in.codes + format.code_offset(first, block), tokens,
+                                                at.values_ahead.codes};
+                    detail::with_code_row_bytes<R>(row_bytes, [&](auto bytes) {
+                        detail::add_all_code_rows<R, bytes()>(rows, format.bits == 8, whole, count, sums + c, width);
+                    });
+                }
+                c += channels;
+                continue;
+            }
+        }
         for (std::size_t i = 0; i < count; ++i) {
             auto total = R::zero();
             for (std::size_t t = 0; t < tokens; t += R::lanes) {
@@ -172,32 +191,14 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
             const float zero = R::reduce_add(total);
             for (std::size_t k = 0; k < channels; ++k) sums[i * width + c + k] += zero;
         }
-        if constexpr (Backend::int8_products && detail::adds_code_rows<R>) {
-            if (const std::size_t row_bytes = detail::code_row_bytes<R>(format, {channel, channels})) {
-                const detail::CodeRows rows{in.codes + format.code_offset(first, block), tokens, at.values_ahead};
-                detail::with_code_row_bytes<R>(row_bytes, [&](auto bytes) {
-                    detail::add_all_code_rows<R, bytes()>(rows, format.bits == 8, weights, count, sums + c, width);
-                });
-                c += channels;
-                continue;
-            }
-        }
-        const bool quads_there =
-            detail::load_value_quads<R>(in, of_tokens, {channel, channels}, at.values_ahead, quads);
-        bool added = false;
-        if constexpr (Backend::int8_products) {
-            added = quads_there && format.bits <= R::dot_bits;
-            const detail::ValueQuads of{quads, (tokens + 3) / 4, channels, R::dot_run(format.bits)};
-            if (added) detail::add_products<R>(of, tokens, weights, count, sums + c, width);
-        }
-        if (!added && quads_there) {
+        if (quads_there) {
             const auto load = [&](std::size_t t, std::size_t k) {
                 const auto words = R::load_i32(quads + t / 4 * channels + k);
                 return R::to_f32(
                     R::bits_and(R::shift_right(words, static_cast<unsigned>(t % 4) * 8), R::splat_i32(0xFF)));
             };
             detail::add_all_rows<R>(load, tokens, channels, weights, count, sums + c, width);
-        } else if (!added) {
+        } else {
             for (std::size_t t = 0; t < tokens; ++t) {
                 unpack_group(scalar{}, in.codes + format.code_offset(first + t, block), format.channels_of(block),
                              format.bits, {in_group, channels}, codes + t * channels);
@@ -215,8 +216,8 @@ void add_codes(Backend, const AttendTask& task, const StreamView& in, Slots of_t
 template <class Backend>
     requires requires { typename Backend::registers; }
 void prefetch_span(Backend tag, const AttendTask& task, const TokenSpan& span) noexcept {
-    detail::prefetch_head(span.keys, task.key, !scores_from_codes(tag, task, span.keys));
-    detail::prefetch_head(span.values, task.value, !adds_from_codes(tag, task, span.values));
+    if (!scores_from_codes(tag, task, span.keys)) detail::prefetch_head(span.keys, task.key);
+    if (!adds_from_codes(tag, task, span.values)) detail::prefetch_head(span.values, task.value);
 }
 
 }  // namespace XQUANT_ABI_NS

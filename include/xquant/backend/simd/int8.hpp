@@ -155,12 +155,12 @@ void rematerialize_int8(simd<R> tag, const StreamView& in, const HeadDecoder& he
             detail::load_quads(tag, in, some, channels, 0, quads);
             detail::Int8Block block;
             if (by_channel) {
-                detail::load_channel_scales<R>(in, some.first / format.group_tokens, channels, scales.data(),
+                detail::load_channel_scales<R>(in, some.first / format.group_tokens, channels, 0, scales.data(),
                                                centers.data());
                 detail::center_codes<R>(scales.data(), middle, channels.count, centers.data());
                 block = detail::fold_weights(tag, a, scales.data(), centers.data(), middle, memory);
             } else {
-                detail::load_token_scales<R>(in, some, channels.first / format.group_channels, scales.data(),
+                detail::load_token_scales<R>(in, some, channels.first / format.group_channels, 0, scales.data(),
                                              centers.data());
                 detail::center_codes<R>(scales.data(), middle, some.count, centers.data());
                 block = detail::fold_weights(tag, a, nullptr, nullptr, middle, memory);

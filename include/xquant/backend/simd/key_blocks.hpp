@@ -76,7 +76,7 @@ void score_stored_block(simd<R> tag, const AttendTask& task, const StreamView& i
     const std::size_t run = R::dot_run(format.bits);
     const float middle = middle_code(format);
     std::array<float, 2 * max_pairs + R::lanes> scales, zeros, sorted_scales, sorted_zeros;
-    load_channel_scales<R>(in, block, {first, dh}, scales.data(), zeros.data());
+    load_channel_scales<R>(in, block, {first, dh}, at.keys_ahead.scales, scales.data(), zeros.data());
     for (std::size_t j = 0; j < dh; ++j) {
         sorted_scales[j] = scales[columns.channels[j]];
         sorted_zeros[j] = zeros[columns.channels[j]];
@@ -85,7 +85,7 @@ void score_stored_block(simd<R> tag, const AttendTask& task, const StreamView& i
         auto* const quads = reinterpret_cast<std::uint32_t*>(at.inner);
         const std::size_t built = columns.built;
         load_quads_by_channel(tag, in, tokens.slots(), {first, columns.channels.data() + built, columns.slow},
-                              at.keys_ahead, quads);
+                              at.keys_ahead.codes, quads);
         std::array<float, int8_channels + R::lanes> slow_scales{}, slow_centers, nought{};
         std::copy_n(sorted_scales.data() + built, columns.slow, slow_scales.data());
         for (std::size_t c = 0; c < columns.slow; ++c) {
@@ -99,7 +99,7 @@ void score_stored_block(simd<R> tag, const AttendTask& task, const StreamView& i
     const std::size_t size = format.code_offset(0, 1);
     for (std::size_t j = 0; j < columns.built; ++j) {
         const std::byte* const from = in.codes + format.code_offset(block, first + columns.channels[j]);
-        for (std::size_t line = 0; line < size; line += 64) prefetch(from + line, at.keys_ahead);
+        for (std::size_t line = 0; line < size; line += 64) prefetch(from + line, at.keys_ahead.codes);
         unpack_group(tag, from, format.group_tokens, format.bits, {0, tokens.count}, codes + j * tile_tokens);
     }
     const ChannelBytes keys{codes, sorted_scales.data(), sorted_zeros.data()};

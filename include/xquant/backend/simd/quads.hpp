@@ -141,13 +141,20 @@ void load_quads(simd<R> tag, const StreamView& in, Slots of_tokens, Slots of_cha
     }
 }
 
+/// Scales, or zeros, that lie one behind the other -> f32; and asks for those that lie so many bytes ahead, if any.
+template <class R>
+void load_scales(const f16* from, std::size_t n, std::size_t ahead, float* to) noexcept {
+    for (std::size_t i = 0; i < n && ahead != 0; i += 64 / sizeof(f16)) prefetch(from + i, ahead);
+    load_halves<R>(CodeKind::f16, reinterpret_cast<const std::byte*>(from), n, to);
+}
+
 /// Scales and zeros of one channel block for some tokens -> scales [128], zeros [128].
 template <class R>
-void load_token_scales(const StreamView& in, Slots of_tokens, std::size_t channel_block, float* scales,
-                       float* zeros) noexcept {
+void load_token_scales(const StreamView& in, Slots of_tokens, std::size_t channel_block, std::size_t ahead,
+                       float* scales, float* zeros) noexcept {
     const std::size_t first = in.format.group_index(of_tokens.first, channel_block), tokens = of_tokens.count;
     const auto load = [&](const f16* from, float* to) {
-        load_halves<R>(CodeKind::f16, reinterpret_cast<const std::byte*>(from + first), tokens, to);
+        load_scales<R>(from + first, tokens, ahead, to);
         for (std::size_t t = tokens; t % R::lanes != 0; ++t) to[t] = 0;
     };
     load(in.scales, scales);
@@ -158,12 +165,12 @@ void load_token_scales(const StreamView& in, Slots of_tokens, std::size_t channe
 
 /// Scales and zeros of some channels (at most 128) in one token block.
 template <class R>
-void load_channel_scales(const StreamView& in, std::size_t token_block, Slots channels, float* scales,
-                         float* zeros) noexcept {
+void load_channel_scales(const StreamView& in, std::size_t token_block, Slots channels, std::size_t ahead,
+                         float* scales, float* zeros) noexcept {
     const std::size_t first = in.format.group_index(token_block, channels.first), step = in.format.group_index(0, 1);
     if (step == 1 && in.format.stores_zero) {
-        load_halves<R>(CodeKind::f16, reinterpret_cast<const std::byte*>(in.scales + first), channels.count, scales);
-        load_halves<R>(CodeKind::f16, reinterpret_cast<const std::byte*>(in.zeros + first), channels.count, zeros);
+        load_scales<R>(in.scales + first, channels.count, ahead, scales);
+        load_scales<R>(in.zeros + first, channels.count, ahead, zeros);
         return;
     }
     for (std::size_t c = 0; c < channels.count; ++c) {

@@ -205,8 +205,9 @@ void score_products_by_token(Backend tag, const AttendTask& task, const StreamVi
     SlowWeights<R> slow;
     for_each_weight_block<R>(format, task.key, columns.built, memory, [&](Slots channels, const Int8Block& block) {
         const Slots stored{task.key.first + channels.first, channels.count};
-        load_quads(tag, in, tokens, stored, at.keys_ahead, quads);
-        load_token_scales<R>(in, tokens, stored.first / format.group_channels, scales.data(), centers.data());
+        load_quads(tag, in, tokens, stored, at.keys_ahead.codes, quads);
+        load_token_scales<R>(in, tokens, stored.first / format.group_channels, at.keys_ahead.scales, scales.data(),
+                             centers.data());
         center_codes<R>(scales.data(), middle, tokens.count, centers.data());
         const TokenScales by_token{scales.data(), centers.data()};
         const bool set = channels.first == 0;

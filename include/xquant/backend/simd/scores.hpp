@@ -11,10 +11,11 @@
 //
 // Limit   rows: memory, then FMA. codes: simd/code_rows.hpp; of floats, FMA and conversion. products:
 //         simd/key_products.hpp, simd/row_products.hpp. Each kernel asks for a row of the next tile while it reads one
-//         of this tile, so that memory works while it computes.
+//         of this tile, and for scales likewise, so that memory works while it computes.
 // Tried   Asking for rows 32 ahead, and for the first 4 KB of the next page when a page begins: with cold caches f16
 //         took 1.35 times, kv4 1.4 times the time. A quarter of the rows asked for lay behind the page's end, where
-//         nobody reads, and a core that asks for 64 lines at once waits.
+//         nobody reads, and a core that asks for 64 lines at once waits. Asking for all scales of the next tile at
+//         once, 32 lines: 1.1 times the time of kv4 and kv8 with 128 channels.
 #pragma once
 
 #include <xquant/backend/simd/code_rows.hpp>
@@ -46,15 +47,15 @@ constexpr ScoreForm score_form(const AttendTask& task, const StreamView& in) noe
     return scores_by_products<Backend>(task, in) ? ScoreForm::products : ScoreForm::tile;
 }
 
-/// The scales of one head in a page and, with `codes`, the first 4 KB of its codes.
-inline void prefetch_head(const StreamView& in, const HeadDecoder& head, bool with_codes) noexcept {
+/// The scales of one head in a page, and the first 4 KB of its codes.
+inline void prefetch_head(const StreamView& in, const HeadDecoder& head) noexcept {
     const StreamFormat& format = in.format;
     if (!format.quantized()) return;
     const std::size_t first = head.first / format.group_channels;
     const std::size_t last = (head.first + head.width - 1) / format.group_channels;
     const std::byte* codes = in.codes + format.code_offset(0, first);
     const std::byte* end = in.codes + format.code_offset(0, last + 1);
-    for (std::size_t i = 0; with_codes && i < 4096 && codes + i < end; i += 64) prefetch(codes + i);
+    for (std::size_t i = 0; i < 4096 && codes + i < end; i += 64) prefetch(codes + i);
     for (const f16* halves : {in.scales, in.zeros}) {
         if (halves == nullptr) continue;
         const f16* halves_end = halves + format.group_index(0, last + 1);
@@ -77,6 +78,29 @@ void with_half_rows(const StreamView& in, Slots tokens, Slots channels, std::siz
     }
 }
 
+/// How queries meet codes per token: as floats; in 8 bits; or, for rows of 8-bit codes that score_byte_rows reads, in
+/// 15 bits, two bytes. With bytes, products are integers.
+enum class QueryForm : unsigned char { floats, bytes, two_bytes };
+
+template <class Backend>
+constexpr QueryForm query_form(const AttendTask& task, const StreamView& in) noexcept {
+    if (!Backend::int8_products) return QueryForm::floats;
+    if (rounds_queries<Backend>(task, in)) return QueryForm::bytes;
+    return Backend::registers::dot_bits >= 8 && in.format.bits == 8 ? QueryForm::two_bytes : QueryForm::floats;
+}
+
+template <class Backend, class F>
+void with_query_form(const AttendTask& task, const StreamView& in, F&& f) noexcept {
+    const QueryForm form = query_form<Backend>(task, in);
+    if constexpr (Backend::int8_products) {
+        if (form == QueryForm::bytes) return f(std::integral_constant<QueryForm, QueryForm::bytes>{});
+        if constexpr (Backend::registers::dot_bits >= 8) {
+            if (form == QueryForm::two_bytes) return f(std::integral_constant<QueryForm, QueryForm::two_bytes>{});
+        }
+    }
+    f(std::integral_constant<QueryForm, QueryForm::floats>{});
+}
+
 /// Rounds a row of floats to 8 bits, as quantize_weights does: x ~ step * byte, |byte| <= 127. `bytes` [n] has room up
 /// to the next multiple of `lanes`; `sum` is the sum of the bytes.
 struct RoundedRow {
@@ -93,6 +117,29 @@ RoundedRow round_row(const float* x, std::size_t n, std::uint8_t* bytes) noexcep
         sum = R::add(sum, R::to_f32(whole));
     }
     return {most / int8_top, R::reduce_add(sum)};
+}
+
+/// Rounds the queries [count, width] of a task, once for all tiles.
+template <QueryForm Form, class R>
+void round_all_queries(const HeadDecoder& head, const StreamFormat& format, const float* queries, std::size_t count,
+                       QueryGroups& out) noexcept {
+    QueryGroup* group = out.groups;
+    for (std::size_t c = 0; c < head.width; ++group) {
+        const std::size_t channels = rounded_channels(format, head, c);
+        for (std::size_t i = 0; i < count; ++i) {
+            const float* const query = queries + i * head.width + c;
+            if constexpr (Form == QueryForm::two_bytes) {
+                round_weights<R>(load_tile_row<R>(query, channels), i, *group);
+                group->sums[i] = sum_of<R>(query, channels);
+            } else {
+                const RoundedRow row = round_row<R>(query, channels, group->high.data() + i * tile_tokens);
+                group->steps[i] = row.step;
+                group->sums[i] = row.step * row.sum;
+            }
+        }
+        c += channels;
+    }
+    out.format = format;
 }
 
 /// sums[h][v] = sum over channels of code * q, for tokens t + v * lanes .. of the quads.
@@ -165,21 +212,20 @@ void dot_codes(const std::uint32_t* quads, std::size_t channels, std::size_t t, 
     }
 }
 
-/// Queries [count, width], and where their scores [count, 128] go.
+/// Queries [count, width] of some rows, and where their scores [count, 128] go.
 struct ScoredQueries {
     const float* queries;
-    std::size_t count;
+    std::size_t first,  ///< of them among those of the task
+        count;
     float* scores;
 };
 
-/// What queries are where they meet codes per token: floats; 8 bits; or, for rows of 8-bit codes that score_byte_rows
-/// reads, 15 bits in two bytes. With bytes, products are integers.
-enum class QueryForm : unsigned char { floats, bytes, two_bytes };
-
-/// Scores from codes per token: scale * (code . q) + zero * sum of q, group by group.
+/// Scores from codes per token: scale * (code . q) + zero * sum of q, group by group. Queries in bytes are those of
+/// `groups`.
 template <QueryForm Form, class R>
 void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& in, Slots of_tokens,
-                        const ScoredQueries& of, std::size_t ahead, std::uint32_t* quads) noexcept {
+                        const ScoredQueries& of, const BytesAhead& ahead, const QueryGroup* groups,
+                        std::uint32_t* quads) noexcept {
     const std::size_t tokens = of_tokens.count, count = of.count;
     const float* const queries = of.queries;
     float* const scores = of.scores;
@@ -192,23 +238,20 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
         const std::size_t channels = rounded_channels(in.format, head, c);
         const std::size_t block = channel / in.format.group_channels;
         const std::size_t row_bytes = Form != QueryForm::floats ? code_row_bytes<R>(in.format, {channel, channels}) : 0;
-        const CodeRows rows{in.codes + in.format.code_offset(of_tokens.first, block), tokens, ahead};
-        if (row_bytes == 0) load_quads(tag, in, of_tokens, {channel, channels}, ahead, quads);
-        load_token_scales<R>(in, of_tokens, block, scales.data(), zeros.data());
+        const CodeRows rows{in.codes + in.format.code_offset(of_tokens.first, block), tokens, ahead.codes};
+        if (row_bytes == 0) load_quads(tag, in, of_tokens, {channel, channels}, ahead.codes, quads);
+        load_token_scales<R>(in, of_tokens, block, ahead.scales, scales.data(), zeros.data());
         for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
             float totals[Heads], steps[Heads];
-            [[maybe_unused]] std::array<std::uint8_t, Heads * int8_channels> weights;
+            const std::size_t first = of.first + i;
             XQUANT_UNROLL
             for (std::size_t h = 0; h < Heads; ++h) {
-                const float* query = queries + (i + h) * width + c;
-                totals[h] = 0;
-                steps[h] = 1;
-                if constexpr (Form == QueryForm::bytes) {
-                    const RoundedRow row = round_row<R>(query, channels, weights.data() + h * int8_channels);
-                    steps[h] = row.step;
-                    totals[h] = row.step * row.sum;
+                if constexpr (Form == QueryForm::floats) {
+                    totals[h] = sum_of<R>(queries + (i + h) * width + c, channels);
+                    steps[h] = 1;
                 } else {
-                    totals[h] = sum_of<R>(query, channels);
+                    totals[h] = groups->sums[first + h];
+                    steps[h] = Form == QueryForm::bytes || row_bytes > 0 ? groups->steps[first + h] : 1;
                 }
             }
             const auto put = [&](std::size_t h, std::size_t at, typename R::f32 sum) {
@@ -219,23 +262,13 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
             };
             if constexpr (Form != QueryForm::floats) {
                 if (row_bytes > 0) {
-                    alignas(64) std::array<float, Heads * tile_tokens> sums;
                     with_code_row_bytes<R>(row_bytes, [&](auto bytes) {
                         if constexpr (Form == QueryForm::two_bytes) {
-                            WholeWeights whole;
-                            round_weights<R>(queries + i * width + c, width, channels, Heads, whole);
-                            std::copy_n(whole.steps.begin(), Heads, steps);
-                            score_byte_rows<R, bytes(), Heads>(rows, whole, sums.data());
+                            score_byte_rows<R, bytes(), Heads>(rows, *groups, first, put);
                         } else {
-                            score_code_rows<R, bytes(), Heads>(rows, weights.data(), sums.data());
+                            score_code_rows<R, bytes(), Heads>(rows, groups->high.data() + first * tile_tokens, put);
                         }
                     });
-                    XQUANT_UNROLL
-                    for (std::size_t h = 0; h < Heads; ++h) {
-                        for (std::size_t t = 0; t < tokens; t += R::lanes) {
-                            put(h, t, R::load(sums.data() + h * tile_tokens + t));
-                        }
-                    }
                     return;
                 }
             }
@@ -243,7 +276,7 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
                 typename R::f32 sums[Heads][vectors];
                 if constexpr (Form == QueryForm::bytes) {
                     std::array<std::uint32_t, Heads * int8_channels / 4> words;
-                    std::memcpy(words.data(), weights.data(), sizeof words);
+                    std::memcpy(words.data(), groups->high.data() + first * tile_tokens, sizeof words);
                     dot_codes<R, Heads, vectors>(quads, channels, t, words.data(), run, sums);
                 } else {
                     dot_codes<R, Heads, vectors>(quads, channels, t, queries + i * width + c, width, sums);
@@ -257,6 +290,7 @@ void score_codes_direct(simd<R> tag, const HeadDecoder& head, const StreamView& 
             }
         });
         c += channels;
+        ++groups;
     }
 }
 

@@ -36,7 +36,7 @@ void spread_codes(simd<R> tag, const StreamView& in, std::size_t token, const Sp
     matrix.for_each_block(panel, [&](std::size_t c, std::size_t channels, float* weights) {
         const std::size_t channel = matrix.head.first + c;
         detail::load_quads(tag, in, {token, out.tokens}, {channel, channels}, 0, quads);
-        detail::load_token_scales<R>(in, {token, out.tokens}, channel / format.group_channels, scales.data(),
+        detail::load_token_scales<R>(in, {token, out.tokens}, channel / format.group_channels, 0, scales.data(),
                                      centers.data());
         detail::center_codes<R>(scales.data(), middle_code(format), out.tokens, centers.data());
         detail::add_int8_block<R>(quads, channels, R::dot_run(format.bits),

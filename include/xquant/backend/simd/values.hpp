@@ -7,7 +7,7 @@
 //           Zeros take one number for each group
 //
 // Limit   8-bit products: two dot instructions for 4 tokens of `lanes` channels and a query head; then rounding the
-//         weights. f32 is bound by conversions.
+//         weights, a tenth of kv4's time. f32 is bound by conversions.
 // Not     P in 8 bits: weights below 1/510 of the largest round to 0, and 127 of them beside one large weight may hold
 //         a fifth of the softmax.
 #pragma once
@@ -98,15 +98,37 @@ bool load_value_quads(const StreamView& in, Slots of_tokens, Slots of_channels, 
     });
 }
 
-/// sums [Heads][stride] += steps times the sums of products with both bytes of whole weights, for a register of
-/// channels.
+/// P of some tokens times the scales of a group of channels, for each head, and the sums of P times its zeros.
+struct GroupWeights : WholeWeights {
+    std::array<float, direct_queries> zeros;
+};
+template <class R>
+void weigh_group(const float* p, std::size_t tokens, std::size_t count, const float* scales, const float* zeros,
+                 GroupWeights& out) noexcept {
+    const TileRow<R> scale = load_tile_row<R>(scales, tokens), zero = load_tile_row<R>(zeros, tokens);
+    for (std::size_t i = 0; i < count; ++i) {
+        TileRow<R> row = load_tile_row<R>(p + i * tile_tokens, tokens);
+        auto total = R::zero();
+        XQUANT_UNROLL
+        for (std::size_t r = 0; r < tile_tokens / R::lanes; ++r) {
+            total = R::fma(row.at[r], zero.at[r], total);
+            row.at[r] = R::mul(row.at[r], scale.at[r]);
+        }
+        out.zeros[i] = R::reduce_add(total);
+        round_weights<R>(row, i, out);
+    }
+}
+
+/// sums [Heads][stride] += what weights from `head` on come to, for a register of channels: by sums of products with
+/// both bytes.
 template <class R, std::size_t Heads>
-XQUANT_INLINE void finish_whole(const typename R::i32* high, const typename R::i32* low, const float* steps,
-                                float* sums, std::size_t stride) noexcept {
+XQUANT_INLINE void finish_whole(const typename R::i32* high, const typename R::i32* low, const GroupWeights& weights,
+                                std::size_t head, float* sums, std::size_t stride) noexcept {
     XQUANT_UNROLL
     for (std::size_t h = 0; h < Heads; ++h) {
         float* const to = sums + h * stride;
-        R::store(to, R::fma(whole_sum<R>(high[h], low[h]), R::splat(steps[h]), R::load(to)));
+        const auto before = R::add(R::load(to), R::splat(weights.zeros[head + h]));
+        R::store(to, R::fma(whole_sum<R>(high[h], low[h]), R::splat(weights.steps[head + h]), before));
     }
 }
 
@@ -123,7 +145,7 @@ struct ValueQuads {
 /// sums [Heads][stride] += step * (codes times whole weights), for Vectors registers of channels from c on; weights and
 /// sums are those of query `head` and the next ones.
 template <class R, std::size_t Heads, std::size_t Vectors>
-void add_quads(const ValueQuads& codes, std::size_t c, const WholeWeights& weights, std::size_t head, float* sums,
+void add_quads(const ValueQuads& codes, std::size_t c, const GroupWeights& weights, std::size_t head, float* sums,
                std::size_t stride) noexcept {
     const std::uint32_t* const quads = codes.quads;
     const std::size_t count_q = codes.count, channels = codes.channels, run = codes.run;
@@ -153,7 +175,7 @@ void add_quads(const ValueQuads& codes, std::size_t c, const WholeWeights& weigh
         }
         XQUANT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
-            finish_whole<R, Heads>(high[v], low[v], weights.steps.data() + head, sums + c + v * R::lanes, stride);
+            finish_whole<R, Heads>(high[v], low[v], weights, head, sums + c + v * R::lanes, stride);
         }
     }
 }
@@ -162,6 +184,14 @@ void add_quads(const ValueQuads& codes, std::size_t c, const WholeWeights& weigh
 template <class R>
 inline constexpr bool adds_code_rows = R::count >= 32 && R::dot_run(R::dot_bits) >= tile_tokens;
 
+/// Bytes of a row that add_all_code_rows reads as it is stored; 0: it does not.
+template <class Backend>
+constexpr std::size_t value_row_bytes(const StreamFormat& format, Slots channels) noexcept {
+    using R = typename Backend::registers;
+    if constexpr (Backend::int8_products && adds_code_rows<R>) return code_row_bytes<R>(format, channels);
+    return 0;
+}
+
 /// What of a register of stored bytes is multiplied: 4-bit codes in their lower halves, in their upper halves, in both;
 /// or the bytes, which are codes of 8 bits.
 enum class CodePart : unsigned char { lower, upper, both, bytes };
@@ -169,7 +199,7 @@ enum class CodePart : unsigned char { lower, upper, both, bytes };
 /// sums [Heads][stride] += weights times half a register of each row of codes, from byte `skip` on. Channels of lower
 /// and upper codes lie `RowBytes` apart.
 template <class R, std::size_t RowBytes, std::size_t Heads, CodePart Part>
-void add_code_rows(const CodeRows& rows, std::size_t skip, const WholeWeights& weights, std::size_t head, float* sums,
+void add_code_rows(const CodeRows& rows, std::size_t skip, const GroupWeights& weights, std::size_t head, float* sums,
                    std::size_t stride) noexcept {
     constexpr std::size_t vectors = Part == CodePart::both ? 4 : 2;
     const auto nibbles = R::splat_i32(0x0F0F0F0F);
@@ -209,46 +239,42 @@ void add_code_rows(const CodeRows& rows, std::size_t skip, const WholeWeights& w
     for (std::size_t v = 0; v < vectors; ++v) {
         const bool upper = Part == CodePart::upper || v >= 2;
         const std::size_t channel = skip + v % 2 * R::lanes + (upper ? RowBytes : 0);
-        finish_whole<R, Heads>(high[v], low[v], weights.steps.data() + head, sums + channel, stride);
+        finish_whole<R, Heads>(high[v], low[v], weights, head, sums + channel, stride);
     }
 }
 
-/// sums [count][stride] += weights [count][128] times rows of codes of 4 or 8 bits.
+/// sums [count][stride] += weights times rows of codes of 4 or 8 bits.
 template <class R, std::size_t RowBytes>
-void add_all_code_rows(const CodeRows& rows, bool bytes, const float* weights, std::size_t count, float* sums,
+void add_all_code_rows(const CodeRows& rows, bool bytes, const GroupWeights& weights, std::size_t count, float* sums,
                        std::size_t stride) noexcept {
-    WholeWeights whole;
-    round_weights<R>(weights, tile_tokens, rows.count, count, whole);
     for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
         float* const to = sums + i * stride;
         for (std::size_t skip = 0; skip < RowBytes; skip += 2 * R::lanes) {
             if (R::dot_bits >= 8 && bytes) {
-                add_code_rows<R, RowBytes, Heads, CodePart::bytes>(rows, skip, whole, i, to, stride);
+                add_code_rows<R, RowBytes, Heads, CodePart::bytes>(rows, skip, weights, i, to, stride);
             } else if constexpr (Heads <= 3) {
-                add_code_rows<R, RowBytes, Heads, CodePart::both>(rows, skip, whole, i, to, stride);
+                add_code_rows<R, RowBytes, Heads, CodePart::both>(rows, skip, weights, i, to, stride);
             } else {
-                add_code_rows<R, RowBytes, Heads, CodePart::lower>(rows, skip, whole, i, to, stride);
-                add_code_rows<R, RowBytes, Heads, CodePart::upper>(rows, skip, whole, i, to, stride);
+                add_code_rows<R, RowBytes, Heads, CodePart::lower>(rows, skip, weights, i, to, stride);
+                add_code_rows<R, RowBytes, Heads, CodePart::upper>(rows, skip, weights, i, to, stride);
             }
         }
     });
 }
 
-/// sums [count][stride] += weights [count][128] times the codes of `tokens` tokens.
+/// sums [count][stride] += weights times codes.
 template <class R>
-void add_products(const ValueQuads& codes, std::size_t tokens, const float* weights, std::size_t count, float* sums,
+void add_products(const ValueQuads& codes, const GroupWeights& weights, std::size_t count, float* sums,
                   std::size_t stride) noexcept {
-    WholeWeights whole;
-    round_weights<R>(weights, tile_tokens, tokens, count, whole);
     const std::size_t channels = codes.channels;
     for_heads(count, [&]<std::size_t Heads>(std::size_t i, std::integral_constant<std::size_t, Heads>) {
         constexpr std::size_t vectors = R::count < 32 ? (Heads <= 2 ? 2 : 1) : Heads <= 3 ? 4 : 2;
         std::size_t c = 0;
         for (; c + vectors * R::lanes <= channels; c += vectors * R::lanes) {
-            add_quads<R, Heads, vectors>(codes, c, whole, i, sums + i * stride, stride);
+            add_quads<R, Heads, vectors>(codes, c, weights, i, sums + i * stride, stride);
         }
         for (; c < channels; c += R::lanes) {
-            add_quads<R, Heads, 1>(codes, c, whole, i, sums + i * stride, stride);
+            add_quads<R, Heads, 1>(codes, c, weights, i, sums + i * stride, stride);
         }
     });
 }

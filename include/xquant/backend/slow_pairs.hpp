@@ -114,6 +114,23 @@ inline void turn_stored_pairs(const AttendTask& task, Slots rows, const TileAngl
     }
 }
 
+/// Columns of T_0, T_1 and T_2 of a place in a stretch -> those of a place in a tile.
+struct StretchToTile {
+    float one, two,  ///< what is added to the first column: this much of the second and of the third
+        one_of_one, one_of_two, two_of_two;
+
+    /// to [3][width] += from [3][width]. Restricted parameters: g++ vectorizes with them, not with local pointers.
+    void add(std::size_t width, const float* XQUANT_RESTRICT from, float* XQUANT_RESTRICT to,
+             float* XQUANT_RESTRICT to_one, float* XQUANT_RESTRICT to_two) const noexcept {
+        for (std::size_t k = 0; k < width; ++k) {
+            const float b = from[width + k], c = from[2 * width + k];
+            to[k] += from[k] + one * b + two * c;
+            to_one[k] += one_of_one * b + one_of_two * c;
+            to_two[k] += two_of_two * c;
+        }
+    }
+};
+
 /// slow_columns += stretch_columns, whose polynomials of a position become those of its place in the tile.
 inline void add_stretch_columns(std::size_t queries, std::size_t width, double middle,
                                 const KeyColumns& columns) noexcept {
@@ -121,18 +138,12 @@ inline void add_stretch_columns(std::size_t queries, std::size_t width, double m
     const double stretch_middle =
         static_cast<double>(columns.stretch.number * stretch_positions) + stretch_positions / 2.0 + tile_tokens / 2.0;
     const double alpha = (middle - stretch_middle) / half_stretch, beta = tile_tokens / 2.0 / half_stretch;
-    const auto a = static_cast<float>(alpha), b = static_cast<float>(beta);
-    const auto c = static_cast<float>(2 * alpha * alpha - 1 + beta * beta);
-    const auto d = static_cast<float>(4 * alpha * beta), e = static_cast<float>(beta * beta);
+    const StretchToTile shift{static_cast<float>(alpha), static_cast<float>(2 * alpha * alpha - 1 + beta * beta),
+                              static_cast<float>(beta), static_cast<float>(4 * alpha * beta),
+                              static_cast<float>(beta * beta)};
     for (std::size_t i = 0; i < queries; ++i) {
-        const float* XQUANT_RESTRICT const from = columns.stretch_columns + slow_terms * i * width;
-        float* XQUANT_RESTRICT const to = columns.slow_columns + slow_terms * i * width;
-        for (std::size_t k = 0; k < width; ++k) {
-            const float one = from[width + k], two = from[2 * width + k];
-            to[k] += from[k] + a * one + c * two;
-            to[width + k] += b * one + d * two;
-            to[2 * width + k] += e * two;
-        }
+        float* const to = columns.slow_columns + slow_terms * i * width;
+        shift.add(width, columns.stretch_columns + slow_terms * i * width, to, to + width, to + 2 * width);
     }
 }
 

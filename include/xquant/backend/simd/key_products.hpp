@@ -35,19 +35,61 @@ struct KeyWeights {
     }
 };
 
-/// The weights of quantize_weights (scalar) for columns [of.count][channels] that lie one behind the other: columns
-/// `of.first` and the next ones of a block, for codes that count from `middle` on.
+/// The weights of quantize_weights (scalar) for columns [of.count][Registers * lanes] that lie one behind the other:
+/// columns `of.first` and the next ones of a block, for codes that count from `middle` on.
+template <class R, std::size_t Registers>
+void round_whole_columns(const float* columns, Slots of, const float* factors, const float* centers, float middle,
+                         const Int8Block& out) noexcept {
+    static_assert(Registers % 4 == 0);
+    constexpr std::size_t lanes = R::lanes, channels = Registers * lanes;
+    auto* const bytes = reinterpret_cast<std::uint8_t*>(out.weights);
+    const auto magnitude = R::splat_i32(0x7FFFFFFF);
+    typename R::f32 factor[Registers], center[Registers];
+    XQUANT_UNROLL
+    for (std::size_t r = 0; r < Registers; ++r) {
+        factor[r] = R::load(factors + r * lanes);
+        center[r] = R::load(centers + r * lanes);
+    }
+    for (std::size_t j = of.first; j < of.end(); ++j, columns += channels) {
+        typename R::f32 scaled[Registers];
+        auto largest = R::zero(), offset = R::zero();
+        XQUANT_UNROLL
+        for (std::size_t r = 0; r < Registers; ++r) {
+            const auto value = R::load(columns + r * lanes);
+            scaled[r] = R::mul(factor[r], value);
+            largest = R::maximum(largest, R::as_f32(R::bits_and(R::as_i32(scaled[r]), magnitude)));
+            offset = R::fma(center[r], value, offset);
+        }
+        const float most = R::reduce_max(largest);
+        out.scales[j] = most / int8_top;
+        const auto up = R::splat(most > 0 ? int8_top / most : 0.0F);
+        auto sum = R::zero_i32();  // of weights
+        XQUANT_UNROLL
+        for (std::size_t r = 0; r < Registers; r += 4) {
+            typename R::i32 words[4];
+            XQUANT_UNROLL
+            for (std::size_t k = 0; k < 4; ++k) words[k] = R::round(R::mul(scaled[r + k], up));
+            sum = R::add_i32(sum, R::add_i32(R::add_i32(words[0], words[1]), R::add_i32(words[2], words[3])));
+            R::store_bytes(bytes + j * channels + r * lanes, words);
+        }
+        out.shifts[j] = R::reduce_add(R::fma(R::to_f32(sum), R::splat(-middle * out.scales[j]), offset));
+    }
+}
+
+/// Likewise for any number of channels: of whole registers of bytes, 64 and 128 on every machine.
 template <class R>
 void round_columns(const float* columns, std::size_t channels, Slots of, const float* factors, const float* centers,
                    float middle, const Int8Block& out) noexcept {
     constexpr std::size_t lanes = R::lanes;
+    if (channels == 64) return round_whole_columns<R, 64 / lanes>(columns, of, factors, centers, middle, out);
+    if (channels == 128) return round_whole_columns<R, 128 / lanes>(columns, of, factors, centers, middle, out);
     auto* const bytes = reinterpret_cast<std::uint8_t*>(out.weights);
-    const auto byte = R::splat_i32(0xFF), magnitude = R::splat_i32(0x7FFFFFFF);
-    const auto some = [channels](const float* from, std::size_t c) {
-        return channels - c >= lanes ? R::load(from + c) : R::load_first(from + c, channels - c);
-    };
+    const auto magnitude = R::splat_i32(0x7FFFFFFF);
     for (std::size_t j = of.first; j < of.end(); ++j, columns += channels) {
-        auto largest = R::zero(), offset = R::zero();
+        const auto some = [=](const float* from, std::size_t c) {
+            return R::load_first(from + c, (std::min)(R::lanes, channels - c));
+        };
+        auto largest = R::zero(), offset = R::zero(), sum = R::zero();
         for (std::size_t c = 0; c < channels; c += lanes) {
             const auto value = some(columns, c), scaled = R::mul(some(factors, c), value);
             largest = R::maximum(largest, R::as_f32(R::bits_and(R::as_i32(scaled), magnitude)));
@@ -56,24 +98,12 @@ void round_columns(const float* columns, std::size_t channels, Slots of, const f
         const float most = R::reduce_max(largest);
         out.scales[j] = most / int8_top;
         const auto up = R::splat(most > 0 ? int8_top / most : 0.0F);
-        const auto rounded = [&](std::size_t c) {
-            return R::round(R::mul(R::mul(some(factors, c), some(columns, c)), up));
-        };
-        auto sum = R::zero_i32();  // of weights
-        std::size_t c = 0;
-        for (; c + 4 * lanes <= channels; c += 4 * lanes) {
-            typename R::i32 words[4];
-            XQUANT_UNROLL
-            for (std::size_t r = 0; r < 4; ++r) words[r] = rounded(c + r * lanes);
-            sum = R::add_i32(sum, R::add_i32(R::add_i32(words[0], words[1]), R::add_i32(words[2], words[3])));
-            R::store_bytes(bytes + j * channels + c, words);
+        for (std::size_t c = 0; c < channels; c += lanes) {
+            const auto word = R::round(R::mul(R::mul(some(factors, c), some(columns, c)), up));
+            sum = R::add(sum, R::to_f32(word));
+            R::store_u8(bytes + j * channels + c, R::bits_and(word, R::splat_i32(0xFF)));
         }
-        for (; c < channels; c += lanes) {
-            const auto word = rounded(c);
-            sum = R::add_i32(sum, word);
-            R::store_u8(bytes + j * channels + c, R::bits_and(word, byte));
-        }
-        out.shifts[j] = R::reduce_add(R::fma(R::to_f32(sum), R::splat(-middle * out.scales[j]), offset));
+        out.shifts[j] = R::reduce_add(R::fma(sum, R::splat(-middle * out.scales[j]), offset));
     }
 }
 
@@ -238,8 +268,9 @@ void score_built_block(simd<R> tag, const AttendTask& task, const StreamView& in
     auto* const quads = reinterpret_cast<std::uint32_t*>(at.inner);
     const float middle = middle_code(in.format);
     std::array<float, int8_channels + R::lanes> scales, centers;
-    load_quads(tag, in, tokens.slots(), channels, at.keys_ahead, quads);
-    load_channel_scales<R>(in, tokens.slot / in.format.group_tokens, channels, scales.data(), centers.data());
+    load_quads(tag, in, tokens.slots(), channels, at.keys_ahead.codes, quads);
+    load_channel_scales<R>(in, tokens.slot / in.format.group_tokens, channels, at.keys_ahead.scales, scales.data(),
+                           centers.data());
     center_codes<R>(scales.data(), middle, channels.count, centers.data());
     round_key_columns<R>(task, columns, queries, scales.data(), centers.data(), middle, weights);
     const std::size_t run = R::dot_run(in.format.bits);

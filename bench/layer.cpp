@@ -84,7 +84,7 @@ RandomLayer::RandomLayer(const Shape& of, std::size_t width, std::size_t used)
       w_k(random_weight(of.layer.kv_width(), width, used, 2)),
       w_v(random_weight(of.layer.kv_width(), width, used, 3)) {
     shape.width = width;
-    model = xquant::Model::uniform(1, shape, xquant::Rope::standard(shape.head_dim));
+    model = xquant::Model::uniform(1, shape, xquant::Rope::standard(shape.head_dim, of.rope_base));
     model.layers[0].w_k = xquant::MatrixView(w_k.data(), shape.kv_width(), width);
     model.layers[0].w_v = xquant::MatrixView(w_v.data(), shape.kv_width(), width);
 }

@@ -48,7 +48,7 @@ struct AttendPiece {
 
     std::size_t part = 0;           ///< of a group: its first one
     std::size_t head = 0, row = 0;  ///< kv head; first row in the part
-    TileRun reads;
+    TileRun reads{};
     std::size_t splits = 0;       ///< tasks that share the rows, this one the first, at least 1; 0: not the first
     std::size_t absorbed = none;  ///< where the queries times A_k are, if the tasks share them
     std::size_t partial = 0;      ///< where the result is, if the task shares its rows

@@ -64,9 +64,10 @@ void check_numbers(const PerplexityOptions& o, const std::vector<Scheme>& scheme
     for (const Scheme& scheme : schemes) {
         if (scheme.name == exact_name) continue;
         if (o.step > 0 && !scheme.rest.empty())
-            throw Error(fmt::format("{}: --step {} is not for schemes with rest=, which are fed in two steps: the first "
-                                    "rests, the second meets it awake",
-                                    scheme.text, o.step));
+            throw Error(
+                fmt::format("{}: --step {} is not for schemes with rest=, which are fed in two steps: the first "
+                            "rests, the second meets it awake",
+                            scheme.text, o.step));
         if (o.context <= sinks_of(scheme, o))
             throw Error(fmt::format("{}: --context {} leaves nothing to quantize behind {} sinks", scheme.text,
                                     o.context, sinks_of(scheme, o)));

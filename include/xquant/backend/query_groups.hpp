@@ -75,12 +75,14 @@ struct QueryGroups {
     StreamFormat format{};
 };
 
-/// Floats that the queries of a task need in bytes, for any of its spans.
-constexpr std::size_t query_groups_floats(const AttendTask& task) noexcept {
+/// Floats that the queries of a task need in bytes, for any of its spans that have their keys rebuilt, or have not.
+constexpr std::size_t query_groups_floats(const AttendTask& task, bool rebuilt) noexcept {
     std::size_t most = 0;
     for (const TokenSpan& span : task.spans) {
         const StreamFormat& format = span.keys.format;
-        if (task.queries() > direct_queries || !reads_latent(task) || !has_code_words(format, task.key)) continue;
+        if (span.rebuilt != rebuilt || task.queries() > direct_queries || !reads_latent(task) ||
+            !has_code_words(format, task.key))
+            continue;
         std::size_t groups = 0;
         for (std::size_t c = 0; c < task.key.width; ++groups) c += detail::rounded_channels(format, task.key, c);
         most = (std::max)(most, groups);

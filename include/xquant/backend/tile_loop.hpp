@@ -77,7 +77,8 @@ constexpr std::size_t attend_scratch(const AttendTask& task) noexcept {
     const std::size_t turned = turned_floats(task) + turned_floats(task_of_rebuilt_keys(task));
     return rematerialize_scratch(dh) + tile_tokens * (std::max)(dh, width_step) +
            tile_tokens * (std::max)(dh, task.value.width) + queries * (dh + tile_tokens) + absorbed + turned +
-           key_copy_floats(task) + key_columns_floats(task) + query_groups_floats(task);
+           key_copy_floats(task) + key_columns_floats(task) + query_groups_floats(task, false) +
+           query_groups_floats(task_of_rebuilt_keys(task), true);
 }
 
 /// The parts of attend_scratch.
@@ -333,8 +334,9 @@ void attend_task(Backend tag, const AttendTask& given, Partial partial, float* s
     AttendScratch at = detail::split_scratch(given, scratch);
     KeyColumns columns;
     at.columns = &columns;
-    QueryGroups rounded{reinterpret_cast<QueryGroup*>(at.sorted + key_columns_floats(given)), {}};
-    at.rounded = &rounded;
+    auto* const groups = at.sorted + key_columns_floats(given);
+    QueryGroups of_stored{reinterpret_cast<QueryGroup*>(groups), {}};
+    QueryGroups of_rebuilt{reinterpret_cast<QueryGroup*>(groups + query_groups_floats(given, false)), {}};
     AttendTask task = given;
     if (const std::size_t floats = key_copy_floats(given); floats > 0) {
         task.key.matrix = weights_as_floats(tag, given.key.matrix, {0, floats}, at.key_copy);
@@ -358,10 +360,11 @@ void attend_task(Backend tag, const AttendTask& given, Partial partial, float* s
             at.values_ahead = bytes_between(span.values, first, next.values, next_first);
             if (&next != &span) prefetch_span(tag, (next.rebuilt ? rebuilt : stored).given(), next);
             SpanReader& reader = span.rebuilt ? rebuilt : stored;
-            if (reader.move_to(tag, span) && !span.rebuilt) {
-                columns.stretch = {};
-                rounded.format = {};
-                if (absorbs_keys(task)) detail::absorb_queries(tag, stored.turned(), at);
+            at.rounded = span.rebuilt ? &of_rebuilt : &of_stored;
+            if (reader.move_to(tag, span)) {
+                at.rounded->format = {};
+                if (!span.rebuilt) columns.stretch = {};
+                if (!span.rebuilt && absorbs_keys(task)) detail::absorb_queries(tag, stored.turned(), at);
             }
             detail::attend_tile(tag, reader.turned(), span, {first, (std::min)(tile_tokens, span.end - first)}, partial,
                                 angles, reader.lag(), at);

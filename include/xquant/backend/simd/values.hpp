@@ -120,14 +120,14 @@ void weigh_group(const float* p, std::size_t tokens, std::size_t count, const fl
 }
 
 /// sums [Heads][stride] += what weights from `head` on come to, for a register of channels: by sums of products with
-/// both bytes.
+/// both bytes, and with `zeros` by these.
 template <class R, std::size_t Heads>
 XQUANT_INLINE void finish_whole(const typename R::i32* high, const typename R::i32* low, const GroupWeights& weights,
-                                std::size_t head, float* sums, std::size_t stride) noexcept {
+                                std::size_t head, bool zeros, float* sums, std::size_t stride) noexcept {
     XQUANT_UNROLL
     for (std::size_t h = 0; h < Heads; ++h) {
         float* const to = sums + h * stride;
-        const auto before = R::add(R::load(to), R::splat(weights.zeros[head + h]));
+        const auto before = R::add(R::load(to), R::splat(zeros ? weights.zeros[head + h] : 0.0F));
         R::store(to, R::fma(whole_sum<R>(high[h], low[h]), R::splat(weights.steps[head + h]), before));
     }
 }
@@ -175,7 +175,7 @@ void add_quads(const ValueQuads& codes, std::size_t c, const GroupWeights& weigh
         }
         XQUANT_UNROLL
         for (std::size_t v = 0; v < Vectors; ++v) {
-            finish_whole<R, Heads>(high[v], low[v], weights, head, sums + c + v * R::lanes, stride);
+            finish_whole<R, Heads>(high[v], low[v], weights, head, end == count_q, sums + c + v * R::lanes, stride);
         }
     }
 }
@@ -239,7 +239,7 @@ void add_code_rows(const CodeRows& rows, std::size_t skip, const GroupWeights& w
     for (std::size_t v = 0; v < vectors; ++v) {
         const bool upper = Part == CodePart::upper || v >= 2;
         const std::size_t channel = skip + v % 2 * R::lanes + (upper ? RowBytes : 0);
-        finish_whole<R, Heads>(high[v], low[v], weights, head, sums + channel, stride);
+        finish_whole<R, Heads>(high[v], low[v], weights, head, true, sums + channel, stride);
     }
 }
 

@@ -280,13 +280,8 @@ private:
         const Part& part = parts_[task.part];
         const std::size_t dh = prepared.shape.head_dim, group = prepared.shape.heads / prepared.shape.kv_heads;
         AttendTask attend;
-        attend.spans = spans_of(part);
-        attend.rows = (std::min)(block_rows, part.rows.rows - task.row);
-        if (task.group != none) {
-            attend.spans = attend.spans.first(groups_[task.group].shared.spans);
-            attend.rows = groups_[task.group].rows;
-        }
-        attend.spans = attend.spans.subspan(task.reads.first_span, task.reads.spans);
+        attend.spans = spans_of(part).subspan(task.reads.first_span, task.reads.spans);
+        attend.rows = task.group != none ? groups_[task.group].rows : (std::min)(block_rows, part.rows.rows - task.row);
         attend.key = prepared.keys[task.head];
         attend.value = prepared.values[task.head];
         if (!prepared.keys_after_rope) attend.rope = core_->rope(prepared);

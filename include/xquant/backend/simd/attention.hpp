@@ -96,12 +96,14 @@ void score_codes(Backend tag, const AttendTask& task, const StreamView& in, Slot
         const std::size_t first = rows.first * task.queries_per_kv;
         const detail::ScoredQueries of{queries, first, count, at.scores};
         const auto score = [&]<detail::QueryForm Form>(std::integral_constant<detail::QueryForm, Form>) {
-            if (Form != detail::QueryForm::floats && !(at.rounded->format == in.format)) {
-                // Rows that see nothing of this tile see the next ones.
-                if (!absorbed) detail::scale_queries(task, {0, task.rows}, at.queries);
-                detail::round_all_queries<Form, R>(task.key, in.format, absorbed ? at.absorbed : at.queries,
-                                                   task.queries(), *at.rounded);
-                if (!absorbed) detail::scale_queries(task, rows, at.queries);
+            if constexpr (Form != detail::QueryForm::floats) {
+                if (at.rounded->format != in.format) {
+                    // Rows that see nothing of this tile see the next ones.
+                    if (!absorbed) detail::scale_queries(task, {0, task.rows}, at.queries);
+                    detail::round_all_queries<Form, R>(task.key, in.format, absorbed ? at.absorbed : at.queries,
+                                                       task.queries(), *at.rounded);
+                    if (!absorbed) detail::scale_queries(task, rows, at.queries);
+                }
             }
             detail::score_codes_direct<Form>(tag, task.key, in, tokens, of, at.keys_ahead, at.rounded->groups, quads);
         };

@@ -29,7 +29,8 @@ struct TokenSpan {
 
 /// From what is stored of one token to what is stored of another, which may lie in another page: bytes, modulo 2^64.
 struct BytesAhead {
-    std::size_t codes, scales;
+    std::size_t codes,  ///< between their codes
+        scales;         ///< between their scales, and between their zeros
 };
 inline BytesAhead bytes_between(const StreamView& from, std::size_t token, const StreamView& to,
                                 std::size_t next) noexcept {
